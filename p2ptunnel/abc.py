@@ -1,0 +1,162 @@
+"""The seams between layers: what a pipe, a stream and a connector promise, whoever implements them."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from types import TracebackType
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from p2ptunnel.types import Address, Path
+
+__all__ = ["Closable", "Connector", "Opening", "Pipe", "Stream"]
+
+
+class Closable(Protocol):
+    """Whatever must be closed, and can be awaited while it does."""
+
+    async def close(self) -> None:
+        """Close; closing twice is fine."""
+        ...
+
+
+T = TypeVar("T", bound=Closable)
+
+
+class Pipe(abc.ABC):
+    """One reliable, ordered, unauthenticated byte pipe to a peer: what a transport gives and a channel secures.
+
+    Exactly one of `attach` and `abort` ends the pipe's own life; after `attach` the transport owns the descriptor.
+    """
+
+    path: Path
+
+    @abc.abstractmethod
+    async def attach(self, factory: Callable[[], asyncio.BaseProtocol]) -> asyncio.Transport:
+        """Hand the bytes to a protocol of asyncio's and return its transport.
+
+        Raises:
+            OSError: The pipe broke before.
+        """
+
+    @abc.abstractmethod
+    def abort(self) -> None:
+        """Close at once, by RST where there is one; closing twice is fine."""
+
+
+class Stream(abc.ABC):
+    """One ordered byte flow to a service of a peer, authenticated and encrypted end to end.
+
+    A stream ends with the peer's FIN (`read` returns `b""`) or with an error, never silently short.
+    """
+
+    service: str
+    tag: str
+
+    @property
+    @abc.abstractmethod
+    def path(self) -> Path:
+        """The path that carries the bytes now."""
+
+    @abc.abstractmethod
+    async def read(self, n: int = 65536) -> bytes:
+        """Return 1 to `n` bytes, or `b""` after the peer's FIN.
+
+        Raises:
+            StreamResetError: The peer reset the stream.
+            ChannelLostError: The channel broke; how far the stream got is what has been read.
+        """
+
+    @abc.abstractmethod
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send `data`, in order; returns when there is room for more, so awaiting it is the back-pressure.
+
+        The buffer may be reused when the call returns.
+
+        Raises:
+            StreamResetError: The peer reset the stream.
+            ChannelLostError: The channel broke.
+        """
+
+    @abc.abstractmethod
+    async def write_eof(self) -> None:
+        """Send FIN: no more bytes from here; reading goes on."""
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """Finish writing and give up reading; closing twice is fine."""
+
+    @abc.abstractmethod
+    def abort(self, reason: str = "cancelled") -> None:
+        """Reset the stream at once; bytes under way are lost."""
+
+    @abc.abstractmethod
+    def socket(self) -> socket.socket:
+        """Give a real descriptor (one end of a socketpair) for libraries that want one; the stream is spent afterwards."""
+
+    async def readexactly(self, n: int) -> bytes:
+        """Return exactly `n` bytes.
+
+        Raises:
+            asyncio.IncompleteReadError: FIN came before; its `partial` has what was read.
+        """
+        parts: list[bytes] = []
+        missing = n
+        while missing:
+            part = await self.read(missing)
+            if not part:
+                raise asyncio.IncompleteReadError(b"".join(parts), n)
+            parts.append(part)
+            missing -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            await self.close()
+        else:
+            self.abort()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while part := await self.read():
+            yield part
+
+
+class Connector(Protocol):
+    """Whatever can open a stream to a service of a peer: `Peer` is one; tunnels and ssh know no more of it than this."""
+
+    async def connect(self, tag: str, service: str = "default", *, timeout: float | None = None) -> Stream:
+        """Open a stream; see `Peer.connect`."""
+        ...
+
+    @property
+    def local_address(self) -> Address | None:
+        """The address that peers see, None while unknown."""
+        ...
+
+
+class Opening(Generic[T]):
+    """What an opener returns: `await` it for the opened thing, or `async with` it, which also closes the thing."""
+
+    def __init__(self, opening: Coroutine[Any, Any, T]) -> None:
+        self._opening = opening
+        self._opened: T | None = None
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._opening.__await__()
+
+    async def __aenter__(self) -> T:
+        self._opened = await self._opening
+        return self._opened
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._opened is not None
+        await self._opened.close()

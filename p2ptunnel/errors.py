@@ -1,0 +1,456 @@
+"""Every error this package raises.
+
+A class where the caller can decide otherwise, facts as attributes, the next step in `hint`.  Rule: `str(error)` is made
+from the attributes, is pinned by a test, and never holds a token, conkey, key material or payload.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "AccessDeniedError",
+    "AuthenticationError",
+    "BindError",
+    "ChannelClosedError",
+    "ChannelError",
+    "ChannelLostError",
+    "ConfigError",
+    "InsecureKeyFileError",
+    "InvalidAddressError",
+    "InvalidKeyError",
+    "InvalidSpecError",
+    "InvalidTagError",
+    "LocalProtocolError",
+    "MissingExtraError",
+    "NoPathError",
+    "P2PTunnelError",
+    "PeerKeyChangedError",
+    "PeerOfflineError",
+    "PeerRefusedError",
+    "ProtocolError",
+    "PunchTimeoutError",
+    "RateLimitedError",
+    "RemoteProtocolError",
+    "RendezvousError",
+    "RendezvousTimeoutError",
+    "StoreError",
+    "StreamResetError",
+    "TagInUseError",
+    "TargetRefusedError",
+    "TraversalError",
+    "TunnelError",
+    "UnknownPeerError",
+]
+
+
+class P2PTunnelError(Exception):
+    """Root of all errors of this package.
+
+    Attributes:
+        layer: Where it happened, one word.
+        code: The wire's code that means the same, or 500.
+        hint: The next step for the person at the keyboard; may be empty.
+    """
+
+    layer: ClassVar[str] = "p2ptunnel"
+    code: ClassVar[int] = 500
+    hint: str = ""
+
+
+# --- before any packet ------------------------------------------------------------------------------------------------
+
+
+class ConfigError(P2PTunnelError, ValueError):
+    """Something the owner wrote is wrong; nothing has been sent."""
+
+    layer = "config"
+    code = 400
+
+    def __init__(self, problem: str, hint: str = "") -> None:
+        super().__init__(problem, hint)
+        self.problem = problem
+        self.hint = hint or type(self).hint
+
+    def __str__(self) -> str:
+        return self.problem
+
+
+class InvalidTagError(ConfigError):
+    """A tag that the grammar does not allow."""
+
+    hint = "A tag has 1 to 63 characters a-z 0-9 . _ - and begins and ends with a letter or digit."
+
+    def __init__(self, tag: str) -> None:
+        super().__init__(f"{tag!r} is not a tag")
+        self.tag = tag
+        self.args = (tag,)
+
+
+class InvalidAddressError(ConfigError):
+    """An address that is not host:port."""
+
+    hint = "Write host:port, or [v6-address]:port; the port is 0 to 65535."
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"{text!r} is not an address")
+        self.text = text
+        self.args = (text,)
+
+
+class InvalidKeyError(ConfigError):
+    """A public key that cannot be read, or that proves nothing (small order)."""
+
+    layer = "identity"
+    hint = "A key is p2p: and 52 characters; `p2ptunnel id` on the other machine prints it."
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"not a usable public key: {reason}")
+        self.reason = reason
+        self.args = (reason,)
+
+
+class InvalidSpecError(ConfigError):
+    """A forward or service specification that cannot be read."""
+
+    layer = "tunnel"
+
+    def __init__(self, spec: str, reason: str, hint: str = "Examples: 8888, 9000:8888, web, 9000:web, 9000:host:80.") -> None:
+        super().__init__(f"cannot read {spec!r}: {reason}", hint)
+        self.spec = spec
+        self.reason = reason
+        self.args = (spec, reason, hint)
+
+
+class MissingExtraError(ConfigError):
+    """An optional library that this call needs is not installed."""
+
+    layer = "install"
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs a library that is not installed", f"pip install 'p2ptunnel[{extra}]'")
+        self.feature = feature
+        self.extra = extra
+        self.args = (feature, extra)
+
+
+class StoreError(ConfigError):
+    """A file of the profile cannot be read or written; the old one is intact."""
+
+    layer = "identity"
+
+    def __init__(self, path: str, reason: str, hint: str = "Check the file and the directory above it.") -> None:
+        super().__init__(f"{path}: {reason}", hint)
+        self.path = path
+        self.reason = reason
+        self.args = (path, reason, hint)
+
+
+class InsecureKeyFileError(StoreError):
+    """A secret on disk that others could read or replace."""
+
+
+# --- protocol ---------------------------------------------------------------------------------------------------------
+
+
+class ProtocolError(P2PTunnelError):
+    """A rule of the protocol was broken."""
+
+    layer = "protocol"
+    code = 400
+
+
+class LocalProtocolError(ProtocolError):
+    """We misused a machine or an object: a bug on this side."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return self.problem
+
+
+class RemoteProtocolError(ProtocolError):
+    """The other side broke a rule; `source` says who."""
+
+    def __init__(self, problem: str, source: str = "the peer") -> None:
+        super().__init__(problem, source)
+        self.problem = problem
+        self.source = source
+
+    def __str__(self) -> str:
+        return f"{self.source} broke the protocol: {self.problem}"
+
+
+# --- rendezvous -------------------------------------------------------------------------------------------------------
+
+
+class RendezvousError(P2PTunnelError):
+    """The rendezvous server refused, or answered with an error."""
+
+    layer = "rendezvous"
+
+    def __init__(self, server: str, reason: str, code: int = 500) -> None:
+        super().__init__(server, reason, code)
+        self.server = server
+        self.reason = reason
+        self.answer_code = code
+
+    def __str__(self) -> str:
+        return f"{self.server} refused: {self.reason} ({self.answer_code})"
+
+
+class RendezvousTimeoutError(RendezvousError, TimeoutError):
+    """No answer from the rendezvous server."""
+
+    code = 408
+    hint = "Is the server up, is the port open? `p2ptunnel netcheck`"
+
+    def __init__(self, server: str, timeout: float) -> None:
+        super().__init__(server, "no answer", 408)
+        self.timeout = timeout
+        self.args = (server, timeout)
+
+    def __str__(self) -> str:
+        return f"{self.server} did not answer over UDP or TCP in {self.timeout:g} s"
+
+
+class PeerOfflineError(RendezvousError):
+    """Nobody is registered under the tag."""
+
+    code = 404
+
+    def __init__(self, tag: str, server: str = "") -> None:
+        super().__init__(server, f"no peer is registered as {tag!r}", 404)
+        self.tag = tag
+        self.args = (tag, server)
+        self.hint = f"Check the tag, and that `p2ptunnel status` on {tag} says online."
+
+    def __str__(self) -> str:
+        return f"no peer is registered as {self.tag!r}"
+
+
+class TagInUseError(RendezvousError):
+    """Another key owns the tag."""
+
+    code = 409
+    hint = "Choose another tag, or stop the other machine that uses it."
+
+    def __init__(self, tag: str, server: str = "") -> None:
+        super().__init__(server, f"the tag {tag!r} belongs to another key", 409)
+        self.tag = tag
+        self.args = (tag, server)
+
+    def __str__(self) -> str:
+        return f"the tag {self.tag!r} belongs to another key"
+
+
+class RateLimitedError(RendezvousError):
+    """The server asks for patience; `retry_after` is in seconds."""
+
+    code = 429
+
+    def __init__(self, server: str, retry_after: float) -> None:
+        super().__init__(server, "too many requests", 429)
+        self.retry_after = retry_after
+        self.args = (server, retry_after)
+        self.hint = f"Try again in {retry_after:g} s."
+
+
+# --- traversal --------------------------------------------------------------------------------------------------------
+
+
+class TraversalError(P2PTunnelError):
+    """No usable path to the peer."""
+
+    layer = "traversal"
+
+
+class PunchTimeoutError(TraversalError, TimeoutError):
+    """The peer is there, but the hole did not open in time."""
+
+    code = 408
+    hint = "`p2ptunnel netcheck` on both machines shows what their NATs do."
+
+    def __init__(self, tag: str, timeout: float) -> None:
+        super().__init__(tag, timeout)
+        self.tag = tag
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return f"no hole to {self.tag} opened in {self.timeout:g} s"
+
+
+class NoPathError(TraversalError):
+    """Every candidate failed; `attempts` has one line for each."""
+
+    code = 408
+    hint = "`p2ptunnel netcheck` on both machines shows what their NATs do."
+
+    def __init__(self, tag: str, attempts: tuple[str, ...]) -> None:
+        super().__init__(tag, attempts)
+        self.tag = tag
+        self.attempts = attempts
+
+    def __str__(self) -> str:
+        tried = "; ".join(self.attempts) or "no candidate"
+        return f"no path to {self.tag}: {len(self.attempts)} tried ({tried})"
+
+
+# --- who and what -----------------------------------------------------------------------------------------------------
+
+
+class AuthenticationError(P2PTunnelError):
+    """The other side did not prove the key it should have."""
+
+    layer = "identity"
+    code = 401
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"authentication failed: {self.reason}"
+
+
+class UnknownPeerError(AuthenticationError):
+    """A tag that has no pinned key here."""
+
+    def __init__(self, tag: str) -> None:
+        super().__init__(f"no key is pinned for {tag!r}")
+        self.tag = tag
+        self.args = (tag,)
+        self.hint = f"`p2ptunnel id` on {tag} prints its key; then here: p2ptunnel peers add {tag} KEY"
+
+    def __str__(self) -> str:
+        return f"no key is pinned for {self.tag!r}"
+
+
+class PeerKeyChangedError(AuthenticationError):
+    """Somebody answers to a known tag with another key than the pinned one."""
+
+    def __init__(self, tag: str, pinned: str) -> None:
+        super().__init__(f"{tag} did not prove the pinned key {pinned}")
+        self.tag = tag
+        self.pinned = pinned
+        self.args = (tag, pinned)
+        self.hint = f"If {tag} was reinstalled: `p2ptunnel peers rm {tag}`, then add its new key. Else do not connect."
+
+    def __str__(self) -> str:
+        return f"{self.tag} did not prove the pinned key {self.pinned[:12]}…"
+
+
+class PeerRefusedError(AuthenticationError):
+    """The peer did not admit our key; it says no more than that."""
+
+    code = 403
+
+    def __init__(self, tag: str) -> None:
+        super().__init__(f"{tag} does not know this machine's key")
+        self.tag = tag
+        self.args = (tag,)
+        self.hint = f"`p2ptunnel id` here prints the key; on {tag}: p2ptunnel peers add OUR-TAG KEY --services …"
+
+    def __str__(self) -> str:
+        return f"{self.tag} does not know this machine's key"
+
+
+class AccessDeniedError(P2PTunnelError):
+    """The service does not exist there or is not ours: the two look the same."""
+
+    layer = "access"
+    code = 403
+
+    def __init__(self, tag: str, service: str, granted: tuple[str, ...] = ()) -> None:
+        super().__init__(tag, service, granted)
+        self.tag = tag
+        self.service = service
+        self.granted = granted
+        self.hint = f"Served to you: {', '.join(granted) or 'nothing'}."
+
+    def __str__(self) -> str:
+        return f"{self.tag} does not serve {self.service!r} to this machine"
+
+
+# --- channel and stream -----------------------------------------------------------------------------------------------
+
+
+class ChannelError(P2PTunnelError, ConnectionError):
+    """The authenticated link to a peer ended."""
+
+    layer = "session"
+
+
+class ChannelClosedError(ChannelError):
+    """Closed on purpose, by us or by them."""
+
+    def __init__(self, by: str = "us") -> None:
+        super().__init__(by)
+        self.by = by
+
+    def __str__(self) -> str:
+        return f"the channel was closed by {self.by}"
+
+
+class ChannelLostError(ChannelError):
+    """The link broke: everything that is not our own FIN frame."""
+
+    hint = "Connect again; the stream that was open is gone."
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return f"the channel was lost: {self.cause}"
+
+
+class StreamResetError(ChannelError):
+    """One stream was reset; its siblings live on."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the stream was reset: {self.reason}"
+
+
+# --- tunnels ----------------------------------------------------------------------------------------------------------
+
+
+class TunnelError(P2PTunnelError):
+    """A tunnel could not do its work."""
+
+    layer = "tunnel"
+
+
+class BindError(TunnelError, OSError):
+    """The local address of a tunnel cannot be had."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(address, reason)
+        self.address = address
+        self.reason = reason
+        self.hint = "Port 0 picks a free one."
+
+    def __str__(self) -> str:
+        return f"cannot listen on {self.address}: {self.reason}"
+
+
+class TargetRefusedError(TunnelError):
+    """The peer was reached, but what the service stands for was not."""
+
+    layer = "target"
+
+    def __init__(self, tag: str, service: str, reason: str) -> None:
+        super().__init__(tag, service, reason)
+        self.tag = tag
+        self.service = service
+        self.reason = reason
+        self.hint = f"{tag} is reached; start the program there."
+
+    def __str__(self) -> str:
+        return f"{self.service!r} on {self.tag} cannot be reached: {self.reason}"

@@ -1,0 +1,1 @@
+"""Pure state machines: datagrams and time in, datagrams and events out."""

@@ -1,0 +1,130 @@
+"""Values that every layer speaks: addresses, tags, candidates, paths.  Rule: no state, no clock, no I/O."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Final, Literal, TypeAlias
+
+import msgspec
+
+from p2ptunnel.errors import InvalidAddressError, InvalidTagError
+
+__all__ = [
+    "Address",
+    "Candidate",
+    "CandidateKind",
+    "Path",
+    "Tag",
+    "Transport",
+    "clean",
+    "format_address",
+    "is_tag",
+    "parse_address",
+    "parse_tag",
+]
+
+Address: TypeAlias = tuple[str, int]
+"""`(host, port)`; the host is a numeric address wherever packets are concerned."""
+
+Tag: TypeAlias = str
+"""The name of a peer: a hint for the rendezvous server, never an identity."""
+
+Transport: TypeAlias = Literal["tcp", "udp"]
+CandidateKind: TypeAlias = Literal["host", "srflx", "mapped", "prflx", "relay"]
+
+_TAG: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
+_CLEAN_LIMIT: Final = 200
+
+
+class Candidate(msgspec.Struct, frozen=True, array_like=True):
+    """One address at which a peer may be reached (RFC 8445); on the wire `[kind, proto, host, port]`."""
+
+    kind: CandidateKind
+    proto: Transport
+    host: str
+    port: int
+
+    @property
+    def address(self) -> Address:
+        """The candidate's `(host, port)`."""
+        return (self.host, self.port)
+
+
+class Path(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a channel runs.
+
+    `rtt` is in seconds, None until measured; `why` says in words how the path came to be.
+    """
+
+    kind: Literal["lan", "direct", "relay"]
+    transport: Literal["tcp", "quic"]
+    local: Address
+    remote: Address
+    rtt: float | None = None
+    why: str = ""
+
+
+def is_tag(text: object) -> bool:
+    """Tell whether `text` is a well-formed tag: 1 to 63 of `[a-z0-9._-]`, a letter or digit at both ends."""
+    return isinstance(text, str) and _TAG.fullmatch(text) is not None
+
+
+def parse_tag(text: str) -> Tag:
+    """Return `text` if it is a tag.
+
+    Raises:
+        InvalidTagError: It is not; the text of the error shows it cleaned.
+    """
+    if not is_tag(text):
+        raise InvalidTagError(clean(text))
+    return text
+
+
+def parse_address(text: str, *, default_port: int | None = None) -> Address:
+    """Split `host:port`, `[v6]:port` or, with `default_port`, a bare host.
+
+    Raises:
+        InvalidAddressError: The text is none of these, or the port is not 0 to 65535.
+    """
+    host, port = text.strip(), ""
+    if host.startswith("["):
+        host, bracket, rest = host[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise InvalidAddressError(clean(text))
+        port = rest[1:]
+    elif host.count(":") == 1:
+        host, _, port = host.partition(":")
+    if not host or (not port and default_port is None):
+        raise InvalidAddressError(clean(text))
+    if port and not (port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise InvalidAddressError(clean(text))
+    return (host, int(port) if port else int(default_port or 0))
+
+
+def format_address(address: Address) -> str:
+    """Return `host:port`, with brackets around an IPv6 host."""
+    host, port = address
+    try:
+        bracketed = ipaddress.ip_address(host).version == 6
+    except ValueError:
+        bracketed = ":" in host
+    return f"[{host}]:{port}" if bracketed else f"{host}:{port}"
+
+
+def clean(text: object) -> str:
+    """Make text from elsewhere fit to be shown: printable, one line, at most 200 characters.
+
+    Applied where text enters from the wire, so that no later layer can forget it.
+    """
+    if not isinstance(text, str):
+        return type(text).__name__
+    shown = "".join(c if c.isprintable() else _escape(c) for c in text[:_CLEAN_LIMIT])
+    return shown[:_CLEAN_LIMIT]
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
