@@ -10,6 +10,8 @@ RENDEZVOUS_PORT: Final = 7000  # UDP and TCP
 DATAGRAM_MAX_BYTES: Final = 1200  # one JSON object; fits IPv6's minimum MTU with room for tunnels
 DATAGRAM_MAX_DEPTH: Final = 4  # {extra: {cands: [[...]]}} is the deepest legal message
 COOKIELESS_PAD_BYTES: Final = 176  # a request without cookie is padded to this; the longest 401 is shorter (no amplification)
+PROBE_PAD_BYTES: Final = 320  # t=5: its answer also lists the server's other addresses
+STUN_BARE_PER_SECOND: Final = 200  # answers to 20-byte Binding requests, 32 or 44 bytes each
 MID_MAX: Final = 2**53 - 1  # every JSON implementation carries it exactly
 
 # --- transactions ---------------------------------------------------------------------------------------------------------
@@ -38,6 +40,7 @@ PUNCH_TIMEOUT: Final = 10.0  # a round that opened nothing by then never will
 REDIAL_MIN: Final = 0.05  # after an RST; random between the two, since equal delays lock in step
 REDIAL_MAX: Final = 0.1
 REDIALS_PER_PHASE: Final = 6
+PUNCH_ACCEPT_PAUSE: Final = 0.2  # after descriptors ran out; connections wait in the queue, but an attempt is short
 OPENER_TTL_UNKNOWN: Final = 3  # no hop answered
 HOPS_MAX: Final = 6
 HOPS_WAIT: Final = 0.4
@@ -45,15 +48,46 @@ CANDIDATES_MAX: Final = 16
 PUNCH_MSS_BYTES: Final = 1200  # an MTU black hole otherwise moves nothing at all
 CONKEY_TTL: Final = 10.0
 PREAMBLE_TIMEOUT: Final = 5.0  # from TCP up to ACCEPT
+CALLS_MAX: Final = 32  # answered at one time; a peer has few callers, a flood has many
 PENDING_CONNECTIONS: Final = 8  # unauthenticated ones on one punched listener
 
 # --- channel and streams ----------------------------------------------------------------------------------------------------
 HANDSHAKE_TIMEOUT: Final = 5.0
 HANDSHAKE_MAX_BYTES: Final = 16 * 1024  # fed before the handshake is done; measured flights are under 1 KiB
 STREAM_WINDOW_BYTES: Final = 256 * 1024  # what the peer may send before we have read
+UNSENT_MAX_BYTES: Final = 128 * 1024  # TCP_NOTSENT_LOWAT: what the kernel queues beyond what the path takes
+STREAM_WINDOW_MAX_BYTES: Final = 16 * 1024 * 1024  # a window half read within one round trip doubles up to this
+WINDOW_GROWTH_MAX_BYTES: Final = 64 * 1024 * 1024  # all windows of one session together, beyond their first size
 STREAMS_MAX: Final = 1024  # of one peer
+SERVICE_MAX_BYTES: Final = 200  # a service name in UTF-8
 CONNECT_TIMEOUT: Final = 15.0
 CLOSE_GRACE: Final = 2.0
 KEEPALIVE_IDLE: Final = 15.0  # PING on a quiet channel
 KEEPALIVE_DEAD: Final = 45.0  # three unanswered ones
 TARGET_TIMEOUT: Final = 10.0  # connecting to what a service stands for
+
+# --- reconnecting -----------------------------------------------------------------------------------------------------
+RECONNECT_FIRST: Final = 0.2  # x 1.6 up to the cap, full jitter: no herd after a server's restart
+RECONNECT_FACTOR: Final = 1.6
+RECONNECT_CAP: Final = 10.0
+
+# --- tunnels and ssh ----------------------------------------------------------------------------------------------------------
+FORWARD_CONNECTIONS_MAX: Final = 1000  # of one forward; more clients wait in the kernel's backlog
+FORWARD_BACKLOG: Final = 128  # of a forward's listener: clients that wait while streams open for others
+ACCEPT_PAUSE: Final = 1.0  # after descriptors ran out; a forward lives long, its clients wait in the backlog
+HOST_KEYS_SCAN_TIMEOUT: Final = 5.0  # ssh-keyscan of an sshd that is near the callee
+HOST_KEYS_MEMORY: Final = 300.0  # how long a callee trusts its last scan
+HOST_KEYS_MAX_BYTES: Final = 64 * 1024  # all host keys of one sshd; four keys and their certificates are under 10 KiB
+SSH_LOGIN_TIMEOUT: Final = 30.0  # asyncssh's own is 120
+SSH_WINDOW_BYTES: Final = 16 * 1024 * 1024  # of a channel; asyncssh's 2 MiB holds a long path down
+SSH_PACKET_BYTES: Final = 65_536  # measured best with 32 KiB; from 128 KiB on half as slow again
+
+# --- TCP connections of the rendezvous server -------------------------------------------------------------------------
+CONTROL_CONNECTIONS_MAX: Final = 20_000
+CONTROL_FIRST_LINE: Final = 5.0  # who says nothing by then is cut off
+CONTROL_IDLE: Final = 150.0  # peers send a line every 45 s
+CONTROL_KEEPALIVE: Final = 45.0
+
+# --- the network around us --------------------------------------------------------------------------------------------
+OPENER_TTL_MEMORY: Final = 300.0  # the number of our own NATs changes with the network, not from call to call
+CONTROL_REOPEN: Final = 5.0  # between tries to have the standing TCP connection to the server again

@@ -6,21 +6,25 @@ from the attributes, is pinned by a test, and never holds a token, conkey, key m
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 __all__ = [
     "AccessDeniedError",
+    "AddressInUseError",
     "AuthenticationError",
     "BindError",
+    "ChannelBusyError",
     "ChannelClosedError",
     "ChannelError",
     "ChannelLostError",
     "ConfigError",
+    "DialError",
     "InsecureKeyFileError",
     "InvalidAddressError",
     "InvalidKeyError",
     "InvalidSpecError",
     "InvalidTagError",
+    "LaboratoryError",
     "LocalProtocolError",
     "MissingExtraError",
     "NoPathError",
@@ -34,6 +38,8 @@ __all__ = [
     "RemoteProtocolError",
     "RendezvousError",
     "RendezvousTimeoutError",
+    "ResolveError",
+    "SSHError",
     "StoreError",
     "StreamResetError",
     "TagInUseError",
@@ -56,6 +62,10 @@ class P2PTunnelError(Exception):
     layer: ClassVar[str] = "p2ptunnel"
     code: ClassVar[int] = 500
     hint: str = ""
+
+    def __reduce__(self) -> tuple[type[Self], tuple[object, ...], dict[str, object]]:
+        """Pickle by what the class was called with; OSError's own way would hand its subclasses a third argument."""
+        return type(self), self.args, vars(self)
 
 
 # --- before any packet ------------------------------------------------------------------------------------------------
@@ -267,6 +277,33 @@ class TraversalError(P2PTunnelError):
     layer = "traversal"
 
 
+class DialError(TraversalError):
+    """One target could not be dialled; `outcome` is one word for programs, `reason` says the same to people."""
+
+    def __init__(self, target: str, outcome: str, reason: str) -> None:
+        super().__init__(target, outcome, reason)
+        self.target = target
+        self.outcome = outcome
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.target}: {self.reason}"
+
+
+class ResolveError(TraversalError):
+    """A host name that has no address."""
+
+    hint = "Check the name, and that this machine can look names up."
+
+    def __init__(self, host: str, reason: str) -> None:
+        super().__init__(host, reason)
+        self.host = host
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"cannot resolve {self.host!r}: {self.reason}"
+
+
 class PunchTimeoutError(TraversalError, TimeoutError):
     """The peer is there, but the hole did not open in time."""
 
@@ -383,6 +420,20 @@ class ChannelError(P2PTunnelError, ConnectionError):
     layer = "session"
 
 
+class ChannelBusyError(ChannelError):
+    """As many streams are open as one session may have; one more when one of them ends."""
+
+    code = 503
+    hint = "Close streams that are not needed, or spread them over several sessions."
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"{self.limit} streams are open, more than a session may have"
+
+
 class ChannelClosedError(ChannelError):
     """Closed on purpose, by us or by them."""
 
@@ -440,6 +491,18 @@ class BindError(TunnelError, OSError):
         return f"cannot listen on {self.address}: {self.reason}"
 
 
+class AddressInUseError(BindError):
+    """Another program has the local address: another port helps."""
+
+    def __init__(self, address: str, hint: str = "Port 0 picks a free one.") -> None:
+        super().__init__(address, "it is taken by another program")
+        self.hint = hint
+        self.args = (address, hint)
+
+    def __str__(self) -> str:
+        return f"{self.address} is taken by another program"
+
+
 class TargetRefusedError(TunnelError):
     """The peer was reached, but what the service stands for was not."""
 
@@ -454,3 +517,35 @@ class TargetRefusedError(TunnelError):
 
     def __str__(self) -> str:
         return f"{self.service!r} on {self.tag} cannot be reached: {self.reason}"
+
+
+class SSHError(P2PTunnelError):
+    """The SSH server behind a service was reached, but did not let us in, or is not the one it should be."""
+
+    layer = "ssh"
+
+    def __init__(self, tag: str, reason: str, hint: str = "") -> None:
+        super().__init__(tag, reason, hint)
+        self.tag = tag
+        self.reason = reason
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"ssh to {self.tag}: {self.reason}"
+
+
+# --- the laboratory of tests ------------------------------------------------------------------------------------------
+
+
+class LaboratoryError(P2PTunnelError):
+    """The NAT laboratory cannot be built here, or a part of it broke; never a fault of the code under test."""
+
+    layer = "testing"
+    hint = "The laboratory needs root, network namespaces, /dev/net/tun, nft and setpriv."
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"the laboratory does not work: {self.problem}"

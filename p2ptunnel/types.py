@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -42,8 +42,8 @@ class Candidate(msgspec.Struct, frozen=True, array_like=True):
 
     kind: CandidateKind
     proto: Transport
-    host: str
-    port: int
+    host: Annotated[str, msgspec.Meta(max_length=64)]
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
     @property
     def address(self) -> Address:
@@ -119,8 +119,10 @@ def clean(text: object) -> str:
     """
     if not isinstance(text, str):
         return type(text).__name__
-    shown = "".join(c if c.isprintable() else _escape(c) for c in text[:_CLEAN_LIMIT])
-    return shown[:_CLEAN_LIMIT]
+    shown = text[:_CLEAN_LIMIT]
+    if shown.isprintable():
+        return shown
+    return "".join(c if c.isprintable() else _escape(c) for c in shown)[:_CLEAN_LIMIT]
 
 
 def _escape(character: str) -> str:

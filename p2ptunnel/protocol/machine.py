@@ -1,18 +1,21 @@
 """What every machine has in common.  Rule: time comes in as `now`, nothing here or beside it reads a clock or a socket.
 
 A machine is driven by calls that take `now` (monotonic seconds) and afterwards asked for what it wants done:
-`datagrams_to_send()`, `events()` and `next_deadline()`.  Remote input never raises out of a machine.
+`datagrams_to_send()`, `events()` and `next_deadline()`.  Remote input never raises out of a machine: it is counted and dropped.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Protocol
 
 import msgspec
 
+from p2ptunnel.defaults import MID_MAX
 from p2ptunnel.types import Address
+from p2ptunnel.wire.messages import MalformedMessageError, Message, decode
 
-__all__ = ["Datagram", "Event", "Machine"]
+__all__ = ["Datagram", "Entropy", "Event", "Machine", "MachineBase", "new_mid", "new_secret"]
 
 
 class Datagram(msgspec.Struct, frozen=True):
@@ -23,12 +26,35 @@ class Datagram(msgspec.Struct, frozen=True):
     opener: bool = False
 
 
+_SECRET_FIELDS = frozenset({"token", "conkey", "line"})
+
+
 class Event(msgspec.Struct, frozen=True):
     """Root of what machines report and ask for; names are past tense for facts, imperative for requests."""
 
+    def __repr__(self) -> str:
+        facts = self.facts()
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in facts.items())})"
+
+    def facts(self) -> dict[str, object]:
+        """Return the fields that may be shown: no token, no conkey, no message."""
+        return {name: getattr(self, name) for name in self.__struct_fields__ if name not in _SECRET_FIELDS}
+
+
+class Entropy(Protocol):
+    """Randomness, given from outside: `random.SystemRandom()` in earnest, `random.Random(seed)` in a simulation."""
+
+    def random(self) -> float:
+        """Return a float in [0, 1)."""
+        ...
+
+    def getrandbits(self, k: int, /) -> int:
+        """Return an integer of `k` random bits."""
+        ...
+
 
 class Machine(Protocol):
-    """The five calls by which a driver (`net.udp`) or the in-memory network runs any machine of ours."""
+    """The calls by which a driver (`net.udp`) or the in-memory network (`testing.simnet`) runs any machine of ours."""
 
     def receive_datagram(self, data: bytes, source: Address, now: float) -> None:
         """Take one datagram; whatever it holds, nothing is raised."""
@@ -49,3 +75,42 @@ class Machine(Protocol):
     def events(self) -> list[Event]:
         """Return and forget what happened, in order."""
         ...
+
+
+class MachineBase:
+    """The boxes every machine keeps: datagrams that wait, events that wait, counts of what was dropped."""
+
+    def __init__(self) -> None:
+        self.dropped: Counter[str] = Counter()
+        self._datagrams: list[Datagram] = []
+        self._events: list[Event] = []
+
+    def datagrams_to_send(self) -> list[Datagram]:
+        """Return and forget the datagrams that wait, in send order."""
+        waiting, self._datagrams = self._datagrams, []
+        return waiting
+
+    def events(self) -> list[Event]:
+        """Return and forget what happened, in order."""
+        happened, self._events = self._events, []
+        return happened
+
+    def _decode(self, data: bytes) -> Message | None:
+        try:
+            return decode(data)
+        except MalformedMessageError:
+            self.dropped["malformed"] += 1
+            return None
+
+    def _drop(self, reason: str) -> None:
+        self.dropped[reason] += 1
+
+
+def new_mid(entropy: Entropy) -> int:
+    """Return a message id nobody can guess: 53 bits."""
+    return entropy.getrandbits(MID_MAX.bit_length())
+
+
+def new_secret(entropy: Entropy) -> str:
+    """Return 128 random bits as 32 hex characters: a token, a conkey."""
+    return f"{entropy.getrandbits(128):032x}"

@@ -16,12 +16,14 @@ from p2ptunnel.defaults import DATAGRAM_MAX_BYTES, DATAGRAM_MAX_DEPTH, MID_MAX
 from p2ptunnel.types import Candidate
 
 __all__ = [
+    "ConkeyExtra",
     "ConnectAnswer",
     "ConnectAnswerExtra",
     "ConnectRequest",
     "ConnectRequestExtra",
     "ConsentAnswer",
     "ConsentCheck",
+    "EpochExtra",
     "Heartbeat",
     "HeartbeatAnswer",
     "HoleAnswer",
@@ -34,7 +36,9 @@ __all__ = [
     "Observed",
     "OpenTcp",
     "OpenTcpAnswer",
+    "OpenTcpExtra",
     "Opener",
+    "ProbeExtra",
     "PunchAnswer",
     "PunchAnswerExtra",
     "PunchNotice",
@@ -49,15 +53,19 @@ __all__ = [
     "RegisterExtra",
     "RelayJoin",
     "RelayJoinAnswer",
+    "RelayJoinExtra",
     "Signal",
     "SignalAnswer",
+    "SignalExtra",
     "decode",
     "encode",
+    "encode_padded",
 ]
 
 MessageId: TypeAlias = Annotated[int, Meta(ge=0, le=MID_MAX)]
 Name: TypeAlias = Annotated[str, Meta(max_length=63)]
 Token: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
+Code: TypeAlias = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Text: TypeAlias = Annotated[str, Meta(max_length=512)]
 Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
 Host: TypeAlias = Annotated[str, Meta(max_length=64)]
@@ -106,6 +114,7 @@ class Observed(_Wire, frozen=True):
     retry_after: Annotated[float, Meta(ge=0, le=86_400)] = 0
     ts: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     key: Blob = ""  # the server's public key, where it has one
+    other: Annotated[tuple[tuple[Host, Port], ...], Meta(max_length=4)] = ()  # where else this server observes (RFC 5780)
 
 
 class RegisterExtra(_Wire, frozen=True):
@@ -234,7 +243,7 @@ class ConnectAnswer(_Base, frozen=True, tag=-4):
     """-4, server to caller: 200 the callee is being asked, 404 it is not there, 401 a cookie is needed."""
 
     mid: MessageId
-    code: int
+    code: Code
     em: Text | None = None
     extra: ConnectAnswerExtra | None = None
 
@@ -251,7 +260,7 @@ class PunchAnswer(_Base, frozen=True, tag=-10):
 
     mid: MessageId
     token: Token
-    code: int
+    code: Code
     em: Text | None = None
     extra: PunchAnswerExtra | None = None
 
@@ -261,7 +270,7 @@ class PunchResult(_Base, frozen=True, tag=11):
 
     mid: MessageId
     token: Token
-    code: int
+    code: Code
     em: Text | None = None
     extra: PunchResultExtra | None = None
 
@@ -304,7 +313,7 @@ class OpenTcpAnswer(_Base, frozen=True, tag=-32):
 
     mid: MessageId
     token: Token
-    code: int
+    code: Code
     em: Text | None = None
     extra: ConkeyExtra | None = None
 
@@ -324,7 +333,7 @@ class RegisterAnswer(_Base, frozen=True, tag=-1):
     """-1: 200 with the address as seen, ttl, epoch and cookie; 401 with a cookie; 409 another key owns the tag."""
 
     mid: MessageId
-    code: int
+    code: Code
     em: Text | None = None
     extra: Observed | None = None
 
@@ -341,7 +350,7 @@ class HeartbeatAnswer(_Base, frozen=True, tag=-2):
     """-2: the address as seen now and the current cookie; 401: register again."""
 
     mid: MessageId
-    code: int
+    code: Code
     em: Text | None = None
     extra: Observed | None = None
 
@@ -358,7 +367,7 @@ class LeaveAnswer(_Base, frozen=True, tag=-3):
     """-3: gone."""
 
     mid: MessageId
-    code: int
+    code: Code
     em: Text | None = None
     extra: None = None
 
@@ -374,7 +383,7 @@ class ReflexiveAnswer(_Base, frozen=True, tag=-5):
     """-5: the asker's host and port as seen."""
 
     mid: MessageId
-    code: int
+    code: Code
     em: Text | None = None
     extra: Observed | None = None
 
@@ -390,7 +399,7 @@ class RelayJoinAnswer(_Base, frozen=True, tag=-6):
     """-6: joined; the bytes that follow are the other end's."""
 
     mid: MessageId
-    code: int
+    code: Code
     em: Text | None = None
     extra: Observed | None = None
 
@@ -406,7 +415,7 @@ class SignalAnswer(_Base, frozen=True, tag=-12):
     """-12: handed on."""
 
     mid: MessageId
-    code: int
+    code: Code
     em: Text | None = None
     extra: None = None
 
@@ -455,7 +464,9 @@ Message: TypeAlias = (
 
 _DECODER: Final[msgspec.json.Decoder[Message]] = msgspec.json.Decoder(Message)
 _ENCODER: Final = msgspec.json.Encoder()
-_TOKENS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')
+_STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?')  # never backtracks: linear on any input
+_ONE_KIND: Final = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"{}[]"))
 
 
 def encode(message: Message) -> bytes:
@@ -479,7 +490,7 @@ def decode(data: bytes | bytearray | memoryview) -> Message:
         raw.decode("utf-8")
     except UnicodeDecodeError:
         raise MalformedMessageError("not UTF-8") from None
-    if _depth(raw) > DATAGRAM_MAX_DEPTH:
+    if _is_too_deep(raw):
         raise MalformedMessageError(f"nested deeper than {DATAGRAM_MAX_DEPTH} levels")
     try:
         return _DECODER.decode(raw)
@@ -487,15 +498,28 @@ def decode(data: bytes | bytearray | memoryview) -> Message:
         raise MalformedMessageError(str(error)) from None
 
 
-def _depth(raw: bytes) -> int:
-    if raw.count(b"{") + raw.count(b"[") <= DATAGRAM_MAX_DEPTH:  # the usual case costs no scan
-        return 0
-    depth = deepest = 0
-    for match in _TOKENS.finditer(raw):
-        token = match.group()
-        if token in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif token in b"]}":
-            depth -= 1
-    return deepest
+def _is_too_deep(raw: bytes) -> bool:
+    if raw.count(b"{") + raw.count(b"[") <= DATAGRAM_MAX_DEPTH:  # most messages; costs no scan
+        return False
+    brackets = _STRINGS.sub(b"", raw).translate(_ONE_KIND, _NO_BRACKETS)
+    for _ in range(DATAGRAM_MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"")  # takes the innermost level away
+    return bool(brackets)
+
+
+def encode_padded(message: Register | Heartbeat | Leave | ReflexiveProbe | ConnectRequest, size_bytes: int) -> bytes:
+    """Return the message with `extra.pad` so long that it has at least `size_bytes`.
+
+    A server answers whom it does not know yet only with less than it was sent: nobody can use it to amplify.
+    """
+    data = encode(message)
+    missing = size_bytes - len(data)
+    extra = message.extra
+    if missing <= 0 or extra is None:
+        return data
+    return encode(
+        msgspec.structs.replace(message, extra=msgspec.structs.replace(extra, pad=" " * max(missing - _PAD_MEMBER, 1)))
+    )
+
+
+_PAD_MEMBER: Final = len(b',"pad":""')

@@ -1,0 +1,64 @@
+# Two commands for everybody: `make demo` and `make check`.  Each makes .venv and installs what it needs.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo check natlab docs fmt clean
+# pyright and its node are wheels from PyPI; this keeps it from asking another registry whether there is a newer one.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+BIN := .venv/bin
+PYTEST_ARGS ?=
+step = @printf '\n== %s\n' '$(1)'
+
+help: ## show this text
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+
+demo: .venv/demo.stamp ## two machines behind two NATs find each other and open a tunnel, on this machine
+	@$(BIN)/python -m p2ptunnel.testing.demo
+
+check: .venv/check.stamp ## format, lint, types, layers, spelling, all tests, coverage: what CI runs
+	$(call step,system tools)
+	@scripts/system-tools
+	$(call step,ruff format)
+	@$(BIN)/ruff format --check .
+	$(call step,ruff check)
+	@$(BIN)/ruff check .
+	$(call step,mypy)
+	@$(BIN)/mypy
+	$(call step,pyright)
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+	$(call step,lint-imports)
+	@$(BIN)/lint-imports
+	$(call step,codespell)
+	@$(BIN)/codespell
+	$(call step,pytest with every annotation checked at run time)
+	@$(BIN)/python -m pytest --quiet --typeguard-packages=p2ptunnel tests/unit tests/property tests/contract
+	$(call step,pytest)
+	@$(BIN)/python -m pytest --cov --cov-report= $(PYTEST_ARGS)
+	$(call step,coverage of wire and protocol)
+	@$(BIN)/coverage report --include='p2ptunnel/wire/*,p2ptunnel/protocol/*' --fail-under=95
+
+natlab: .venv/check.stamp ## every kind of NAT against every other, in network namespaces (root)
+	@scripts/system-tools
+	@$(BIN)/python -m p2ptunnel.testing.natlab matrix
+
+docs: .venv/docs.stamp ## build the documentation into site/
+	@$(BIN)/mkdocs build --strict
+
+fmt: .venv/check.stamp ## format, and mend what ruff can mend
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean: ## remove all that these commands made
+	rm -rf .venv site build dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find p2ptunnel tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/demo.stamp: pyproject.toml scripts/make-venv
+	@scripts/make-venv ssh $@
+
+.venv/check.stamp: pyproject.toml scripts/make-venv
+	@scripts/make-venv dev $@
+
+.venv/docs.stamp: pyproject.toml scripts/make-venv
+	@scripts/make-venv docs $@

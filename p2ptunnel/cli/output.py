@@ -1,0 +1,77 @@
+"""What a command says and where: data on stdout, talk on stderr, with --json one object a line.
+
+Rule: nothing else in this package writes to stdout or stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Final
+
+import click
+
+from p2ptunnel.errors import P2PTunnelError
+
+__all__ = ["SCHEMA", "Output", "ReaderGoneError", "hush_stdout"]
+
+SCHEMA: Final = 1
+"""The version of every JSON object on stdout; a field that goes away or changes its meaning makes it one more."""
+
+
+class ReaderGoneError(Exception):
+    """Whoever read our stdout has closed it; nothing is left to say."""
+
+
+class Output:
+    """Writes for one command.
+
+    Args:
+        as_json: Objects instead of text on stdout.
+        quiet: No talk; errors are still told.
+        verbose: 1 and more: details as well.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: int = 0) -> None:
+        self.as_json = as_json
+        self._quiet = quiet
+        self._verbose = verbose
+
+    def data(self, text: str, **facts: object) -> None:
+        """Write `text` to stdout, or with --json the facts that say the same.
+
+        Raises:
+            ReaderGoneError: Nobody reads it.
+        """
+        try:
+            click.echo(json.dumps({"schema": SCHEMA, **facts}) if self.as_json else text)
+        except BrokenPipeError as error:
+            raise ReaderGoneError from error
+
+    def say(self, text: str) -> None:
+        """Tell the person at the keyboard."""
+        if not self._quiet:
+            click.echo(text, err=True)
+
+    def detail(self, text: str) -> None:
+        """Tell what only -v asks for."""
+        if self._verbose:
+            self.say(text)
+
+    def failure(self, error: P2PTunnelError) -> None:
+        """Tell why the command failed, and the next step."""
+        self.problem(str(error), error.hint, kind=type(error).__name__, layer=error.layer, code=error.code)
+
+    def problem(self, message: str, hint: str = "", *, kind: str, layer: str, code: int) -> None:
+        """Tell a failure by its parts: the text on stderr, the object on stdout."""
+        click.echo(f"{click.style('p2ptunnel:', fg='red', bold=True)} {message}", err=True)
+        if hint:
+            click.echo(f"{click.style('hint:', bold=True)} {hint}", err=True)
+        if self.as_json:
+            self.data("", error={"type": kind, "layer": layer, "code": code, "message": message, "hint": hint})
+
+
+def hush_stdout() -> None:
+    """Point stdout nowhere, so that the interpreter's last flush finds no broken pipe to complain about."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)

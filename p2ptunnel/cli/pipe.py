@@ -1,0 +1,69 @@
+"""`pipe`: stdin and stdout as a stream to a service of a peer; what ssh runs as its ProxyCommand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from p2ptunnel.cli.commands import Command
+from p2ptunnel.cli.complete import complete_tag
+from p2ptunnel.cli.settings import Settings
+
+if TYPE_CHECKING:
+    from p2ptunnel.peer import Peer
+
+__all__ = ["command"]
+
+
+@click.command(
+    "pipe",
+    cls=Command,
+    examples=(
+        "echo hello | p2ptunnel pipe home-nas echo",
+        "p2ptunnel pipe home-nas backup < disk.img",
+        "ssh -o ProxyCommand='p2ptunnel pipe %n ssh' home-nas       `p2ptunnel ssh` does this and more",
+    ),
+)
+@click.argument("tag", shell_complete=complete_tag)
+@click.argument("service", default="default")
+@click.option("--host-keys", is_flag=True, hidden=True, help="Ask for the SSH host keys of the service first.")
+@click.option("--known-hosts", metavar="FILE", hidden=True, help="Write them to this file for an old ssh.")
+@click.pass_obj
+def command(settings: Settings, tag: str, service: str, host_keys: bool, known_hosts: str | None) -> int:
+    """Connect stdin and stdout to SERVICE of the peer TAG.
+
+    End of input is passed on, and the answer is still read; the program ends when both directions have.
+    """
+    from p2ptunnel.cli.running import run
+    from p2ptunnel.ssh.knownhosts import tag_of_host
+    from p2ptunnel.tunnels.spec import parse_target
+    from p2ptunnel.types import parse_tag
+
+    wanted = parse_target(service)
+    is_ssh = host_keys or known_hosts is not None or wanted == "ssh"
+    return run(_pipe(settings, parse_tag(tag_of_host(tag)), wanted, is_ssh, known_hosts)) or 0
+
+
+async def _pipe(settings: Settings, tag: str, service: str, is_ssh: bool, known_hosts: str | None) -> None:
+    from p2ptunnel.cli.stdio import carry_stdio
+    from p2ptunnel.defaults import CONNECT_TIMEOUT
+
+    timeout = settings.timeout or CONNECT_TIMEOUT
+    with settings.tracer() as tracer:
+        async with settings.peer(tracer) as peer:
+            if is_ssh:
+                await _remember_host_keys(peer, tag, service, known_hosts)
+            await carry_stdio(await peer.connect(tag, service, timeout=timeout))
+
+
+async def _remember_host_keys(peer: Peer, tag: str, service: str, known_hosts: str | None) -> None:
+    """Store what the peer tells of its SSH server before ssh sees a byte of it, and so before ssh asks `known-hosts`."""
+    from p2ptunnel.ssh.hostkeys import fetch_host_keys
+    from p2ptunnel.ssh.knownhosts import write_known_hosts
+
+    keys = await fetch_host_keys(peer, tag, service)
+    if keys:
+        peer.peers.set_ssh_host_keys(tag, service, keys)
+        if known_hosts is not None:
+            write_known_hosts(known_hosts, tag, keys)

@@ -1,0 +1,103 @@
+"""`serve`: let known peers open services of this machine."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import click
+
+from p2ptunnel.cli.commands import Command
+from p2ptunnel.cli.settings import Settings
+
+if TYPE_CHECKING:
+    from p2ptunnel.identity.store import PeerStore
+    from p2ptunnel.peer import Peer
+    from p2ptunnel.tunnels.spec import ServeSpec
+    from p2ptunnel.types import Tag
+
+__all__ = ["command"]
+
+
+@click.command(
+    "serve",
+    cls=Command,
+    examples=(
+        "p2ptunnel serve ssh 8888",
+        "p2ptunnel serve web=8080 db=10.0.0.5:5432 log=unix:/run/log.sock",
+        "p2ptunnel serve ssh jupyter=8888 --allow laptop --allow phone=jupyter",
+        "p2ptunnel serve box=ssh:10.0.0.5:22            the SSH server of another machine near this one",
+    ),
+)
+@click.argument("services", metavar="SERVICE...", nargs=-1, required=True)
+@click.option("--allow", metavar="PEER[=A,B]", multiple=True, help="Let a known peer open these, for this run only.")
+@click.pass_obj
+def command(settings: Settings, services: tuple[str, ...], allow: tuple[str, ...]) -> None:
+    """Serve until told to end.
+
+    SERVICE is a name and what it stands for: `ssh` (the SSH server on port 22), `8888` (that port of this machine),
+    `web=8080`, `web=host:8080`, `db=unix:/path`, `box=ssh:host:22`.
+
+    Nobody may open anything by default: `p2ptunnel peers allow PEER SERVICE` lasts, `--allow` ends with this run.
+    """
+    from p2ptunnel.cli.running import run_until_stopped
+    from p2ptunnel.errors import ConfigError
+    from p2ptunnel.tunnels.spec import parse_service
+
+    specs = [parse_service(text) for text in services]
+    names = [spec.name for spec in specs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"{twice!r} is served twice", "Give one of them another name: other=8080.")
+    run_until_stopped(_serve(settings, {spec.name: spec for spec in specs}, _grants(allow, names)))
+
+
+def _grants(allow: tuple[str, ...], names: list[str]) -> dict[str, tuple[Tag, ...]]:
+    """Return for each service the peers that --allow names."""
+    from p2ptunnel.errors import ConfigError
+    from p2ptunnel.types import parse_tag
+
+    grants: dict[str, tuple[Tag, ...]] = dict.fromkeys(names, ())
+    for text in allow:
+        tag, equals, listed = text.partition("=")
+        for name in listed.split(",") if equals else names:
+            if name not in grants:
+                raise ConfigError(f"--allow {text}: {name!r} is not served", f"Served are {', '.join(names)}.")
+            grants[name] = (*grants[name], parse_tag(tag))
+    return grants
+
+
+async def _serve(settings: Settings, specs: Mapping[str, ServeSpec], grants: Mapping[str, tuple[Tag, ...]]) -> None:
+    import asyncio
+
+    from p2ptunnel.cli.talk import tell_streams
+
+    with settings.tracer() as tracer:
+        tracer.add(tell_streams(settings.output))
+        async with settings.peer(tracer, is_serving=True) as peer:
+            by_peers: dict[tuple[Tag, ...], dict[str, ServeSpec]] = defaultdict(dict)
+            for name, spec in specs.items():
+                by_peers[grants[name]][name] = spec
+            for allowed, group in by_peers.items():
+                await peer.serve(group, allow=allowed)
+            _tell(settings, peer)
+            _tell_unreachable(settings, peer.peers, grants)
+            await asyncio.Event().wait()
+
+
+def _tell(settings: Settings, peer: Peer) -> None:
+    from p2ptunnel.types import format_address
+
+    now = peer.snapshot()
+    seen = format_address(now.observed) if now.observed else "no address"
+    text = f"serving {', '.join(now.serving)} as {now.tag} ({seen} seen by {', '.join(now.rendezvous)})"
+    settings.output.data(
+        text, event="serving", services=now.serving, tag=now.tag, observed=now.observed, rendezvous=now.rendezvous
+    )
+
+
+def _tell_unreachable(settings: Settings, store: PeerStore, grants: Mapping[str, tuple[Tag, ...]]) -> None:
+    """Say which services nobody may open, since that is what a first run forgets."""
+    granted = {service for peer in store.all() for service in peer.services}
+    if idle := [name for name, tags in grants.items() if not tags and name not in granted]:
+        settings.output.say(f"nobody may open {', '.join(idle)} yet: p2ptunnel peers allow PEER {' '.join(idle)}")

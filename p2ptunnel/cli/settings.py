@@ -1,0 +1,182 @@
+"""The global flags, before or after the command, and what they come to together with the environment and config.toml.
+
+Precedence: flag, then `P2PTUNNEL_*`, then config.toml, then the default; of two flags the one nearer to the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+from click.core import ParameterSource
+
+from p2ptunnel.cli.output import Output
+from p2ptunnel.errors import ConfigError
+
+if TYPE_CHECKING:
+    from p2ptunnel.config import Config
+    from p2ptunnel.identity.store import Profile
+    from p2ptunnel.peer import Peer
+    from p2ptunnel.trace import Tracer
+
+__all__ = ["Settings", "global_options"]
+
+_ENVIRONMENT: Final = "P2PTUNNEL_"
+
+
+class Settings:
+    """What holds for one run of the program: `flags` by their names, and what follows from them."""
+
+    def __init__(self) -> None:
+        self.flags: dict[str, Any] = {}
+
+    def take(self, name: str, value: Any) -> None:
+        """Note a flag that was given; -v counts up, of all others the last one holds."""
+        self.flags[name] = self.flags.get(name, 0) + value if name == "verbose" else value
+
+    @functools.cached_property
+    def output(self) -> Output:
+        """Where the command writes."""
+        return Output(as_json=self.flags.get("json", False), quiet=self.flags.get("quiet", False), verbose=self.verbose)
+
+    @property
+    def verbose(self) -> int:
+        """How often -v was given."""
+        return int(self.flags.get("verbose", 0))
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds for what the command waits for, None: its default."""
+        return self.flags.get("timeout")
+
+    @functools.cached_property
+    def profile(self) -> Profile:
+        """The directory of the identity, its peers and its config.toml."""
+        from p2ptunnel.identity.store import Profile
+
+        return Profile(self.flags.get("profile"))
+
+    @functools.cached_property
+    def config(self) -> Config:
+        """The profile's config.toml.
+
+        Raises:
+            ConfigError: It cannot be understood.
+        """
+        from p2ptunnel.config import load_config
+
+        return load_config(self.profile.directory)
+
+    @property
+    def tag(self) -> str | None:
+        """This machine's own tag.
+
+        Raises:
+            ConfigError: It is no tag, or config.toml cannot be understood.
+        """
+        from p2ptunnel.types import parse_tag
+
+        tag = self.flags.get("tag") or self.config.peer.tag
+        return None if tag is None else parse_tag(tag)
+
+    @property
+    def rendezvous(self) -> tuple[str, ...]:
+        """The rendezvous servers, in order of preference.
+
+        Raises:
+            ConfigError: config.toml cannot be understood.
+        """
+        return tuple(self.flags.get("rendezvous") or self.config.peer.rendezvous)
+
+    @property
+    def for_ssh(self) -> tuple[str, ...]:
+        """The flags that a program started by ssh needs again, to find what this one found."""
+        given: list[str] = []
+        for name in ("profile", "tag", "timeout", "trace"):
+            if name in self.flags:
+                given += [f"--{name}", str(self.flags[name])]
+        for server in self.flags.get("rendezvous", ()):
+            given += ["--rendezvous", server]
+        return tuple(given)
+
+    def peer(self, tracer: Tracer, *, is_serving: bool = False) -> Peer:
+        """Return this machine's peer, which has sent nothing yet.
+
+        Raises:
+            ConfigError: No server is configured, or no tag to be found by.
+        """
+        from p2ptunnel.peer import Peer
+
+        if not self.rendezvous:
+            hint = "--rendezvous HOST:PORT, P2PTUNNEL_RENDEZVOUS, or rendezvous under [peer] in config.toml."
+            raise ConfigError("no rendezvous server is configured", hint)
+        if is_serving and self.tag is None:
+            hint = "--tag NAME, P2PTUNNEL_TAG, or tag under [peer] in config.toml."
+            raise ConfigError("this machine has no tag that others could ask for", hint)
+        return Peer(self.tag, rendezvous=self.rendezvous, profile=self.profile, tracer=tracer)
+
+    @contextlib.contextmanager
+    def tracer(self) -> Generator[Tracer]:
+        """Give the tracer that --trace and -vv ask for.
+
+        Raises:
+            ConfigError: The file cannot be written.
+        """
+        from p2ptunnel.trace import JsonLines, Tracer, log_sink
+
+        with contextlib.ExitStack() as stack:
+            tracer = Tracer()
+            if path := self.flags.get("trace"):
+                tracer.add(JsonLines(stack.enter_context(_appending(path))))
+            if self.verbose > 1:
+                _log_to_stderr()
+                tracer.add(log_sink)
+            yield tracer
+
+
+def _appending(path: str) -> Any:
+    try:
+        return open(path, "a", encoding="utf-8")  # noqa: SIM115  # the caller's stack closes it
+    except OSError as error:
+        raise ConfigError(f"cannot write the trace to {path}: {error.strerror}") from error
+
+
+def _log_to_stderr() -> None:
+    import logging
+
+    logging.basicConfig(format="%(relativeCreated)7.0f ms %(name)s: %(message)s", level=logging.DEBUG)
+    logging.getLogger("asyncio").setLevel(logging.INFO)
+    logging.getLogger("asyncssh").setLevel(logging.INFO)
+
+
+def global_options(*, is_root: bool) -> list[click.Parameter]:
+    """Return the global flags as options of one command; only the root's read the environment and stand in its help."""
+
+    def option(*names: str, **attributes: Any) -> click.Option:
+        name = names[0].lstrip("-").partition("/")[0]
+        environment = f"{_ENVIRONMENT}{name.upper()}" if is_root else None
+        own = f"global_{name}"  # commands have arguments that are called the same
+        return click.Option(
+            [*names, own], **attributes, envvar=environment, callback=_take, expose_value=False, hidden=not is_root
+        )
+
+    return [
+        option("--profile", metavar="DIR", help="Where identity, peers and config.toml are."),
+        option("--tag", metavar="NAME", help="This machine's own tag."),
+        option("--rendezvous", metavar="HOST:PORT", multiple=True, help="A rendezvous server; may be repeated."),
+        option("--timeout", metavar="S", type=click.FloatRange(min=0, min_open=True), help="Seconds to wait for a peer."),
+        option("--json", is_flag=True, help="One JSON object a line on stdout."),
+        option("--quiet", "-q", is_flag=True, help="No talk on stderr but errors."),
+        option("--verbose", "-v", count=True, help="More talk; twice: everything."),
+        option("--trace", metavar="FILE", help="Append every event to a file, as JSON lines."),
+        option("--color/--no-color", default=None, help="Colours, wherever it goes; else on terminals only (NO_COLOR)."),
+    ]
+
+
+def _take(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    name = str(parameter.name)
+    if context.get_parameter_source(name) not in (None, ParameterSource.DEFAULT):
+        context.find_object(Settings).take(name.removeprefix("global_"), value)  # type: ignore[union-attr]

@@ -1,0 +1,32 @@
+"""What -v says while a command carries streams."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from p2ptunnel.cli.output import Output
+from p2ptunnel.trace import Sink, TraceEvent
+
+__all__ = ["tell_streams"]
+
+_TEXTS: Final = {
+    ("serving", "stream_opened"): "{peer} opened {service}",
+    ("serving", "stream_closed"): "{peer} is done with {service}",
+    ("serving", "stream_broke"): "{peer} lost {service}: {reason}",
+    ("serving", "target_refused"): "{peer} asked for {service}, which cannot be reached: {reason}",
+    ("tunnel", "client_connected"): "{client} opened {target} of {tag}",
+    ("tunnel", "client_done"): "{client} is done with {target} of {tag}",
+    ("tunnel", "client_lost"): "{client} broke off: {reason}",
+}
+
+
+def tell_streams(output: Output) -> Sink:
+    """Return a sink that says in words which streams come and go."""
+
+    def tell(event: TraceEvent) -> None:
+        if text := _TEXTS.get((event.layer, event.name)):
+            output.detail(text.format_map(event.facts))
+        elif event.name == "client_failed":
+            output.say(f"{event.facts['target']} of {event.facts['tag']}: {event.facts['reason']}")
+
+    return tell

@@ -1,0 +1,86 @@
+"""What the owner of a profile wrote into its `config.toml`, as frozen values.
+
+The file is the owner's alone: the program reads it and never writes it.  Rule: whatever is not understood is an error that
+names the file, the key and the nearest key that exists.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from p2ptunnel.defaults import RENDEZVOUS_PORT
+from p2ptunnel.errors import ConfigError
+from p2ptunnel.types import clean, parse_address, parse_tag
+
+__all__ = ["CONFIG_FILE", "Config", "PeerConfig", "load_config"]
+
+CONFIG_FILE: Final = "config.toml"
+
+
+class PeerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[peer]`: the tag that others find this machine by, and its rendezvous servers in order of preference, `host:port`."""
+
+    tag: str | None = None
+    rendezvous: tuple[str, ...] = ()
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All tables of the file; what is left out has its default."""
+
+    peer: PeerConfig = PeerConfig()
+
+
+def load_config(directory: Path) -> Config:
+    """Read the `config.toml` of a profile's directory; without one, every key has its default.
+
+    Raises:
+        ConfigError: It cannot be read, is no TOML, or has a key or value that does not belong.
+    """
+    path = directory / CONFIG_FILE
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return Config()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", "Check the file and the directory above it.") from error
+    except ValueError as error:  # no UTF-8, no TOML
+        raise ConfigError(f"{path}: {clean(str(error))}", "The file is written in TOML: toml.io.") from error
+    return _understood(table, path)
+
+
+def _understood(table: Mapping[str, Any], path: Path) -> Config:
+    _check_keys(table, Config, path)
+    try:
+        config = msgspec.convert(table, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path.name}: {clean(str(error))}", f"The file is {path}.") from error
+    try:
+        if config.peer.tag is not None:
+            parse_tag(config.peer.tag)
+        for server in config.peer.rendezvous:
+            parse_address(server, default_port=RENDEZVOUS_PORT)
+    except ConfigError as error:
+        raise ConfigError(f"{error} in {path.name}, table peer", error.hint) from error
+    return config
+
+
+def _check_keys(table: Mapping[str, Any], kind: type[msgspec.Struct], path: Path, where: str = "the top") -> None:
+    """Refuse the first key of `table` that `kind` does not have, and look into the tables below."""
+    fields = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
+    for key, value in table.items():
+        if key not in fields:
+            raise ConfigError(f"unknown key `{clean(key)}` at {where} in {path.name}", _nearest(key, list(fields)))
+        below = fields[key]
+        if isinstance(value, dict) and isinstance(below, type) and issubclass(below, msgspec.Struct):
+            _check_keys(value, below, path, key)
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"Did you mean `{near[0]}`?" if near else f"Known there: {', '.join(known)}."

@@ -1,0 +1,55 @@
+"""Who may open what.  Rule: what is not granted is denied; a grant names a key and a service, never a tag or an address."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from p2ptunnel.identity.keys import PublicKey
+from p2ptunnel.identity.store import PeerStore, PinnedPeer
+
+__all__ = ["AccessList"]
+
+
+class AccessList:
+    """The grants of a peer store, as they are on disk now, and those given in code.
+
+    Args:
+        store: None: only what code grants.
+
+    All methods but `allow` and `revoke` raise StoreError when the store cannot be read: nobody is let in by a guess.
+    """
+
+    def __init__(self, store: PeerStore | None = None) -> None:
+        self._store: Final = store
+        self._grants: Final[dict[PublicKey, dict[str, None]]] = {}  # a dict keeps the order in which services were granted
+
+    def allow(self, key: PublicKey, *services: str) -> None:
+        """Admit `key`, and let it open these services; without services it may connect and open nothing."""
+        self._grants.setdefault(key, {}).update(dict.fromkeys(services))
+
+    def revoke(self, key: PublicKey, *services: str) -> None:
+        """Take back what `allow` gave: these services, or without services everything; the store's grants stay."""
+        if not services:
+            self._grants.pop(key, None)
+        for service in services:
+            self._grants.get(key, {}).pop(service, None)
+
+    def granted(self, key: PublicKey) -> tuple[str, ...]:
+        """Return the services that `key` may open, each once."""
+        pinned = (service for peer in self._pinned() if peer.key == key for service in peer.services)
+        return tuple(dict.fromkeys((*pinned, *self._grants.get(key, ()))))
+
+    def may_open(self, key: PublicKey, service: str) -> bool:
+        """Tell whether `key` may open `service`."""
+        return service in self.granted(key)
+
+    def admitted(self) -> tuple[PublicKey, ...]:
+        """Return the keys that may connect, sorted: every pinned peer, and those admitted in code."""
+        return tuple(sorted({*(peer.key for peer in self._pinned()), *self._grants}))
+
+    def name_of(self, key: PublicKey) -> str:
+        """Return the tag under which `key` is pinned, or the first characters of the key."""
+        return next((peer.tag for peer in self._pinned() if peer.key == key), key.short)
+
+    def _pinned(self) -> tuple[PinnedPeer, ...]:
+        return self._store.all() if self._store else ()

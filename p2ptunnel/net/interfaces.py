@@ -1,0 +1,89 @@
+"""What this machine knows of its own addresses, and of the names of others.
+
+Rule: nothing here blocks the loop for longer than a system call.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import Final
+
+from p2ptunnel.errors import InvalidAddressError, ResolveError
+from p2ptunnel.net.netlink import InterfaceAddress, interface_addresses
+from p2ptunnel.net.sockets import LINUX, family_of, is_loopback
+from p2ptunnel.net.threads import in_thread
+from p2ptunnel.types import clean
+
+__all__ = ["is_on_link", "local_addresses", "resolve", "source_address"]
+
+_SOMEWHERE: Final = ("192.0.2.1", "2001:db8::1")  # documentation addresses: they have a route where there is a default one
+_PORT: Final = 9  # discard; connect() of a UDP socket sends nothing
+
+
+def source_address(destination: str) -> str:
+    """Return the address that packets to `destination`, a numeric host, leave from; nothing is sent.
+
+    Raises:
+        InvalidAddressError: `destination` is not numeric.
+        OSError: There is no route.
+    """
+    family = family_of(destination)
+    if family is None:
+        raise InvalidAddressError(clean(destination))
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((destination, _PORT))
+        return str(probe.getsockname()[0])
+
+
+def local_addresses() -> tuple[str, ...]:
+    """Return the addresses at which others may reach this machine: no loopback, no link-local; lasting ones first.
+
+    Off Linux only the ones that a default route would use.
+    """
+    if not LINUX:
+        return tuple(host for host in map(_source_or_none, _SOMEWHERE) if host is not None)
+    usable = [address for address in interface_addresses() if _is_reachable(address)]
+    return tuple(address.host for address in sorted(usable, key=lambda address: address.is_temporary))
+
+
+def is_on_link(host: str) -> bool:
+    """Tell whether a numeric host is this machine or in the network of one of its interfaces, so that no router is between."""
+    if is_loopback(host):
+        return True
+    if family_of(host) is None:
+        return False
+    if not LINUX:
+        return _source_or_none(host) == host
+    address = ipaddress.ip_address(host)
+    return any(own.prefix > 0 and address in own.network for own in interface_addresses())
+
+
+async def resolve(host: str, *, family: int = socket.AF_UNSPEC) -> str:
+    """Return the first numeric address of `host`, which may be numeric already.
+
+    The look-up runs in a thread of its own that cannot keep the process from ending; cancelled, it is forgotten.
+
+    Raises:
+        ResolveError: The name has no address, or none of that family, or nobody answers.
+    """
+    if family_of(host) is not None:
+        return host
+    try:
+        found = await in_thread(socket.getaddrinfo, host, None, family, socket.SOCK_DGRAM)
+    except (OSError, UnicodeError) as error:  # UnicodeError: a label longer than 63 characters
+        reason = error.strerror if isinstance(error, OSError) else "not a host name"
+        raise ResolveError(clean(host), reason or "no answer") from error
+    return str(found[0][4][0])
+
+
+def _is_reachable(address: InterfaceAddress) -> bool:
+    parsed = ipaddress.ip_address(address.host)
+    return not (parsed.is_loopback or parsed.is_link_local)
+
+
+def _source_or_none(destination: str) -> str | None:
+    try:
+        return source_address(destination)
+    except OSError:
+        return None

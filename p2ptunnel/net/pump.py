@@ -1,0 +1,70 @@
+"""Carries bytes both ways between a local socket and a stream.  Rule: it knows abc.Stream, and nothing of what is behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import Final
+
+from p2ptunnel.abc import Stream
+from p2ptunnel.errors import StreamResetError
+
+__all__ = ["pump"]
+
+_READ_BYTES: Final = 256 * 1024  # at a time; allocated when there is something to read, so an idle pump holds no buffer
+
+
+async def pump(stream: Stream, sock: socket.socket) -> None:
+    """Carry bytes between `stream` and `sock` until both directions have ended; both are closed then, whatever happens.
+
+    An end of file on one side is one on the other, and the opposite direction goes on.  A slow reader on either side slows
+    the writer on the other; at most one read waits here.  Any error ends both sides: the stream is reset, and so is the
+    socket where its kind knows a reset.  Cancelling does the same.
+
+    Args:
+        stream: Nobody else reads or writes it.
+        sock: Connected; it is made non-blocking.
+
+    Raises:
+        P2PTunnelError: The stream was refused, was reset or lost its channel.
+        OSError: The socket broke.
+    """
+    sock.setblocking(False)
+    reason = "the local connection was reset"
+    try:
+        async with asyncio.TaskGroup() as directions:
+            directions.create_task(_to_stream(sock, stream))
+            directions.create_task(_to_socket(stream, sock))
+        await stream.close()
+        reason = ""
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    finally:
+        if reason:
+            stream.abort(reason)
+            _reset(sock)
+        sock.close()
+
+
+async def _to_stream(sock: socket.socket, stream: Stream) -> None:
+    loop = asyncio.get_running_loop()
+    try:
+        while data := await loop.sock_recv(sock, _READ_BYTES):
+            await stream.write(data)
+        await stream.write_eof()
+    except StreamResetError:
+        return  # the peer takes no more; whether what it gave is complete is for the other direction to find out
+
+
+async def _to_socket(stream: Stream, sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    while data := await stream.read(_READ_BYTES):
+        await loop.sock_sendall(sock, data)
+    sock.shutdown(socket.SHUT_WR)
+
+
+def _reset(sock: socket.socket) -> None:
+    """Let the other end of a TCP connection see an error, since an end of file would hide what is missing."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.fileno() >= 0:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,0 +1,354 @@
+"""How this machine looks from outside: t=5 over UDP, and over the standing TCP connection to the rendezvous server.
+
+Rule: both leave from the local port that will be punched, since the view of another port says nothing about it.
+
+Source: wire document, t=5; design document on traversal 2.2, 2.4.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import struct
+from collections.abc import Callable
+from typing import Final, cast
+
+import msgspec
+
+from p2ptunnel.defaults import CONTROL_KEEPALIVE, PROBE_PAD_BYTES, TRANSACTION_TIMEOUT
+from p2ptunnel.errors import DialError, InvalidAddressError, RendezvousError, RendezvousTimeoutError
+from p2ptunnel.net.dial import dial
+from p2ptunnel.net.lines import MessageLines
+from p2ptunnel.net.sockets import ANY_IPV4, family_of, keep_alive
+from p2ptunnel.net.udp import UdpDriver, UdpSocket
+from p2ptunnel.protocol.machine import Entropy, Event, MachineBase, new_mid
+from p2ptunnel.protocol.transaction import Requester
+from p2ptunnel.trace import Tracer
+from p2ptunnel.types import Address, clean, format_address
+from p2ptunnel.wire.messages import Message, ProbeExtra, ReflexiveAnswer, ReflexiveProbe, encode, encode_padded
+
+__all__ = ["Observation", "TcpControl", "observe_tcp", "observe_udp"]
+
+_WRITE_BUFFER_BYTES: Final = 64 * 1024  # a server that reads nothing for so long is lost
+
+
+class TcpControl:
+    """The standing TCP connection from a punched port to the rendezvous server.
+
+    It keeps the NAT's mapping, tells how we look from outside, and carries the wire's messages where UDP does not get through.
+
+    Attributes:
+        server: The far end.
+        local: Our end, as we see it.
+        observed: Our end, as the server sees it.
+        others: Where else the server observes.
+        rtt: Seconds, measured by the last t=5.
+    """
+
+    def __init__(
+        self,
+        server: Address,
+        on_message: Callable[[Message], None] | None,
+        on_lost: Callable[[str], None] | None,
+        rng: Entropy,
+        tracer: Tracer,
+    ) -> None:
+        self.server = server
+        self.local: Address = ("", 0)
+        self.observed: Address = ("", 0)
+        self.others: tuple[Address, ...] = ()
+        self.rtt = 0.0
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._rng = rng
+        self._trace = tracer
+        self._loop = asyncio.get_running_loop()
+        self._protocol = _LineProtocol(self._loop, self._received, self._lost)
+        self._first: asyncio.Future[None] = self._loop.create_future()
+        self._probe: tuple[int, float] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        local_port: int,
+        server: Address,
+        timeout: float = TRANSACTION_TIMEOUT,
+        *,
+        on_message: Callable[[Message], None] | None = None,
+        on_lost: Callable[[str], None] | None = None,
+        rng: Entropy | None = None,
+        tracer: Tracer | None = None,
+    ) -> TcpControl:
+        """Connect, and ask how we look.
+
+        Args:
+            local_port: The shared port; 0 for a free one.
+            server: Numeric address of the rendezvous server.
+            timeout: Seconds, > 0, for all of it.
+            on_message: Gets every message but the answers to our own t=5.
+            on_lost: Told once, with the reason, when the connection ends and nobody here closed it.
+            rng: Draws message ids.
+            tracer: Told of the end.
+
+        Raises:
+            InvalidAddressError: `server` is not numeric.
+            RendezvousTimeoutError: Nobody answered in `timeout`.
+            RendezvousError: The connection or the question was refused.
+        """
+        if family_of(server[0]) is None:
+            raise InvalidAddressError(format_address(server))
+        control = cls(server, on_message, on_lost, rng or random.SystemRandom(), tracer or Tracer())
+        limit = asyncio.timeout(timeout)
+        try:
+            async with limit:
+                await control._open(local_port, timeout)
+        except BaseException as error:
+            control.abort()
+            if isinstance(error, TimeoutError) and limit.expired():
+                raise RendezvousTimeoutError(format_address(server), timeout) from error
+            raise
+        return control
+
+    def send(self, message: Message) -> bool:
+        """Send a message as a line; False if the connection is gone, or its far end has long not read."""
+        return self._protocol.send(encode(message))
+
+    def abort(self) -> None:
+        """Close by RST, which leaves no TIME_WAIT on the port; `on_lost` is not called.  Aborting twice is fine."""
+        self._on_lost = None
+        self._stop()
+        self._protocol.abort()
+
+    async def close(self) -> None:
+        """Abort, and wait until the socket is closed; closing twice is fine."""
+        self.abort()
+        await self._protocol.wait_closed()
+
+    async def _open(self, local_port: int, timeout: float) -> None:
+        local = (ANY_IPV4 if family_of(self.server[0]) == socket.AF_INET else "::", local_port)
+        try:
+            sock = await dial(local, self.server, rng=self._rng, patience=timeout, redials=0)
+        except DialError as error:
+            if error.outcome == "silent":
+                raise RendezvousTimeoutError(format_address(self.server), timeout) from error
+            raise RendezvousError(format_address(self.server), error.reason, 503) from error
+        self.local = cast("Address", sock.getsockname()[:2])
+        await self._protocol.take(sock)
+        self._ask()
+        await self._first
+
+    def _ask(self) -> None:
+        """Send t=5: it measures, keeps the NAT's mapping alive and finds out whether the server is still there."""
+        if self._probe is not None:
+            self._protocol.fail("the server stopped answering")
+            return
+        self._probe = (new_mid(self._rng), self._loop.time())
+        self.send(ReflexiveProbe(mid=self._probe[0]))
+        self._timer = self._loop.call_later(CONTROL_KEEPALIVE, self._ask)
+
+    def _received(self, message: Message) -> None:
+        if isinstance(message, ReflexiveAnswer) and self._probe is not None and message.mid == self._probe[0]:
+            self._answered(message, self._probe[1])
+        elif self._on_message is not None:
+            self._on_message(message)
+
+    def _answered(self, answer: ReflexiveAnswer, asked_at: float) -> None:
+        self._probe = None
+        seen = _observed(answer, self.server)
+        if isinstance(seen, RendezvousError):
+            self._settle(seen)
+            return
+        self.observed = seen
+        self.others = answer.extra.other if answer.extra else ()
+        self.rtt = self._loop.time() - asked_at
+        self._settle(None)
+
+    def _settle(self, error: RendezvousError | None) -> None:
+        """End the wait of `open`, if that is still waiting."""
+        if self._first.done():
+            return
+        if error is not None:
+            self._first.set_exception(error)
+        else:
+            self._first.set_result(None)
+
+    def _lost(self, reason: str) -> None:
+        self._stop()
+        self._trace("net", "control_lost", server=format_address(self.server), reason=reason)
+        if not self._first.done():
+            self._settle(RendezvousError(format_address(self.server), reason, 503))
+        elif self._on_lost is not None:
+            self._on_lost(reason)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class _LineProtocol(asyncio.Protocol):
+    """The connection: bytes to messages, and the end of it to one reason in words."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_message: Callable[[Message], None],
+        on_lost: Callable[[str], None],
+    ) -> None:
+        self._loop = loop
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._lines = MessageLines()
+        self._transport: asyncio.Transport | None = None
+        self._closed: asyncio.Future[None] | None = None
+        self._reason = ""
+
+    async def take(self, sock: socket.socket) -> None:
+        """Take over a connected socket, to close it by RST in every case."""
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            keep_alive(sock)
+        except OSError:
+            sock.close()
+            raise
+        await self._loop.create_connection(lambda: self, sock=sock)  # cancelled, it closes the socket
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._closed = self._loop.create_future()
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._lines.feed(data):
+            self._on_message(message)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        assert self._closed is not None
+        if not self._closed.done():
+            self._closed.set_result(None)
+        self._on_lost(self._reason or (str(exc) if exc else "the server closed the connection"))
+
+    def send(self, line: bytes) -> bool:
+        if self._transport is None or self._transport.is_closing():
+            return False
+        if self._transport.get_write_buffer_size() > _WRITE_BUFFER_BYTES:
+            self.fail("the server does not read")
+            return False
+        self._transport.write(line + b"\n")
+        return True
+
+    def fail(self, reason: str) -> None:
+        self._reason = self._reason or reason
+        self.abort()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def wait_closed(self) -> None:
+        if self._closed is not None:
+            await asyncio.shield(self._closed)
+
+
+class _Observation(Event, frozen=True):
+    """How the question ended; None: no answer in time."""
+
+    answer: ReflexiveAnswer | None
+
+
+class _Question(MachineBase):
+    """The machine of one t=5 over UDP."""
+
+    def __init__(self, server: Address, timeout: float, rng: Entropy, now: float) -> None:
+        super().__init__()
+        self._server = server
+        self._requester = Requester(rng)
+        mid = new_mid(rng)
+        data = encode_padded(ReflexiveProbe(mid=mid, extra=ProbeExtra()), PROBE_PAD_BYTES)
+        self._datagrams.append(self._requester.send(5, mid, data, server, now, timeout=timeout))
+
+    def receive_datagram(self, data: bytes, source: Address, now: float) -> None:
+        """Take the answer; anything else is counted."""
+        message = self._decode(data)
+        if isinstance(message, ReflexiveAnswer) and self._requester.answered(5, message.mid, source):
+            self._events.append(_Observation(message))
+        else:
+            self._drop("no answer of ours")
+
+    def handle_timer(self, now: float) -> None:
+        """Ask again, or give up."""
+        repeat, expired = self._requester.due(now)
+        self._datagrams += repeat
+        self._events += [_Observation(None) for _ in expired]
+
+    def next_deadline(self) -> float | None:
+        """When to ask again."""
+        return self._requester.next_deadline()
+
+
+class Observation(msgspec.Struct, frozen=True):
+    """How we look from there, where else that server observes, and the round trip in seconds with all repetitions."""
+
+    address: Address
+    others: tuple[Address, ...]
+    rtt: float
+
+
+async def observe_udp(
+    local: Address, server: Address, *, timeout: float = TRANSACTION_TIMEOUT, rng: Entropy | None = None
+) -> Observation:
+    """Ask `server` over UDP how datagrams from `local` look there.
+
+    The socket is connected to `server`, so another one of ours may serve the same local port meanwhile: this one takes
+    nothing but the answers.
+
+    Args:
+        local: Numeric host and port; port 0 for a free one.
+        server: Numeric address of an observer.
+        timeout: Seconds, > 0; the question is repeated until then.
+        rng: Draws the message id and the intervals.
+
+    Raises:
+        BindError: `local` cannot be had.
+        InvalidAddressError: `local` or `server` is not numeric.
+        RendezvousTimeoutError: No answer in `timeout`.
+        RendezvousError: The server refused, or its answer has no address.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[ReflexiveAnswer | None] = loop.create_future()
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, _Observation) and not ended.done():
+            ended.set_result(event.answer)
+
+    udp = UdpSocket(local, remote=server)
+    asked_at = loop.time()
+    question = _Question(server, timeout, rng or random.SystemRandom(), loop.time())
+    async with UdpDriver(question, udp, on_event, clock=loop.time):
+        answer = await ended
+    if answer is None:
+        raise RendezvousTimeoutError(format_address(server), timeout)
+    seen = _observed(answer, server)
+    if isinstance(seen, RendezvousError):
+        raise seen
+    others = answer.extra.other if answer.extra else ()
+    return Observation(seen, others, loop.time() - asked_at)
+
+
+async def observe_tcp(local_port: int, server: Address, *, timeout: float = TRANSACTION_TIMEOUT) -> Observation:
+    """Ask `server` over a short TCP connection how `local_port` looks there; raises what `TcpControl.open` does."""
+    control = await TcpControl.open(local_port, server, timeout)
+    try:
+        return Observation(control.observed, control.others, control.rtt)
+    finally:
+        await control.close()
+
+
+def _observed(answer: ReflexiveAnswer, server: Address) -> Address | RendezvousError:
+    """Return the address in the answer, or why there is none."""
+    if answer.code != 200:
+        return RendezvousError(format_address(server), clean(answer.em or "no reason given"), answer.code)
+    if answer.extra is None or family_of(answer.extra.host) is None or answer.extra.port == 0:
+        return RendezvousError(format_address(server), "an answer without an address", answer.code)
+    return (answer.extra.host, answer.extra.port)

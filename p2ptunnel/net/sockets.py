@@ -1,0 +1,171 @@
+"""Sockets as this package wants them, and the options that the standard library has no names for.
+
+Rule: a host is numeric here.  The system call would look a name up, and the whole loop would stand still meanwhile.
+
+Source: ip(7), ipv6(7), tcp(7), linux/filter.h; design document on traversal 3.1 and 3.3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import struct
+import sys
+from typing import Final, Literal, TypeAlias
+
+from p2ptunnel.types import Address
+
+__all__ = [
+    "ANY_IPV4",
+    "LINUX",
+    "Progress",
+    "can_open_low",
+    "family_of",
+    "forbid_fragments",
+    "get_ttl",
+    "is_loopback",
+    "is_sendable",
+    "keep_alive",
+    "progress",
+    "reset_close",
+    "set_min_ttl",
+    "set_ttl",
+    "share_port",
+    "syn_repeats",
+]
+
+LINUX: Final = sys.platform == "linux"
+ANY_IPV4: Final = "0.0.0.0"  # noqa: S104 - a punched port must be reachable on every interface
+
+_IP_MTU_DISCOVER: Final = 10
+_IPV6_MTU_DISCOVER: Final = 23
+_PMTUDISC_PROBE: Final = 3  # DF stays set, but a forged "fragmentation needed" cannot make us fail with EMSGSIZE
+_IP_MINTTL: Final = 21
+_IPV6_MINHOPCOUNT: Final = 73
+_TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None)
+_SO_REUSEPORT: Final[int | None] = getattr(socket, "SO_REUSEPORT", None)
+_TCP_ESTABLISHED, _TCP_SYN_SENT, _TCP_SYN_RECV, _TCP_CLOSE_WAIT = 1, 2, 3, 8
+
+_KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 10_000))
+"""Seconds, seconds, probes, milliseconds: a backstop behind the judge above, which is faster."""
+
+Progress: TypeAlias = Literal["waiting", "up", "closed"]
+
+
+def family_of(host: str) -> socket.AddressFamily | None:
+    """Return the address family of a numeric host, None if `host` is anything else: a name, say."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.inet_pton(family, host.partition("%")[0] if family == socket.AF_INET6 else host)
+    except (OSError, ValueError):  # ValueError: a NUL or a lone surrogate
+        return None
+    return family
+
+
+def is_sendable(address: Address, family: int) -> bool:
+    """Tell whether a socket of `family` can be pointed at `address` without a look-up and without an OverflowError."""
+    host, port = address
+    return 0 < port <= 65535 and family_of(host) == family
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a numeric host is this machine's loopback."""
+    return host == "::1" or (host.startswith("127.") and family_of(host) is not None)
+
+
+def can_open_low() -> bool:
+    """Tell whether a TCP connection attempt survives that its low-TTL SYN dies on the way (IP_MINTTL; Linux only)."""
+    return LINUX
+
+
+def share_port(sock: socket.socket) -> None:
+    """Let other sockets of ours have the same local port; every socket of the port must say so."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if _SO_REUSEPORT is not None:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_REUSEPORT, 1)
+
+
+def forbid_fragments(sock: socket.socket) -> None:
+    """Set DF on every datagram and believe no ICMP about the path's MTU, which anybody can forge."""
+    if not LINUX:
+        return
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+
+
+def _ttl_option(sock: socket.socket) -> tuple[int, int]:
+    if sock.family == socket.AF_INET6:
+        return socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS
+    return socket.IPPROTO_IP, socket.IP_TTL
+
+
+def get_ttl(sock: socket.socket) -> int:
+    """Return the TTL, or IPv6's hop limit, of what the socket sends."""
+    return sock.getsockopt(*_ttl_option(sock))
+
+
+def set_ttl(sock: socket.socket, ttl: int) -> None:
+    """Set the TTL, or IPv6's hop limit, of everything that the socket sends from now on.
+
+    Raises:
+        OSError: `ttl` is not 1 to 255.
+    """
+    sock.setsockopt(*_ttl_option(sock), ttl)
+
+
+def set_min_ttl(sock: socket.socket, ttl: int) -> None:
+    """Ignore ICMP errors, and whatever else, by a TTL below `ttl`; 0 ignores nothing.
+
+    IPv4 compares the TTL left in the packet of ours that the error quotes, IPv6 the hop limit of the error itself.
+    """
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT, ttl)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MINTTL, ttl)
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Let the kernel find a dead peer on its own, idle or with data under way, where the system has the options."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE:
+        option: int | None = getattr(socket, name, None)
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def progress(sock: socket.socket) -> tuple[Progress, int]:
+    """Tell how far a non-blocking connect() is, and the pending errno, which is cleared.
+
+    The state decides: an errno of a socket that still waits is a soft one (some ICMP message) and ends nothing.
+    """
+    state = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1)[0] if _TCP_INFO is not None else None
+    error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if state is None:
+        return _progress_without_tcp_info(sock, error), error
+    if state in (_TCP_ESTABLISHED, _TCP_CLOSE_WAIT):
+        return "up", error
+    return ("waiting" if state in (_TCP_SYN_SENT, _TCP_SYN_RECV) else "closed"), error
+
+
+def _progress_without_tcp_info(sock: socket.socket, error: int) -> Progress:
+    if error:
+        return "closed"
+    return "up" if select.select([], [sock], [], 0)[1] else "waiting"
+
+
+def syn_repeats(sock: socket.socket) -> int | None:
+    """Return how often the kernel has repeated the SYN, None when the socket no longer waits for an answer to it."""
+    if _TCP_INFO is None:
+        return None
+    info = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 3)
+    return info[2] if info[0] == _TCP_SYN_SENT else None
+
+
+def reset_close(sock: socket.socket) -> None:
+    """Close a TCP socket by RST: no TIME_WAIT keeps its pair of addresses; closing twice is fine."""
+    with contextlib.suppress(OSError):  # it may be closed, or a listener
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()

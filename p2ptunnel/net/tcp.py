@@ -1,0 +1,215 @@
+"""TCP on a punched port: the listener, and the dials of one attempt.
+
+Rule: every socket of the port is made by `punch_socket`; one that says no SO_REUSEPORT blocks the port for all.
+
+Source: design document on traversal 2.7, 2.8, 3.1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+import socket
+from collections.abc import Callable, Iterable
+from typing import Final, Literal, TypeAlias
+
+from p2ptunnel.defaults import PUNCH_ACCEPT_PAUSE, PUNCH_TIMEOUT
+from p2ptunnel.errors import BindError
+from p2ptunnel.net.dial import Dial, DialOutcome, DialRecord, dial, punch_socket
+from p2ptunnel.net.sockets import can_open_low, reset_close
+from p2ptunnel.protocol.machine import Entropy
+from p2ptunnel.trace import Tracer
+from p2ptunnel.types import Address, format_address
+
+__all__ = [
+    "Dial",
+    "DialOutcome",
+    "DialRecord",
+    "Dialer",
+    "How",
+    "Listener",
+    "can_open_low",
+    "dial",
+    "punch_socket",
+    "reset_close",
+]
+
+How: TypeAlias = Literal["connect", "opener"]
+"""How a dialled connection came up: after a plain SYN, or after one that died on the way and met the peer's."""
+
+_BACKLOG: Final = 16
+_BATCH: Final = 64  # accepted a wake-up
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Listener:
+    """The one listener of a shared port; two would get the connections by the luck of a hash.
+
+    Hands over every connection, non-blocking, whoever made it.  Closing resets those that nobody has accepted yet.
+    """
+
+    def __init__(
+        self,
+        local: Address,
+        on_accepted: Callable[[socket.socket, Address], None],
+        *,
+        tracer: Tracer | None = None,
+    ) -> None:
+        """Listen on `local`, a numeric host and a port (0: a free one); `on_accepted` gets the socket and who it is from.
+
+        Raises:
+            BindError: The address is not ours, or a foreign socket has the port.
+            InvalidAddressError: `local` is not numeric.
+        """
+        self._on_accepted = on_accepted
+        self._trace = tracer or Tracer()
+        self._loop = asyncio.get_running_loop()
+        self._resume: asyncio.TimerHandle | None = None
+        self._socket = _listening_socket(local)
+        self.address: Final[Address] = self._socket.getsockname()[:2]
+        self._watch()
+
+    def close(self) -> None:
+        """Stop; closing twice is fine."""
+        if self._resume is not None:
+            self._resume.cancel()
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket)
+            self._socket.close()
+
+    def _watch(self) -> None:
+        self._loop.add_reader(self._socket, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(_BATCH):
+            if self._socket.fileno() < 0:  # closed by the callback
+                return
+            try:
+                sock, remote = self._socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # else it died in the queue, or accept() tells of some earlier packet's fate
+                if error.errno in _EXHAUSTED:
+                    self._pause(error)
+                    return
+                continue
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._on_accepted(sock, (remote[0], remote[1]))
+
+    def _pause(self, error: OSError) -> None:
+        """Leave the queue alone for a moment: the listener stays readable, so watching it on would spin."""
+        self._trace("net", "accept_paused", address=format_address(self.address), reason=str(error.strerror))
+        self._loop.remove_reader(self._socket)
+        self._resume = self._loop.call_later(PUNCH_ACCEPT_PAUSE, self._watch)
+
+
+def _listening_socket(local: Address) -> socket.socket:
+    try:
+        sock = punch_socket(local)
+    except OSError as error:
+        raise BindError(format_address(local), error.strerror or str(error)) from error
+    try:
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise BindError(format_address(local), error.strerror or str(error)) from error
+    return sock
+
+
+class Dialer:
+    """The dials of one attempt, all from one local port: a set for each phase."""
+
+    def __init__(
+        self,
+        local: Address,
+        on_connected: Callable[[socket.socket, Address, How], None],
+        *,
+        on_failed: Callable[[DialRecord], None] | None = None,
+        rng: Entropy | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
+        """Prepare; nothing is sent.
+
+        Args:
+            local: Numeric host and port that every socket of the attempt shares.
+            on_connected: Gets each connection that comes up, to own it; there may be several, from several targets.
+            on_failed: Gets the record of each dial that ended by itself without a connection.
+            rng: Draws the pauses after an RST.
+            tracer: Told of the end of each dial.
+        """
+        self._local = local
+        self._on_connected = on_connected
+        self._on_failed = on_failed
+        self._rng = rng or random.SystemRandom()
+        self._trace = tracer or Tracer()
+        self._running: list[Dial] = []
+        self._ended: list[DialRecord] = []
+
+    @property
+    def records(self) -> tuple[DialRecord, ...]:
+        """One record for each dial so far, those that have ended first."""
+        return (*self._ended, *(running.record for running in self._running))
+
+    def start(
+        self,
+        targets: Iterable[Address],
+        *,
+        low_ttl: int | None = None,
+        hop_rtt: float = 0.0,
+        patience: float = PUNCH_TIMEOUT,
+    ) -> None:
+        """Replace the dials that run by new ones to `targets`; the SYNs have left in that order when this returns.
+
+        The new sockets are made before, so that a target is without one for the time of a system call: a peer's SYN that
+        came in between would find the listener and be answered with another sequence number than NATs have seen.
+
+        Args:
+            targets: Numeric addresses, best first.
+            low_ttl: As for `Dial`, as the rest is.
+            hop_rtt: Seconds.
+            patience: Seconds; by default a dial waits until it is replaced or closed.
+        """
+        new = [
+            Dial(self._local, target, self._on_end, rng=self._rng, low_ttl=low_ttl, hop_rtt=hop_rtt, patience=patience)
+            for target in dict.fromkeys(targets)
+        ]
+        old = {running.target: running for running in self._running}
+        self._running = new
+        for starting in new:
+            if starting.target in old:
+                self._give_up(old.pop(starting.target))
+            starting.connect()
+        for left in old.values():
+            self._give_up(left)
+
+    def close(self) -> None:
+        """Reset every dial that runs; connections handed over stay.  Closing twice is fine."""
+        running, self._running = self._running, []
+        for left in running:
+            self._give_up(left)
+
+    def _give_up(self, running: Dial) -> None:
+        running.close()
+        self._note(running.record)
+
+    def _on_end(self, ended: Dial) -> None:
+        self._running.remove(ended)
+        record = ended.record
+        self._note(record)
+        if record.outcome == "connected":
+            self._on_connected(ended.take(), record.target, "connect" if record.low_ttl is None else "opener")
+        elif self._on_failed is not None:
+            self._on_failed(record)
+
+    def _note(self, record: DialRecord) -> None:
+        self._ended.append(record)
+        self._trace(
+            "net",
+            "dial_ended",
+            target=format_address(record.target),
+            low_ttl=record.low_ttl,
+            outcome=record.outcome,
+            reason=record.reason,
+        )

@@ -1,0 +1,281 @@
+"""The driver of the pure machines: one UDP socket, one timer, events to a callback.
+
+Rule: nothing that arrives, and no refusal of the system's to send, raises out of here; it is counted and traced.
+
+Source: design document on reliability 2.2, 2.6.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Final, Self
+
+from p2ptunnel.defaults import OPENER_TTL_UNKNOWN
+from p2ptunnel.errors import BindError, InvalidAddressError
+from p2ptunnel.net.filter import attach_filter
+from p2ptunnel.net.sockets import family_of, forbid_fragments, get_ttl, is_sendable, set_ttl, share_port
+from p2ptunnel.protocol.machine import Event, Machine
+from p2ptunnel.trace import Tracer
+from p2ptunnel.types import Address, format_address
+
+__all__ = ["UdpDriver", "UdpSocket", "attach_filter"]
+
+_BATCH: Final = 64  # datagrams a wake-up; asyncio's own transport takes one, and drowns at 30 000/s
+_ERROR_PAUSE: Final = 0.01  # seconds
+_RECEIVE_BYTES: Final = 2048  # more than a legal datagram, so that a longer one still shows that it is too long
+
+
+class UdpSocket:
+    """One non-blocking UDP socket on a port that TCP and later UDP sockets of ours may share.
+
+    Attributes:
+        opener_ttl: TTL of datagrams sent as openers, 1 to 255; may be set at any time.
+        sent: Datagrams given to the system.
+        send_failures: Datagrams that it refused, or that had no usable destination.
+        received: Datagrams taken from it.
+    """
+
+    def __init__(
+        self,
+        local: Address,
+        *,
+        remote: Address | None = None,
+        shared: bool = True,
+        opener_ttl: int = OPENER_TTL_UNKNOWN,
+        tracer: Tracer | None = None,
+    ) -> None:
+        """Bind `local`: a numeric host, and port 0 for a free one.
+
+        Args:
+            local: Our end.
+            remote: The only one to exchange datagrams with; other sockets on the port no longer get what it sends.
+            shared: False where nobody else may have the port: a server's.
+            opener_ttl: TTL of openers.
+            tracer: Told of what the system refuses.
+
+        Raises:
+            BindError: The address is not ours, or a foreign socket has the port.
+            InvalidAddressError: A host is not numeric, or a port no port.
+        """
+        self.opener_ttl = opener_ttl
+        self.sent = self.send_failures = self.received = 0
+        self._trace: Final = tracer or Tracer()
+        self._socket: Final = _bound_socket(local, remote, shared=shared)
+        self._ttl: Final = get_ttl(self._socket)
+        self.address: Final[Address] = self._socket.getsockname()[:2]
+
+    @property
+    def socket(self) -> socket.socket:
+        """The socket itself, for a loop to watch; nobody else sends or receives on it."""
+        return self._socket
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._socket.fileno() < 0
+
+    def send(self, data: bytes, destination: Address, *, opener: bool = False) -> bool:
+        """Send one datagram, with `opener` so that it dies on the way; return whether the system took it."""
+        try:
+            self._send(data, destination, self.opener_ttl if opener else self._ttl)
+        except OSError as error:  # EPERM of a local firewall, ENETUNREACH, a full buffer: the machine will repeat itself
+            self.send_failures += 1
+            self._trace("net", "send_failed", destination=format_address(destination), reason=str(error))
+            return False
+        self.sent += 1
+        return True
+
+    def _send(self, data: bytes, destination: Address, ttl: int) -> None:
+        if not is_sendable(destination, self._socket.family):
+            raise OSError(errno.EDESTADDRREQ, os.strerror(errno.EDESTADDRREQ))
+        if ttl == self._ttl:
+            self._socket.sendto(data, destination)
+            return
+        set_ttl(self._socket, ttl)
+        try:
+            self._socket.sendto(data, destination)
+        finally:
+            set_ttl(self._socket, self._ttl)
+
+    def receive(self) -> Iterator[tuple[bytes, Address]]:
+        """Yield what waits, at most 64 datagrams, each with its source; ends when the socket is closed meanwhile."""
+        for _ in range(_BATCH):
+            if self.is_closed:
+                return
+            try:
+                data, source = self._socket.recvfrom(_RECEIVE_BYTES)
+            except BlockingIOError:
+                return
+            except OSError as error:  # an ICMP error, on systems that report it here: it took one place in the queue
+                self._trace("net", "receive_failed", reason=str(error))
+                continue
+            self.received += 1
+            yield data, (source[0], source[1])
+
+    def close(self) -> None:
+        """Close the socket; whoever watches it has stopped before.  Closing twice is fine."""
+        self._socket.close()
+
+
+def _bound_socket(local: Address, remote: Address | None, *, shared: bool) -> socket.socket:
+    host, port = local
+    family = family_of(host)
+    if family is None or not 0 <= port <= 65535:
+        raise InvalidAddressError(format_address(local))
+    if remote is not None and not is_sendable(remote, family):
+        raise InvalidAddressError(format_address(remote))
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has a socket of its own on the port
+        if port and shared:
+            share_port(sock)
+        sock.bind(local)
+        if shared:
+            share_port(sock)  # port 0 before it was bound: the kernel may give a port that is shared already (163 of 3000)
+        forbid_fragments(sock)
+        if remote is not None:
+            sock.connect(remote)
+    except OSError as error:
+        sock.close()
+        raise BindError(format_address(local), error.strerror or str(error)) from error
+    return sock
+
+
+class UdpDriver:
+    """Runs one machine over one socket, on the loop that runs when `start` is called.
+
+    After calling a method of the machine directly, call `wake` so that what it wants done is done.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        udp: UdpSocket,
+        on_event: Callable[[Event], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take over `udp`, which `close` closes.
+
+        Args:
+            machine: Its `now` is what `clock` returns.
+            udp: Nobody else reads from it.
+            on_event: Called with every event, in order; it may call the machine, `wake` and `close`.
+            clock: Monotonic seconds.
+        """
+        self._machine = machine
+        self._udp = udp
+        self._on_event = on_event
+        self._clock = clock
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._armed_for: float | None = None
+        self._events: deque[Event] = deque()
+        self._is_running = False
+        self._is_closed = False
+
+    @property
+    def udp(self) -> UdpSocket:
+        """The socket, for its address, counters and `opener_ttl`."""
+        return self._udp
+
+    def start(self) -> None:
+        """Watch the socket and do what the machine wants done now."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._loop.add_reader(self._udp.socket, self._read)
+        except NotImplementedError:  # Windows' proactor
+            self._reading = self._loop.create_task(self._read_by_task(self._loop))
+            self._reading.add_done_callback(lambda _: self._udp.close())
+        self.wake()
+
+    def wake(self) -> None:
+        """Send, report and set the timer anew, after somebody called a method of the machine."""
+        self.run(self._clock())
+
+    def run(self, now: float) -> None:
+        """Do what `wake` does, at `now`; from within `on_event` it leaves the work to the call under way."""
+        if self._is_running or self._is_closed:
+            return
+        self._is_running = True
+        try:
+            self._events.extend(self._machine.events())
+            while self._events and not self._is_closed:  # first: a SYN must leave before the datagram that announces it
+                self._on_event(self._events.popleft())
+                self._events.extend(self._machine.events())
+            self._flush()
+        finally:
+            self._is_running = False
+            self._arm(now)
+
+    def _flush(self) -> None:
+        for datagram in self._machine.datagrams_to_send():
+            self._udp.send(datagram.data, datagram.destination, opener=datagram.opener)
+
+    def _arm(self, now: float) -> None:
+        """Keep exactly one timer, at the machine's next deadline."""
+        deadline = None if self._is_closed else self._machine.next_deadline()
+        if self._events:  # a callback raised: what is left is told in the next turn
+            deadline = now
+        if deadline == self._armed_for:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._armed_for = None, deadline
+        if deadline is not None and self._loop is not None:
+            self._timer = self._loop.call_later(max(0.0, deadline - now), self._expire)
+
+    def _expire(self) -> None:
+        self._timer = self._armed_for = None
+        now = self._clock()
+        self._machine.handle_timer(now)
+        self.run(now)
+
+    def _read(self) -> None:
+        for data, source in self._udp.receive():
+            self._machine.receive_datagram(data, source, self._clock())
+        self.run(self._clock())
+
+    async def _read_by_task(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Read on a loop that cannot watch sockets; never returns."""
+        while True:
+            try:
+                data, source = await loop.sock_recvfrom(self._udp.socket, _RECEIVE_BYTES)
+            except OSError:  # Windows tells of a refused send here; receiving goes on, without spinning
+                await asyncio.sleep(_ERROR_PAUSE)
+                continue
+            self._machine.receive_datagram(data, source[:2], self._clock())
+            self.wake()
+
+    def close(self) -> None:
+        """Stop and close the socket; what the machine still wants sent is not.  Closing twice is fine."""
+        self._is_closed = True
+        self._events.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._armed_for = None
+        if self._reading is not None:
+            self._reading.cancel()  # the socket is closed when the task has ended
+        elif not self._udp.is_closed:
+            if self._loop is not None:
+                self._loop.remove_reader(self._udp.socket)  # before closing: the next socket may get the same number
+            self._udp.close()
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,306 @@
+"""The callee's side: an agent for each answered call, and the registered port that all of them share."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Final
+
+from p2ptunnel.defaults import CALLS_MAX, PHASES, PUNCH_TIMEOUT, TOKEN_TTL, WIRE_VERSION
+from p2ptunnel.errors import LocalProtocolError
+from p2ptunnel.protocol.machine import Datagram, Entropy, Event, MachineBase, new_secret
+from p2ptunnel.protocol.punch import (
+    ConnectionChosen,
+    Dial,
+    LocalView,
+    PunchStarted,
+    StopDialing,
+    phase_length,
+    sends_low,
+    tcp_targets,
+)
+from p2ptunnel.protocol.registration import Credentials, Registration
+from p2ptunnel.protocol.transaction import AnswerMemory
+from p2ptunnel.types import Address, Tag
+from p2ptunnel.wire.messages import (
+    ConkeyExtra,
+    HoleAnswer,
+    HoleProbe,
+    Message,
+    NatHints,
+    Opener,
+    OpenTcp,
+    OpenTcpAnswer,
+    PunchAnswer,
+    PunchAnswerExtra,
+    PunchNotice,
+    encode,
+)
+
+__all__ = ["TRANSITIONS", "CallAnswered", "CalleeAgent", "CalleePort", "CalleeState", "CalleeTrigger", "Refusal"]
+
+
+class CalleeState(enum.Enum):
+    """Where an answered call stands."""
+
+    IDLE = "idle"
+    OPENED = "opened"
+    CHOSEN = "chosen"
+    OVER = "over"
+
+
+class CalleeTrigger(enum.Enum):
+    """What moves an answered call."""
+
+    NOTICE = "t=10"
+    ACCEPTED = "channel accepted"
+    EXPIRED = "time is up"
+
+
+_S, _T = CalleeState, CalleeTrigger
+TRANSITIONS: Final = {
+    (_S.IDLE, _T.NOTICE): _S.OPENED,
+    (_S.OPENED, _T.ACCEPTED): _S.CHOSEN,
+    (_S.OPENED, _T.EXPIRED): _S.OVER,
+}
+"""Every legal transition of a callee; what is not here cannot happen."""
+
+
+class CalleeAgent(MachineBase):
+    """One answered call: from t=10 to an accepted channel, on the registered port.
+
+    It is fed with decoded messages (`receive`), since all calls to a peer share its registered port.
+    """
+
+    def __init__(self, notice: PunchNotice, server: Address, view: LocalView, entropy: Entropy, *, udp_port: int) -> None:
+        super().__init__()
+        self.state = CalleeState.IDLE
+        self.token = notice.extra.token
+        self.conkey = new_secret(entropy)
+        self.caller: Address = (notice.extra.host, notice.extra.port)
+        self.is_seed_only = not notice.extra.v
+        self._notice = notice
+        self._server = server
+        self._view = view
+        self._udp_port = udp_port
+        self._targets = tcp_targets(notice.extra.cands, self.caller)
+        self._hints = notice.extra.nat or NatHints()
+        self._phase = 0
+        self._phase_ends: float | None = None
+        self._expires_at: float | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """The attempt has ended, one way or the other."""
+        return self.state in {CalleeState.CHOSEN, CalleeState.OVER}
+
+    @property
+    def targets(self) -> tuple[Address, ...]:
+        """Where the caller's TCP connection is expected from."""
+        return self._targets
+
+    def start(self, now: float) -> None:
+        """Open our NAT, then answer: SYN and t=30 that die on the way, -10.
+
+        Raises:
+            LocalProtocolError: It has begun already.
+
+        Source: wire t=10, t=30.
+        """
+        self._move(CalleeTrigger.NOTICE)
+        self._expires_at = now + PUNCH_TIMEOUT
+        self._events.append(PunchStarted(self.token, self.caller))
+        self._begin_phase(0, now)
+        self._datagrams.append(Datagram(encode(Opener()), self.caller, opener=self._view.can_open_low))
+        self.answer_notice()
+
+    def answer_notice(self) -> None:
+        """Answer t=10, once more if it was repeated."""
+        extra = PunchAnswerExtra(port=self._udp_port, v=WIRE_VERSION, cands=self._view.candidates, nat=self._view.hints)
+        if self.is_seed_only:
+            extra = PunchAnswerExtra(port=self._udp_port)
+        answer = PunchAnswer(mid=self._notice.mid, token=self.token, code=200, em="", extra=extra)
+        self._datagrams.append(Datagram(encode(answer), self._server))
+
+    def receive(self, message: HoleProbe | OpenTcp, source: Address, now: float) -> None:
+        """Take a t=31 or t=32 that names our token."""
+        if self.state is not CalleeState.OPENED:
+            self._drop("attempt over")
+            return
+        if source[0] != self.caller[0]:
+            self._drop("another host")
+            return
+        if isinstance(message, HoleProbe):
+            answer: Message = HoleAnswer(mid=message.mid, token=self.token)
+        elif message.extra.op == 1:
+            answer = OpenTcpAnswer(mid=message.mid, token=self.token, code=200, em="", extra=ConkeyExtra(conkey=self.conkey))
+        else:
+            answer = OpenTcpAnswer(mid=message.mid, token=self.token, code=400, em="unknown op")
+        self._datagrams.append(Datagram(encode(answer), source))
+
+    def channel_accepted(self, connection: int) -> None:
+        """A channel with the caller stands on `connection`: the attempt is over."""
+        self._move(CalleeTrigger.ACCEPTED)
+        self._phase_ends = self._expires_at = None
+        self._events += [ConnectionChosen(self.token, connection), StopDialing(self.token)]
+
+    def handle_timer(self, now: float) -> None:
+        """Begin the next phase or end the attempt."""
+        if self._expires_at is not None and now >= self._expires_at:
+            self._move(CalleeTrigger.EXPIRED)
+            self._phase_ends = self._expires_at = None
+            self._events.append(StopDialing(self.token))
+        elif self._phase_ends is not None and now >= self._phase_ends:
+            self._begin_phase(self._phase + 1, now)
+
+    def next_deadline(self) -> float | None:
+        """Return when something is due."""
+        return min((at for at in (self._phase_ends, self._expires_at) if at is not None), default=None)
+
+    def _begin_phase(self, phase: int, now: float) -> None:
+        self._phase = phase
+        if phase >= PHASES:
+            self._phase_ends = None
+            return
+        length = phase_length(self._view.rtt, self._hints.rtt / 1000)
+        self._phase_ends = now + length
+        low = sends_low("callee", phase, caller_can=self._hints.low, callee_can=self._view.can_open_low)
+        self._events.append(Dial(self.token, self._targets, low, length))
+
+    def _move(self, trigger: CalleeTrigger) -> None:
+        try:
+            self.state = TRANSITIONS[self.state, trigger]
+        except KeyError:
+            raise LocalProtocolError(f"an answered call that is {self.state.value} takes no {trigger.value}") from None
+
+
+# --- the registered port -----------------------------------------------------------------------------------------------
+
+Refusal = tuple[int, str]
+"""`(code, text)` of a -10 that says no."""
+
+
+class CallAnswered(Event, frozen=True):
+    """A call was let in as far as punching goes; who calls is proved later, in the channel."""
+
+    token: str
+    caller: Address
+    is_seed_only: bool
+
+
+class CalleePort(MachineBase):
+    """The registered port of a peer: its registration, and an agent for each call that is being answered.
+
+    Args:
+        tag: Under which we register.
+        server: The rendezvous server's numeric address; t=10 counts from there only.
+        credentials: Who we are.
+        entropy: For message ids and conkeys.
+        udp_port: Our local port, as the founding protocol wants it in -10.
+        screen: Judges a t=10 before anything is sent to the caller: None lets it in, a `Refusal` is answered.
+    """
+
+    def __init__(
+        self,
+        tag: Tag,
+        server: Address,
+        credentials: Credentials,
+        entropy: Entropy,
+        *,
+        udp_port: int,
+        screen: Callable[[PunchNotice], Refusal | None],
+    ) -> None:
+        super().__init__()
+        self.registration = Registration(tag, server, credentials, entropy)
+        self.view = LocalView()
+        self._server = server
+        self._entropy = entropy
+        self._udp_port = udp_port
+        self._screen = screen
+        self._agents: dict[str, CalleeAgent] = {}
+        self._answered = AnswerMemory(seconds=TOKEN_TTL)
+
+    @property
+    def agents(self) -> tuple[CalleeAgent, ...]:
+        """The calls under way."""
+        return tuple(self._agents.values())
+
+    def agent(self, token: str) -> CalleeAgent | None:
+        """Return the agent of `token` while its attempt lives."""
+        return self._agents.get(token)
+
+    def receive_datagram(self, data: bytes, source: Address, now: float) -> None:
+        """Take one datagram from the server, a caller or anybody else."""
+        message = self._decode(data)
+        match message:
+            case None:
+                pass
+            case PunchNotice():
+                self._on_notice(message, source, now)
+            case HoleProbe() | OpenTcp():
+                agent = self._agents.get(message.token)
+                if agent is None:
+                    self._drop("unknown token")
+                else:
+                    agent.receive(message, source, now)
+            case _:
+                if not self.registration.receive(message, source, now):
+                    self._drop("unexpected message")
+        self._collect()
+
+    def handle_timer(self, now: float) -> None:
+        """Do what is due for the registration and each call."""
+        self.registration.handle_timer(now)
+        for agent in self.agents:
+            agent.handle_timer(now)
+        self._collect()
+
+    def next_deadline(self) -> float | None:
+        """Return when something is due."""
+        waits = [machine.next_deadline() for machine in self._machines()]
+        return min((at for at in waits if at is not None), default=None)
+
+    def datagrams_to_send(self) -> list[Datagram]:
+        """Return and forget the datagrams that wait, in send order."""
+        self._collect()
+        return super().datagrams_to_send()
+
+    def events(self) -> list[Event]:
+        """Return and forget what happened, in order."""
+        self._collect()
+        return super().events()
+
+    def _on_notice(self, message: PunchNotice, source: Address, now: float) -> None:
+        if source != self._server:
+            self._drop("t=10 not from our server")
+            return
+        token = message.extra.token
+        known = self._agents.get(token)
+        if known is not None:
+            known.answer_notice()
+            return
+        if self._answered.recall(token, now) is not None:
+            self._drop("attempt over")
+            return
+        refusal = self._screen(message) if len(self._agents) < CALLS_MAX else (429, "too many calls")
+        if refusal is not None:
+            code, text = refusal
+            answer = PunchAnswer(mid=message.mid, token=token, code=code, em=text)
+            self._datagrams.append(Datagram(encode(answer), source))
+            return
+        agent = CalleeAgent(message, source, self.view, self._entropy, udp_port=self._udp_port)
+        self._agents[token] = agent
+        self._answered.remember(token, b"", now)  # a late repetition of t=10 must not begin it anew
+        self._events.append(CallAnswered(token, agent.caller, agent.is_seed_only))
+        agent.start(now)
+
+    def _collect(self) -> None:
+        for machine in self._machines():
+            self._datagrams += machine.datagrams_to_send()
+            self._events += machine.events()
+        for agent in self.agents:
+            if agent.is_over:
+                del self._agents[agent.token]
+
+    def _machines(self) -> list[Registration | CalleeAgent]:
+        return [self.registration, *self._agents.values()]

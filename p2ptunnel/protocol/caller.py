@@ -1,0 +1,348 @@
+"""The caller's agent: one call, from t=4 to a channel.  The state machine is the table below."""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+from p2ptunnel.defaults import COOKIELESS_PAD_BYTES, PHASES, PUNCH_TIMEOUT, WIRE_VERSION
+from p2ptunnel.errors import LocalProtocolError
+from p2ptunnel.protocol.machine import Datagram, Entropy, MachineBase, new_mid
+from p2ptunnel.protocol.punch import (
+    CallFailed,
+    ConnectionChosen,
+    Dial,
+    FailureKind,
+    HoleOpened,
+    LocalView,
+    Nominate,
+    PunchStarted,
+    StopDialing,
+    phase_length,
+    sends_low,
+    tcp_targets,
+)
+from p2ptunnel.protocol.transaction import Requester
+from p2ptunnel.types import Address, Tag, clean
+from p2ptunnel.wire.messages import (
+    ConnectAnswer,
+    ConnectAnswerExtra,
+    ConnectRequest,
+    ConnectRequestExtra,
+    HoleAnswer,
+    HoleProbe,
+    Message,
+    NatHints,
+    Opener,
+    OpenTcp,
+    OpenTcpAnswer,
+    OpenTcpExtra,
+    PunchResult,
+    PunchResultAck,
+    PunchResultExtra,
+    encode,
+    encode_padded,
+)
+
+__all__ = ["TRANSITIONS", "CallerAgent", "CallerState", "CallerTrigger"]
+
+
+class CallerState(enum.Enum):
+    """Where a call stands."""
+
+    IDLE = "idle"
+    ASKING = "asking"
+    OFFERED = "offered"
+    PUNCHING = "punching"
+    NOMINATING = "nominating"
+    CONNECTED = "connected"
+    FAILED = "failed"
+
+
+class CallerTrigger(enum.Enum):
+    """What moves a call."""
+
+    START = "start"
+    CHALLENGED = "-4 401"
+    OFFERED = "-4 200"
+    RESULT = "t=11 200"
+    CANDIDATE = "connected, conkey known"
+    CHANNEL_UP = "channel up"
+    CHANNEL_FAILED = "channel failed"
+    FAIL = "refused, offline, silent, late"
+
+
+_S, _T = CallerState, CallerTrigger
+TRANSITIONS: Final = {
+    (_S.IDLE, _T.START): _S.ASKING,
+    (_S.ASKING, _T.CHALLENGED): _S.ASKING,
+    (_S.ASKING, _T.OFFERED): _S.OFFERED,
+    (_S.ASKING, _T.RESULT): _S.PUNCHING,  # t=11 may overtake -4
+    (_S.OFFERED, _T.RESULT): _S.PUNCHING,
+    (_S.PUNCHING, _T.CANDIDATE): _S.NOMINATING,
+    (_S.NOMINATING, _T.CHANNEL_UP): _S.CONNECTED,
+    (_S.NOMINATING, _T.CHANNEL_FAILED): _S.PUNCHING,
+    (_S.ASKING, _T.FAIL): _S.FAILED,
+    (_S.OFFERED, _T.FAIL): _S.FAILED,
+    (_S.PUNCHING, _T.FAIL): _S.FAILED,
+    (_S.NOMINATING, _T.FAIL): _S.FAILED,
+}
+"""Every legal transition of a caller; what is not here cannot happen."""
+
+
+class CallerAgent(MachineBase):
+    """One call: from t=4 to a channel, on one port that nothing else uses.
+
+    Args:
+        tag: Our own, may be unregistered.
+        wanted: The callee's.
+        server: The rendezvous server's numeric address.
+        view: What we know of our own port.
+        entropy: For message ids.
+        cookie: The server's cookie for our address if we have one; saves a round trip.
+        raw: Call a program that speaks the founding protocol only: nothing is sent on the connection, so any is chosen.
+    """
+
+    def __init__(
+        self,
+        tag: Tag,
+        wanted: Tag,
+        server: Address,
+        view: LocalView,
+        entropy: Entropy,
+        *,
+        cookie: str = "",
+        raw: bool = False,
+    ) -> None:
+        super().__init__()
+        self.state = CallerState.IDLE
+        self.token = ""
+        self._tag = tag
+        self._wanted = wanted
+        self._server = server
+        self._view = view
+        self._entropy = entropy
+        self._cookie = cookie
+        self._raw = raw
+        self._requester = Requester(entropy)
+        self._conkey: str | None = None
+        self._peer: Address | None = None
+        self._targets: tuple[Address, ...] = ()
+        self._hints = NatHints()
+        self._peer_is_ours = False
+        self._connections: list[int] = []
+        self._nominated: int | None = None
+        self._phase = 0
+        self._phase_ends: float | None = None
+        self._gives_up_at: float | None = None
+        self._challenges = 0
+
+    # --- input --------------------------------------------------------------------------------------------------------
+
+    def start(self, now: float) -> None:
+        """Ask the server for the callee.
+
+        Raises:
+            LocalProtocolError: It has begun already.
+
+        Source: wire t=4.
+        """
+        self._move(CallerTrigger.START)
+        self._ask(now)
+
+    def receive_datagram(self, data: bytes, source: Address, now: float) -> None:
+        """Take one datagram from the server, the callee or anybody else."""
+        message = self._decode(data)
+        if message is not None:
+            self._receive(message, source, now)
+
+    def connection_up(self, connection: int, now: float) -> None:
+        """Take note of a TCP connection on our port, however it was opened; the number is the driver's."""
+        if self.state in {CallerState.PUNCHING, CallerState.NOMINATING}:
+            self._connections.append(connection)
+            self._nominate_next(now)
+
+    def channel_up(self, now: float) -> None:
+        """The callee has accepted us on the nominated connection."""
+        connection = self._nominated
+        self._move(CallerTrigger.CHANNEL_UP)
+        assert connection is not None
+        self._finish()
+        self._events += [ConnectionChosen(self.token, connection), StopDialing(self.token)]
+
+    def channel_failed(self, now: float) -> None:
+        """No channel came up on the nominated connection: the next one gets its chance."""
+        self._move(CallerTrigger.CHANNEL_FAILED)
+        self._nominated = None
+        self._nominate_next(now)
+
+    def handle_timer(self, now: float) -> None:
+        """Repeat, give up, begin the next phase: whatever is due."""
+        repeat, expired = self._requester.due(now)
+        self._datagrams += repeat
+        if any(request.t == 4 for request in expired) and self.state is CallerState.ASKING:
+            self._fail("rendezvous-silent", 408, "no answer", now)
+        elif self._gives_up_at is not None and now >= self._gives_up_at:
+            self._fail("timeout", 408, "no hole opened", now)
+        elif self._phase_ends is not None and now >= self._phase_ends and self.state is CallerState.PUNCHING:
+            self._begin_phase(self._phase + 1, now)
+
+    def next_deadline(self) -> float | None:
+        """Return when something is due."""
+        waits = [self._requester.next_deadline(), self._gives_up_at]
+        if self.state is CallerState.PUNCHING:
+            waits.append(self._phase_ends)
+        return min((at for at in waits if at is not None), default=None)
+
+    # --- the conversation with the server -----------------------------------------------------------------------------
+
+    def _ask(self, now: float) -> None:
+        extra = ConnectRequestExtra(rtag=self._wanted)
+        if not self._raw:
+            extra = ConnectRequestExtra(
+                rtag=self._wanted,
+                v=WIRE_VERSION,
+                cookie=self._cookie,
+                cands=self._view.candidates,
+                nat=self._view.hints,
+            )
+        request = ConnectRequest(mid=new_mid(self._entropy), ltag=self._tag, extra=extra)
+        data = encode_padded(request, COOKIELESS_PAD_BYTES)
+        self._requester.cancel(4)
+        self._datagrams.append(self._requester.send(4, request.mid, data, self._server, now))
+
+    def _receive(self, message: Message, source: Address, now: float) -> None:
+        match message:
+            case ConnectAnswer():
+                if self._requester.answered(4, message.mid, source) and self.state is CallerState.ASKING:
+                    self._on_answer(message, now)
+            case PunchResult() if source == self._server:
+                self._datagrams.append(Datagram(encode(PunchResultAck(mid=message.mid, token=message.token)), source))
+                if self.state in {CallerState.ASKING, CallerState.OFFERED}:
+                    self._on_result(message, now)
+            case HoleAnswer() if self._is_peer(message.token, source):
+                self._on_hole(message, source, now)
+            case OpenTcpAnswer() if self._is_peer(message.token, source):
+                self._on_conkey(message, now)
+            case Opener():
+                pass  # what it is for has happened on the way here
+            case _:
+                self._drop("unexpected message")
+
+    def _on_answer(self, message: ConnectAnswer, now: float) -> None:
+        extra = message.extra or ConnectAnswerExtra()
+        if message.code == 200 and extra.token:
+            self.token = extra.token
+            self._move(CallerTrigger.OFFERED)
+            self._gives_up_at = now + PUNCH_TIMEOUT
+        elif message.code == 401 and extra.cookie and self._challenges < 2:
+            self._challenges += 1
+            self._cookie = extra.cookie
+            self._move(CallerTrigger.CHALLENGED)
+            self._ask(now)
+        elif message.code == 404:
+            self._fail("offline", 404, clean(message.em or ""), now)
+        elif message.code == 429:
+            self._fail("rate-limited", 429, clean(message.em or ""), now, retry_after=extra.retry_after)
+        else:
+            self._fail("refused", message.code, clean(message.em or ""), now)
+
+    def _on_result(self, message: PunchResult, now: float) -> None:
+        if self.token and message.token != self.token:
+            self._drop("result of another attempt")
+            return
+        if message.code != 200 or message.extra is None:
+            kind: FailureKind = "timeout" if message.code == 408 else "refused"
+            self._fail(kind, message.code, clean(message.em or ""), now)
+            return
+        self.token = message.token
+        self._requester.cancel(4)
+        self._move(CallerTrigger.RESULT)
+        self._begin_punching(message.extra, now)
+
+    # --- the conversation with the callee -----------------------------------------------------------------------------
+
+    def _begin_punching(self, callee: PunchResultExtra, now: float) -> None:
+        self._peer = (callee.host, callee.port)
+        self._targets = tcp_targets(callee.cands, self._peer)
+        self._hints = callee.nat or NatHints()
+        self._gives_up_at = now + PUNCH_TIMEOUT
+        self._peer_is_ours = callee.v > 0
+        self._events.append(PunchStarted(self.token, self._peer))
+        self._begin_phase(0, now)
+        self._probe(now)
+        if self._peer_is_ours:  # a program of the seed wants t=31 and t=32 one after the other
+            self._open_tcp(now)
+
+    def _begin_phase(self, phase: int, now: float) -> None:
+        self._phase = phase
+        if phase >= PHASES:  # what is under way may still succeed, nothing new is tried
+            self._phase_ends = None
+            return
+        length = phase_length(self._view.rtt, self._hints.rtt / 1000)
+        self._phase_ends = now + length
+        low = self._peer_is_ours and sends_low(  # a program of the seed never sends a SYN: nothing to open for
+            "caller", phase, caller_can=self._view.can_open_low, callee_can=self._hints.low
+        )
+        self._events.append(Dial(self.token, self._targets, low, length))
+
+    def _is_peer(self, token: str, source: Address) -> bool:
+        return self._peer is not None and token == self.token and source[0] == self._peer[0]
+
+    def _probe(self, now: float) -> None:
+        assert self._peer is not None
+        mid = new_mid(self._entropy)
+        data = encode(HoleProbe(mid=mid, token=self.token))
+        self._datagrams.append(self._requester.send(31, mid, data, self._peer, now, timeout=PUNCH_TIMEOUT))
+
+    def _open_tcp(self, now: float) -> None:
+        assert self._peer is not None
+        mid = new_mid(self._entropy)
+        data = encode(OpenTcp(mid=mid, token=self.token, extra=OpenTcpExtra(op=1)))
+        self._datagrams.append(self._requester.send(32, mid, data, self._peer, now, timeout=PUNCH_TIMEOUT))
+
+    def _on_hole(self, message: HoleAnswer, source: Address, now: float) -> None:
+        request = self._requester.answered(31, message.mid)
+        if request is None:
+            return
+        rtt = now - request.sent_at if request.sends == 1 else None
+        self._events.append(HoleOpened(self.token, source, rtt))
+        is_moved = source != self._peer  # the callee's NAT may show another port to us than to the server
+        self._peer = source
+        if self._conkey is None and (is_moved or not self._peer_is_ours):
+            self._requester.cancel(32)
+            self._open_tcp(now)
+
+    def _on_conkey(self, message: OpenTcpAnswer, now: float) -> None:
+        if self._requester.answered(32, message.mid) is None or self._conkey is not None:
+            return
+        if message.code != 200 or message.extra is None:
+            self._fail("refused", message.code, clean(message.em or ""), now)
+            return
+        self._conkey = message.extra.conkey
+        if self.state is CallerState.PUNCHING:
+            self._nominate_next(now)
+
+    # --- which connection counts --------------------------------------------------------------------------------------
+
+    def _nominate_next(self, now: float) -> None:
+        if self.state is not CallerState.PUNCHING or self._conkey is None or not self._connections:
+            return
+        self._move(CallerTrigger.CANDIDATE)
+        self._nominated = self._connections.pop(0)
+        self._events.append(Nominate(self._nominated, self._conkey))
+
+    def _fail(self, kind: FailureKind, code: int, text: str, now: float, *, retry_after: float = 0.0) -> None:
+        self._move(CallerTrigger.FAIL)
+        self._finish()
+        self._events += [CallFailed(kind, code, text, retry_after), StopDialing(self.token)]
+
+    def _finish(self) -> None:
+        self._requester.cancel()
+        self._phase_ends = self._gives_up_at = None
+
+    def _move(self, trigger: CallerTrigger) -> None:
+        try:
+            self.state = TRANSITIONS[self.state, trigger]
+        except KeyError:
+            raise LocalProtocolError(f"a call that is {self.state.value} takes no {trigger.value}") from None

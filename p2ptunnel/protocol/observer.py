@@ -1,0 +1,78 @@
+"""The observer: tells whoever asks how it looks from here, by t=5 and by STUN.  It keeps no state at all.
+
+A rendezvous server has one on each address and port it listens on, so that peers can learn how their NAT maps (RFC 5780).
+"""
+
+from __future__ import annotations
+
+from p2ptunnel.defaults import STUN_BARE_PER_SECOND
+from p2ptunnel.protocol.machine import Datagram, MachineBase
+from p2ptunnel.types import Address
+from p2ptunnel.wire.messages import Observed, ReflexiveAnswer, ReflexiveProbe, encode
+from p2ptunnel.wire.stun import MalformedStunError, decode_request, encode_response, is_stun
+
+__all__ = ["Observer"]
+
+
+class Observer(MachineBase):
+    """Answers t=5 and STUN Binding requests.
+
+    Args:
+        others: Where else the same server observes, told in each -5.
+    """
+
+    def __init__(self, others: tuple[Address, ...] = ()) -> None:
+        super().__init__()
+        self.others = others
+        self._bare_second = -1
+        self._bare_answers = 0
+
+    def receive_datagram(self, data: bytes, source: Address, now: float) -> None:
+        """Take one datagram; an answer that would be longer than the question is not given."""
+        if is_stun(data):
+            self._on_stun(data, source, now)
+            return
+        message = self._decode(data)
+        if not isinstance(message, ReflexiveProbe):
+            self._drop("not for an observer")
+            return
+        answer = encode(self.answer(message, source))
+        if len(answer) <= len(data):
+            self._datagrams.append(Datagram(answer, source))
+        else:
+            self._drop("question shorter than the answer")
+
+    def answer(self, probe: ReflexiveProbe, source: Address) -> ReflexiveAnswer:
+        """Return the -5 for `probe`."""
+        host, port = source
+        return ReflexiveAnswer(mid=probe.mid, code=200, em="", extra=Observed(host=host, port=port, other=self.others))
+
+    def answer_line(self, line: bytes, source: Address) -> bytes | None:
+        """Return the answer to one line of a TCP connection, None if it is no t=5."""
+        message = self._decode(line)
+        return encode(self.answer(message, source)) if isinstance(message, ReflexiveProbe) else None
+
+    def handle_timer(self, now: float) -> None:
+        """Nothing is ever due."""
+
+    def next_deadline(self) -> None:
+        """Nothing is ever due."""
+
+    def _on_stun(self, data: bytes, source: Address, now: float) -> None:
+        try:
+            request = decode_request(data)
+        except MalformedStunError:
+            self._drop("malformed STUN")
+            return
+        response = encode_response(request.transaction_id, source)
+        if len(response) <= len(data) or self._may_answer_bare(now):
+            self._datagrams.append(Datagram(response, source))
+        else:
+            self._drop("bare STUN over its rate")
+
+    def _may_answer_bare(self, now: float) -> bool:
+        """Ration the one answer that is longer than its question: a bare Binding request, as other people's clients send it."""
+        if int(now) != self._bare_second:
+            self._bare_second, self._bare_answers = int(now), 0
+        self._bare_answers += 1
+        return self._bare_answers <= STUN_BARE_PER_SECOND

@@ -1,0 +1,135 @@
+"""Hole punching: what the two agents of an attempt ask for and report, and the plan both follow.
+
+The founding flow, with what it leaves open filled in: the callee opens first, with a SYN and a t=30 that die on the way (no NAT
+ever sees an unsolicited packet that it would answer or remember), the caller answers with a plain SYN to the port that was
+observed over TCP; if that opens nothing the roles swap, and last both send plain SYNs.  Rule: an agent says what to do with
+sockets and knows none.  Source: wire document; docs/explanation/nat.md.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from p2ptunnel.defaults import PHASE_MIN
+from p2ptunnel.protocol.machine import Event
+from p2ptunnel.types import Address, Candidate
+from p2ptunnel.wire.messages import NatHints
+
+__all__ = [
+    "CallFailed",
+    "ConnectionChosen",
+    "Dial",
+    "FailureKind",
+    "HoleOpened",
+    "LocalView",
+    "Nominate",
+    "PunchStarted",
+    "StopDialing",
+    "phase_length",
+    "sends_low",
+    "tcp_targets",
+]
+
+FailureKind: TypeAlias = Literal["rendezvous-silent", "offline", "refused", "rate-limited", "timeout"]
+
+
+class LocalView(msgspec.Struct, frozen=True):
+    """What a side knows of its own port when an attempt begins.
+
+    candidates: TCP and UDP addresses at which others may find this port, best first.
+    rtt: Seconds to the rendezvous server and back.
+    can_open_low: It can send a SYN that dies on the way and survive the ICMP answer.
+    """
+
+    candidates: tuple[Candidate, ...] = ()
+    rtt: float = 0.0
+    can_open_low: bool = True
+
+    @property
+    def hints(self) -> NatHints:
+        """The same as the wire's `extra.nat`."""
+        return NatHints(low=self.can_open_low, rtt=min(round(self.rtt * 1000), 60_000))
+
+
+# --- what agents ask for and report ------------------------------------------------------------------------------------
+
+
+class PunchStarted(Event, frozen=True):
+    """Both sides know of each other; `peer` is the other's UDP address as seen from outside."""
+
+    token: str
+    peer: Address
+
+
+class Dial(Event, frozen=True):
+    """Drop the SYNs of this attempt that are under way and send new ones, in one tick, from this port to `targets`.
+
+    low: They must die outside our own NATs.  patience: Seconds until the next phase replaces them.
+    """
+
+    token: str
+    targets: tuple[Address, ...]
+    low: bool
+    patience: float
+
+
+class StopDialing(Event, frozen=True):
+    """Close what is under way and every connection that was not chosen, by RST."""
+
+    token: str
+
+
+class HoleOpened(Event, frozen=True):
+    """UDP passes both ways; `rtt` in seconds, None if the probe was repeated."""
+
+    token: str
+    remote: Address
+    rtt: float | None
+
+
+class Nominate(Event, frozen=True):
+    """Try to make a channel on this connection: preamble with `conkey`, then TLS."""
+
+    connection: int
+    conkey: str
+
+
+class ConnectionChosen(Event, frozen=True):
+    """The channel stands on this connection; the attempt is over."""
+
+    token: str
+    connection: int
+
+
+class CallFailed(Event, frozen=True):
+    """The attempt is over without a channel; `text` is cleaned."""
+
+    kind: FailureKind
+    code: int
+    text: str
+    retry_after: float = 0.0
+
+
+def phase_length(own_rtt: float, other_rtt: float) -> float:
+    """Return W, the length of a phase in seconds: twice the estimated round trip between the peers, at least 0.3 s."""
+    return max(PHASE_MIN, 2 * (own_rtt + other_rtt))
+
+
+def sends_low(role: Literal["caller", "callee"], phase: int, *, caller_can: bool, callee_can: bool) -> bool:
+    """Tell whether the SYNs of `role` in `phase` must die on the way.
+
+    Phase 0: the callee's, if it can, else the caller's.  Phase 1: the other side's.  Phase 2: nobody's.
+    """
+    if phase >= 2:
+        return False
+    first: Literal["caller", "callee"] = "callee" if callee_can else "caller"
+    opener = first if phase == 0 else ("caller" if first == "callee" else "callee")
+    return role == opener and (caller_can if role == "caller" else callee_can)
+
+
+def tcp_targets(candidates: tuple[Candidate, ...], fallback: Address) -> tuple[Address, ...]:
+    """Return where to send SYNs: the TCP candidates, or where UDP came from if the peer names none (the founding protocol)."""
+    targets = tuple(dict.fromkeys(c.address for c in candidates if c.proto == "tcp" and c.port))
+    return targets or (fallback,)

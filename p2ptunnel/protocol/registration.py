@@ -1,0 +1,312 @@
+"""Registration: a peer makes itself known under its tag, stays known, and notices when its NAT has rebound.
+
+t=1, 2 and 3 of the wire document.  The state machine is the table below; the server's silence never ends it, only `leave` does.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final, Protocol
+
+from p2ptunnel.defaults import (
+    COOKIELESS_PAD_BYTES,
+    HEARTBEAT_MAX,
+    HEARTBEAT_MIN,
+    RECONNECT_CAP,
+    RECONNECT_FACTOR,
+    RECONNECT_FIRST,
+)
+from p2ptunnel.errors import LocalProtocolError
+from p2ptunnel.protocol.machine import Entropy, Event, MachineBase, new_mid
+from p2ptunnel.protocol.transaction import Request, Requester
+from p2ptunnel.types import Address, Tag, clean
+from p2ptunnel.wire.messages import (
+    EpochExtra,
+    Heartbeat,
+    HeartbeatAnswer,
+    Leave,
+    LeaveAnswer,
+    Message,
+    Observed,
+    Register,
+    RegisterAnswer,
+    RegisterExtra,
+    encode_padded,
+)
+
+__all__ = [
+    "TRANSITIONS",
+    "AddressChanged",
+    "Credentials",
+    "Left",
+    "Registered",
+    "Registration",
+    "RegistrationLost",
+    "RegistrationRefused",
+    "RegistrationState",
+]
+
+
+class RegistrationState(enum.Enum):
+    """Where a registration stands."""
+
+    IDLE = "idle"
+    REGISTERING = "registering"
+    REGISTERED = "registered"
+    WAITING = "waiting"
+    REFUSED = "refused"
+    LEAVING = "leaving"
+    LEFT = "left"
+
+
+class _Trigger(enum.Enum):
+    START = "start"
+    CHALLENGED = "401 with a cookie"
+    ACCEPTED = "200"
+    REFUSED = "another code"
+    SILENCE = "no answer"
+    RETRY = "time to try again"
+    UNKNOWN = "the server does not know us any more"
+    LEAVE = "leave"
+    GONE = "left, or no answer to leaving"
+
+
+_S, _T = RegistrationState, _Trigger
+TRANSITIONS: Final = {
+    (_S.IDLE, _T.START): _S.REGISTERING,
+    (_S.REGISTERING, _T.CHALLENGED): _S.REGISTERING,
+    (_S.REGISTERING, _T.ACCEPTED): _S.REGISTERED,
+    (_S.REGISTERING, _T.REFUSED): _S.REFUSED,
+    (_S.REGISTERING, _T.SILENCE): _S.WAITING,
+    (_S.REGISTERED, _T.UNKNOWN): _S.REGISTERING,
+    (_S.REGISTERED, _T.SILENCE): _S.REGISTERING,
+    (_S.WAITING, _T.RETRY): _S.REGISTERING,
+    (_S.REFUSED, _T.RETRY): _S.REGISTERING,
+    (_S.IDLE, _T.LEAVE): _S.LEFT,
+    (_S.REGISTERING, _T.LEAVE): _S.LEFT,
+    (_S.REGISTERED, _T.LEAVE): _S.LEAVING,
+    (_S.WAITING, _T.LEAVE): _S.LEFT,
+    (_S.REFUSED, _T.LEAVE): _S.LEFT,
+    (_S.LEAVING, _T.LEAVE): _S.LEAVING,
+    (_S.LEAVING, _T.GONE): _S.LEFT,
+    (_S.LEFT, _T.LEAVE): _S.LEFT,
+}
+"""Every legal transition; what is not here cannot happen."""
+
+
+class Registered(Event, frozen=True):
+    """The server knows us, as `observed` from outside; `rtt` in seconds, None if the request was repeated."""
+
+    observed: Address
+    rtt: float | None
+
+
+class AddressChanged(Event, frozen=True):
+    """The server sees us at another address than before: our NAT has rebound, or we moved."""
+
+    old: Address
+    new: Address
+
+
+class RegistrationRefused(Event, frozen=True):
+    """The server said no; `code` as in the wire document, `text` cleaned."""
+
+    code: int
+    text: str
+    retry_after: float
+
+
+class RegistrationLost(Event, frozen=True):
+    """The server has not answered for a whole transaction; the next try is in `retry_in` seconds."""
+
+    retry_in: float
+
+
+class Left(Event, frozen=True):
+    """The registration is over."""
+
+
+class Credentials(Protocol):
+    """Who registers: signs the body of t=1 with the peer's key."""
+
+    def register_extra(self, *, cookie: str, server_key: str, at_least_ts: int) -> RegisterExtra:
+        """Return a freshly signed body; its `ts` is above `at_least_ts` and above that of any body before."""
+        ...
+
+
+class Registration(MachineBase):
+    """One peer's registration with one server.
+
+    It is fed with decoded messages (`receive`), since it shares its port with punch agents.
+    """
+
+    def __init__(self, tag: Tag, server: Address, credentials: Credentials, entropy: Entropy) -> None:
+        super().__init__()
+        self.tag = tag
+        self.server = server
+        self.state = RegistrationState.IDLE
+        self.observed: Address | None = None
+        self.rtt: float | None = None
+        self.cookie = ""
+        self._credentials = credentials
+        self._entropy = entropy
+        self._requester = Requester(entropy)
+        self._epoch = 0
+        self._server_key = ""
+        self._ts = 0
+        self._failures = 0
+        self._challenges = 0
+        self._timer: float | None = None
+
+    def start(self, now: float) -> None:
+        """Register.
+
+        Raises:
+            LocalProtocolError: It has been started already.
+        """
+        self._move(_Trigger.START)
+        self._register(now)
+
+    def leave(self, now: float) -> None:
+        """Tell the server that we go; `Left` follows at once or when the server has answered."""
+        before = self._move(_Trigger.LEAVE)
+        if before is RegistrationState.REGISTERED:
+            self._requester.cancel()
+            self._timer = None
+            message = Leave(mid=new_mid(self._entropy), ltag=self.tag, extra=EpochExtra(epoch=self._epoch))
+            self._request(message, now, timeout=1.0)
+        elif before not in {RegistrationState.LEAVING, RegistrationState.LEFT}:
+            self._finish()
+
+    def network_changed(self, now: float) -> None:
+        """Ask the server at once what it sees: the network has changed, or we slept."""
+        if self.state is RegistrationState.REGISTERED:
+            self._heartbeat(now)
+        elif self.state is RegistrationState.WAITING:
+            self._failures = 0
+            self._timer = now
+
+    def receive(self, message: Message, source: Address, now: float) -> bool:
+        """Take an answer of the server's; return whether it was for this machine."""
+        match message:
+            case RegisterAnswer():
+                self._on_answer(self._requester.answered(1, message.mid, source), message, now)
+            case HeartbeatAnswer():
+                self._on_heartbeat_answer(self._requester.answered(2, message.mid, source), message, now)
+            case LeaveAnswer():
+                if self._requester.answered(3, message.mid, source) and self.state is RegistrationState.LEAVING:
+                    self._move(_Trigger.GONE)
+                    self._finish()
+            case _:
+                return False
+        return True
+
+    def handle_timer(self, now: float) -> None:
+        """Repeat, give up, send the heartbeat, try again: whatever is due."""
+        repeat, expired = self._requester.due(now)
+        self._datagrams += repeat
+        for request in expired:
+            self._on_silence(request, now)
+        if self._timer is None or now < self._timer:
+            return
+        self._timer = None
+        if self.state is RegistrationState.REGISTERED:
+            self._heartbeat(now)
+        elif self.state in {RegistrationState.WAITING, RegistrationState.REFUSED}:
+            self._move(_Trigger.RETRY)
+            self._register(now)
+
+    def next_deadline(self) -> float | None:
+        """Return when something is due."""
+        waits = [at for at in (self._timer, self._requester.next_deadline()) if at is not None]
+        return min(waits, default=None)
+
+    def _move(self, trigger: _Trigger) -> RegistrationState:
+        before = self.state
+        try:
+            self.state = TRANSITIONS[before, trigger]
+        except KeyError:
+            raise LocalProtocolError(f"registration is {before.value}: no {trigger.value} there") from None
+        return before
+
+    def _request(self, message: Register | Heartbeat | Leave, now: float, *, timeout: float | None = None) -> None:
+        data = encode_padded(message, COOKIELESS_PAD_BYTES)
+        t = {Register: 1, Heartbeat: 2, Leave: 3}[type(message)]
+        options = {} if timeout is None else {"timeout": timeout}
+        self._datagrams.append(self._requester.send(t, message.mid, data, self.server, now, **options))
+
+    def _register(self, now: float) -> None:
+        self._requester.cancel()
+        extra = self._credentials.register_extra(cookie=self.cookie, server_key=self._server_key, at_least_ts=self._ts)
+        self._request(Register(mid=new_mid(self._entropy), ltag=self.tag, extra=extra), now)
+
+    def _heartbeat(self, now: float) -> None:
+        self._requester.cancel(2)
+        self._timer = None
+        self._request(Heartbeat(mid=new_mid(self._entropy), ltag=self.tag, extra=EpochExtra(epoch=self._epoch)), now)
+
+    def _on_answer(self, request: Request | None, message: RegisterAnswer, now: float) -> None:
+        if request is None or self.state is not RegistrationState.REGISTERING:
+            self._drop("unexpected answer")
+            return
+        extra = message.extra or Observed()
+        if message.code == 401 and extra.cookie and self._challenges < 3:
+            self._challenges += 1
+            self.cookie, self._server_key, self._ts = extra.cookie, extra.key or self._server_key, max(self._ts, extra.ts)
+            self._move(_Trigger.CHALLENGED)
+            self._register(now)
+        elif message.code == 200:
+            self._challenges = self._failures = 0
+            self._move(_Trigger.ACCEPTED)
+            self._epoch = extra.epoch
+            self.cookie = extra.cookie or self.cookie
+            self.rtt = now - request.sent_at if request.sends == 1 else self.rtt
+            self._events.append(Registered((extra.host, extra.port), self.rtt))
+            self._observe(extra, now)
+        else:
+            self._refused(message.code, message.em, extra.retry_after, now)
+
+    def _refused(self, code: int, text: str | None, retry_after: float, now: float) -> None:
+        self._challenges = 0
+        self._move(_Trigger.REFUSED)
+        wait = max(retry_after, RECONNECT_CAP)
+        self._timer = now + wait
+        self._events.append(RegistrationRefused(code, clean(text or ""), wait))
+
+    def _on_heartbeat_answer(self, request: Request | None, message: HeartbeatAnswer, now: float) -> None:
+        if request is None or self.state is not RegistrationState.REGISTERED:
+            self._drop("unexpected answer")
+            return
+        extra = message.extra or Observed()
+        self.cookie = extra.cookie or self.cookie
+        if message.code == 200:
+            self._observe(extra, now)
+        else:
+            self._move(_Trigger.UNKNOWN)
+            self._register(now)
+
+    def _observe(self, extra: Observed, now: float) -> None:
+        seen = (extra.host, extra.port)
+        if self.observed is not None and self.observed != seen:
+            self._events.append(AddressChanged(self.observed, seen))
+        self.observed = seen
+        self._timer = now + HEARTBEAT_MIN + (HEARTBEAT_MAX - HEARTBEAT_MIN) * self._entropy.random()
+
+    def _on_silence(self, request: Request, now: float) -> None:
+        if self.state is RegistrationState.LEAVING:
+            self._move(_Trigger.GONE)
+            self._finish()
+        elif self.state is RegistrationState.REGISTERED:
+            self._move(_Trigger.SILENCE)
+            self._register(now)
+        elif self.state is RegistrationState.REGISTERING:
+            self._move(_Trigger.SILENCE)
+            wait = min(RECONNECT_FIRST * RECONNECT_FACTOR**self._failures, RECONNECT_CAP) * self._entropy.random()
+            self._failures += 1
+            self._timer = now + wait
+            self._events.append(RegistrationLost(wait))
+
+    def _finish(self) -> None:
+        self._requester.cancel()
+        self._timer = None
+        self._events.append(Left())

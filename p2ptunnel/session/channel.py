@@ -1,0 +1,275 @@
+"""One TLS connection, driven by hand over two memory buffers: bytes of the transport in, bytes of frames out, and back.
+
+Rule: an end of file that TLS did not announce is a loss, never an end; a byte handed on has been authenticated.
+
+Until `start` the channel is pulled: `handshake` and `read_frame` take exactly what they need, and the socket is read only
+when they ask for more.  From then on it pushes what it decrypts to its consumer.
+
+Source: security document 2.2 and 2.3; session document 3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from typing import Final, Protocol
+
+from p2ptunnel.defaults import HANDSHAKE_MAX_BYTES
+from p2ptunnel.errors import ChannelClosedError, ChannelError, ChannelLostError, RemoteProtocolError
+from p2ptunnel.protocol.mux import BATCH_BYTES
+from p2ptunnel.wire.frames import HEADER, Frame, decode, payload_length
+
+__all__ = ["Channel", "Consumer"]
+
+
+class Consumer(Protocol):
+    """Who takes what a channel decrypts."""
+
+    def data_received(self, data: memoryview) -> None:
+        """Take bytes; `data` is overwritten afterwards."""
+        ...
+
+    def writable(self) -> None:
+        """Write on: the transport has taken what it had."""
+        ...
+
+    def channel_ended(self, error: ChannelError) -> None:
+        """Learn that nothing more comes or goes; called once, never after `close` or `abort`."""
+        ...
+
+
+class Channel(asyncio.BufferedProtocol):
+    """TLS over an asyncio transport.
+
+    Args:
+        context: A pinned one.
+        callee: Which end: the TLS server.
+    """
+
+    def __init__(self, context: ssl.SSLContext, *, callee: bool) -> None:
+        self.gone: Final = asyncio.Event()
+        """Set when the transport has let go of its descriptor."""
+        self._incoming: Final = ssl.MemoryBIO()
+        self._outgoing: Final = ssl.MemoryBIO()
+        self.tls: Final = context.wrap_bio(self._incoming, self._outgoing, server_side=callee)
+        self._sealed: Final = memoryview(bytearray(BATCH_BYTES))  # as it comes from the transport
+        self._plain: Final = memoryview(bytearray(BATCH_BYTES))  # decrypted from it
+        self._transport: asyncio.Transport | None = None
+        self._consumer: Consumer | None = None
+        self._handshake_room = HANDSHAKE_MAX_BYTES  # bytes that may still come before the handshake is done
+        self._is_secure = False
+        self._is_paused = False
+        self._arrived: Final = asyncio.Event()
+        self._end: ChannelError | None = None
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether `write` would reach the transport now and not pile up."""
+        return not self._is_paused and self._end is None
+
+    # --- pulled: up to the greeting -----------------------------------------------------------------------------------
+
+    async def handshake(self, first: bytes = b"") -> None:
+        """Finish the TLS handshake.
+
+        Args:
+            first: Bytes to send in the clear ahead of it, in the same write.
+
+        Raises:
+            ssl.SSLError: It failed; the other side has been sent the alert that says why.
+            ChannelLostError: The connection broke.
+            RemoteProtocolError: More than 16 KiB came, and the handshake was not done.
+        """
+        while not self._is_secure:
+            try:
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    self.tls.do_handshake()
+                    self._is_secure = True
+            finally:
+                self._flush(first)  # when it failed, the alert that says why
+            first = b""
+            if not self._is_secure:
+                await self._more()
+
+    async def read_frame(self) -> Frame:
+        """Return the next frame; not a byte behind it is read.
+
+        Raises:
+            ssl.SSLError: The bytes were damaged, or the other side refused the handshake after all.
+            ChannelLostError: The connection broke.
+            RemoteProtocolError: It is no frame.
+        """
+        header = await self._read_exactly(HEADER.size)
+        return decode(header + await self._read_exactly(payload_length(header)))
+
+    async def _read_exactly(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            try:
+                part = self.tls.read(count - len(data))
+            except ssl.SSLWantReadError:
+                await self._more()
+                continue
+            if not part:
+                raise ChannelLostError("it was closed during the greeting")
+            data += part
+        return data
+
+    async def _more(self) -> None:
+        """Wait for more bytes, or for the end of them."""
+        if self._end is not None:
+            raise self._end
+        if not self._is_secure and not self._handshake_room:
+            raise RemoteProtocolError(f"{HANDSHAKE_MAX_BYTES} bytes, and no handshake in them")
+        assert self._transport is not None
+        self._arrived.clear()
+        self._transport.resume_reading()
+        await self._arrived.wait()
+
+    # --- pushed: from the greeting on ---------------------------------------------------------------------------------
+
+    def start(self, consumer: Consumer) -> None:
+        """Hand everything that comes from now on to `consumer`, beginning with what is here already."""
+        assert self._transport is not None
+        self._consumer = consumer
+        if self._end is None:
+            self._transport.resume_reading()
+            self._decrypt(consumer)
+        else:
+            consumer.channel_ended(self._end)
+
+    def write(self, data: memoryview | bytes) -> None:
+        """Seal `data` and give it to the transport in one write; what is written after the end is dropped."""
+        if self._end is not None:
+            return
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[self.tls.write(view) :]
+        except ssl.SSLError as error:
+            self._fail(ChannelLostError(_reason(error)))
+        self._flush()
+
+    def close(self) -> None:
+        """Say goodbye and close when everything written has left; closing twice is fine."""
+        if self._end is None:
+            self._end = ChannelClosedError()
+            self._say_goodbye()
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once; what is written and has not left is lost."""
+        self._end = self._end or ChannelClosedError()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _say_goodbye(self) -> None:
+        with contextlib.suppress(ssl.SSLError):  # it asks for the other side's goodbye, for which nobody waits
+            self.tls.unwrap()
+        self._flush()
+
+    # --- what asyncio calls -------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin; nothing is read before somebody asks."""
+        assert isinstance(transport, asyncio.Transport)
+        transport.set_write_buffer_limits(high=0)  # one batch waits at most: a later small frame is not behind megabytes
+        transport.pause_reading()
+        self._transport = transport
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where to put what arrives."""
+        return self._sealed if self._is_secure else self._sealed[: max(self._handshake_room, 1)]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what arrived."""
+        self._incoming.write(self._sealed[:nbytes])
+        if not self._is_secure:
+            self._handshake_room -= nbytes
+        self._advance()
+
+    def eof_received(self) -> bool:
+        """Learn that the socket has ended; whether TLS had said so before is seen when it is read."""
+        self._incoming.write_eof()
+        self._advance()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Learn that the transport is gone."""
+        self._finish(ChannelLostError(str(exc) if exc else "the connection ended without a goodbye"))
+        self._arrived.set()
+        self.gone.set()
+
+    def pause_writing(self) -> None:
+        """Learn that the transport has not taken all of the last batch."""
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        """Learn that it has by now."""
+        self._is_paused = False
+        if self._consumer is not None and self._end is None:
+            self._consumer.writable()
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        if self._consumer is not None:
+            self._decrypt(self._consumer)
+            return
+        assert self._transport is not None
+        self._transport.pause_reading()
+        self._arrived.set()
+
+    def _decrypt(self, consumer: Consumer) -> None:
+        """Decrypt and hand on everything that is whole, then the end if it has come."""
+        used = BATCH_BYTES
+        end: ChannelError | None = None
+        while used == BATCH_BYTES and end is None and self._end is None:
+            used, end = self._fill_plain()
+            if used:
+                consumer.data_received(self._plain[:used])
+        if end is not None:
+            self._fail(end)
+        self._flush()  # TLS may have something to answer, such as a new key
+
+    def _fill_plain(self) -> tuple[int, ChannelError | None]:
+        """Decrypt records one behind the other; return how many bytes there are, and the end if it follows them."""
+        used = 0
+        try:
+            while used < BATCH_BYTES:
+                count = self.tls.read(BATCH_BYTES, self._plain[used:])
+                if not count:
+                    return used, ChannelClosedError("the peer")
+                used += count
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            return used, ChannelClosedError("the peer")
+        except ssl.SSLError as error:
+            return used, ChannelLostError(_reason(error))
+        return used, None
+
+    def _fail(self, error: ChannelError) -> None:
+        self._finish(error)
+        self._flush()  # the alert that tells the other side why
+        assert self._transport is not None
+        self._transport.close()
+
+    def _finish(self, error: ChannelError) -> None:
+        if self._end is None:
+            self._end = error
+            if self._consumer is not None:
+                self._consumer.channel_ended(error)
+
+    def _flush(self, first: bytes = b"") -> None:
+        assert self._transport is not None
+        if data := first + self._outgoing.read():
+            self._transport.write(data)
+
+
+def _reason(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLEOFError):
+        return "the connection ended without a goodbye"
+    return f"TLS failed: {error.reason or type(error).__name__}".lower().replace("_", " ")

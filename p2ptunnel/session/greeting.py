@@ -1,0 +1,121 @@
+"""HELLO and ACCEPT: the proofs by which a channel comes up.  Rule: nobody is told more than that it worked, or did not.
+
+TLS proves the leaves only, and in TLS 1.3 the caller finishes before the callee has judged it.  So each side signs, with its
+identity key, both identities, both leaves, the selector and a nonce (security document 2.3).
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import ssl
+from typing import Final
+
+import msgspec
+
+from p2ptunnel.errors import (
+    AuthenticationError,
+    ChannelError,
+    ChannelLostError,
+    PeerKeyChangedError,
+    PeerRefusedError,
+    RemoteProtocolError,
+)
+from p2ptunnel.identity.acl import AccessList
+from p2ptunnel.identity.keys import Identity, PublicKey, Purpose, signed_bytes
+from p2ptunnel.identity.tls import Proof, leaf_key, prove
+from p2ptunnel.session.channel import Channel
+from p2ptunnel.types import Tag
+from p2ptunnel.wire.frames import FRAMES_VERSION, Accept, Hello, encode, preamble
+
+__all__ = ["greet", "welcome"]
+
+_NONCE_BYTES: Final = 16
+
+# OpenSSL's words for a failure that is about who somebody is, and not about the bytes
+_KEY_REASONS: Final = frozenset({"CERTIFICATE_VERIFY_FAILED", "BAD_SIGNATURE", "PEER_DID_NOT_RETURN_A_CERTIFICATE"})
+_REFUSAL_REASONS: Final = frozenset({"TLSV1_ALERT_UNKNOWN_CA", "SSLV3_ALERT_BAD_CERTIFICATE", "TLSV1_ALERT_DECRYPT_ERROR"})
+
+
+class _Transcript(msgspec.Struct, frozen=True):
+    """What both signatures cover."""
+
+    caller: Proof
+    callee: Proof
+    selector: bytes
+    nonce: bytes
+
+    def bytes_for(self, purpose: Purpose) -> bytes:
+        """Return the bytes to sign for HELLO or ACCEPT."""
+        keys = (self.caller.key.raw, self.callee.key.raw, self.caller.leaf, self.callee.leaf)
+        return signed_bytes(purpose, *keys, self.selector, self.nonce)
+
+
+async def greet(channel: Channel, identity: Identity, tag: Tag, peer_key: PublicKey, selector: bytes) -> tuple[str, ...]:
+    """Bring the channel up as the caller; return the services that the callee grants us.
+
+    Raises:
+        PeerKeyChangedError: The other side did not prove `peer_key`.
+        PeerRefusedError: It did, and does not admit our key.
+        AuthenticationError: It speaks another protocol inside TLS.
+        ChannelLostError: The connection broke, or what is there speaks no TLS.
+        RemoteProtocolError: It broke the protocol, or speaks another version of it.
+    """
+    try:
+        await channel.handshake(preamble(selector))
+    except ssl.SSLError as error:
+        if error.reason in _KEY_REASONS:
+            raise PeerKeyChangedError(tag, str(peer_key)) from error
+        raise ChannelLostError(_failure(error)) from error
+    own = Proof(identity.public, leaf_key(identity))
+    transcript = _Transcript(own, prove(channel.tls, identity.public, peer_key), selector, os.urandom(_NONCE_BYTES))
+    signature = identity.sign(transcript.bytes_for(Purpose.HELLO))
+    channel.write(encode(Hello(selector, transcript.nonce, signature)))
+    try:
+        answer = await channel.read_frame()
+    except (ssl.SSLError, ChannelError) as error:  # an alert, or the end: the callee has judged us
+        raise PeerRefusedError(tag) from error
+    if not isinstance(answer, Accept) or answer.v != FRAMES_VERSION:
+        raise RemoteProtocolError("no ACCEPT of our version")
+    if not peer_key.verify(answer.signature, transcript.bytes_for(Purpose.ACCEPT)):
+        raise PeerKeyChangedError(tag, str(peer_key))
+    return answer.services
+
+
+async def welcome(channel: Channel, identity: Identity, access: AccessList, selector: bytes) -> PublicKey:
+    """Bring the channel up as the callee; return the caller's key, which is admitted.
+
+    Raises:
+        AuthenticationError: The caller proved no key that is admitted, or does not take ours.
+        ChannelLostError: The connection broke, or what is there speaks no TLS.
+        RemoteProtocolError: It broke the protocol, or speaks another version of it.
+        StoreError: Who is admitted cannot be read.
+    """
+    try:
+        await channel.handshake()
+        proof = prove(channel.tls, identity.public)
+        hello = await channel.read_frame()
+    except ssl.SSLError as error:
+        if error.reason in _KEY_REASONS:
+            raise AuthenticationError("the caller proved no key that is admitted here") from error
+        if error.reason in _REFUSAL_REASONS:
+            raise AuthenticationError("the caller expected another key than this machine's") from error
+        raise ChannelLostError(_failure(error)) from error
+    if not isinstance(hello, Hello) or hello.v != FRAMES_VERSION:
+        raise RemoteProtocolError("no HELLO of our version", "the caller")
+    transcript = _Transcript(proof, Proof(identity.public, leaf_key(identity)), hello.selector, hello.nonce)
+    if not hmac.compare_digest(hello.selector, selector):
+        raise AuthenticationError("the caller's HELLO is for another attempt")
+    if not proof.key.verify(hello.signature, transcript.bytes_for(Purpose.HELLO)):
+        raise AuthenticationError("the caller holds a leaf, but not the identity that it names")
+    if proof.key not in access.admitted():  # it may have been taken from the list meanwhile
+        raise AuthenticationError("the caller is no longer admitted here")
+    signature = identity.sign(transcript.bytes_for(Purpose.ACCEPT))
+    channel.write(encode(Accept(signature, access.granted(proof.key))))
+    return proof.key
+
+
+def _failure(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLEOFError):
+        return "the connection ended in the TLS handshake"
+    return f"the TLS handshake failed: {(error.reason or type(error).__name__).lower().replace('_', ' ')}"

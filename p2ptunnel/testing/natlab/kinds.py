@@ -1,0 +1,208 @@
+"""How a site treats traffic, in the words of RFC 4787 (UDP) and RFC 5382 (TCP).  Rule: values only, no I/O.
+
+The thirteen kinds of the matrix have short names; the others are exact user-space NATs and rarer routers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+from p2ptunnel.errors import ConfigError
+
+__all__ = [
+    "KINDS",
+    "MATRIX_KINDS",
+    "Allocation",
+    "Dependence",
+    "IPv6",
+    "Kind",
+    "Refusal",
+    "ResetEffect",
+    "Router",
+    "find_kind",
+]
+
+Router: TypeAlias = Literal["none", "kernel", "user"]
+Dependence: TypeAlias = Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"]
+Allocation: TypeAlias = Literal["preserving", "shifted", "sequential", "random"]
+Refusal: TypeAlias = Literal["drop", "reject", "accept"]
+ResetEffect: TypeAlias = Literal["session", "mapping", "nothing"]
+IPv6: TypeAlias = Literal["none", "open", "drop", "reject"]
+
+_WORDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "router": get_args(Router),
+    "mapping": get_args(Dependence),
+    "filtering": get_args(Dependence),
+    "allocation": get_args(Allocation),
+    "unsolicited": get_args(Refusal),
+    "inbound_reset": get_args(ResetEffect),
+    "ipv6": get_args(IPv6),
+}
+_KERNEL_CANNOT: Final[Mapping[str, object]] = {
+    "simultaneous_open": True,
+    "inbound_reset": "session",
+    "tcp": True,
+    "udp_timeout": 120.0,
+    "tcp_opening_timeout": 75.0,
+    "tcp_timeout": 7440.0,
+    "max_mappings": 0,
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """How one site treats traffic.
+
+    Attributes:
+        router: `none`: a host with an address of the internet; `kernel`: a Linux router (nftables and conntrack);
+            `user`: an exact NAT in the data plane process.
+        mapping: What the outside port of a flow depends on (RFC 4787 4.1).
+        filtering: Who may send in through a mapping (RFC 4787 5).  With `router="none"` anything but
+            endpoint-independent is a stateful firewall on the host.
+        allocation: How an outside port is chosen; `shifted` differs between UDP and TCP.
+        unsolicited: What happens to a packet that no mapping wants: nothing, RST or ICMP, or it reaches the router's
+            own stack, which refuses it and remembers it (`accept`, kernel only).
+        simultaneous_open: Whether a SYN may come in on a session whose own SYN went out (RFC 5382 REQ-2).
+        inbound_reset: What a RST from outside ends (user only).
+        hairpinning: Whether inside hosts reach each other by outside addresses (RFC 4787 6).
+        udp: False blocks it.
+        tcp: False blocks it (user only).
+        ipv6: Whether hosts have global IPv6 addresses, and how the firewall before them answers strangers.
+        upstream: Name of a kind put above this one; empty for none.
+        udp_timeout: Seconds without a packet after which a mapping is forgotten (user only, as the two below).
+        tcp_opening_timeout: Seconds, while no session of a mapping is established.
+        tcp_timeout: Seconds, once one is.
+        max_mappings: Most mappings at a time; 0 for as many as there are ports (user only).
+
+    Raises:
+        ConfigError: A word is unknown, or the chosen router cannot do this.
+    """
+
+    router: Router
+    mapping: Dependence = "endpoint-independent"
+    filtering: Dependence = "address-and-port-dependent"
+    allocation: Allocation = "preserving"
+    unsolicited: Refusal = "drop"
+    simultaneous_open: bool = True
+    inbound_reset: ResetEffect = "session"
+    hairpinning: bool = False
+    udp: bool = True
+    tcp: bool = True
+    ipv6: IPv6 = "none"
+    upstream: str = ""
+    udp_timeout: float = 120.0
+    tcp_opening_timeout: float = 75.0
+    tcp_timeout: float = 7440.0
+    max_mappings: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse unknown words, and what the router cannot do."""
+        for field, words in _WORDS.items():
+            if getattr(self, field) not in words:
+                raise ConfigError(f"{field} of a kind is one of {', '.join(words)}, not {getattr(self, field)!r}")
+        if problem := _impossible(self):
+            raise ConfigError(problem, "Use router='user', which can do all but IPv6 and accept.")
+
+    def but(self, **changes: Any) -> Kind:
+        """Return this kind with some fields changed.
+
+        Raises:
+            ConfigError: There is no such field, or the result is impossible.
+        """
+        known = {field.name for field in dataclasses.fields(self)}
+        if unknown := sorted(changes.keys() - known):
+            raise ConfigError(f"a kind has no {', '.join(unknown)}", f"It has {', '.join(sorted(known))}.")
+        return dataclasses.replace(self, **changes)
+
+
+def _impossible(kind: Kind) -> str:
+    if kind.router == "user":
+        return _impossible_for_user(kind)
+    for field, only in _KERNEL_CANNOT.items():
+        if getattr(kind, field) != only:
+            return f"a kernel cannot do {field}={getattr(kind, field)!r}"
+    return _impossible_for_kernel(kind) if kind.router == "kernel" else ""
+
+
+def _impossible_for_user(kind: Kind) -> str:
+    if kind.ipv6 != "none":
+        return "a user-space NAT speaks IPv4 only"
+    return "a user-space NAT has no stack of its own to accept with" if kind.unsolicited == "accept" else ""
+
+
+def _impossible_for_kernel(kind: Kind) -> str:
+    if kind.mapping == "endpoint-independent":
+        if kind.allocation in ("sequential", "random"):
+            return f"a kernel cannot do endpoint-independent mapping with {kind.allocation} ports"
+        if kind.filtering != "address-and-port-dependent" and kind.allocation != "preserving":
+            return f"a kernel cannot do {kind.filtering} filtering with {kind.allocation} ports"
+        return ""
+    if kind.mapping == "address-dependent" or kind.filtering != "address-and-port-dependent":
+        return f"a kernel cannot do {kind.mapping} mapping with {kind.filtering} filtering"
+    if kind.allocation not in ("sequential", "random"):
+        return f"a kernel cannot do {kind.mapping} mapping with {kind.allocation} ports"
+    return ""
+
+
+_KERNEL: Final = Kind(router="kernel")
+_USER: Final = Kind(router="user")
+_SYMMETRIC: Final[dict[str, Any]] = {"mapping": "address-and-port-dependent", "allocation": "random"}
+_OPEN: Final[Dependence] = "endpoint-independent"
+
+KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
+    {
+        # The thirteen of the matrix.
+        "pub": Kind(router="none", filtering=_OPEN),
+        "pubfw": Kind(router="none"),
+        "fc": _KERNEL.but(filtering=_OPEN),
+        "ar": _KERNEL.but(filtering="address-dependent"),
+        "pr": _KERNEL,
+        "prR": _KERNEL.but(unsolicited="reject"),
+        "prO": _KERNEL.but(unsolicited="accept"),
+        "shift": _KERNEL.but(allocation="shifted"),
+        "symR": _KERNEL.but(**_SYMMETRIC),
+        "symS": _KERNEL.but(mapping="address-and-port-dependent", allocation="sequential"),
+        "noU": _KERNEL.but(udp=False),
+        "noSO": _USER.but(simultaneous_open=False),
+        "dbl": _USER.but(upstream="cgn"),
+        # Exact user-space NATs.
+        "user_full_cone": _USER.but(filtering=_OPEN),
+        "user_addr_restricted": _USER.but(filtering="address-dependent"),
+        "user_port_restricted": _USER,
+        "user_port_restricted_reject": _USER.but(unsolicited="reject"),
+        "user_shift": _USER.but(allocation="shifted"),
+        "user_sym_random": _USER.but(**_SYMMETRIC),
+        "user_sym_seq": _USER.but(mapping="address-and-port-dependent", allocation="sequential"),
+        "user_sym_addr": _USER.but(mapping="address-dependent", allocation="random"),
+        "user_no_udp": _USER.but(udp=False),
+        "no_simopen_rst": _USER.but(simultaneous_open=False, unsolicited="reject"),
+        "rst_kills": _USER.but(unsolicited="reject", inbound_reset="mapping"),
+        "cgn": _USER.but(allocation="random"),
+        "cgn_hairpin": _USER.but(allocation="random", filtering=_OPEN, hairpinning=True),
+        "dbl_hairpin": _USER.but(upstream="cgn_hairpin"),
+        # Rarer Linux routers.
+        "fc_hairpin": _KERNEL.but(filtering=_OPEN, hairpinning=True),
+        "pr_cgn": _KERNEL.but(upstream="cgn"),
+        "v6_open": _KERNEL.but(**_SYMMETRIC, ipv6="open"),
+        "v6_drop": _KERNEL.but(**_SYMMETRIC, ipv6="drop"),
+        "v6_reject": _KERNEL.but(**_SYMMETRIC, ipv6="reject"),
+    }
+)
+"""Every kind by its name."""
+
+MATRIX_KINDS: Final = ("pub", "pubfw", "fc", "ar", "pr", "prR", "prO", "shift", "symR", "symS", "noU", "noSO", "dbl")
+"""The kinds whose ordered pairs make the traversal matrix, in the order of its rows."""
+
+
+def find_kind(name: str) -> Kind:
+    """Return the kind of that name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name not in KINDS:
+        raise ConfigError(f"there is no kind {name!r}", f"There are {', '.join(KINDS)}.")
+    return KINDS[name]

@@ -1,0 +1,172 @@
+"""The network in memory: hosts behind their NATs, and links that delay, lose, double and reorder.
+
+Rule: one virtual clock, one seeded generator, no I/O; the same seed gives the same run.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from p2ptunnel.testing.clock import FakeClock
+from p2ptunnel.testing.simnet.kinds import Kind
+from p2ptunnel.testing.simnet.nat import Nat
+from p2ptunnel.testing.simnet.segment import RST, Segment
+from p2ptunnel.types import Address
+
+__all__ = ["Host", "Network"]
+
+_HELD_BACK: Final = 0.05  # seconds by which a reordered packet is late, at most
+
+
+def _drop_datagram(data: bytes, source: Address) -> None:
+    """Stand in for a socket that nobody has opened."""
+
+
+def _drop_segment(segment: Segment, source: Address) -> None:
+    """Stand in for a TCP that nobody has opened."""
+
+
+class Host:
+    """One machine with one port, on one access link, behind at most one NAT.
+
+    Attributes:
+        address: The outside one; a NAT has it, if there is one.
+        port: The inside one, of UDP and TCP alike.
+        delay: Seconds that a packet takes between here and the middle of the internet, one way.
+        nat: What stands in between, None for nothing.
+        receive_udp: Gets each datagram with its source.
+        receive_tcp: Gets each TCP segment with its source.
+        sent: Packets by host they were for, those included that never got there.
+    """
+
+    __slots__ = ("address", "delay", "nat", "port", "receive_tcp", "receive_udp", "sent")
+
+    def __init__(self, address: str, port: int, delay: float, nat: Nat | None) -> None:
+        """Connect nothing yet: `Network.add` does."""
+        self.address = address
+        self.port = port
+        self.delay = delay
+        self.nat = nat
+        self.receive_udp: Callable[[bytes, Address], None] = _drop_datagram
+        self.receive_tcp: Callable[[Segment, Address], None] = _drop_segment
+        self.sent: Counter[str] = Counter()
+
+
+class Network:
+    """The internet of one run.
+
+    Attributes:
+        clock: The virtual time.
+        random: Everything that is left to chance draws from it.
+        packets: How many were sent.
+        drops: How many ended on the way, by reason.
+    """
+
+    def __init__(
+        self, *, seed: int = 0, jitter: float = 0.0, loss: float = 0.0, duplicate: float = 0.0, reorder: float = 0.0
+    ) -> None:
+        """Begin with no host.
+
+        Args:
+            seed: Of everything random.
+            jitter: Seconds that a packet may take longer.
+            loss: Share of packets that get lost.
+            duplicate: Share that arrives twice.
+            reorder: Share that is held back for up to 50 ms, so that later ones overtake it.
+        """
+        self.clock = FakeClock()
+        self.random = random.Random(seed)
+        self.packets = 0
+        self.drops: Counter[str] = Counter()
+        self._hosts: dict[str, Host] = {}
+        self._jitter = jitter
+        self._loss = loss
+        self._duplicate = duplicate
+        self._reorder = reorder
+        self._is_even = not (jitter or loss or duplicate or reorder)
+
+    def add(self, address: str, port: int, *, delay: float = 0.0, kind: Kind | None = None) -> Host:
+        """Connect a host; without `kind` nothing stands before it."""
+        is_open = kind is None or (not kind.router and kind.filtering == "endpoint-independent")
+        nat = None if kind is None or is_open else Nat(kind, self.random)
+        host = self._hosts[address] = Host(address, port, delay, nat)
+        return host
+
+    def send_udp(self, sender: Host, data: bytes, destination: Address, *, low: bool = False) -> None:
+        """Send a datagram; with `low` its TTL ends on the first hop beyond the sender's own NAT."""
+        nat = sender.nat
+        port = sender.port if nat is None else nat.udp_out(sender.port, destination, self.clock.now)
+        receiver = self._route(sender, destination[0], low=low)
+        if receiver is not None:
+            delay = sender.delay + receiver.delay
+            self._carry(delay, self._udp_arrives, receiver, data, (sender.address, port), destination[1])
+
+    def send_tcp(self, sender: Host, segment: Segment, destination: Address, *, low: bool = False) -> None:
+        """Send a segment, as `send_udp` does."""
+        nat = sender.nat
+        port = sender.port if nat is None else nat.tcp_out(sender.port, destination, segment, self.clock.now)
+        if port is None:
+            self.drops["invalid"] += 1
+            return
+        receiver = self._route(sender, destination[0], low=low)
+        if receiver is not None:
+            delay = sender.delay + receiver.delay
+            self._carry(delay, self._tcp_arrives, receiver, segment, (sender.address, port), destination[1])
+
+    def _route(self, sender: Host, host: str, *, low: bool) -> Host | None:
+        self.packets += 1
+        sender.sent[host] += 1
+        if low:
+            self.drops["TTL over"] += 1
+            return None
+        receiver = self._hosts.get(host)
+        if receiver is None:
+            self.drops["no such host"] += 1
+        return receiver
+
+    def _carry(
+        self,
+        delay: float,
+        arrive: Callable[[Host, _Packet, Address, int], None],
+        receiver: Host,
+        packet: _Packet,
+        source: Address,
+        port: int,
+    ) -> None:
+        if self._is_even:
+            self.clock.call_later(delay, arrive, receiver, packet, source, port)
+            return
+        for _ in range(2 if self.random.random() < self._duplicate else 1):
+            if self.random.random() < self._loss:
+                self.drops["lost"] += 1
+                continue
+            late = self._jitter * self.random.random()
+            if self.random.random() < self._reorder:
+                late += _HELD_BACK * self.random.random()
+            self.clock.call_later(delay + late, arrive, receiver, packet, source, port)
+
+    def _udp_arrives(self, receiver: Host, data: bytes, source: Address, port: int) -> None:
+        nat = receiver.nat
+        if port == receiver.port if nat is None else nat.udp_in(port, source, self.clock.now):
+            receiver.receive_udp(data, source)
+        else:
+            self.drops["filtered"] += 1
+
+    def _tcp_arrives(self, receiver: Host, segment: Segment, source: Address, port: int) -> None:
+        nat = receiver.nat
+        if port == receiver.port if nat is None else nat.tcp_in(port, source, segment):
+            receiver.receive_tcp(segment, source)
+            return
+        self.drops["filtered"] += 1
+        if segment.kind != RST and (nat is None or nat.kind.unsolicited != "drop"):
+            self._refuse(receiver, segment, source, port)
+
+    def _refuse(self, refuser: Host, segment: Segment, to: Address, port: int) -> None:
+        """Answer by RST, in the name of the port that was asked for: no NAT of the refuser's takes notice."""
+        self.packets += 1
+        asker = self._hosts[to[0]]
+        reset = Segment(RST, segment.ack, segment.seq)
+        self._carry(refuser.delay + asker.delay, self._tcp_arrives, asker, reset, (refuser.address, port), to[1])

@@ -1,0 +1,1 @@
+"""Transports: each gives one reliable byte pipe to a peer."""

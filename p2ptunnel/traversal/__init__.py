@@ -1,0 +1,1 @@
+"""From a tag to a connection: the punch agents of `protocol`, run over real sockets."""

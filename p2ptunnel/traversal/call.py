@@ -1,0 +1,214 @@
+"""A call: the caller's agent over real sockets, from a tag to whatever `establish` makes of the connection."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, Generic, Protocol, TypeVar
+
+from p2ptunnel.abc import Pipe
+from p2ptunnel.defaults import TRANSACTION_TIMEOUT
+from p2ptunnel.errors import (
+    AuthenticationError,
+    ChannelError,
+    NoPathError,
+    P2PTunnelError,
+    PeerKeyChangedError,
+    PeerOfflineError,
+    PeerRefusedError,
+    RateLimitedError,
+    RendezvousError,
+    RendezvousTimeoutError,
+)
+from p2ptunnel.net.tcp import Dialer, How, Listener, reset_close
+from p2ptunnel.net.udp import UdpDriver
+from p2ptunnel.protocol.caller import CallerAgent, CallerState
+from p2ptunnel.protocol.machine import Event
+from p2ptunnel.protocol.punch import CallFailed, Dial, HoleOpened, Nominate, StopDialing
+from p2ptunnel.trace import Tracer
+from p2ptunnel.transports.tcp import TcpPipe
+from p2ptunnel.traversal.port import PunchPort
+from p2ptunnel.traversal.report import attempt_lines, path_of
+from p2ptunnel.types import Address, Tag, format_address
+
+__all__ = ["Abortable", "Call"]
+
+
+class Abortable(Protocol):
+    """What `establish` makes."""
+
+    def abort(self, reason: str) -> None:
+        """Close at once."""
+        ...
+
+
+T = TypeVar("T", bound=Abortable)
+_KEY_CHANGED_PATIENCE: Final = 1.0
+"""Seconds: somebody with another key answered; the right one may still come up beside it, but nobody waits long for that."""
+
+
+class Call(Generic[T]):
+    """One attempt to reach a peer, on a port of its own.
+
+    Args:
+        port: Used for this call only, and closed by its end.
+        tag: Ours.
+        wanted: The callee's.
+        establish: Makes a channel on a pipe with a conkey: `(pipe, conkey) -> channel`.  Its AuthenticationError ends the call,
+            anything else of ours lets the next connection try.
+        raw: The callee speaks the founding protocol only.
+    """
+
+    def __init__(
+        self,
+        port: PunchPort,
+        tag: Tag,
+        wanted: Tag,
+        establish: Callable[[Pipe, str], Awaitable[T]],
+        *,
+        raw: bool = False,
+        tracer: Tracer | None = None,
+    ) -> None:
+        self._port = port
+        self._wanted = wanted
+        self._establish = establish
+        self._trace = tracer or Tracer()
+        self._agent = CallerAgent(tag, wanted, port.server, port.view, random.SystemRandom(), raw=raw)
+        self._driver = UdpDriver(self._agent, port.udp, self._on_event)
+        self._dialer = Dialer(port.address, self._on_connected, tracer=self._trace)
+        self._listener: Listener | None = None
+        self._connections: dict[int, tuple[socket.socket, Address, str]] = {}
+        self._last_connection = 0
+        self._rtt: float | None = None
+        self._nominating: asyncio.Task[None] | None = None
+        self._result: asyncio.Future[T] | None = None
+        self._refusal: P2PTunnelError | None = None
+
+    async def run(self) -> T:
+        """Punch; return what `establish` made.
+
+        Cancelling leaves no socket and no task.
+
+        Raises:
+            PeerOfflineError: Nobody is registered under the tag.
+            RendezvousTimeoutError: The server does not answer.
+            RendezvousError: It refused.
+            PeerRefusedError: The callee does not let us in.
+            PeerKeyChangedError: Whoever answered has another key than the pinned one.
+            NoPathError: No connection came up; its `attempts` name each target tried.
+        """
+        self._result = asyncio.get_running_loop().create_future()
+        try:
+            self._listener = Listener(self._port.address, self._on_accepted, tracer=self._trace)
+            self._driver.start()
+            self._agent.start(time.monotonic())
+            self._driver.wake()
+            return await self._result
+        except asyncio.CancelledError:
+            if self._result.done() and not self._result.cancelled() and self._result.exception() is None:
+                self._result.result().abort("cancelled")  # it came up in the very turn in which nobody wanted it any more
+            raise
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
+        self._dialer.close()
+        if self._listener is not None:
+            self._listener.close()
+        for sock, _, _ in self._connections.values():
+            reset_close(sock)
+        self._connections.clear()
+        self._driver.close()
+        self._port.close()
+        if self._nominating is not None and not self._nominating.done():
+            self._nominating.cancel()
+            await asyncio.gather(self._nominating, return_exceptions=True)
+
+    # --- sockets ------------------------------------------------------------------------------------------------------
+
+    def _on_connected(self, sock: socket.socket, remote: Address, how: How) -> None:
+        self._add(sock, remote, how)
+
+    def _on_accepted(self, sock: socket.socket, remote: Address) -> None:
+        self._add(sock, remote, "accept")
+
+    def _add(self, sock: socket.socket, remote: Address, how: str) -> None:
+        if self._agent.state not in {CallerState.PUNCHING, CallerState.NOMINATING}:
+            reset_close(sock)
+            return
+        self._last_connection += 1
+        self._connections[self._last_connection] = (sock, remote, how)
+        self._trace("traversal", "connection_up", remote=format_address(remote), how=how)
+        self._agent.connection_up(self._last_connection, time.monotonic())
+        self._driver.wake()
+
+    # --- what the agent wants -----------------------------------------------------------------------------------------
+
+    def _on_event(self, event: Event) -> None:
+        self._trace("punch", type(event).__name__, **event.facts())
+        match event:
+            case Dial():
+                ttl = self._port.udp.opener_ttl if event.low else None
+                self._dialer.start(event.targets, low_ttl=ttl, patience=event.patience)
+            case StopDialing():
+                self._dialer.close()
+            case HoleOpened():
+                self._rtt = event.rtt
+            case Nominate():
+                sock, remote, how = self._connections.pop(event.connection)
+                pipe = TcpPipe(sock, path_of(sock, remote, how, self._rtt))
+                self._nominating = asyncio.create_task(self._nominate(pipe, event.conkey))
+            case CallFailed():
+                self._fail(self._error(event))
+            case _:
+                pass
+
+    async def _nominate(self, pipe: Pipe, conkey: str) -> None:
+        try:
+            channel = await self._establish(pipe, conkey)
+        except PeerKeyChangedError as error:
+            self._refusal = error
+            asyncio.get_running_loop().call_later(_KEY_CHANGED_PATIENCE, self._fail, error)
+        except AuthenticationError as error:
+            self._fail(error)
+        except (ChannelError, OSError) as error:
+            self._trace("traversal", "channel_failed", reason=str(error))
+        except P2PTunnelError as error:
+            self._fail(error)
+        else:
+            self._succeed(channel)
+        if self._agent.state is CallerState.NOMINATING:
+            self._agent.channel_failed(time.monotonic())
+            self._driver.wake()
+
+    def _succeed(self, channel: T) -> None:
+        assert self._result is not None
+        self._agent.channel_up(time.monotonic())
+        self._driver.wake()
+        if self._result.done():
+            channel.abort("too late")
+        else:
+            self._result.set_result(channel)
+
+    def _fail(self, error: P2PTunnelError) -> None:
+        if self._result is not None and not self._result.done():
+            self._result.set_exception(error)
+
+    def _error(self, failed: CallFailed) -> P2PTunnelError:
+        server = format_address(self._port.server)
+        match failed.kind:
+            case "offline":
+                return PeerOfflineError(self._wanted, server)
+            case "rendezvous-silent":
+                return RendezvousTimeoutError(server, TRANSACTION_TIMEOUT)
+            case "rate-limited":
+                return RateLimitedError(server, failed.retry_after)
+            case "timeout":
+                return self._refusal or NoPathError(self._wanted, attempt_lines(self._dialer.records))
+            case "refused" if failed.code == 403:
+                return PeerRefusedError(self._wanted)
+            case "refused":
+                return RendezvousError(server, failed.text, failed.code)

@@ -1,0 +1,171 @@
+"""What this network does to packets, as facts and one sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeAlias
+
+import msgspec
+
+from p2ptunnel.errors import P2PTunnelError, RendezvousError, RendezvousTimeoutError
+from p2ptunnel.net.hops import Hops, opener_ttl
+from p2ptunnel.net.interfaces import local_addresses, source_address
+from p2ptunnel.net.reflexive import Observation, observe_tcp, observe_udp
+from p2ptunnel.net.sockets import ANY_IPV4, can_open_low
+from p2ptunnel.net.udp import UdpSocket
+from p2ptunnel.protocol.nat import Mapping, classify, describe
+from p2ptunnel.types import Address, format_address
+
+__all__ = ["NetReport", "TransportReport", "netcheck"]
+
+
+class TransportReport(msgspec.Struct, frozen=True):
+    """How one transport passes: RFC 4787 words in `mapping`; None is "not known"."""
+
+    works: bool
+    observed: Address | None
+    mapping: str
+    delta: int
+    port_preserved: bool | None
+
+
+class NetReport(msgspec.Struct, frozen=True):
+    """What `netcheck` found out.
+
+    observers: How many of the server's addresses answered; mapping needs two, telling address-dependent apart three.
+    rtt: Seconds to the server and back.  opener_ttl: How far a packet travels to leave our own NATs.
+    descriptors: How many files this process may have open.
+    """
+
+    server: Address
+    local: Address
+    rtt: float | None
+    observers: int
+    udp: TransportReport
+    tcp: TransportReport
+    tcp_port_equals_udp: bool | None
+    behind_nat: bool | None
+    opener_ttl: int | None
+    can_open_low: bool
+    hops: dict[int, str]
+    descriptors: int | None
+    verdict: str
+
+
+async def netcheck(server: Address, *, timeout: float = 5.0) -> NetReport:
+    """Ask the server's observers over UDP and TCP from one fresh port, and the hops on the way.
+
+    Args:
+        server: Numeric address of the rendezvous server.
+        timeout: Seconds for each question.
+
+    Raises:
+        RendezvousTimeoutError: It answers over neither transport.
+    """
+    number = UdpSocket((ANY_IPV4 if ":" not in server[0] else "::", 0))  # holds the port while both transports use it
+    try:
+        async with asyncio.TaskGroup() as group:
+            hops = group.create_task(opener_ttl(server))
+            udp = group.create_task(_observe_all(partial(_ask_udp, number.address), server, timeout))
+            tcp = group.create_task(_observe_all(partial(_ask_tcp, number.address[1]), server, timeout))
+    finally:
+        number.close()
+    if not udp.result() and not tcp.result():
+        raise RendezvousTimeoutError(format_address(server), timeout)
+    local = (source_address(server[0]), number.address[1])
+    return _report(server, local, udp.result(), tcp.result(), hops.result())
+
+
+_Ask: TypeAlias = Callable[[Address, float], Awaitable[Observation | None]]
+_Observations: TypeAlias = dict[int, Observation]
+"""By which observer: 0 the server itself, 1 its other port, 2 its other address."""
+
+
+async def _observe_all(ask: _Ask, server: Address, timeout: float) -> _Observations:
+    """Ask one after the other, so that a sequential NAT shows its steps."""
+    first = await ask(server, timeout)
+    if first is None:
+        return {}
+    seen = {0: first}
+    for number, is_same_host in ((1, True), (2, False)):
+        observer = next((other for other in first.others if (other[0] == server[0]) is is_same_host), None)
+        answer = await ask(observer, timeout) if observer else None
+        if answer is not None:
+            seen[number] = answer
+    return seen
+
+
+async def _ask_udp(local: Address, observer: Address, timeout: float) -> Observation | None:
+    try:
+        return await observe_udp(local, observer, timeout=timeout)
+    except (RendezvousError, OSError):
+        return None
+
+
+async def _ask_tcp(local_port: int, observer: Address, timeout: float) -> Observation | None:
+    try:
+        return await observe_tcp(local_port, observer, timeout=timeout)
+    except (P2PTunnelError, OSError):
+        return None
+
+
+def _report(server: Address, local: Address, udp: _Observations, tcp: _Observations, hops: Hops) -> NetReport:
+    udp_mapping, tcp_mapping = _mapping(udp), _mapping(tcp)
+    both = udp_mapping.observed is not None and tcp_mapping.observed is not None
+    seen = tcp_mapping.observed or udp_mapping.observed
+    rtts = [observation.rtt for observation in (*udp.values(), *tcp.values())]
+    can_tell = seen is not None
+    report = NetReport(
+        server=server,
+        local=local,
+        rtt=min(rtts, default=None),
+        observers=max(len(udp), len(tcp)),
+        udp=_transport(udp_mapping, local),
+        tcp=_transport(tcp_mapping, local),
+        tcp_port_equals_udp=udp[0].address == tcp[0].address if both else None,
+        behind_nat=seen is not None and seen[0] not in local_addresses() and seen[0] != local[0] if can_tell else None,
+        opener_ttl=hops.ttl,
+        can_open_low=can_open_low(),
+        hops=hops.hops,
+        descriptors=_descriptors(),
+        verdict="",
+    )
+    return msgspec.structs.replace(report, verdict=_verdict(report, tcp_mapping))
+
+
+def _mapping(seen: _Observations) -> Mapping:
+    first, second, third = (seen[number].address if number in seen else None for number in range(3))
+    return classify(first, second, third, asked_third=2 in seen)
+
+
+def _transport(mapping: Mapping, local: Address) -> TransportReport:
+    preserved = None if mapping.observed is None else mapping.observed[1] == local[1]
+    return TransportReport(mapping.observed is not None, mapping.observed, describe(mapping.kind), mapping.delta, preserved)
+
+
+def _verdict(report: NetReport, tcp: Mapping) -> str:
+    if not report.tcp.works:
+        return "The server cannot be reached over TCP: only peers that can open a TCP connection to you can be reached."
+    if not report.udp.works:
+        return "UDP is blocked here: this version cannot call or answer without it."
+    if not report.behind_nat:
+        return "No NAT: expect direct TCP with every peer whose NAT keeps one port for all destinations."
+    if tcp.kind == "unknown":
+        return "Behind a NAT; the server has one address only, so how the NAT maps is not known (give it --alt-listen)."
+    if tcp.kind == "eim":
+        return "Behind a NAT that keeps one port for all destinations: expect direct TCP with peers whose NAT does the same."
+    return (
+        "Behind a NAT that takes another port for each destination: expect direct TCP only with peers without NAT or firewall."
+    )
+
+
+def _descriptors() -> int | None:
+    """Return the soft limit of open files, None where there is none (Windows)."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

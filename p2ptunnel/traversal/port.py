@@ -1,0 +1,113 @@
+"""A punch port: one local number that a UDP socket and TCP sockets share, with its outside view known for both.
+
+NATs map UDP and TCP apart, so each view is observed over its own transport: UDP's by the server from the messages themselves,
+TCP's by a standing connection from that very number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, Self
+
+from p2ptunnel.defaults import OPENER_TTL_MEMORY, OPENER_TTL_UNKNOWN
+from p2ptunnel.errors import RendezvousError
+from p2ptunnel.net.hops import opener_ttl
+from p2ptunnel.net.interfaces import source_address
+from p2ptunnel.net.reflexive import TcpControl
+from p2ptunnel.net.sockets import ANY_IPV4, can_open_low, is_loopback
+from p2ptunnel.net.udp import UdpSocket
+from p2ptunnel.protocol.punch import LocalView
+from p2ptunnel.trace import Tracer
+from p2ptunnel.types import Address, Candidate, format_address
+
+__all__ = ["OpenerTtl", "PunchPort"]
+
+
+class OpenerTtl:
+    """Knows how far a packet may travel to leave our own NATs and die there; asked once per server and a while."""
+
+    def __init__(self) -> None:
+        self._known: dict[Address, tuple[float, int]] = {}
+
+    async def towards(self, server: Address) -> int:
+        """Return the TTL; 3 where no hop tells."""
+        now = asyncio.get_running_loop().time()
+        asked_at, ttl = self._known.get(server, (0.0, 0))
+        if ttl and now - asked_at < OPENER_TTL_MEMORY:
+            return ttl
+        ttl = OPENER_TTL_UNKNOWN if is_loopback(server[0]) else (await opener_ttl(server)).ttl or OPENER_TTL_UNKNOWN
+        self._known[server] = (now, ttl)
+        return ttl
+
+
+class PunchPort:
+    """A port that is ready for an attempt; whoever opens it closes it."""
+
+    def __init__(self, udp: UdpSocket, server: Address, trace: Tracer) -> None:
+        self.udp: Final = udp
+        self.server: Final = server
+        self.control: TcpControl | None = None
+        self._trace = trace
+        self._control_lost = asyncio.Event()
+
+    @classmethod
+    async def open(cls, server: Address, ttl: OpenerTtl, *, tracer: Tracer | None = None) -> Self:
+        """Take a free number and learn how it looks from outside over TCP.
+
+        A server that cannot be reached over TCP costs the candidate, not the port.
+
+        Raises:
+            BindError: No number can be had.
+        """
+        trace = tracer or Tracer()
+        local = source_address(server[0]) if is_loopback(server[0]) else ANY_IPV4 if ":" not in server[0] else "::"
+        port = cls(UdpSocket((local, 0), tracer=trace), server, trace)
+        try:
+            _, port.udp.opener_ttl = await asyncio.gather(port.observe(), ttl.towards(server))
+        except BaseException:
+            port.close()
+            raise
+        return port
+
+    @property
+    def address(self) -> Address:
+        """The local address that all sockets of the port share."""
+        return self.udp.address
+
+    @property
+    def view(self) -> LocalView:
+        """What we can tell a peer of this port."""
+        control = self.control
+        candidates = () if control is None else (Candidate("srflx", "tcp", *control.observed),)
+        return LocalView(candidates, 0.0 if control is None else control.rtt, can_open_low())
+
+    async def observe(self) -> None:
+        """Open the standing TCP connection to the server, anew if there is one."""
+        self._drop_control()
+        self._control_lost.clear()
+        try:
+            self.control = await TcpControl.open(
+                self.address[1], self.server, on_lost=lambda _: self._control_lost.set(), tracer=self._trace
+            )
+        except RendezvousError as error:
+            self._control_lost.set()
+            self._trace("traversal", "tcp_unobserved", server=format_address(self.server), reason=str(error))
+
+    async def wait_control_lost(self) -> None:
+        """Wait until there is no standing TCP connection."""
+        await self._control_lost.wait()
+
+    def forget_control(self) -> None:
+        """Drop the standing TCP connection: what it showed is out of date."""
+        self._drop_control()
+        self._control_lost.set()
+
+    def _drop_control(self) -> None:
+        if self.control is not None:
+            self.control.abort()
+            self.control = None
+
+    def close(self) -> None:
+        """Close every socket of the port; closing twice is fine."""
+        self._drop_control()
+        self.udp.close()

@@ -1,0 +1,37 @@
+"""Words for what an attempt did: the lines of `NoPathError`, the `why` of a path."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+from typing import Final
+
+from p2ptunnel.net.dial import DialRecord
+from p2ptunnel.net.interfaces import is_on_link
+from p2ptunnel.types import Address, Path, format_address
+
+__all__ = ["attempt_lines", "path_of"]
+
+_WHY: Final = {
+    "connect": "our SYN reached it",
+    "opener": "its SYN met ours, which had died on the way",
+    "accept": "its SYN reached our listener",
+}
+
+
+def attempt_lines(records: Iterable[DialRecord]) -> tuple[str, ...]:
+    """Return a line for each dial: target, what was sent, how long, how it ended."""
+    lines: list[str] = []
+    for record in records:
+        sent = "SYN" if record.low_ttl is None else f"SYN with TTL {record.low_ttl}"
+        seconds = "" if record.ended is None else f" after {record.ended - record.started:.1f} s"
+        lines.append(f"{format_address(record.target)} {sent}: {record.reason or record.outcome}{seconds}")
+    return tuple(lines)
+
+
+def path_of(sock: socket.socket, remote: Address, how: str, rtt: float | None = None) -> Path:
+    """Return the path of a TCP connection that `how` (connect, opener, accept) brought up."""
+    local: Address = sock.getsockname()[:2]
+    return Path(
+        kind="lan" if is_on_link(remote[0]) else "direct", transport="tcp", local=local, remote=remote, rtt=rtt, why=_WHY[how]
+    )

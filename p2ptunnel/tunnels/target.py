@@ -1,0 +1,113 @@
+"""The callee's end of a tunnel: the socket of what a service stands for, and the bytes between it and a stream.
+
+Rule: a name is looked up once, and the connection goes to the numeric address that the look-up gave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from typing import Any, Final, TypeAlias
+
+from p2ptunnel.abc import Stream
+from p2ptunnel.defaults import TARGET_TIMEOUT
+from p2ptunnel.errors import TargetRefusedError
+from p2ptunnel.net.pump import pump
+from p2ptunnel.net.threads import in_thread
+from p2ptunnel.tunnels.spec import ServeSpec
+from p2ptunnel.types import Address
+
+__all__ = ["open_target", "serve_target"]
+
+_Endpoint: TypeAlias = tuple[int, Any]
+"""An address family, and an address of it in the form that sockets want."""
+
+_REASONS: Final = {
+    errno.EACCES: "permission denied",
+    errno.ECONNREFUSED: "connection refused",
+    errno.ECONNRESET: "connection reset",
+    errno.EHOSTUNREACH: "host unreachable",
+    errno.ENETUNREACH: "network unreachable",
+    errno.ENOENT: "no such socket",
+    errno.ENOTCONN: "too busy to accept",
+    errno.EPERM: "permission denied",
+    errno.ETIMEDOUT: "no answer",
+}
+
+
+async def open_target(spec: ServeSpec, *, timeout: float = TARGET_TIMEOUT) -> socket.socket:
+    """Connect to what a service stands for.
+
+    Args:
+        spec: The service that was asked for and is granted.
+        timeout: Seconds for look-up and connection together.
+
+    Returns:
+        A connected, non-blocking socket, which is the caller's to close.
+
+    Raises:
+        TargetRefusedError: Nobody answers there; `reason` says so in words that may be told to the peer.
+    """
+    deadline = asyncio.timeout(timeout)
+    try:
+        async with deadline:
+            return await _dial(await _addresses(spec.target))
+    except OSError as error:
+        reason = f"no answer in {timeout:g} s" if deadline.expired() else _reason(error)
+        raise TargetRefusedError("this machine", spec.name, reason) from error
+
+
+async def serve_target(stream: Stream, sock: socket.socket) -> None:
+    """Carry bytes between a peer's stream and the target's socket until both directions ended; both are spent then.
+
+    Raises:
+        ChannelError: The stream broke or was reset; the target saw a reset as well.
+        OSError: The target broke; the peer saw a reset as well.
+    """
+    await pump(stream, sock)
+
+
+async def _addresses(target: Address | str) -> list[_Endpoint]:
+    if isinstance(target, str):
+        return [(socket.AF_UNIX, target)]
+    with contextlib.suppress(socket.gaierror):  # a name is no error here, it only takes longer
+        return _look_up(target, socket.AI_NUMERICHOST)
+    return await in_thread(_look_up, target)
+
+
+def _look_up(address: Address, flags: int = 0) -> list[_Endpoint]:
+    found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=flags)
+    return [(family, where) for family, _, _, _, where in found]
+
+
+async def _dial(endpoints: list[_Endpoint]) -> socket.socket:
+    """Connect to the first of `endpoints` that takes us; they are tried in the resolver's order."""
+    *others, last = endpoints
+    for endpoint in others:
+        with contextlib.suppress(OSError):
+            return await _connect(endpoint)
+    return await _connect(last)
+
+
+async def _connect(endpoint: _Endpoint) -> socket.socket:
+    family, where = endpoint
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, where)
+        sock.getpeername()  # ENOTCONN: a unix socket with a full backlog looks connected to asyncio
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return "no such host"
+    return _REASONS.get(error.errno or 0) or os.strerror(error.errno or errno.EIO).lower()

@@ -1,0 +1,280 @@
+"""Every error of the package: its text, its next step, its code, its layer.  A text changes here or not at all."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import NamedTuple
+
+import pytest
+
+from p2ptunnel import errors
+from p2ptunnel.errors import P2PTunnelError
+
+KEY = "p2p:k5xq7m2ak5xq7m2ak5xq7m2ak5xq7m2ak5xq7m2ak5xq7m2ak5xq"
+NETCHECK = "`p2ptunnel netcheck` on both machines shows what their NATs do."
+
+
+class Row(NamedTuple):
+    """One error and what it must say."""
+
+    error: P2PTunnelError
+    text: str
+    hint: str
+    code: int
+    layer: str
+
+
+TABLE = [
+    Row(P2PTunnelError("odd"), "odd", "", 500, "p2ptunnel"),
+    # before any packet
+    Row(errors.ConfigError("no tag", "Give --tag."), "no tag", "Give --tag.", 400, "config"),
+    Row(
+        errors.InvalidTagError("Home NAS"),
+        "'Home NAS' is not a tag",
+        "A tag has 1 to 63 characters a-z 0-9 . _ - and begins and ends with a letter or digit.",
+        400,
+        "config",
+    ),
+    Row(
+        errors.InvalidAddressError("rv.example:x"),
+        "'rv.example:x' is not an address",
+        "Write host:port, or [v6-address]:port; the port is 0 to 65535.",
+        400,
+        "config",
+    ),
+    Row(
+        errors.InvalidKeyError("it is too short"),
+        "not a usable public key: it is too short",
+        "A key is p2p: and 52 characters; `p2ptunnel id` on the other machine prints it.",
+        400,
+        "identity",
+    ),
+    Row(
+        errors.InvalidSpecError("1:2:3:4:5", "too many parts"),
+        "cannot read '1:2:3:4:5': too many parts",
+        "Examples: 8888, 9000:8888, web, 9000:web, 9000:host:80.",
+        400,
+        "tunnel",
+    ),
+    Row(
+        errors.MissingExtraError("the SSH client", "ssh"),
+        "the SSH client needs a library that is not installed",
+        "pip install 'p2ptunnel[ssh]'",
+        400,
+        "install",
+    ),
+    Row(
+        errors.StoreError("peers.toml", "line 3 is no TOML"),
+        "peers.toml: line 3 is no TOML",
+        "Check the file and the directory above it.",
+        400,
+        "identity",
+    ),
+    Row(
+        errors.InsecureKeyFileError("identity.key", "others can read it", "chmod 600 identity.key"),
+        "identity.key: others can read it",
+        "chmod 600 identity.key",
+        400,
+        "identity",
+    ),
+    # protocol
+    Row(errors.ProtocolError("odd"), "odd", "", 400, "protocol"),
+    Row(errors.LocalProtocolError("closed already"), "closed already", "", 400, "protocol"),
+    Row(errors.RemoteProtocolError("no HELLO"), "the peer broke the protocol: no HELLO", "", 400, "protocol"),
+    Row(errors.RemoteProtocolError("no JSON", "the server"), "the server broke the protocol: no JSON", "", 400, "protocol"),
+    # rendezvous
+    Row(
+        errors.RendezvousError("rv.example:7000", "no relay", 503),
+        "rv.example:7000 refused: no relay (503)",
+        "",
+        500,
+        "rendezvous",
+    ),
+    Row(
+        errors.RendezvousTimeoutError("rv.example:7000", 5.0),
+        "rv.example:7000 did not answer over UDP or TCP in 5 s",
+        "Is the server up, is the port open? `p2ptunnel netcheck`",
+        408,
+        "rendezvous",
+    ),
+    Row(
+        errors.PeerOfflineError("home-nas", "rv.example:7000"),
+        "no peer is registered as 'home-nas'",
+        "Check the tag, and that `p2ptunnel status` on home-nas says online.",
+        404,
+        "rendezvous",
+    ),
+    Row(
+        errors.TagInUseError("home-nas", "rv.example:7000"),
+        "the tag 'home-nas' belongs to another key",
+        "Choose another tag, or stop the other machine that uses it.",
+        409,
+        "rendezvous",
+    ),
+    Row(
+        errors.RateLimitedError("rv.example:7000", 2.5),
+        "rv.example:7000 refused: too many requests (429)",
+        "Try again in 2.5 s.",
+        429,
+        "rendezvous",
+    ),
+    # traversal
+    Row(errors.TraversalError("odd"), "odd", "", 500, "traversal"),
+    Row(
+        errors.DialError("192.0.2.1:80", "refused", "it answered with RST"),
+        "192.0.2.1:80: it answered with RST",
+        "",
+        500,
+        "traversal",
+    ),
+    Row(
+        errors.ResolveError("rv.example", "no such name"),
+        "cannot resolve 'rv.example': no such name",
+        "Check the name, and that this machine can look names up.",
+        500,
+        "traversal",
+    ),
+    Row(errors.PunchTimeoutError("home-nas", 10.0), "no hole to home-nas opened in 10 s", NETCHECK, 408, "traversal"),
+    Row(
+        errors.NoPathError("home-nas", ("192.0.2.1:7 silent", "192.0.2.2:7 refused")),
+        "no path to home-nas: 2 tried (192.0.2.1:7 silent; 192.0.2.2:7 refused)",
+        NETCHECK,
+        408,
+        "traversal",
+    ),
+    Row(errors.NoPathError("home-nas", ()), "no path to home-nas: 0 tried (no candidate)", NETCHECK, 408, "traversal"),
+    # who and what
+    Row(errors.AuthenticationError("no certificate"), "authentication failed: no certificate", "", 401, "identity"),
+    Row(
+        errors.UnknownPeerError("home-nas"),
+        "no key is pinned for 'home-nas'",
+        "`p2ptunnel id` on home-nas prints its key; then here: p2ptunnel peers add home-nas KEY",
+        401,
+        "identity",
+    ),
+    Row(
+        errors.PeerKeyChangedError("home-nas", KEY),
+        "home-nas did not prove the pinned key p2p:k5xq7m2a…",
+        "If home-nas was reinstalled: `p2ptunnel peers rm home-nas`, then add its new key. Else do not connect.",
+        401,
+        "identity",
+    ),
+    Row(
+        errors.PeerRefusedError("home-nas"),
+        "home-nas does not know this machine's key",
+        "`p2ptunnel id` here prints the key; on home-nas: p2ptunnel peers add OUR-TAG KEY --services …",
+        403,
+        "identity",
+    ),
+    Row(
+        errors.AccessDeniedError("home-nas", "web", ("ssh", "jupyter")),
+        "home-nas does not serve 'web' to this machine",
+        "Served to you: ssh, jupyter.",
+        403,
+        "access",
+    ),
+    Row(
+        errors.AccessDeniedError("home-nas", "web"),
+        "home-nas does not serve 'web' to this machine",
+        "Served to you: nothing.",
+        403,
+        "access",
+    ),
+    # channel and stream
+    Row(errors.ChannelError("odd"), "odd", "", 500, "session"),
+    Row(
+        errors.ChannelBusyError(1024),
+        "1024 streams are open, more than a session may have",
+        "Close streams that are not needed, or spread them over several sessions.",
+        503,
+        "session",
+    ),
+    Row(errors.ChannelClosedError(), "the channel was closed by us", "", 500, "session"),
+    Row(errors.ChannelClosedError("the peer"), "the channel was closed by the peer", "", 500, "session"),
+    Row(
+        errors.ChannelLostError("timed out"),
+        "the channel was lost: timed out",
+        "Connect again; the stream that was open is gone.",
+        500,
+        "session",
+    ),
+    Row(errors.StreamResetError("cancelled"), "the stream was reset: cancelled", "", 500, "session"),
+    # tunnels
+    Row(errors.TunnelError("odd"), "odd", "", 500, "tunnel"),
+    Row(
+        errors.BindError("127.0.0.1:80", "permission denied"),
+        "cannot listen on 127.0.0.1:80: permission denied",
+        "Port 0 picks a free one.",
+        500,
+        "tunnel",
+    ),
+    Row(
+        errors.AddressInUseError("127.0.0.1:8888", "`p2ptunnel forward nas 0:8888` picks a free port."),
+        "127.0.0.1:8888 is taken by another program",
+        "`p2ptunnel forward nas 0:8888` picks a free port.",
+        500,
+        "tunnel",
+    ),
+    Row(
+        errors.TargetRefusedError("home-nas", "web", "127.0.0.1:8080 refused the connection"),
+        "'web' on home-nas cannot be reached: 127.0.0.1:8080 refused the connection",
+        "home-nas is reached; start the program there.",
+        500,
+        "target",
+    ),
+    Row(
+        errors.SSHError("home-nas", "it took none of our keys", "Add your key to authorized_keys there."),
+        "ssh to home-nas: it took none of our keys",
+        "Add your key to authorized_keys there.",
+        500,
+        "ssh",
+    ),
+    # the laboratory
+    Row(
+        errors.LaboratoryError("no /dev/net/tun"),
+        "the laboratory does not work: no /dev/net/tun",
+        "The laboratory needs root, network namespaces, /dev/net/tun, nft and setpriv.",
+        500,
+        "testing",
+    ),
+]
+
+EVERY_ERROR = pytest.mark.parametrize("row", TABLE, ids=[f"{type(row.error).__name__}-{row.text[:40]}" for row in TABLE])
+
+
+@EVERY_ERROR
+def test_an_error_says_this(row: Row) -> None:
+    error = row.error
+    assert (str(error), error.hint, error.code, error.layer) == (row.text, row.hint, row.code, row.layer)
+
+
+@EVERY_ERROR
+def test_a_pickled_error_comes_back_the_same(row: Row) -> None:
+    for again in (pickle.loads(pickle.dumps(row.error)), copy.copy(row.error)):
+        assert type(again) is type(row.error)
+        assert (str(again), again.hint, vars(again)) == (row.text, row.hint, vars(row.error))
+
+
+def test_every_public_error_is_in_the_table() -> None:
+    assert {type(row.error).__name__ for row in TABLE} == set(errors.__all__)
+
+
+def test_every_error_is_public_and_has_the_one_root() -> None:
+    defined = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    assert defined == set(errors.__all__)
+    assert all(issubclass(getattr(errors, name), P2PTunnelError) for name in errors.__all__)
+
+
+@pytest.mark.parametrize(
+    ("error", "builtin"),
+    [
+        (errors.ConfigError, ValueError),
+        (errors.RendezvousTimeoutError, TimeoutError),
+        (errors.PunchTimeoutError, TimeoutError),
+        (errors.ChannelError, ConnectionError),
+        (errors.BindError, OSError),
+    ],
+)
+def test_an_error_is_also_what_python_calls_it(error: type[P2PTunnelError], builtin: type[Exception]) -> None:
+    assert issubclass(error, builtin)
