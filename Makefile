@@ -44,11 +44,12 @@ natlab: .venv/check.stamp ## every kind of NAT against every other, in network n
 	@$(BIN)/python -m p2ptunnel.testing.natlab matrix
 
 docs: .venv/docs.stamp ## build the documentation into site/
-	@$(BIN)/mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-fmt: .venv/check.stamp ## format, and mend what ruff can mend
+fmt: .venv/check.stamp ## format, mend what ruff can mend, renew the parts of docs/ that are made from the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+	@$(BIN)/python -m scripts.write_reference
 
 clean: ## remove all that these commands made
 	rm -rf .venv site build dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

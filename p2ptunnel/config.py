@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -78,7 +78,7 @@ def _check_keys(table: Mapping[str, Any], kind: type[msgspec.Struct], path: Path
             raise ConfigError(f"unknown key `{clean(key)}` at {where} in {path.name}", _nearest(key, list(fields)))
         below = fields[key]
         if isinstance(value, dict) and isinstance(below, type) and issubclass(below, msgspec.Struct):
-            _check_keys(value, below, path, key)
+            _check_keys(cast("dict[str, Any]", value), below, path, key)
 
 
 def _nearest(key: str, known: list[str]) -> str:

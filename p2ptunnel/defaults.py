@@ -62,6 +62,7 @@ STREAMS_MAX: Final = 1024  # of one peer
 SERVICE_MAX_BYTES: Final = 200  # a service name in UTF-8
 CONNECT_TIMEOUT: Final = 15.0
 CLOSE_GRACE: Final = 2.0
+ACCESS_CHECK: Final = 1.0  # how soon what is taken from a peer ends its streams and its session
 KEEPALIVE_IDLE: Final = 15.0  # PING on a quiet channel
 KEEPALIVE_DEAD: Final = 45.0  # three unanswered ones
 TARGET_TIMEOUT: Final = 10.0  # connecting to what a service stands for

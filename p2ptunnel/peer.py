@@ -176,7 +176,7 @@ class Peer:
         up = self._up
         peers: list[PeerStatus] = []
         for pinned in up.store.all():
-            session = up.sessions.get(pinned.tag)
+            session = up.session(pinned.tag)
             status = PeerStatus(pinned.tag, str(pinned.key), pinned.services)
             if session is not None:
                 status = PeerStatus(pinned.tag, str(pinned.key), pinned.services, session.path, session.rtt, session.streams)
@@ -217,7 +217,7 @@ class Peer:
             raise
 
     async def _connect(self, pinned: PinnedPeer, service: str) -> Stream:
-        known = self._up.sessions.get(pinned.tag)
+        known = self._up.session(pinned.tag)
         if known is not None and known.peer_key == pinned.key:
             try:
                 return await known.open_confirmed(service)
@@ -458,32 +458,34 @@ class _Started:
         self.identity: Final = identity
         self.store: Final = store
         self.table: Final = table
-        self.sessions: dict[Tag, Session] = {}
-        self.incoming: set[Session] = set()
+        self._sessions: dict[Tag, Session] = {}
+        self._incoming: list[Session] = []
         self.dialing: _Shared[Tag, Session] = _Shared()
         self.registering = asyncio.Lock()
         self.answering: AnsweringPort | None = None
         self.raw: asyncio.Queue[RawStream] = asyncio.Queue()
 
+    def session(self, tag: Tag) -> Session | None:
+        """Return the live session with a peer that we called."""
+        session = self._sessions.get(tag)
+        return None if session is None or session.closed.is_set() else session
+
     def keep(self, session: Session) -> None:
-        """Use the session for later streams, until it is closed."""
-
-        def forget(_: object) -> None:
-            if self.sessions.get(session.tag) is session:
-                del self.sessions[session.tag]
-
-        self.sessions[session.tag] = session
-        session.closed.add_done_callback(forget)
+        """Use the session for later streams; close the one it replaces."""
+        before = self._sessions.get(session.tag)
+        self._sessions[session.tag] = session
+        if before is not None:
+            before.abort("replaced")
 
     def keep_incoming(self, session: Session) -> None:
         """Close the session with us, if it has not ended before."""
-        self.incoming.add(session)
-        session.closed.add_done_callback(lambda _: self.incoming.discard(session))
+        self._incoming = [other for other in self._incoming if not other.closed.is_set()]
+        self._incoming.append(session)
 
     async def close(self) -> None:
         """Close everything."""
         await self.dialing.close()
-        sessions = (*self.sessions.values(), *self.incoming)
+        sessions = (*self._sessions.values(), *self._incoming)
         answering = () if self.answering is None else (self.answering.close(),)
         while not self.raw.empty():
             self.raw.get_nowait().abort()

@@ -15,13 +15,14 @@ from p2ptunnel.errors import ConfigError, P2PTunnelError, TargetRefusedError, Un
 from p2ptunnel.identity.acl import AccessList
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.identity.store import PeerStore
-from p2ptunnel.session.session import OpenRequest, Refusal
+from p2ptunnel.session.session import OpenRequest
 from p2ptunnel.ssh.hostkeys import HostKeys
 from p2ptunnel.ssh.knownhosts import host_keys_service
 from p2ptunnel.trace import Tracer
 from p2ptunnel.tunnels.spec import Handler, ServeSpec, Target, find_service, service_for
 from p2ptunnel.tunnels.target import open_target, serve_target
 from p2ptunnel.types import Tag, clean
+from p2ptunnel.wire.frames import ResetCode
 
 __all__ = ["Allow", "ServiceTable", "Serving"]
 
@@ -107,13 +108,13 @@ class ServiceTable:
         service = self._find(request.peer_key, request.service)
         peer = self.name_of(request.peer_key)
         if service is None:  # taken back since the check
-            request.refuse(Refusal.NOT_YOURS, "")
+            request.refuse(ResetCode.NOT_YOURS, "")
             return
         self._trace("serving", "stream_opened", peer=peer, service=clean(request.service))
         try:
             await self._serve(request, service)
         except TargetRefusedError as error:
-            request.refuse(Refusal.TARGET_REFUSED, error.reason)
+            request.refuse(ResetCode.TARGET_REFUSED, error.reason)
             self._trace("serving", "target_refused", peer=peer, service=service.spec.name, reason=error.reason)
         except (P2PTunnelError, OSError) as error:
             self._trace("serving", "stream_broke", peer=peer, service=service.spec.name, reason=str(error))

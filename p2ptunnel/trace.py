@@ -37,6 +37,11 @@ class Tracer:
         self._sinks: Final[list[Sink]] = list(sinks)
         self._clock = clock
 
+    @property
+    def is_active(self) -> bool:
+        """Whether anybody listens; asked before facts are made that cost something."""
+        return bool(self._sinks)
+
     def add(self, sink: Sink) -> None:
         """Send every later event to `sink` as well."""
         self._sinks.append(sink)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Generator
 
@@ -25,8 +24,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.enviro
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Load the laboratory's fixtures; last, since typeguard and coverage must be in place before the package is imported."""
-    if importlib.util.find_spec(LABORATORY) is not None:
-        config.pluginmanager.import_plugin(LABORATORY)
+    config.pluginmanager.import_plugin(LABORATORY)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

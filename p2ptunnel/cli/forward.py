@@ -22,6 +22,7 @@ __all__ = ["command"]
 @click.command(
     "forward",
     cls=Command,
+    short_help="Forward local ports to services of a peer.",
     examples=(
         "p2ptunnel forward home-nas 8888                 127.0.0.1:8888 here is service 8888 there",
         "p2ptunnel forward home-nas 9000:jupyter 0:8080  port 0 picks a free one and prints it",

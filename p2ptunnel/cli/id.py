@@ -13,6 +13,7 @@ __all__ = ["command"]
 @click.command(
     "id",
     cls=Command,
+    short_help="Print this machine's tag and public key.",
     examples=(
         "p2ptunnel id                      home-nas p2p:k5xq7m2a…",
         "p2ptunnel peers add home-nas p2p:k5xq7m2a…          on the other machine",

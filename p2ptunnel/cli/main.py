@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import click
+from click.shell_completion import shell_complete
 
 from p2ptunnel._version import __version__
 from p2ptunnel.cli.commands import Group
@@ -28,7 +29,7 @@ from p2ptunnel.errors import (
     TraversalError,
 )
 
-__all__ = ["COMMANDS", "exit_code", "main", "root"]
+__all__ = ["COMMANDS", "COMPLETE_VARIABLE", "exit_code", "main", "root"]
 
 COMMANDS: Final = (
     "serve",
@@ -44,6 +45,9 @@ COMMANDS: Final = (
     "completion",
     "known-hosts",
 )
+
+COMPLETE_VARIABLE: Final = "_P2PTUNNEL_COMPLETE"
+"""The environment variable by which a shell's completion script asks this program."""
 
 DONE, FAILED, MISUSE, RETRY, DENIED, INTERRUPTED, READER_GONE = 0, 1, 2, 4, 5, 130, 141
 
@@ -100,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     settings = Settings()
     try:
+        if instruction := os.environ.get(COMPLETE_VARIABLE):
+            return shell_complete(root, {"obj": settings}, "p2ptunnel", COMPLETE_VARIABLE, instruction)
         return _run(words, settings)
     except ReaderGoneError:
         hush_stdout()

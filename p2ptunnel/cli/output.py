@@ -38,7 +38,7 @@ class Output:
         self._quiet = quiet
         self._verbose = verbose
 
-    def data(self, text: str, **facts: object) -> None:
+    def data(self, text: str, /, **facts: object) -> None:
         """Write `text` to stdout, or with --json the facts that say the same.
 
         Raises:

@@ -21,6 +21,7 @@ __all__ = ["command"]
 @click.group(
     "peers",
     cls=Group,
+    short_help="Say who may connect, and what they may open.",
     invoke_without_command=True,
     examples=(
         "p2ptunnel peers                                    list them",
@@ -61,10 +62,14 @@ def list_peers(settings: Settings) -> None:
 @click.pass_obj
 def add_peer(settings: Settings, tag: str, key: str, services: str) -> None:
     """Pin KEY to TAG; `p2ptunnel id` on that machine prints both."""
+    from p2ptunnel.errors import ConfigError
     from p2ptunnel.identity.keys import PublicKey
 
     names = _checked(part for part in services.split(",") if part)
-    peer = settings.profile.peers().add(tag, PublicKey.parse(key), names)
+    parsed = PublicKey.parse(key)
+    if parsed == settings.profile.identity().public:
+        raise ConfigError("that is the key of this very machine", "`p2ptunnel id` on the other machine prints the one to add.")
+    peer = settings.profile.peers().add(tag, parsed, names)
     settings.output.data(f"{peer.tag} is known; it may open {', '.join(peer.services) or 'nothing'}", **_facts(peer))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -19,6 +20,7 @@ __all__ = ["command"]
 @click.command(
     "pipe",
     cls=Command,
+    short_help="Connect stdin and stdout to a service of a peer.",
     examples=(
         "echo hello | p2ptunnel pipe home-nas echo",
         "p2ptunnel pipe home-nas backup < disk.img",
@@ -60,10 +62,22 @@ async def _pipe(settings: Settings, tag: str, service: str, is_ssh: bool, known_
 async def _remember_host_keys(peer: Peer, tag: str, service: str, known_hosts: str | None) -> None:
     """Store what the peer tells of its SSH server before ssh sees a byte of it, and so before ssh asks `known-hosts`."""
     from p2ptunnel.ssh.hostkeys import fetch_host_keys
-    from p2ptunnel.ssh.knownhosts import write_known_hosts
 
     keys = await fetch_host_keys(peer, tag, service)
-    if keys:
+    if keys and keys != _stored(peer, tag, service):
         peer.peers.set_ssh_host_keys(tag, service, keys)
-        if known_hosts is not None:
-            write_known_hosts(known_hosts, tag, keys)
+    if known_hosts is not None:
+        _write_known_hosts(peer, Path(known_hosts))
+
+
+def _stored(peer: Peer, tag: str, service: str) -> tuple[str, ...] | None:
+    pinned = peer.peers.get(tag)
+    return None if pinned is None else pinned.ssh_host_keys.get(service)
+
+
+def _write_known_hosts(peer: Peer, path: Path) -> None:
+    from p2ptunnel.identity.files import write_private
+    from p2ptunnel.ssh.knownhosts import known_hosts_file
+
+    keys = {pinned.tag: [key for keys in pinned.ssh_host_keys.values() for key in keys] for pinned in peer.peers.all()}
+    write_private(path, known_hosts_file(keys).encode("ascii"))

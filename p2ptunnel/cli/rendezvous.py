@@ -20,6 +20,7 @@ _EVERYWHERE: Final = "0.0.0.0"  # noqa: S104  # a server is there to be reached
 @click.command(
     "rendezvous",
     cls=Command,
+    short_help="Run the server that introduces peers.",
     examples=(
         "p2ptunnel rendezvous",
         "p2ptunnel rendezvous --listen 192.0.2.7:7000 --alt-listen 192.0.2.7:7001 --alt-listen 192.0.2.8:7000",

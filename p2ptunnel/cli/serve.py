@@ -23,6 +23,7 @@ __all__ = ["command"]
 @click.command(
     "serve",
     cls=Command,
+    short_help="Let known peers open services of this machine.",
     examples=(
         "p2ptunnel serve ssh 8888",
         "p2ptunnel serve web=8080 db=10.0.0.5:5432 log=unix:/run/log.sock",

@@ -139,7 +139,7 @@ class Settings:
 
 def _appending(path: str) -> Any:
     try:
-        return open(path, "a", encoding="utf-8")  # noqa: SIM115  # the caller's stack closes it
+        return open(path, "a", encoding="utf-8")  # the caller's stack closes it
     except OSError as error:
         raise ConfigError(f"cannot write the trace to {path}: {error.strerror}") from error
 

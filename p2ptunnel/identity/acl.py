@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Protocol
 
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.identity.store import PeerStore, PinnedPeer
 
-__all__ = ["AccessList"]
+__all__ = ["Access", "AccessList"]
+
+
+class Access(Protocol):
+    """What a session asks before it lets anybody do anything."""
+
+    def admitted(self) -> tuple[PublicKey, ...]:
+        """Return the keys that may connect."""
+        ...
+
+    def granted(self, key: PublicKey) -> tuple[str, ...]:
+        """Return the services that `key` may open."""
+        ...
+
+    def may_open(self, key: PublicKey, service: str) -> bool:
+        """Tell whether `key` may open `service`."""
+        ...
+
+    def name_of(self, key: PublicKey) -> str:
+        """Return what to call the holder of `key`."""
+        ...
+
 
 
 class AccessList:

@@ -55,8 +55,8 @@ def is_on_link(host: str) -> bool:
         return False
     if not LINUX:
         return _source_or_none(host) == host
-    address = ipaddress.ip_address(host)
-    return any(own.prefix > 0 and address in own.network for own in interface_addresses())
+    bare = host.partition("%")[0]
+    return any(own.is_near(bare) for own in interface_addresses())
 
 
 async def resolve(host: str, *, family: int = socket.AF_UNSPEC) -> str:
@@ -67,13 +67,16 @@ async def resolve(host: str, *, family: int = socket.AF_UNSPEC) -> str:
     Raises:
         ResolveError: The name has no address, or none of that family, or nobody answers.
     """
-    if family_of(host) is not None:
+    if family_of(host) in ((family,) if family else (socket.AF_INET, socket.AF_INET6)):
         return host
+    if not host.isprintable():
+        raise ResolveError(clean(host), "not a host name")  # behind a NUL, getaddrinfo() sees nothing
     try:
         found = await in_thread(socket.getaddrinfo, host, None, family, socket.SOCK_DGRAM)
-    except (OSError, UnicodeError) as error:  # UnicodeError: a label longer than 63 characters
-        reason = error.strerror if isinstance(error, OSError) else "not a host name"
-        raise ResolveError(clean(host), reason or "no answer") from error
+    except UnicodeError as error:  # a label longer than 63 characters
+        raise ResolveError(clean(host), "not a host name") from error
+    except OSError as error:
+        raise ResolveError(clean(host), error.strerror or "no answer") from error
     return str(found[0][4][0])
 
 

@@ -5,7 +5,6 @@ Source: rtnetlink(7), linux/if_addr.h.
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import struct
 from collections.abc import Iterator
@@ -33,10 +32,15 @@ class InterfaceAddress(msgspec.Struct, frozen=True):
     prefix: int
     is_temporary: bool = False
 
-    @property
-    def network(self) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-        """The network that the address is in."""
-        return ipaddress.ip_network(f"{self.host}/{self.prefix}", strict=False)
+    def is_near(self, host: str) -> bool:
+        """Tell whether a numeric host is in the network of this address; a network of prefix 0 has nobody in it."""
+        own, other = (socket.inet_pton(_family(each), each) for each in (self.host, host))
+        foreign_bits = len(own) * 8 - self.prefix
+        return (
+            self.prefix > 0
+            and len(own) == len(other)
+            and int.from_bytes(own, "big") >> foreign_bits == int.from_bytes(other, "big") >> foreign_bits
+        )
 
 
 def interface_addresses() -> tuple[InterfaceAddress, ...]:
@@ -56,6 +60,10 @@ def interface_addresses() -> tuple[InterfaceAddress, ...]:
                 address = _address(body)
                 if address is not None:
                     found.append(address)
+
+
+def _family(host: str) -> int:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _messages(answer: bytes) -> Iterator[tuple[int, bytes]]:

@@ -24,6 +24,7 @@ from p2ptunnel.net.sockets import family_of, forbid_fragments, get_ttl, is_senda
 from p2ptunnel.protocol.machine import Event, Machine
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Address, format_address
+from p2ptunnel.wire.messages import message_number
 
 __all__ = ["UdpDriver", "UdpSocket", "attach_filter"]
 
@@ -90,6 +91,10 @@ class UdpSocket:
             self._trace("net", "send_failed", destination=format_address(destination), reason=str(error))
             return False
         self.sent += 1
+        if self._trace.is_active:
+            self._trace(
+                "wire", "sent", t=message_number(data), peer=format_address(destination), bytes=len(data), opener=opener
+            )
         return True
 
     def _send(self, data: bytes, destination: Address, ttl: int) -> None:
@@ -117,6 +122,9 @@ class UdpSocket:
                 self._trace("net", "receive_failed", reason=str(error))
                 continue
             self.received += 1
+            if self._trace.is_active:
+                peer = format_address((source[0], source[1]))
+                self._trace("wire", "received", t=message_number(data), peer=peer, bytes=len(data))
             yield data, (source[0], source[1])
 
     def close(self) -> None:
@@ -209,17 +217,20 @@ class UdpDriver:
             return
         self._is_running = True
         try:
-            self._events.extend(self._machine.events())
-            while self._events and not self._is_closed:  # first: a SYN must leave before the datagram that announces it
-                self._on_event(self._events.popleft())
-                self._events.extend(self._machine.events())
-            self._flush()
+            self._report()  # first: a SYN must leave before the datagram that announces it
         finally:
+            self._flush()
             self._is_running = False
             self._arm(now)
 
+    def _report(self) -> None:
+        self._events.extend(self._machine.events())
+        while self._events and not self._is_closed:
+            self._on_event(self._events.popleft())
+            self._events.extend(self._machine.events())
+
     def _flush(self) -> None:
-        for datagram in self._machine.datagrams_to_send():
+        for datagram in () if self._is_closed else self._machine.datagrams_to_send():
             self._udp.send(datagram.data, datagram.destination, opener=datagram.opener)
 
     def _arm(self, now: float) -> None:

@@ -141,6 +141,11 @@ class Mux:
     def __contains__(self, stream_id: int) -> bool:
         return stream_id in self._streams
 
+    @property
+    def has_output(self) -> bool:
+        """Whether `data_to_send` has something to give."""
+        return bool(self._control or self._interactive or self._bulk)
+
     def open(self, service: str, now: float, *, interactive: bool = True) -> int:
         """Open a stream and return its id; data may be written at once.
 
@@ -169,14 +174,14 @@ class Mux:
         """Queue bytes; they are not copied, so the buffer must stay as it is until `Drained`.
 
         Args:
-            stream_id: One of `in`.
+            stream_id: Of a stream that is open.
             data: Contiguous bytes, not empty.
 
         Raises:
-            LocalProtocolError: What was written before has not drained, or FIN was written.
+            LocalProtocolError: What was written before has not drained, or the stream is over, or `write_eof` was called.
         """
-        stream = self._streams[stream_id]
-        if stream.pending or stream.fin_wanted:
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.pending or stream.fin_wanted:
             raise LocalProtocolError("a stream takes one write at a time, and none after its end")
         stream.pending = data
         self._queue(stream)
@@ -208,18 +213,20 @@ class Mux:
             self._forget(stream)
             self._control += encode(Reset(stream_id, code, reason))
 
-    def consumed(self, stream_id: int, count: int, now: float) -> None:
-        """Note that `count` received bytes have left for the application: the peer gets credit for them."""
+    def consumed(self, stream_id: int, count: int, now: float) -> bool:
+        """Note that `count` received bytes have left for the application; tell whether credit for them waits to be sent."""
         stream = self._streams.get(stream_id)
         if stream is None or stream.fin_received:
-            return
+            return False
         stream.owed += count
-        if stream.owed * 2 >= stream.window:
-            self._grow(stream, now)
-            self._control += encode(Window(stream_id, stream.owed))
-            stream.room += stream.owed
-            stream.owed = 0
-            stream.granted_at = now
+        if stream.owed * 2 < stream.window:
+            return False
+        self._grow(stream, now)
+        self._control += encode(Window(stream_id, stream.owed))
+        stream.room += stream.owed
+        stream.owed = 0
+        stream.granted_at = now
+        return True
 
     def _grow(self, stream: _Stream, now: float) -> None:
         """Double a window that was half read within one round trip: it, not the path, limits the stream."""

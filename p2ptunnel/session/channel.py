@@ -13,9 +13,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
-from p2ptunnel.defaults import HANDSHAKE_MAX_BYTES
+from p2ptunnel.defaults import CLOSE_GRACE, HANDSHAKE_MAX_BYTES
 from p2ptunnel.errors import ChannelClosedError, ChannelError, ChannelLostError, RemoteProtocolError
 from p2ptunnel.protocol.mux import BATCH_BYTES
 from p2ptunnel.wire.frames import HEADER, Frame, decode, payload_length
@@ -45,9 +45,10 @@ class Channel(asyncio.BufferedProtocol):
     Args:
         context: A pinned one.
         callee: Which end: the TLS server.
+        early: Bytes of the other side that have been read already.
     """
 
-    def __init__(self, context: ssl.SSLContext, *, callee: bool) -> None:
+    def __init__(self, context: ssl.SSLContext, *, callee: bool, early: bytes = b"") -> None:
         self.gone: Final = asyncio.Event()
         """Set when the transport has let go of its descriptor."""
         self._incoming: Final = ssl.MemoryBIO()
@@ -57,11 +58,13 @@ class Channel(asyncio.BufferedProtocol):
         self._plain: Final = memoryview(bytearray(BATCH_BYTES))  # decrypted from it
         self._transport: asyncio.Transport | None = None
         self._consumer: Consumer | None = None
-        self._handshake_room = HANDSHAKE_MAX_BYTES  # bytes that may still come before the handshake is done
+        self._handshake_room = HANDSHAKE_MAX_BYTES - len(early)  # bytes that may still come before the handshake is done
         self._is_secure = False
         self._is_paused = False
         self._arrived: Final = asyncio.Event()
         self._end: ChannelError | None = None
+        self._lingering: asyncio.TimerHandle | None = None
+        self._incoming.write(early)
 
     @property
     def is_writable(self) -> bool:
@@ -120,7 +123,7 @@ class Channel(asyncio.BufferedProtocol):
         """Wait for more bytes, or for the end of them."""
         if self._end is not None:
             raise self._end
-        if not self._is_secure and not self._handshake_room:
+        if not self._is_secure and self._handshake_room <= 0:
             raise RemoteProtocolError(f"{HANDSHAKE_MAX_BYTES} bytes, and no handshake in them")
         assert self._transport is not None
         self._arrived.clear()
@@ -152,23 +155,28 @@ class Channel(asyncio.BufferedProtocol):
         self._flush()
 
     def close(self) -> None:
-        """Say goodbye and close when everything written has left; closing twice is fine."""
-        if self._end is None:
-            self._end = ChannelClosedError()
-            self._say_goodbye()
-        if self._transport is not None:
-            self._transport.close()
+        """Say goodbye and close when everything written has left; closing twice is fine.
+
+        The socket is closed when the other side has closed its own, or after `CLOSE_GRACE`: closed at once, it would answer
+        what is still under way with a reset, and that could destroy what we have sent.
+        """
+        if self._end is not None:
+            return
+        self._end = ChannelClosedError()
+        if self._transport is None:
+            return
+        with contextlib.suppress(ssl.SSLError):  # it asks for the other side's goodbye, for which nobody waits here
+            self.tls.unwrap()
+        self._flush()
+        self._lingering = asyncio.get_running_loop().call_later(CLOSE_GRACE, self._transport.abort)
+        self._transport.write_eof()
+        self._transport.resume_reading()
 
     def abort(self) -> None:
         """Close at once; what is written and has not left is lost."""
         self._end = self._end or ChannelClosedError()
         if self._transport is not None:
             self._transport.abort()
-
-    def _say_goodbye(self) -> None:
-        with contextlib.suppress(ssl.SSLError):  # it asks for the other side's goodbye, for which nobody waits
-            self.tls.unwrap()
-        self._flush()
 
     # --- what asyncio calls -------------------------------------------------------------------------------------------
 
@@ -185,6 +193,8 @@ class Channel(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what arrived."""
+        if self._end is not None:
+            return
         self._incoming.write(self._sealed[:nbytes])
         if not self._is_secure:
             self._handshake_room -= nbytes
@@ -193,7 +203,8 @@ class Channel(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """Learn that the socket has ended; whether TLS had said so before is seen when it is read."""
         self._incoming.write_eof()
-        self._advance()
+        if self._end is None:
+            self._advance()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -201,6 +212,8 @@ class Channel(asyncio.BufferedProtocol):
         self._finish(ChannelLostError(str(exc) if exc else "the connection ended without a goodbye"))
         self._arrived.set()
         self.gone.set()
+        if self._lingering is not None:
+            self._lingering.cancel()
 
     def pause_writing(self) -> None:
         """Learn that the transport has not taken all of the last batch."""
@@ -239,7 +252,7 @@ class Channel(asyncio.BufferedProtocol):
         used = 0
         try:
             while used < BATCH_BYTES:
-                count = self.tls.read(BATCH_BYTES, self._plain[used:])
+                count = cast("int", self.tls.read(BATCH_BYTES, self._plain[used:]))  # with a buffer it returns a count
                 if not count:
                     return used, ChannelClosedError("the peer")
                 used += count

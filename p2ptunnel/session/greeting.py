@@ -21,7 +21,7 @@ from p2ptunnel.errors import (
     PeerRefusedError,
     RemoteProtocolError,
 )
-from p2ptunnel.identity.acl import AccessList
+from p2ptunnel.identity.acl import Access
 from p2ptunnel.identity.keys import Identity, PublicKey, Purpose, signed_bytes
 from p2ptunnel.identity.tls import Proof, leaf_key, prove
 from p2ptunnel.session.channel import Channel
@@ -82,7 +82,7 @@ async def greet(channel: Channel, identity: Identity, tag: Tag, peer_key: Public
     return answer.services
 
 
-async def welcome(channel: Channel, identity: Identity, access: AccessList, selector: bytes) -> PublicKey:
+async def welcome(channel: Channel, identity: Identity, access: Access, selector: bytes) -> PublicKey:
     """Bring the channel up as the callee; return the caller's key, which is admitted.
 
     Raises:

@@ -12,10 +12,10 @@ import base64
 import binascii
 import itertools
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
-__all__ = ["HOST_SUFFIX", "host_keys_service", "known_hosts_lines", "parse_host_keys", "tag_of_host"]
+__all__ = ["HOST_SUFFIX", "host_keys_service", "known_hosts_file", "known_hosts_lines", "parse_host_keys", "tag_of_host"]
 
 HOST_SUFFIX: Final = ".p2p"
 """What follows the tag in the host names given to ssh."""
@@ -59,6 +59,12 @@ def parse_host_keys(text: str) -> tuple[str, ...]:
 def known_hosts_lines(host: str, keys: Iterable[str]) -> tuple[str, ...]:
     """Return known_hosts lines that vouch for `host`, the very text that ssh looks for, with these keys."""
     return tuple(f"{host} {key}" for key in keys)
+
+
+def known_hosts_file(keys_by_tag: Mapping[str, Iterable[str]]) -> str:
+    """Return a whole known_hosts file, for an ssh that cannot ask a command: every tag with its suffix, on any port."""
+    named = ((f"{tag}{HOST_SUFFIX},[{tag}{HOST_SUFFIX}]:*", keys) for tag, keys in keys_by_tag.items())
+    return "".join(f"{line}\n" for host, keys in named for line in known_hosts_lines(host, keys))
 
 
 def _key(words: list[str]) -> str | None:

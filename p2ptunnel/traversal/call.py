@@ -161,6 +161,7 @@ class Call(Generic[T]):
                 sock, remote, how = self._connections.pop(event.connection)
                 pipe = TcpPipe(sock, path_of(sock, remote, how, self._rtt))
                 self._nominating = asyncio.create_task(self._nominate(pipe, event.conkey))
+                self._nominating.add_done_callback(self._on_nominated)
             case CallFailed():
                 self._fail(self._error(event))
             case _:
@@ -183,6 +184,13 @@ class Call(Generic[T]):
         if self._agent.state is CallerState.NOMINATING:
             self._agent.channel_failed(time.monotonic())
             self._driver.wake()
+
+    def _on_nominated(self, task: asyncio.Task[None]) -> None:
+        """Hand a bug in `establish` to whoever waits for the call, rather than to nobody."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            assert self._result is not None
+            if not self._result.done():
+                self._result.set_exception(error)
 
     def _succeed(self, channel: T) -> None:
         assert self._result is not None

@@ -60,6 +60,7 @@ __all__ = [
     "decode",
     "encode",
     "encode_padded",
+    "message_number",
 ]
 
 MessageId: TypeAlias = Annotated[int, Meta(ge=0, le=MID_MAX)]
@@ -462,6 +463,7 @@ Message: TypeAlias = (
     | ConsentAnswer
 )
 
+_NUMBER: Final = re.compile(rb'\{"t":\s*(-?[0-9]{1,3})\b')
 _DECODER: Final[msgspec.json.Decoder[Message]] = msgspec.json.Decoder(Message)
 _ENCODER: Final = msgspec.json.Encoder()
 _STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?')  # never backtracks: linear on any input
@@ -496,6 +498,12 @@ def decode(data: bytes | bytearray | memoryview) -> Message:
         return _DECODER.decode(raw)
     except (msgspec.MsgspecError, ValueError) as error:
         raise MalformedMessageError(str(error)) from None
+
+
+def message_number(data: bytes) -> int | None:
+    """Return the `t` of a message of ours without decoding it, for a trace; None if it does not begin with one."""
+    match = _NUMBER.match(data)
+    return int(match[1]) if match else None
 
 
 def _is_too_deep(raw: bytes) -> bool:

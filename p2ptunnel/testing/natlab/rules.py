@@ -28,8 +28,8 @@ _FIRST_PORT: Final = {"udp": 20000, "tcp": 40000}
 _SEQUENCE_LENGTH: Final = 1000
 
 
-def router_rules(kind: Kind, wan_address: str) -> str:
-    """Return the rules of a router of this kind whose outside address is `wan_address`."""
+def router_rules(kind: Kind, wan_address: str, lan: str) -> str:
+    """Return the rules of a router of this kind with this outside address, before this network."""
     return _table(
         "inet fw",
         _chain("input", f"filter hook input priority 0; policy {_input_policy(kind)}", _input(kind)),
@@ -39,7 +39,7 @@ def router_rules(kind: Kind, wan_address: str) -> str:
         *_maps(kind),
         _chain("pre", "nat hook prerouting priority -100", _inward(kind, wan_address)),
         _chain("forw", "filter hook forward priority -5", _remember(kind)),
-        _chain("post", "nat hook postrouting priority 100", _outward(kind, wan_address)),
+        _chain("post", "nat hook postrouting priority 100", _outward(kind, wan_address, lan)),
     )
 
 
@@ -121,7 +121,7 @@ def _inward(kind: Kind, wan_address: str) -> list[str]:
     return [f"{outside}ip daddr {wan_address} dnat ip to {far}{t} dport map @{t}_m" for t in _TRANSPORTS]
 
 
-def _outward(kind: Kind, wan_address: str) -> list[str]:
+def _outward(kind: Kind, wan_address: str, lan: str) -> list[str]:
     rules: list[str] = []
     if kind.allocation == "shifted":  # a bijection of the inside port, so endpoint-independent
         rules = [f'oifname "wan" meta l4proto {t} snat to {wan_address} : {t} sport ^ {_SHIFT[t]:#06x}' for t in _TRANSPORTS]
@@ -129,7 +129,7 @@ def _outward(kind: Kind, wan_address: str) -> list[str]:
         rules = [f'oifname "wan" meta l4proto {t} snat to {wan_address} : {_sequence(t)}' for t in _TRANSPORTS]
     rules.append('oifname "wan" masquerade' + (" fully-random" if kind.allocation == "random" else ""))
     if kind.hairpinning:
-        rules.append('oifname != "wan" ct status dnat masquerade')
+        rules.append(f'oifname != "wan" ip saddr {lan} ct status dnat snat to {wan_address}')
     return rules
 
 

@@ -93,7 +93,7 @@ class KernelSite(Site):
         netlink.add_address(_BRIDGE, f"{self._plan.gateway}/{self._plan.lan.prefixlen}")
         if self.kind.ipv6 != "none":
             self._carry_ipv6()
-        router.nft(router_rules(self.kind, self.wan_address))
+        router.nft(router_rules(self.kind, self.wan_address, str(self._plan.lan)))
 
     def add_host(self) -> Host:
         """Make a machine and plug it into the bridge."""

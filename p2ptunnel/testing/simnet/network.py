@@ -8,7 +8,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from itertools import count
+from typing import Final, TypeVar
 
 from p2ptunnel.testing.clock import FakeClock
 from p2ptunnel.testing.simnet.kinds import Kind
@@ -17,6 +18,8 @@ from p2ptunnel.testing.simnet.segment import RST, Segment
 from p2ptunnel.types import Address
 
 __all__ = ["Host", "Network"]
+
+_Packet = TypeVar("_Packet", bytes, Segment)
 
 _HELD_BACK: Final = 0.05  # seconds by which a reordered packet is late, at most
 
@@ -63,6 +66,7 @@ class Network:
         random: Everything that is left to chance draws from it.
         packets: How many were sent.
         drops: How many ended on the way, by reason.
+        numbers: Each once: for sockets and their sequence numbers.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Network:
         self.random = random.Random(seed)
         self.packets = 0
         self.drops: Counter[str] = Counter()
+        self.numbers = count(1)
         self._hosts: dict[str, Host] = {}
         self._jitter = jitter
         self._loss = loss
@@ -115,6 +120,10 @@ class Network:
         if receiver is not None:
             delay = sender.delay + receiver.delay
             self._carry(delay, self._tcp_arrives, receiver, segment, (sender.address, port), destination[1])
+
+    def forge_udp(self, data: bytes, source: Address, destination: Address) -> None:
+        """Deliver a datagram in somebody else's name, at once and for certain: what an attacker off the path can do."""
+        self._udp_arrives(self._hosts[destination[0]], data, source, destination[1])
 
     def _route(self, sender: Host, host: str, *, low: bool) -> Host | None:
         self.packets += 1

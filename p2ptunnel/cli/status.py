@@ -1,0 +1,99 @@
+"""`status`: who this machine is, whether its servers answer, and which peers it knows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import click
+import msgspec
+
+from p2ptunnel.cli.commands import Command
+from p2ptunnel.cli.settings import Settings
+from p2ptunnel.cli.table import table
+
+if TYPE_CHECKING:
+    from p2ptunnel.identity.store import PinnedPeer
+    from p2ptunnel.types import Address
+
+__all__ = ["ServerStatus", "command"]
+
+_TIMEOUT: Final = 2.0  # seconds; a person waits
+_DOWN: Final = 3
+
+
+class ServerStatus(msgspec.Struct, frozen=True):
+    """One rendezvous server: round trip in seconds and the address it sees us at, or why it does not answer."""
+
+    server: str
+    rtt: float | None = None
+    observed: Address | None = None
+    problem: str = ""
+
+
+@click.command(
+    "status",
+    cls=Command,
+    short_help="Show this machine, its servers and the peers it knows.",
+    examples=("p2ptunnel status", "p2ptunnel --json status", "p2ptunnel status --check"),
+)
+@click.option("--check", is_flag=True, help="End with 3 if no server answers.")
+@click.pass_obj
+def command(settings: Settings, check: bool) -> int:
+    """Show this machine's tag and key, its rendezvous servers, and the peers it knows.
+
+    Without a configured server nothing is sent.
+    """
+    servers = _ask_servers(settings) if settings.rendezvous else []
+    key, peers = settings.profile.identity().public, settings.profile.peers().all()
+    directory = str(settings.profile.directory)
+    settings.output.data(
+        _text(settings.tag, str(key), directory, servers, peers),
+        self={"tag": settings.tag, "key": str(key), "profile": directory},
+        rendezvous=msgspec.to_builtins(servers),
+        peers=[{"tag": peer.tag, "key": str(peer.key), "services": peer.services} for peer in peers],
+    )
+    return _DOWN if check and not any(server.rtt is not None for server in servers) else 0
+
+
+def _ask_servers(settings: Settings) -> list[ServerStatus]:
+    from p2ptunnel.cli.running import run
+
+    answers = run(_ask_all(settings))
+    if isinstance(answers, int):
+        raise click.exceptions.Exit(answers)
+    return answers
+
+
+async def _ask_all(settings: Settings) -> list[ServerStatus]:
+    import asyncio
+
+    return await asyncio.gather(*(_ask(settings, server) for server in settings.rendezvous))
+
+
+async def _ask(settings: Settings, server: str) -> ServerStatus:
+    from p2ptunnel.errors import P2PTunnelError
+    from p2ptunnel.peer import Peer
+
+    try:
+        async with Peer(settings.tag, rendezvous=server, profile=settings.profile) as peer:
+            report = await peer.netcheck(timeout=settings.timeout or _TIMEOUT)
+    except P2PTunnelError as error:
+        return ServerStatus(server, problem=str(error))
+    return ServerStatus(server, report.rtt, report.udp.observed or report.tcp.observed)
+
+
+def _text(tag: str | None, key: str, directory: str, servers: list[ServerStatus], peers: tuple[PinnedPeer, ...]) -> str:
+    lines = [f"self    {tag or '(no tag)'}  {key}  {directory}"]
+    lines += [f"server  {_server(server)}" for server in servers] or ["server  none configured"]
+    if not peers:
+        return "\n".join((*lines, "no peer is known yet: p2ptunnel peers add TAG KEY"))
+    rows = [(peer.tag, str(peer.key), ", ".join(peer.services) or "-") for peer in peers]
+    return "\n".join((*lines, table(("PEER", "KEY", "MAY OPEN"), rows)))
+
+
+def _server(status: ServerStatus) -> str:
+    from p2ptunnel.types import format_address
+
+    if status.rtt is None or status.observed is None:
+        return f"{status.server}  {status.problem or 'no answer'}"
+    return f"{status.server}  up, {status.rtt * 1000:.0f} ms, sees us at {format_address(status.observed)}"

@@ -1,0 +1,312 @@
+"""The streams of a session.  Rule: an end is clean only behind the peer's FIN; everything else is an error that stays.
+
+Sending, the application's bytes are copied once, into the batch that is sealed; receiving once, out of the buffer that was
+decrypted into.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any, Final, Protocol
+
+from p2ptunnel.abc import Stream
+from p2ptunnel.errors import (
+    AccessDeniedError,
+    ChannelClosedError,
+    LocalProtocolError,
+    P2PTunnelError,
+    StreamResetError,
+    TargetRefusedError,
+)
+from p2ptunnel.net.pump import pump
+from p2ptunnel.protocol.mux import Mux
+from p2ptunnel.types import Path, Tag
+from p2ptunnel.wire.frames import Reset, ResetCode
+
+__all__ = ["Carrier", "SessionStream"]
+
+_MERGE_BYTES: Final = 1024  # smaller chunks are put together: a peer that sends single bytes must not cost an object for each
+
+
+class Carrier(Protocol):
+    """What a stream needs of its session."""
+
+    @property
+    def tag(self) -> Tag:
+        """The peer's name here."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """The path that carries the bytes now."""
+        ...
+
+    @property
+    def granted(self) -> tuple[str, ...]:
+        """The services that the peer grants us."""
+        ...
+
+    def flush(self) -> None:
+        """Send what waits now, as far as the transport takes it."""
+        ...
+
+    def settle(self, stream_id: int) -> None:
+        """Send what waits before the loop sleeps again, and forget the stream if it is over."""
+        ...
+
+    def consumed(self, stream_id: int, count: int) -> None:
+        """Let the peer send as much again."""
+        ...
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `work` as long as the session lives."""
+        ...
+
+
+class SessionStream(Stream):
+    """One stream of a session; sessions make them.
+
+    One task at a time may read, and one may write.
+    """
+
+    def __init__(self, carrier: Carrier, mux: Mux, stream_id: int, service: str, *, is_ours: bool) -> None:
+        self.service = service
+        self.tag = carrier.tag
+        self.stream_id: Final = stream_id
+        self.is_ours: Final = is_ours
+        """Whether this side has opened it."""
+        self._carrier: Final = carrier
+        self._mux: Final = mux
+        self._chunks: Final[deque[bytes]] = deque()
+        self._offset = 0  # bytes of the first chunk that have been read
+        self._is_opened = False
+        self._is_ended = False  # the peer's FIN came
+        self._is_closed = False  # by us
+        self._error: P2PTunnelError | None = None
+        self._reading: asyncio.Future[None] | None = None
+        self._writing: asyncio.Future[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<SessionStream {self.stream_id} of {self.tag}: {self.service}>"
+
+    @property
+    def path(self) -> Path:
+        """The path that carries the bytes now."""
+        return self._carrier.path
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    async def read(self, n: int = 65536) -> bytes:
+        """Return 1 to `n` bytes, or `b""` after the peer's FIN; what came before an error is returned before it is raised.
+
+        Cancelling it loses nothing.
+
+        Raises:
+            StreamResetError: The peer reset the stream.
+            AccessDeniedError: The service does not exist there or is not ours.
+            TargetRefusedError: What the service stands for cannot be reached from there.
+            ChannelLostError: The channel broke.
+            ChannelClosedError: The session was closed, or this stream by us.
+            LocalProtocolError: Another task is reading.
+        """
+        while not self._chunks:
+            if self._is_closed:
+                raise ChannelClosedError
+            if self._is_ended:
+                return b""
+            self._raise_error()
+            await self._wait_readable()
+        data = self._take(n)
+        self._carrier.consumed(self.stream_id, len(data))
+        return data
+
+    def _take(self, n: int) -> bytes:
+        chunk, offset = self._chunks[0], self._offset
+        if offset == 0 and len(chunk) <= n:
+            return self._chunks.popleft()
+        data = chunk[offset : offset + n]
+        self._offset += len(data)
+        if self._offset == len(chunk):
+            self._chunks.popleft()
+            self._offset = 0
+        return data
+
+    async def _wait_readable(self) -> None:
+        if self._reading is not None:
+            raise LocalProtocolError("another task is reading this stream")
+        self._reading = asyncio.get_running_loop().create_future()
+        try:
+            await self._reading
+        finally:
+            self._reading = None
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send `data`; returns when all of it is sealed, so the buffer is free again and awaiting it is the back-pressure.
+
+        Cancelling it leaves an unknown part of `data` sent: reset the stream then, or know that the part does not matter.
+
+        Raises:
+            StreamResetError: The peer reset the stream, or takes no more.
+            AccessDeniedError: The service does not exist there or is not ours.
+            TargetRefusedError: What the service stands for cannot be reached from there.
+            ChannelLostError: The channel broke.
+            ChannelClosedError: The session was closed, or this stream by us.
+            LocalProtocolError: Another task is writing, or `write_eof` was called.
+        """
+        view = memoryview(data)
+        if self._is_closed:
+            raise ChannelClosedError
+        self._raise_error()
+        if not view.nbytes:
+            return
+        self._mux.write(self.stream_id, view if view.format == "B" and view.ndim == 1 else view.cast("B"))
+        self._carrier.flush()
+        if not self._mux.is_drained(self.stream_id):
+            await self._wait_drained()
+        self._raise_error()
+
+    async def _wait_drained(self) -> None:
+        self._writing = asyncio.get_running_loop().create_future()
+        try:
+            await self._writing
+        finally:
+            self._writing = None
+            self._mux.take_back(self.stream_id)
+
+    async def write_eof(self) -> None:
+        """Send FIN behind what is written: no more bytes from here; reading goes on.  Doing so twice is fine."""
+        self._mux.write_eof(self.stream_id)
+        self._carrier.settle(self.stream_id)
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Send FIN behind what is written and read no more; closing twice is fine, and so is closing what broke.
+
+        The peer reads all of it and a clean end.  Should it still write, it learns that nobody reads.
+        """
+        if not self._is_closed:
+            self._give_up_reading()
+            self._mux.write_eof(self.stream_id)
+            self._end_if_drained()
+            self._carrier.settle(self.stream_id)
+
+    def abort(self, reason: str = "cancelled") -> None:
+        """Reset the stream at once; bytes under way are lost, and the peer sees an error with this reason."""
+        self.refuse(ResetCode.CANCELLED, reason)
+
+    def _give_up_reading(self) -> None:
+        self._is_closed = True
+        self._chunks.clear()
+        self._wake(self._reading)
+
+    def _end_if_drained(self) -> None:
+        """Tell the peer, behind our FIN, that nobody reads any more; its own FIN may have come, then nothing is told."""
+        if self._mux.is_drained(self.stream_id):
+            self._mux.reset(self.stream_id, ResetCode.CLOSED)
+
+    def socket(self) -> socket.socket:
+        """Give a blocking socket, one end of a socketpair, that carries this stream; the stream itself is spent.
+
+        A socket of this kind knows no reset: where the stream breaks, the socket ends.  Who needs to tell a loss from an end
+        reads the stream itself.
+        """
+        ours, theirs = socket.socketpair()
+        self._carrier.spawn(pump(self, ours)).add_done_callback(lambda _: ours.close())  # cancelled before it began
+        return theirs
+
+    async def opened(self) -> None:
+        """Wait until the peer has accepted the stream.
+
+        Raises:
+            AccessDeniedError: The service does not exist there or is not ours.
+            TargetRefusedError: What the service stands for cannot be reached from there.
+            ChannelError: The channel ended before.
+        """
+        while not self._is_opened:
+            self._raise_error()
+            await self._wait_readable()
+
+    # --- what the session does ------------------------------------------------------------------------------------------
+
+    def admit(self) -> None:
+        """Tell the peer that its stream is open."""
+        self._mux.accept(self.stream_id)
+        self._is_opened = True
+        self._carrier.settle(self.stream_id)
+
+    def refuse(self, code: int, reason: str = "") -> None:
+        """Reset the stream with a code that says more than `abort` does."""
+        self._give_up_reading()
+        self._mux.reset(self.stream_id, code, reason)
+        self._fail(StreamResetError(reason or "refused"))
+        self._carrier.settle(self.stream_id)
+
+    def on_opened(self) -> None:
+        """The peer has accepted the stream."""
+        self._is_opened = True
+        self._wake(self._reading)
+
+    def on_data(self, payload: memoryview) -> None:
+        """Keep bytes that came; nobody has to be there to read them."""
+        if self._is_closed:
+            return
+        if self._chunks and len(self._chunks[-1]) + len(payload) <= _MERGE_BYTES:
+            self._chunks[-1] += payload
+        else:
+            self._chunks.append(bytes(payload))
+        self._wake(self._reading)
+
+    def on_fin(self) -> None:
+        """The peer has finished writing."""
+        self._is_ended = True
+        self._wake(self._reading)
+
+    def on_reset(self, frame: Reset) -> None:
+        """The peer has reset the stream."""
+        self._fail(self._meaning(frame))
+
+    def on_drained(self) -> None:
+        """What was written is sealed."""
+        self._wake(self._writing)
+        if self._is_closed:
+            self._end_if_drained()
+
+    def on_lost(self, error: P2PTunnelError) -> None:
+        """The session has ended."""
+        self._fail(error)
+
+    def _meaning(self, frame: Reset) -> P2PTunnelError:
+        if self.is_ours and not self._is_opened:
+            if frame.code == ResetCode.NOT_YOURS:
+                return AccessDeniedError(self.tag, self.service, self._carrier.granted)
+            if frame.code == ResetCode.TARGET_REFUSED:
+                return TargetRefusedError(self.tag, self.service, frame.reason)
+        return StreamResetError(frame.reason or _WORDS.get(frame.code, "cancelled by the peer"))
+
+    def _fail(self, error: P2PTunnelError) -> None:
+        if self._error is None:
+            self._error = error
+        self._wake(self._reading)
+        self._wake(self._writing)
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+
+    @staticmethod
+    def _wake(waiting: asyncio.Future[None] | None) -> None:
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+
+
+_WORDS: Final[dict[int, str]] = {
+    ResetCode.CLOSED: "the peer reads no more",
+    ResetCode.BUSY: "the peer is busy",
+    ResetCode.INTERNAL: "the peer's service failed",
+}

@@ -1,0 +1,378 @@
+"""The demonstration behind `make demo`: a real SSH session and a real port forward between two homes behind two NATs.
+
+    python -m p2ptunnel.testing.demo [--delay 0.02] [--size 64]
+
+Everything is real: two routers of nftables in a laboratory of network namespaces, an OpenSSH server behind one of them, a web
+server beside it, and this package's own programs on each machine, talking through a rendezvous server between them.  Where no
+laboratory can be built (not root, no nftables) the same runs on loopback, and says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import getpass
+import hashlib
+import json
+import os
+import queue
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Generator, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from p2ptunnel.testing.natlab import Host, Lab, capable
+from p2ptunnel.testing.natlab.programs import end_program
+
+__all__ = ["main"]
+
+_HOME: Final = "home-nas"
+_LAPTOP: Final = "laptop"
+_SSHD_PORT: Final = 2222
+_PAGE: Final = "<h1>This page came from behind two NATs.</h1>\n"
+_WAIT: Final = 20.0
+_SSHD_PLACES: Final = "/usr/local/sbin:/usr/sbin:/sbin"
+
+_STEPS: Final = {
+    4: "caller asks the server for the callee",
+    -4: "server: the callee is being asked",
+    10: "server tells the callee who wants it",
+    30: "callee opens its NAT (dies on the way); a SYN with low TTL left just before",
+    -10: "callee answers: the port it opens",
+    11: "server tells the caller where the callee is",
+    -11: "caller: received; its SYN leaves at the same moment",
+    31: "caller tries the hole",
+    -31: "callee: the hole is open both ways",
+    32: "caller: open TCP for me",
+    -32: "callee: listening, here is the conkey",
+}
+
+
+class Machine:
+    """Where programs run: a host of the laboratory, or this machine."""
+
+    def __init__(self, name: str, directory: Path, host: Host | None) -> None:
+        self.name = name
+        self.directory = directory / name
+        self.directory.mkdir()
+        self._host = host
+
+    @property
+    def trace(self) -> Path:
+        """The file in which its programs write what they do."""
+        return self.directory / "trace.jsonl"
+
+    def p2ptunnel(self, *arguments: str) -> list[str]:
+        """Return the command line of our program with this machine's profile."""
+        options = ["--profile", str(self.directory / "profile"), "--trace", str(self.trace), "--tag", self.name]
+        return [sys.executable, "-m", "p2ptunnel", *options, *arguments]
+
+    def start(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+        """Start a program."""
+        if self._host is not None:
+            return self._host.popen(argv, **options)
+        return subprocess.Popen(list(argv), text=True, **options)
+
+    def run(self, argv: Sequence[str], *, timeout: float = 40.0) -> str:
+        """Run a program and return what it says on stdout.
+
+        Raises:
+            DemoError: It failed, or took longer than `timeout` seconds.
+        """
+        program = self.start(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            output, errors = program.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise DemoError(f"{' '.join(argv[-3:])} took longer than {timeout:g} s") from None
+        finally:
+            end_program(program)
+        if program.returncode:
+            raise DemoError(f"{' '.join(argv[-3:])} said: {errors.strip() or output.strip() or program.returncode}")
+        return output
+
+    def call(self, function: Callable[[], str]) -> str:
+        """Call a function with this machine's network."""
+        return function() if self._host is None else self._host.thread(function).result(_WAIT)
+
+
+class DemoError(Exception):
+    """A part of the demonstration did not do what it should."""
+
+
+class Stage:
+    """The machines, the programs that run on them, and what is printed."""
+
+    def __init__(self, directory: Path, lab: Lab | None, delay: float) -> None:
+        hosts: list[Host | None] = [None, None, None]
+        if lab is not None:
+            hosts = [lab.server, lab.site("pr", delay=delay, name="home").host, lab.site("pr", delay=delay, name="cafe").host]
+        self.server_host = "127.0.0.1" if lab is None else lab.server.ip
+        self.server, self.home, self.laptop = (
+            Machine(name, directory, host) for name, host in zip(("server", _HOME, _LAPTOP), hosts, strict=True)
+        )
+        self._programs: list[subprocess.Popen[str]] = []
+        self._started = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Print a line with the seconds since the beginning."""
+        print(f"{time.monotonic() - self._started:6.2f} s  {text}", flush=True)
+
+    def start(self, machine: Machine, argv: Sequence[str], ready: Callable[[str], bool]) -> str:
+        """Start a program that stays; return its first line on stdout that `ready` accepts.
+
+        Raises:
+            DemoError: It ended, or said nothing of the kind in 20 s.
+        """
+        log = (machine.directory / "log.txt").open("a")
+        program = machine.start(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
+        log.close()
+        self._programs.append(program)
+        return _first_line(program, ready, machine)
+
+    def close(self) -> None:
+        """End the programs, in the reverse order of their start."""
+        for program in reversed(self._programs):
+            end_program(program)
+            if program.stdout is not None:
+                program.stdout.close()
+
+
+def _first_line(program: subprocess.Popen[str], ready: Callable[[str], bool], machine: Machine) -> str:
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def read(stdout: Iterable[str]) -> None:
+        with contextlib.suppress(ValueError):  # closed while it is read
+            for line in stdout:
+                lines.put(line)
+        lines.put(None)
+
+    assert program.stdout is not None
+    threading.Thread(target=read, args=(program.stdout,), daemon=True).start()
+    deadline = time.monotonic() + _WAIT
+    while (left := deadline - time.monotonic()) > 0:
+        with contextlib.suppress(queue.Empty):
+            line = lines.get(timeout=left)
+            if line is None:
+                break
+            if ready(line):
+                return line
+    log = (machine.directory / "log.txt").read_text()
+    raise DemoError(f"{machine.name} did not come up: {log.strip() or 'it said nothing'}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demonstration; return 0 if everything did what it should."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--delay", type=float, default=0.02, metavar="S", help="one way, on each access line [0.02]")
+    parser.add_argument("--size", type=int, default=64, metavar="MIB", help="of the file that scp copies [64]")
+    options = parser.parse_args(arguments)
+    missing = [name for name in ("ssh", "scp", "ssh-keygen") if shutil.which(name) is None]
+    if missing or _sshd() is None:
+        print(f"The demonstration needs OpenSSH's client and server (missing: {', '.join(missing) or 'sshd'}).")
+        return 2
+    reason = capable()
+    with tempfile.TemporaryDirectory(prefix="p2ptunnel-demo-") as directory, contextlib.ExitStack() as stack:
+        lab = None if reason else stack.enter_context(Lab(server_delay=options.delay))
+        stage = Stage(Path(directory), lab, options.delay)
+        stack.callback(stage.close)
+        _introduce(stage, reason, options.delay)
+        try:
+            _play(stage, options.size)
+        except DemoError as error:
+            stage.say(f"FAILED: {error}")
+            return 1
+    return 0
+
+
+def _introduce(stage: Stage, reason: str | None, delay: float) -> None:
+    if reason:
+        stage.say(f"No laboratory can be built here ({reason}): everything runs on loopback, without NATs.")
+    else:
+        stage.say(
+            f"Two homes, each behind a port-restricted NAT of the kernel, {delay * 1000:g} ms one way to the internet each."
+        )
+
+
+def _play(stage: Stage, size_mib: int) -> None:
+    server = _start_server(stage)
+    user, key = _start_sshd(stage)
+    _start_web(stage)
+    _pin_keys(stage)
+    serve = stage.home.p2ptunnel("--rendezvous", server, "serve", f"ssh=ssh:127.0.0.1:{_SSHD_PORT}", "web=8080")
+    stage.say(stage.start(stage.home, serve, lambda line: line.startswith("serving")).strip())
+    _ssh(stage, server, user, key)
+    _copy(stage, server, user, key, size_mib)
+    _forward(stage, server)
+    stage.say("Done: nothing was configured on either router, and the server saw none of it.")
+
+
+def _start_server(stage: Stage) -> str:
+    argv = stage.server.p2ptunnel("rendezvous", "--listen", f"{stage.server_host}:{_free_port(stage)}")
+    line = stage.start(stage.server, argv, lambda line: stage.server_host in line)
+    address = next(word for word in line.replace(",", " ").split() if word.startswith(f"{stage.server_host}:"))
+    stage.say(f"Rendezvous server on {address}.")
+    return address
+
+
+def _free_port(stage: Stage) -> int:
+    return 0 if stage.server_host == "127.0.0.1" else 7000
+
+
+def _sshd() -> str | None:
+    return shutil.which("sshd", path=os.pathsep.join((os.environ.get("PATH", os.defpath), _SSHD_PLACES)))
+
+
+def _start_sshd(stage: Stage) -> tuple[str, Path]:
+    """Start OpenSSH's server on the home machine; return who may log in, and the key to do so."""
+    directory = stage.home.directory
+    host_key, user_key = directory / "host_key", stage.laptop.directory / "id_ed25519"
+    for path in (host_key, user_key):
+        stage.home.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "demo", "-f", str(path)])
+    authorized = directory / "authorized_keys"
+    shutil.copy(user_key.with_suffix(".pub"), authorized)
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where its unprivileged half lives; packages make it at boot
+    config = directory / "sshd_config"
+    config.write_text(
+        f"Port {_SSHD_PORT}\nListenAddress 127.0.0.1\nHostKey {host_key}\nAuthorizedKeysFile {authorized}\n"
+        f"PidFile {directory / 'sshd.pid'}\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
+        "PermitRootLogin yes\nSubsystem sftp internal-sftp\n"
+    )
+    sshd = _sshd()
+    assert sshd is not None
+    argv = ["sh", "-c", 'echo starting; exec "$0" "$@"', sshd, "-D", "-e", "-f", str(config)]
+    stage.start(stage.home, argv, lambda line: line.startswith("starting"))
+    _wait_for_port(stage.home, _SSHD_PORT)
+    stage.say(f"{_HOME}: OpenSSH server on 127.0.0.1:{_SSHD_PORT}, nowhere else.")
+    return getpass.getuser(), user_key
+
+
+def _start_web(stage: Stage) -> None:
+    site = stage.home.directory / "site"
+    site.mkdir()
+    (site / "index.html").write_text(_PAGE)
+    program = (
+        "import functools, http.server as h\n"
+        f"H = functools.partial(h.SimpleHTTPRequestHandler, directory={str(site)!r})\n"
+        "s = h.ThreadingHTTPServer(('127.0.0.1', 8080), H)\n"
+        "print('up', flush=True)\n"
+        "s.serve_forever()\n"
+    )
+    stage.start(stage.home, [sys.executable, "-c", program], lambda line: line.startswith("up"))
+    stage.say(f"{_HOME}: web server on 127.0.0.1:8080.")
+
+
+def _wait_for_port(machine: Machine, port: int) -> None:
+    program = (
+        "import socket, time\n"
+        "for _ in range(200):\n"
+        "    try:\n"
+        f"        socket.create_connection(('127.0.0.1', {port}), 1).close()\n"
+        "        break\n"
+        "    except OSError:\n"
+        "        time.sleep(0.05)\n"
+        "else:\n"
+        "    raise SystemExit('nobody listens')\n"
+    )
+    machine.run([sys.executable, "-c", program])
+
+
+def _pin_keys(stage: Stage) -> None:
+    """Tell each machine the other's public key: the only introduction that there is."""
+    keys = {
+        machine.name: json.loads(machine.run(machine.p2ptunnel("--json", "id")))["key"]
+        for machine in (stage.home, stage.laptop)
+    }
+    stage.home.run(stage.home.p2ptunnel("peers", "add", _LAPTOP, keys[_LAPTOP], "--services", "ssh,web"))
+    stage.laptop.run(stage.laptop.p2ptunnel("peers", "add", _HOME, keys[_HOME]))
+    stage.say(
+        f"{_HOME} has pinned {keys[_LAPTOP][:12]}… and lets it open ssh and web; {_LAPTOP} has pinned {keys[_HOME][:12]}…."
+    )
+
+
+def _ssh(stage: Stage, server: str, user: str, key: Path) -> None:
+    since = time.monotonic()
+    command = stage.laptop.p2ptunnel("--rendezvous", server, "ssh", "-i", str(key), f"{user}@{_HOME}", "uname", "-a")
+    output = stage.laptop.run(command)
+    took = time.monotonic() - since
+    _show_steps(stage)
+    stage.say(f"ssh {user}@{_HOME} uname -a   ({took:.2f} s with login)\n          {output.strip()}")
+
+
+def _copy(stage: Stage, server: str, user: str, key: Path, size_mib: int) -> None:
+    config = stage.laptop.directory / "ssh_config"
+    config.write_text(stage.laptop.run(stage.laptop.p2ptunnel("--rendezvous", server, "ssh-config")))
+    sent, arrived = stage.laptop.directory / "photos.tar", stage.home.directory / "photos.tar"
+    with sent.open("wb") as file:
+        for _ in range(size_mib):
+            file.write(secrets.token_bytes(1 << 20))
+    since = time.monotonic()
+    target = f"{user}@{_HOME}.p2p:{arrived}"
+    stage.laptop.run(["scp", "-q", "-F", str(config), "-i", str(key), str(sent), target])
+    took = time.monotonic() - since
+    digests = [_sha256(path) for path in (sent, arrived)]
+    if digests[0] != digests[1]:
+        raise DemoError(f"sha256 differs: {digests[0]} sent, {digests[1]} arrived")
+    stage.say(f"scp of {size_mib} MiB in {took:.2f} s with login; sha256 equal on both sides: {digests[0][:16]}…")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _forward(stage: Stage, server: str) -> None:
+    argv = stage.laptop.p2ptunnel("--rendezvous", server, "--json", "forward", _HOME, "0:web")
+    line = stage.start(stage.laptop, argv, lambda line: "listening" in line)
+    port = json.loads(line)["address"][1]
+    url = f"http://127.0.0.1:{port}/"
+
+    def fetch() -> str:
+        with urllib.request.urlopen(url, timeout=_WAIT) as page:
+            text: str = page.read().decode()
+        return text
+
+    page = stage.laptop.call(fetch)
+    if page != _PAGE:
+        raise DemoError(f"the page is not the one that was served: {page[:80]!r}")
+    stage.say(f"{url} here is service web of {_HOME}:\n          {page.strip()}")
+
+
+def _show_steps(stage: Stage) -> None:
+    """Print the founding protocol's messages of the first call, each when it left, and how TCP came up."""
+    events = sorted(_events(stage), key=lambda event: event["time"])
+    start = next((event["time"] for event in events if event["event"] == "sent" and event.get("t") == 4), None)
+    if start is None:
+        raise DemoError("no call is in the traces")
+    shown: set[int] = set()
+    for event in events:
+        at = (event["time"] - start) * 1000
+        number = event.get("t")
+        if at < 0:
+            continue
+        if event["event"] == "sent" and number in _STEPS and number not in shown:
+            shown.add(number)
+            print(f"            {at:7.1f} ms  t={number:<4} {_STEPS[number]}")
+        elif event["event"] == "connection_up" and event["machine"] == _LAPTOP:
+            print(f"            {at:7.1f} ms  TCP    connected to {event['remote']} ({event['how']})")
+        elif event["event"] == "channel_up" and event["machine"] == _LAPTOP:
+            print(f"            {at:7.1f} ms  TLS    both keys proved, {_HOME} has let us in")
+            break
+
+
+def _events(stage: Stage) -> Generator[dict[str, Any]]:
+    for machine in (stage.server, stage.home, stage.laptop):
+        if machine.trace.exists():
+            for line in machine.trace.read_text().splitlines():
+                yield {**json.loads(line), "machine": machine.name}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

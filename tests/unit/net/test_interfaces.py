@@ -1,0 +1,158 @@
+"""What this machine knows of its own addresses, and names of others."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+
+import pytest
+
+from p2ptunnel.errors import InvalidAddressError, ResolveError
+from p2ptunnel.net import interfaces
+from p2ptunnel.net.interfaces import is_on_link, local_addresses, resolve, source_address
+from p2ptunnel.net.netlink import InterfaceAddress, interface_addresses
+from tests.helpers import run
+
+
+def test_loopback_is_reached_from_loopback() -> None:
+    assert source_address("127.0.0.1") == "127.0.0.1"
+    assert source_address("127.1.2.3") == "127.0.0.1"
+    assert source_address("::1") == "::1"
+
+
+def test_destination_without_a_route_has_no_source() -> None:
+    with pytest.raises(OSError, match=r"unreachable|denied"):
+        source_address("255.255.255.255")
+
+
+def test_source_is_asked_for_a_numeric_destination_only() -> None:
+    with pytest.raises(InvalidAddressError):
+        source_address("localhost")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.255.255.254", "::1"])
+def test_loopback_is_on_link(host: str) -> None:
+    assert is_on_link(host)
+
+
+def test_own_addresses_are_on_link() -> None:
+    assert all(is_on_link(host) for host in local_addresses())
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1.example", "", "255.255.255.255"])
+def test_nobody_else_is_on_link(host: str) -> None:
+    assert not is_on_link(host)
+
+
+def test_loopback_and_link_local_addresses_reach_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = (
+        InterfaceAddress("127.0.0.1", 8),
+        InterfaceAddress("2001:db8::aaaa", 64, is_temporary=True),
+        InterfaceAddress("fe80::1", 64),
+        InterfaceAddress("192.168.1.7", 24),
+        InterfaceAddress("2001:db8::1", 64),
+        InterfaceAddress("::1", 128),
+    )
+    monkeypatch.setattr(interfaces, "interface_addresses", lambda: found)
+    assert local_addresses() == ("192.168.1.7", "2001:db8::1", "2001:db8::aaaa")  # the temporary one last
+
+
+@pytest.mark.parametrize(
+    ("own", "prefix", "host", "expected"),
+    [
+        ("192.168.1.7", 24, "192.168.1.200", True),
+        ("192.168.1.7", 24, "192.168.2.7", False),
+        ("192.168.1.7", 32, "192.168.1.7", True),
+        ("10.0.0.1", 0, "198.51.100.1", False),
+        ("2001:db8::1", 64, "2001:db8::ffff", True),
+        ("2001:db8::1", 64, "2001:db8:0:1::1", False),
+        ("10.0.0.1", 8, "2001:db8::1", False),
+    ],
+)
+def test_network_of_an_interface_address(own: str, prefix: int, host: str, expected: bool) -> None:
+    assert InterfaceAddress(own, prefix).is_near(host) is expected
+
+
+def test_kernel_tells_of_loopback() -> None:
+    assert InterfaceAddress("127.0.0.1", 8) in interface_addresses()
+
+
+def test_elsewhere_than_on_linux_default_routes_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interfaces, "LINUX", False)
+    monkeypatch.setattr(interfaces, "_SOMEWHERE", ("127.0.0.1", "255.255.255.255", "::1"))
+    assert local_addresses() == ("127.0.0.1", "::1")
+    assert is_on_link("127.0.0.1")
+    assert not is_on_link("255.255.255.255")
+
+
+@pytest.mark.parametrize("host", ["192.0.2.7", "2001:db8::7", "fe80::7%lo"])
+def test_numeric_host_is_its_own_address(host: str) -> None:
+    assert run(resolve(host)) == host
+
+
+def test_numeric_host_of_the_other_family_has_a_typed_error() -> None:
+    with pytest.raises(ResolveError, match="cannot resolve '::1'"):
+        run(resolve("::1", family=socket.AF_INET))
+
+
+def test_name_is_looked_up_in_a_daemon_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    def getaddrinfo(*_: object) -> list[tuple[object, ...]]:
+        threads.append(threading.current_thread())
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("192.0.2.7", 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    assert run(resolve("rendezvous.example")) == "192.0.2.7"
+    [thread] = threads
+    assert thread.daemon
+    assert thread is not threading.main_thread()
+
+
+def test_local_name_resolves() -> None:
+    assert run(resolve("localhost", family=socket.AF_INET)) == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [("x" * 64 + ".example", "not a host name"), ("name\0.example", "not a host name"), ("\ud800.example", "not a host name")],
+)
+def test_host_that_is_no_name_has_a_typed_error(host: str, reason: str) -> None:
+    with pytest.raises(ResolveError) as caught:
+        run(resolve(host))
+    assert caught.value.reason == reason
+    assert str(caught.value).isprintable()
+
+
+def test_name_without_an_address_has_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def getaddrinfo(*_: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with pytest.raises(ResolveError) as caught:
+        run(resolve("nobody.example"))
+    assert str(caught.value) == "cannot resolve 'nobody.example': Name or service not known"
+
+
+def test_hanging_look_up_is_forgotten_when_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, leave = threading.Event(), threading.Event()
+    threads: list[threading.Thread] = []
+
+    def getaddrinfo(*_: object) -> None:
+        threads.append(threading.current_thread())
+        entered.set()
+        leave.wait()
+
+    async def main() -> None:
+        looking = asyncio.create_task(resolve("hanging.example"))
+        await asyncio.to_thread(entered.wait)
+        looking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await looking
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    run(main())
+    leave.set()  # after the loop is gone: the thread ends without a word
+    threads[0].join(5)
+    assert not threads[0].is_alive()
