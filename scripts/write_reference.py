@@ -11,7 +11,7 @@ import enum
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -47,11 +47,11 @@ def machines() -> Iterator[str]:
         ("Callee, one answered call", callee.TRANSITIONS),
         ("Registration", registration.TRANSITIONS),
     ):
-        yield f"## {title}\n\n{_transitions(table)}"
+        yield f"## {title}\n\n{_transitions(table.items())}"
 
 
-def _transitions(table: Mapping[tuple[enum.Enum, enum.Enum], enum.Enum]) -> str:
-    rows = [f"| {before.value} | {trigger.value} | {after.value} |" for (before, trigger), after in table.items()]
+def _transitions(table: Iterable[tuple[tuple[enum.Enum, enum.Enum], enum.Enum]]) -> str:
+    rows = [f"| {before.value} | {trigger.value} | {after.value} |" for (before, trigger), after in table]
     return "\n".join(["| state | when | next |", "| --- | --- | --- |", *rows, ""])
 
 
@@ -77,7 +77,8 @@ def error_tree() -> Iterator[str]:
     for name, kind in vars(errors).items():
         if name in errors.__all__:
             above = ", ".join(f"`{base.__name__}`" for base in kind.__bases__)
-            yield f"| `{name}` | {above} | {kind.layer} | {kind.code} | {inspect.getdoc(kind).splitlines()[0]} |"
+            meaning = (inspect.getdoc(kind) or "").partition("\n")[0]
+            yield f"| `{name}` | {above} | {kind.layer} | {kind.code} | {meaning} |"
 
 
 def command_line() -> Iterator[str]:

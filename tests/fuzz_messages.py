@@ -45,13 +45,13 @@ def damaged(data: bytes, dice: random.Random) -> bytes:
 
 
 def main(count: int, seed: int) -> None:
-    """Decode `count` damaged messages; print how many were what, the pace, and the dearest one."""
+    """Decode `count` damaged messages; print how many were what, the pace, and the one that cost most CPU."""
     dice = random.Random(seed)
     outcomes: Counter[str] = Counter()
     dearest, dearest_input, began = 0.0, b"", time.perf_counter()
     for _ in range(count):
         data = damaged(dice.choice(SEEDS), dice)
-        started = time.perf_counter()
+        started = time.thread_time()
         try:
             outcome = type(decode(data)).__name__
         except MalformedMessageError:
@@ -59,7 +59,7 @@ def main(count: int, seed: int) -> None:
         except BaseException:
             print(f"seed {seed}: {data!r}")
             raise
-        cost = time.perf_counter() - started
+        cost = time.thread_time() - started
         outcomes[outcome] += 1
         if cost > dearest:
             dearest, dearest_input = cost, data

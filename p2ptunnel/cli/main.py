@@ -17,7 +17,7 @@ from click.shell_completion import shell_complete
 
 from p2ptunnel._version import __version__
 from p2ptunnel.cli.commands import Group
-from p2ptunnel.cli.output import ReaderGoneError, hush_stdout
+from p2ptunnel.cli.output import ReaderGoneError, hush_stdout, occupy_standard_descriptors
 from p2ptunnel.cli.settings import Settings
 from p2ptunnel.errors import (
     AccessDeniedError,
@@ -103,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     settings = Settings()
+    occupy_standard_descriptors()
     try:
         if instruction := os.environ.get(COMPLETE_VARIABLE):
             return shell_complete(root, {"obj": settings}, "p2ptunnel", COMPLETE_VARIABLE, instruction)

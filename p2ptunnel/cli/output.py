@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from typing import Final
 
 import click
 
 from p2ptunnel.errors import P2PTunnelError
 
-__all__ = ["SCHEMA", "Output", "ReaderGoneError", "hush_stdout"]
+__all__ = ["SCHEMA", "Output", "ReaderGoneError", "hush_stdout", "occupy_standard_descriptors"]
 
 SCHEMA: Final = 1
 """The version of every JSON object on stdout; a field that goes away or changes its meaning makes it one more."""
+
+
+_STDOUT, _STDERR = 1, 2
 
 
 class ReaderGoneError(Exception):
@@ -73,5 +75,14 @@ class Output:
 
 
 def hush_stdout() -> None:
-    """Point stdout nowhere, so that the interpreter's last flush finds no broken pipe to complain about."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    """Close stdout for whoever reads it, and point it nowhere: the interpreter's last flush finds no broken pipe."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, _STDOUT)
+    os.close(nowhere)
+
+
+def occupy_standard_descriptors() -> None:
+    """Put /dev/null in the place of closed standard streams, before a socket gets the number that everybody writes to."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        pass
+    os.close(descriptor)

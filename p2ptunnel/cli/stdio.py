@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import sys
 from typing import Final
 
 from p2ptunnel.abc import Stream
@@ -74,7 +73,7 @@ def _copy_out(sock: socket.socket) -> None:
     while data := _receive(sock):
         _write_stdout(memoryview(data))
     hush_stdout()
-    if sys.stdin is not None and sys.stdin.isatty():  # a person would have to type on to see that it is over
+    if os.isatty(_STDIN):  # a person would have to type on to see that it is over
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_WR)
 
@@ -87,8 +86,6 @@ def _receive(sock: socket.socket) -> bytes:
 
 
 def _read_stdin() -> bytes:
-    if sys.stdin is None:  # closed at start: its number may be any descriptor's by now
-        return b""
     try:
         return os.read(_STDIN, _CHUNK_BYTES)
     except OSError as error:

@@ -30,7 +30,6 @@ class Access(Protocol):
         ...
 
 
-
 class AccessList:
     """The grants of a peer store, as they are on disk now, and those given in code.
 

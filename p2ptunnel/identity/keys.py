@@ -127,7 +127,7 @@ class PublicKey(msgspec.Struct, frozen=True, order=True):
 class Identity:
     """This machine's key pair.  It cannot be pickled or copied, and its repr shows the public half only."""
 
-    __slots__ = ("private_key", "public")
+    __slots__ = ("__weakref__", "private_key", "public")
 
     private_key: Final[Ed25519PrivateKey]
     """For certificates and the key file; nothing else has use for it."""

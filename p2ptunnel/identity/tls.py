@@ -14,6 +14,8 @@ import secrets
 import ssl
 import sys
 import tempfile
+import threading
+import weakref
 from collections.abc import Generator
 from typing import Final
 
@@ -34,7 +36,6 @@ _NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME: a board that wake
 _BEGIN: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _END: Final = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
 _CONTEXTS_KEPT: Final = 32  # of each kind; building one takes 2 to 6 ms
-_IDENTITIES_KEPT: Final = 8
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -53,9 +54,16 @@ class _Leaf:
         self.certificate: Final = _leaf_certificate(identity, self.private_key.public_key())
 
 
-@functools.lru_cache(_IDENTITIES_KEPT)
+_LEAVES: Final[weakref.WeakKeyDictionary[Identity, _Leaf]] = weakref.WeakKeyDictionary()
+_LEAVES_LOCK: Final = threading.Lock()
+
+
 def _leaf(identity: Identity) -> _Leaf:
-    return _Leaf(identity)
+    """Return the one leaf of `identity`: contexts and HELLO must name the same, however many identities there are."""
+    with _LEAVES_LOCK:
+        if identity not in _LEAVES:
+            _LEAVES[identity] = _Leaf(identity)
+        return _LEAVES[identity]
 
 
 def leaf_key(identity: Identity) -> bytes:

@@ -212,7 +212,7 @@ class Dial:
 
     def _refused(self, error: int) -> None:
         self._drop_socket()  # a refused one is spent
-        self._reason = f"{os.strerror(error)}, {self._tries} times"
+        self._reason = os.strerror(error) + (f", {self._tries} times" if self._tries > 1 else "")
         if self._tries > self._redials:
             self._end("refused", self._reason)
         else:

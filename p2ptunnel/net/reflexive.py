@@ -20,7 +20,7 @@ from p2ptunnel.defaults import CONTROL_KEEPALIVE, PROBE_PAD_BYTES, TRANSACTION_T
 from p2ptunnel.errors import DialError, InvalidAddressError, RendezvousError, RendezvousTimeoutError
 from p2ptunnel.net.dial import dial
 from p2ptunnel.net.lines import MessageLines
-from p2ptunnel.net.sockets import ANY_IPV4, family_of, keep_alive
+from p2ptunnel.net.sockets import ANY_IPV4, family_of, is_sendable, keep_alive
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
 from p2ptunnel.protocol.machine import Entropy, Event, MachineBase, new_mid
 from p2ptunnel.protocol.transaction import Requester
@@ -31,6 +31,14 @@ from p2ptunnel.wire.messages import Message, ProbeExtra, ReflexiveAnswer, Reflex
 __all__ = ["Observation", "TcpControl", "observe_tcp", "observe_udp"]
 
 _WRITE_BUFFER_BYTES: Final = 64 * 1024  # a server that reads nothing for so long is lost
+
+
+class Observation(msgspec.Struct, frozen=True):
+    """How we look from there, where else that server observes, and the round trip in seconds with all repetitions."""
+
+    address: Address
+    others: tuple[Address, ...]
+    rtt: float
 
 
 class TcpControl:
@@ -119,6 +127,7 @@ class TcpControl:
         """Close by RST, which leaves no TIME_WAIT on the port; `on_lost` is not called.  Aborting twice is fine."""
         self._on_lost = None
         self._stop()
+        self._first.cancel()
         self._protocol.abort()
 
     async def close(self) -> None:
@@ -156,30 +165,27 @@ class TcpControl:
 
     def _answered(self, answer: ReflexiveAnswer, asked_at: float) -> None:
         self._probe = None
-        seen = _observed(answer, self.server)
-        if isinstance(seen, RendezvousError):
-            self._settle(seen)
+        try:
+            seen = _observation(answer, self.server, self._loop.time() - asked_at)
+        except RendezvousError as error:
+            self._fail_opening(error)
             return
-        self.observed = seen
-        self.others = answer.extra.other if answer.extra else ()
-        self.rtt = self._loop.time() - asked_at
-        self._settle(None)
-
-    def _settle(self, error: RendezvousError | None) -> None:
-        """End the wait of `open`, if that is still waiting."""
-        if self._first.done():
-            return
-        if error is not None:
-            self._first.set_exception(error)
-        else:
+        self.observed, self.others, self.rtt = seen.address, seen.others, seen.rtt
+        if not self._first.done():
             self._first.set_result(None)
+
+    def _fail_opening(self, error: RendezvousError) -> bool:
+        """End the wait of `open` with an error; False if that no longer waits."""
+        if self._first.done():
+            return False
+        self._first.set_exception(error)
+        return True
 
     def _lost(self, reason: str) -> None:
         self._stop()
         self._trace("net", "control_lost", server=format_address(self.server), reason=reason)
-        if not self._first.done():
-            self._settle(RendezvousError(format_address(self.server), reason, 503))
-        elif self._on_lost is not None:
+        is_opening = self._fail_opening(RendezvousError(format_address(self.server), reason, 503))
+        if self._on_lost is not None and not is_opening:
             self._on_lost(reason)
 
     def _stop(self) -> None:
@@ -251,7 +257,7 @@ class _LineProtocol(asyncio.Protocol):
             await asyncio.shield(self._closed)
 
 
-class _Observation(Event, frozen=True):
+class _Ended(Event, frozen=True):
     """How the question ended; None: no answer in time."""
 
     answer: ReflexiveAnswer | None
@@ -272,7 +278,7 @@ class _Question(MachineBase):
         """Take the answer; anything else is counted."""
         message = self._decode(data)
         if isinstance(message, ReflexiveAnswer) and self._requester.answered(5, message.mid, source):
-            self._events.append(_Observation(message))
+            self._events.append(_Ended(message))
         else:
             self._drop("no answer of ours")
 
@@ -280,19 +286,11 @@ class _Question(MachineBase):
         """Ask again, or give up."""
         repeat, expired = self._requester.due(now)
         self._datagrams += repeat
-        self._events += [_Observation(None) for _ in expired]
+        self._events += [_Ended(None) for _ in expired]
 
     def next_deadline(self) -> float | None:
         """When to ask again."""
         return self._requester.next_deadline()
-
-
-class Observation(msgspec.Struct, frozen=True):
-    """How we look from there, where else that server observes, and the round trip in seconds with all repetitions."""
-
-    address: Address
-    others: tuple[Address, ...]
-    rtt: float
 
 
 async def observe_udp(
@@ -319,21 +317,17 @@ async def observe_udp(
     ended: asyncio.Future[ReflexiveAnswer | None] = loop.create_future()
 
     def on_event(event: Event) -> None:
-        if isinstance(event, _Observation) and not ended.done():
+        if isinstance(event, _Ended) and not ended.done():
             ended.set_result(event.answer)
 
     udp = UdpSocket(local, remote=server)
     asked_at = loop.time()
-    question = _Question(server, timeout, rng or random.SystemRandom(), loop.time())
+    question = _Question(server, timeout, rng or random.SystemRandom(), asked_at)
     async with UdpDriver(question, udp, on_event, clock=loop.time):
         answer = await ended
     if answer is None:
         raise RendezvousTimeoutError(format_address(server), timeout)
-    seen = _observed(answer, server)
-    if isinstance(seen, RendezvousError):
-        raise seen
-    others = answer.extra.other if answer.extra else ()
-    return Observation(seen, others, loop.time() - asked_at)
+    return _observation(answer, server, loop.time() - asked_at)
 
 
 async def observe_tcp(local_port: int, server: Address, *, timeout: float = TRANSACTION_TIMEOUT) -> Observation:
@@ -345,10 +339,20 @@ async def observe_tcp(local_port: int, server: Address, *, timeout: float = TRAN
         await control.close()
 
 
-def _observed(answer: ReflexiveAnswer, server: Address) -> Address | RendezvousError:
-    """Return the address in the answer, or why there is none."""
+def _observation(answer: ReflexiveAnswer, server: Address, rtt: float) -> Observation:
+    """Return what a -5 says.
+
+    Raises:
+        RendezvousError: It is a refusal, or has no address.
+    """
     if answer.code != 200:
-        return RendezvousError(format_address(server), clean(answer.em or "no reason given"), answer.code)
-    if answer.extra is None or family_of(answer.extra.host) is None or answer.extra.port == 0:
-        return RendezvousError(format_address(server), "an answer without an address", answer.code)
-    return (answer.extra.host, answer.extra.port)
+        raise RendezvousError(format_address(server), clean(answer.em or "no reason given"), answer.code)
+    if answer.extra is None or not _is_numeric((answer.extra.host, answer.extra.port)):
+        raise RendezvousError(format_address(server), "an answer without an address", answer.code)
+    others = tuple(address for address in answer.extra.other if _is_numeric(address))
+    return Observation((answer.extra.host, answer.extra.port), others, rtt)
+
+
+def _is_numeric(address: Address) -> bool:
+    family = family_of(address[0])
+    return family is not None and is_sendable(address, family)

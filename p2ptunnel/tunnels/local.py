@@ -120,10 +120,11 @@ class Forward:
 
     async def close(self) -> None:
         """Give up the address, reset the connections; closing twice is fine."""
-        self._loop.remove_reader(self._listener)
+        if self.state != "closed":
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
         if self._pause is not None:
             self._pause.cancel()
-        self._listener.close()
         for connection in self._connections:
             connection.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)

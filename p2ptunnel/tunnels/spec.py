@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from p2ptunnel.abc import Stream
+from p2ptunnel.defaults import SERVICE_MAX_BYTES
 from p2ptunnel.errors import InvalidSpecError
 from p2ptunnel.types import Address, format_address
 
@@ -43,7 +44,6 @@ LOOPBACK: Final = "127.0.0.1"
 EVERY_INTERFACE: Final = "*"
 
 _SSH_PORT: Final = 22
-_SERVICE_MAX: Final = 200  # characters that a service's name may have on the wire
 _UNIX_PATH_MAX_BYTES: Final = 107  # sockaddr_un.sun_path holds 108 with the NUL
 _HOST_MAX: Final = 253  # RFC 1035 2.3.4
 
@@ -258,11 +258,10 @@ class _Reader:
 
     def endpoint(self, host: str, port: str) -> Address:
         if not _DIGITS.fullmatch(port):
-            raise self.error(
-                f"{port!r} is not a port", "A host goes with a port, a served name without host: 9000:host:80, 9000:web."
-            )
+            hint = "A host goes with a port, a served name without host: 9000:host:80, 9000:web."
+            raise self.error(f"{port!r} is not a port" if port else "a port is missing", hint)
         address = (self.host(host), self.remote_port(port))
-        if len(format_address(address)) > _SERVICE_MAX:
+        if len(format_address(address)) > SERVICE_MAX_BYTES:
             raise self.error("the host is too long")
         return address
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from hypothesis import given
@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from p2ptunnel.wire.messages import MalformedMessageError, Message, decode, encode
 from tests.helpers.wire import anything, every_kind, messages
+
+Key: TypeAlias = str | int
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | float | None"
 
 
 def decoded(data: bytes) -> Message | None:
@@ -28,10 +31,14 @@ def assert_sound(message: Message | None) -> None:
         assert decoded(encode(message)) in (message, None)  # None: it grew beyond a datagram by spelling out nulls
 
 
-def paths(tree: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+def paths(tree: Json, above: tuple[Key, ...] = ()) -> list[tuple[Key, ...]]:
     """The way to each value in a JSON tree."""
-    pairs = list(tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ())
-    return [path for key, value in pairs for path in ((*above, key), *paths(value, (*above, key)))]
+    inner: dict[Key, Json] = {}
+    if isinstance(tree, dict):
+        inner.update(tree)
+    elif isinstance(tree, list):
+        inner.update(enumerate(tree))
+    return [path for key, value in inner.items() for path in ((*above, key), *paths(value, (*above, key)))]
 
 
 @given(messages())

@@ -13,6 +13,7 @@ import pytest
 
 import p2ptunnel
 from p2ptunnel.cli.main import root
+from p2ptunnel.cli.settings import Settings
 from scripts.write_reference import PARTS, outdated
 
 ROOT = Path(__file__).parents[2]
@@ -101,17 +102,15 @@ def parse(words: list[str]) -> None:
         click.UsageError: The program would refuse it.
     """
     command: click.Command = root
-    context = click.Context(root, info_name="p2ptunnel", obj=object())
+    context = click.Context(root, info_name="p2ptunnel", obj=Settings())
     while isinstance(command, click.Group):
-        options = command.make_parser(context).parse_args(list(words))
-        words = options[1]
+        words = command.make_parser(context).parse_args(list(words))[1]
         if not words:
             return
         name, inner, words = command.resolve_command(context, words)
         assert inner is not None
-        context = click.Context(inner, parent=context, info_name=name)
-        command = inner
-    command.make_parser(context).parse_args(list(words))
+        context, command = click.Context(inner, parent=context, info_name=name), inner
+    command.make_context(context.info_name, list(words), parent=context.parent)
 
 
 @pytest.mark.parametrize("words", [["frobnicate"], ["serve", "--nobody"], ["--nothing", "id"], ["peers", "burn", "x"]])

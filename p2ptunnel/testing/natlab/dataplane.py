@@ -22,6 +22,8 @@ __all__ = ["DataPlane", "Traffic", "Way"]
 Way: TypeAlias = Literal["up", "down"]
 
 _REPLY_BYTES: Final = 1 << 16
+_PATIENCE: Final = 10.0
+"""Seconds that the engine may take to answer, or to end."""
 _START: Final = "import sys; sys.path.append(sys.argv[1]); from engine.process import main; main(*map(int, sys.argv[2:]))"
 
 
@@ -105,9 +107,10 @@ class DataPlane:
     def close(self) -> None:
         """End the process; closing twice is fine."""
         with self._lock:
-            if self._control is not None and self._process is not None:
+            if self._control is not None:
                 self._control.close()
-                self._process.wait()
+            if self._process is not None:
+                _wait(self._process)
             self._control = self._process = None
 
     def _command(self, op: str, descriptors: Iterable[int] = (), **arguments: Any) -> dict[str, Any]:
@@ -128,7 +131,7 @@ class DataPlane:
             socket.send_fds(control, [command], descriptors)
             reply: dict[str, Any] = json.loads(control.recv(_REPLY_BYTES) or b'{"error": "it has ended"}')
         except OSError as error:
-            raise LaboratoryError(f"the data plane is gone: {error.strerror}") from error
+            raise LaboratoryError(f"the data plane is gone: {error}") from error
         return reply
 
     def _start(self) -> socket.socket:
@@ -137,5 +140,16 @@ class DataPlane:
             arguments = [str(Path(__file__).parent), str(theirs.fileno()), str(os.getpid())]
             # -I and -S: nothing but the standard library, so that it is up in milliseconds.
             program = [sys.executable, "-I", "-S", "-c", _START, *arguments]
-            self._process = subprocess.Popen(program, pass_fds=[theirs.fileno()])
+            # A process group of its own, so that Ctrl-C ends the laboratory in order and not this process first.
+            self._process = subprocess.Popen(program, pass_fds=[theirs.fileno()], process_group=0)
+        self._control.settimeout(_PATIENCE)
         return self._control
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a process that has been told to end; kill it if it does not."""
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -85,12 +85,12 @@ class Host:
     def socket(
         self,
         family: socket.AddressFamily = socket.AF_INET,
-        kind: socket.SocketKind = socket.SOCK_STREAM,
-        protocol: int = 0,
+        type: socket.SocketKind = socket.SOCK_STREAM,
+        proto: int = 0,
     ) -> socket.socket:
         """Return a socket of this network; any thread and any event loop may use it."""
         with self.inside():
-            return socket.socket(family, kind, protocol)
+            return socket.socket(family, type, proto)
 
     @overload
     def popen(self, argv: Sequence[str], *, text: Literal[True] = True, **options: Any) -> subprocess.Popen[str]: ...

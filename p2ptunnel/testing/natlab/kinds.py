@@ -45,9 +45,6 @@ _KERNEL_CANNOT: Final[Mapping[str, object]] = {
     "simultaneous_open": True,
     "inbound_reset": "session",
     "tcp": True,
-    "udp_timeout": 120.0,
-    "tcp_opening_timeout": 75.0,
-    "tcp_timeout": 7440.0,
     "max_mappings": 0,
 }
 
@@ -72,9 +69,10 @@ class Kind:
         tcp: False blocks it (user only).
         ipv6: Whether hosts have global IPv6 addresses, and how the firewall before them answers strangers.
         upstream: Name of a kind put above this one; empty for none.
-        udp_timeout: Seconds without a packet after which a mapping is forgotten (user only, as the two below).
-        tcp_opening_timeout: Seconds, while no session of a mapping is established.
-        tcp_timeout: Seconds, once one is.
+        udp_timeout: Seconds without a packet after which a mapping is forgotten; a kernel counts whole seconds.  None,
+            here and below: 120 for `user`, 30 and later 120 for `kernel`.
+        tcp_opening_timeout: Seconds, while no session of a mapping is established; None: 75, or 120.
+        tcp_timeout: Seconds, once one is; None: two hours and four minutes, or five days.
         max_mappings: Most mappings at a time; 0 for as many as there are ports (user only).
 
     Raises:
@@ -93,9 +91,9 @@ class Kind:
     tcp: bool = True
     ipv6: IPv6 = "none"
     upstream: str = ""
-    udp_timeout: float = 120.0
-    tcp_opening_timeout: float = 75.0
-    tcp_timeout: float = 7440.0
+    udp_timeout: float | None = None
+    tcp_opening_timeout: float | None = None
+    tcp_timeout: float | None = None
     max_mappings: int = 0
 
     def __post_init__(self) -> None:

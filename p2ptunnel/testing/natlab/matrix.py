@@ -96,7 +96,7 @@ def run_matrix(kinds: Sequence[str], *, attempts: int, delay: float, at_once: in
 
 
 def _tag(role: str, kind: str) -> str:
-    return f"{role}-{kind.lower()}-{kind.swapcase().encode().hex()[:4]}"  # pr and pro, prR and prO must differ in lower case
+    return f"{role}-{kind.lower()}".replace("_", "-")
 
 
 class _Profiles:

@@ -25,6 +25,11 @@ CARRIER_GATEWAY: Final = "100.64.255.254"
 """Address of a Linux router towards sites below it: it then is a carrier's NAT (RFC 6598)."""
 
 _PROTOCOLS: Final[Mapping[Transport, int]] = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
+_TIMEOUTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "udp_timeout": ("udp_timeout", "udp_timeout_stream"),
+    "tcp_opening_timeout": ("tcp_timeout_syn_sent", "tcp_timeout_syn_recv"),
+    "tcp_timeout": ("tcp_timeout_established", "tcp_timeout_unacknowledged"),
+}
 _BRIDGE, _TAIL = "lan", "eth0"
 
 
@@ -94,6 +99,10 @@ class KernelSite(Site):
         if self.kind.ipv6 != "none":
             self._carry_ipv6()
         router.nft(router_rules(self.kind, self.wan_address, str(self._plan.lan)))
+        for timeout, settings in _TIMEOUTS.items():
+            if (seconds := getattr(self.kind, timeout)) is not None:
+                for setting in settings:
+                    router.namespace.configure(f"netfilter/nf_conntrack_{setting}", int(seconds))
 
     def add_host(self) -> Host:
         """Make a machine and plug it into the bridge."""
@@ -153,7 +162,8 @@ class UserSite(Site):
         """Make the NAT and its link upwards."""
         plan, above = self._plan, self._uplink
         fields = {field.name for field in dataclasses.fields(NatSettings)}
-        words = {name: value for name, value in dataclasses.asdict(self.kind).items() if name in fields}
+        kind = dataclasses.asdict(self.kind).items()
+        words = {name: value for name, value in kind if name in fields and value is not None}
         settings = NatSettings(wan_address=self.wan_address, lan_address=plan.gateway, **words)
         line = None if above.machine is None else open_line(above.machine, plan.device, self.wan_address, above.gateway)
         self._plane.add_nat(plan.device, settings, plan.link or LinkSettings(), upper=line, upstream=above.nat or None)

@@ -35,6 +35,7 @@ class Habits(msgspec.Struct, frozen=True, kw_only=True):
         lowers_ttl: Openers do die on the way.
         random_redials: Pauses after an RST differ from one to the next.
         tells_tcp_port: The port at which it asks to be dialled was seen over TCP, not over UDP.
+        keeps_answered: A new phase replaces no dial that the other side has answered already.
         phases: After so many, nothing new is dialled.
         redials: Refusals that are answered by another SYN, in each phase.
     """
@@ -43,6 +44,7 @@ class Habits(msgspec.Struct, frozen=True, kw_only=True):
     lowers_ttl: bool = True
     random_redials: bool = True
     tells_tcp_port: bool = True
+    keeps_answered: bool = True
     phases: int = PHASES
     redials: int = REDIALS_PER_PHASE
 
@@ -119,10 +121,16 @@ class _Peer(Driver):
         attempt.low = event.low and self._habits.lowers_ttl
         attempt.redials = dict.fromkeys(event.targets, self._habits.redials)
         for socket in self.stack.sockets:
-            if socket.remote in attempt.redials and socket.dialled and socket.state != "established":
+            if socket.remote in attempt.redials and self._is_replaceable(socket):
                 self.stack.reset(socket)
         for target in event.targets:
             self.stack.connect(target, low=attempt.low)
+
+    def _is_replaceable(self, socket: Socket) -> bool:
+        """Tell whether a new phase may drop it: what the other side has answered comes up if it is left alone."""
+        return socket.state == "syn-sent" or (
+            socket.state == "syn-received" and socket.dialled and not self._habits.keeps_answered
+        )
 
     def _redial(self, attempt: _Attempt, phase: int, target: Address) -> None:
         if attempt.phase == phase:

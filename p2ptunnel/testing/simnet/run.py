@@ -33,7 +33,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         connected: The caller has a channel.
-        agreed: So has the callee, on the other end of the same connection; or neither has.
+        agreed: The callee has the other end of the same connection; or, without a channel, nothing that the caller still holds.
         seconds: From the call's start to the caller's end of it.
         failure: Why there is no channel.
         packets: How many were sent, the registration's not counted.
@@ -116,9 +116,9 @@ class Call:
 
     def _is_agreed(self) -> bool:
         ours, theirs = list(self.caller.chosen.values()), list(self.callee.chosen.values())
-        if not ours or not theirs:
-            return not ours and not theirs
-        return (ours[0].peer, ours[0].number) == (theirs[0].number, theirs[0].peer)
+        if not ours:
+            return not self.caller.stack.sockets
+        return bool(theirs) and (ours[0].peer, ours[0].number) == (theirs[0].number, theirs[0].peer)
 
 
 def run_punch(

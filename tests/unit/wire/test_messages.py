@@ -14,13 +14,18 @@ from p2ptunnel.defaults import COOKIELESS_PAD_BYTES, DATAGRAM_MAX_BYTES, MID_MAX
 from p2ptunnel.types import Candidate
 from p2ptunnel.wire import messages
 from p2ptunnel.wire.messages import (
+    ConnectAnswer,
+    ConnectAnswerExtra,
     ConnectRequest,
     ConnectRequestExtra,
+    HeartbeatAnswer,
     HoleProbe,
     MalformedMessageError,
     Message,
+    Observed,
     Opener,
     ReflexiveProbe,
+    RegisterAnswer,
     decode,
     encode,
     encode_padded,
@@ -33,7 +38,8 @@ NAMES = {**vars(messages), "Candidate": Candidate}
 
 def value_of(vector: dict[str, str]) -> Message:
     """The message that a vector spells in Python, made without the decoder."""
-    return eval(vector["python"], {"__builtins__": {}}, NAMES)
+    message: Message = eval(vector["python"], {"__builtins__": {}}, NAMES)
+    return message
 
 
 def named(vector: dict[str, str]) -> str:
@@ -240,3 +246,16 @@ def test_a_request_long_enough_is_left_alone() -> None:
 def test_a_request_without_a_body_is_left_alone() -> None:
     probe = ReflexiveProbe(mid=1)
     assert encode_padded(probe, COOKIELESS_PAD_BYTES) == encode(probe)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        RegisterAnswer(mid=MID_MAX, code=401, em="cookie", extra=Observed(host="x" * 39, port=65535, cookie="x" * 22)),
+        HeartbeatAnswer(mid=MID_MAX, code=401, em="cookie", extra=Observed(host="x" * 39, port=65535, cookie="x" * 22)),
+        ConnectAnswer(mid=MID_MAX, code=401, em="cookie", extra=ConnectAnswerExtra(host="x" * 39, port=65535, cookie="x" * 22)),
+    ],
+    ids=lambda answer: type(answer).__name__,
+)
+def test_the_longest_request_for_a_cookie_is_no_longer_than_a_padded_question(answer: Message) -> None:
+    assert len(encode(answer)) <= COOKIELESS_PAD_BYTES

@@ -42,6 +42,10 @@ class Loop:
         """Return from `run` after the present callbacks."""
         self._runs = False
 
+    def close(self) -> None:
+        """Let go of what `run` needs."""
+        self._poll.close()
+
     def run(self) -> None:
         """Run until `stop`."""
         while self._runs:

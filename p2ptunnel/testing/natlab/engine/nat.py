@@ -65,7 +65,7 @@ class Nat:
         """Take a packet from a host and return what becomes of it."""
         packet = Packet.parse(data)
         if packet is None:
-            return self._refuse("not translatable")
+            return self._refuse_unreadable(data)
         destination = packet.destination
         if destination in self._hosts:
             return [(destination, data)]
@@ -138,7 +138,9 @@ class Nat:
     def from_outside(self, data: bytes, now: float) -> list[Delivery]:
         """Take a packet from the internet and return what becomes of it."""
         packet = Packet.parse(data)
-        if packet is None or packet.destination != self._wan:
+        if packet is None:
+            return self._refuse_unreadable(data)
+        if packet.destination != self._wan:
             return self._refuse("not translatable")
         if not packet.hop():
             return [(None, error_about(packet, self._wan, TIME_EXCEEDED, 0))]
@@ -155,6 +157,7 @@ class Nat:
         if mapping is None or not self._lets_in(packet, mapping, remote):
             return self._answer_unsolicited(packet)
         mapping.last_used = now
+        self.table.answer_through(mapping, remote, now)
         self._note(packet, mapping, remote, "in")
         packet.set_destination(*mapping.inside)
         return [(mapping.inside[0], bytes(packet.data))]
@@ -217,6 +220,10 @@ class Nat:
             mapping.session(remote).state = "reset"
         elif self.settings.inbound_reset == "mapping":
             self.table.remove(mapping)
+
+    def _refuse_unreadable(self, data: bytes) -> list[Delivery]:
+        """Count a fragment or a broken packet, but not IPv6, which every kernel sends by itself."""
+        return [] if data and data[0] >> 4 == 6 else self._refuse("not translatable")
 
     def _refuse(self, reason: str) -> list[Delivery]:
         self.refused[reason] += 1

@@ -9,106 +9,20 @@ import json
 import os
 import random
 import socket
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing
 from typing import Any, Final
 
-from .link import Direction, LinkSettings
+from .link import LinkSettings
 from .loop import Loop
-from .nat import Delivery, Nat
+from .nat import Nat
+from .plumbing import Gateway, Link, Tun
 from .table import NatSettings
 
 __all__ = ["Engine", "main"]
 
-_PACKET_BYTES: Final = 65536
-_BATCH: Final = 64
 _COMMAND_BYTES: Final = 65536
 _DESCRIPTORS: Final = 16
-
-Receiver = Callable[[bytes], None]
-
-
-class Tun:
-    """One TUN device; what its kernel sends goes to `receiver`."""
-
-    def __init__(self, loop: Loop, descriptor: int) -> None:
-        self.receiver: Receiver = _nowhere
-        self._loop = loop
-        self._descriptor = descriptor
-        loop.watch(descriptor, self._read)
-
-    def send(self, packet: bytes) -> None:
-        """Give a packet to the kernel; it is lost if the device is down."""
-        with suppress(OSError):
-            os.write(self._descriptor, packet)
-
-    def _read(self) -> None:
-        for _ in range(_BATCH):  # so that no device starves the others
-            try:
-                packet = os.read(self._descriptor, _PACKET_BYTES)
-            except BlockingIOError:
-                return
-            except OSError:  # its namespace is gone
-                self._loop.forget(self._descriptor)
-                return
-            self.receiver(packet)
-
-
-class Link:
-    """Two directions; whoever stands at an end sets where packets come out there."""
-
-    def __init__(self, loop: Loop, settings: LinkSettings, dice: random.Random) -> None:
-        self.upper_end: Receiver = _nowhere
-        self.lower_end: Receiver = _nowhere
-        self.directions = {"up": Direction(settings, dice), "down": Direction(settings, dice)}
-        self._loop = loop
-
-    def up(self, packet: bytes) -> None:
-        """Send towards the internet."""
-        self._send(self.directions["up"], self.upper_end, packet)
-
-    def down(self, packet: bytes) -> None:
-        """Send towards the site."""
-        self._send(self.directions["down"], self.lower_end, packet)
-
-    def _send(self, direction: Direction, end: Receiver, packet: bytes) -> None:
-        now = time.monotonic()
-        for arrival in direction.admit(len(packet), now):
-            if arrival <= now:
-                end(packet)
-            else:
-                self._loop.deliver(arrival, end, packet)
-
-
-class Gateway:
-    """A NAT at work: between a link and the hosts behind it, which may be other NATs."""
-
-    def __init__(self, nat: Nat, link: Link) -> None:
-        self.nat = nat
-        self._link = link
-        self._hosts: dict[bytes, Receiver] = {}
-        link.lower_end = self._from_outside
-
-    def add_host(self, address: str, receiver: Receiver) -> None:
-        """Let packets for an inside address go to `receiver`."""
-        packed = socket.inet_aton(address)
-        self._hosts[packed] = receiver
-        self.nat.add_host(packed)
-
-    def from_inside(self, packet: bytes) -> None:
-        """Take a packet from a host."""
-        self._deliver(self.nat.from_inside(packet, time.monotonic()))
-
-    def _from_outside(self, packet: bytes) -> None:
-        self._deliver(self.nat.from_outside(packet, time.monotonic()))
-
-    def _deliver(self, deliveries: list[Delivery]) -> None:
-        for address, packet in deliveries:
-            if address is None:
-                self._link.up(packet)
-            elif address in self._hosts:
-                self._hosts[address](packet)
 
 
 class Engine:
@@ -117,6 +31,7 @@ class Engine:
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._dice = random.Random()
+        self._tuns: list[Tun] = []
         self._links: dict[str, Link] = {}
         self._gateways: dict[str, Gateway] = {}
         self._commands: dict[str, Callable[..., dict[str, Any]]] = {
@@ -142,9 +57,7 @@ class Engine:
         """Join two TUN devices."""
         link = self._links[name] = Link(self._loop, LinkSettings(**settings), self._dice)
         self._plug_upper(link, upper)
-        tun = Tun(self._loop, lower)
-        tun.receiver = link.up
-        link.lower_end = tun.send
+        self._plug_lower(link, lower)
         return {}
 
     def add_nat(
@@ -163,7 +76,7 @@ class Engine:
 
     def add_host(self, descriptor: int, *, nat: str, address: str) -> dict[str, Any]:
         """Put a TUN device behind a NAT."""
-        tun = Tun(self._loop, descriptor)
+        tun = self._tun(descriptor)
         tun.receiver = self._gateways[nat].from_inside
         self._gateways[nat].add_host(address, tun.send)
         return {}
@@ -171,8 +84,7 @@ class Engine:
     def add_router(self, descriptor: int, *, nat: str, address: str, name: str, settings: dict[str, Any]) -> dict[str, Any]:
         """Put a TUN device behind a NAT, with a link between them."""
         link = self._links[name] = Link(self._loop, LinkSettings(**settings), self._dice)
-        tun = Tun(self._loop, descriptor)
-        tun.receiver, link.lower_end = link.up, tun.send
+        self._plug_lower(link, descriptor)
         link.upper_end = self._gateways[nat].from_inside
         self._gateways[nat].add_host(address, link.down)
         return {}
@@ -199,10 +111,23 @@ class Engine:
         nat = self._gateways[name].nat if name in self._gateways else None
         return {**counts, "mappings": len(nat.table) if nat else 0, "refused": dict(nat.refused) if nat else {}}
 
+    def close(self) -> None:
+        """Let go of all devices."""
+        for tun in self._tuns:
+            tun.close()
+
     def _plug_upper(self, link: Link, descriptor: int) -> None:
+        tun = self._tun(descriptor)
+        tun.receiver, link.upper_end = link.down, tun.send
+
+    def _plug_lower(self, link: Link, descriptor: int) -> None:
+        tun = self._tun(descriptor)
+        tun.receiver, link.lower_end = link.up, tun.send
+
+    def _tun(self, descriptor: int) -> Tun:
         tun = Tun(self._loop, descriptor)
-        tun.receiver = link.down
-        link.upper_end = tun.send
+        self._tuns.append(tun)
+        return tun
 
 
 def main(control: int, parent: int) -> None:
@@ -212,21 +137,17 @@ def main(control: int, parent: int) -> None:
         control: Descriptor of the control socket.
         parent: Process whose end is ours.
     """
-    loop = Loop()
-    engine = Engine(loop)
-    with socket.socket(fileno=control) as connection:
+    with closing(Loop()) as loop, closing(Engine(loop)) as engine, socket.socket(fileno=control) as connection:
 
         def serve() -> None:
             command, descriptors, _, _ = socket.recv_fds(connection, _COMMAND_BYTES, _DESCRIPTORS)
-            if not command:
+            if command:
+                connection.send(json.dumps(engine.obey(command, descriptors)).encode())
+            else:
                 loop.stop()
-                return
-            connection.send(json.dumps(engine.obey(command, descriptors)).encode())
 
+        parent_end = os.pidfd_open(parent)
         loop.watch(connection.fileno(), serve)
-        loop.watch(os.pidfd_open(parent), loop.stop)
+        loop.watch(parent_end, loop.stop)
         loop.run()
-
-
-def _nowhere(packet: bytes) -> None:
-    """Drop a packet: nothing is plugged in."""
+        os.close(parent_end)

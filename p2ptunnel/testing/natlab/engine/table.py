@@ -62,17 +62,13 @@ class Session:
 class Mapping:
     """An inside endpoint and the outside port that stands for it."""
 
-    key: Key
+    protocol: int
     inside: Endpoint
     outside_port: int
-    last_used: float
+    last_used: float = 0.0
     is_static: bool = False
     sessions: dict[Endpoint, Session] = field(default_factory=dict[Endpoint, Session])
-
-    @property
-    def protocol(self) -> int:
-        """`TCP` or `UDP`."""
-        return self.key[0]
+    keys: set[Key] = field(default_factory=set[Key])
 
     def session(self, remote: Endpoint) -> Session:
         """Return the session with a remote endpoint, a new one if there was none."""
@@ -97,7 +93,7 @@ class Table:
 
     def outbound(self, protocol: int, inside: Endpoint, remote: Endpoint, now: float) -> Mapping | None:
         """Return the mapping for a flow from inside, or None if there is none yet."""
-        mapping = self._by_key.get(self._key(protocol, inside, remote))
+        mapping = self._by_key.get((protocol, *inside, *remote)) or self._by_key.get(self._key(protocol, inside, remote))
         return self._unless_expired(mapping, now)
 
     def inbound(self, protocol: int, outside_port: int, now: float) -> Mapping | None:
@@ -111,27 +107,41 @@ class Table:
             if len(self) >= self._settings.max_mappings:
                 return None
         port = self._choose_port(protocol, inside[1])
-        return None if port is None else self._enter(Mapping(self._key(protocol, inside, remote), inside, port, now))
+        if port is None:
+            return None
+        mapping = self._by_port[protocol, port] = Mapping(protocol, inside, port, now)
+        self._bind(mapping, self._key(protocol, inside, remote))
+        return mapping
+
+    def answer_through(self, mapping: Mapping, remote: Endpoint, now: float) -> None:
+        """Have what goes back to a remote endpoint that was let in leave by the mapping through which it came."""
+        if self.outbound(mapping.protocol, mapping.inside, remote, now) is not mapping:
+            self._bind(mapping, (mapping.protocol, *mapping.inside, *remote))
 
     def add_static(self, protocol: int, outside_port: int, inside: Endpoint) -> None:
         """Make a mapping that lasts and lets everybody in, as its owner would by hand."""
-        self._enter(Mapping((protocol, *inside, b"", -1), inside, outside_port, 0.0, is_static=True))
+        self._by_port[protocol, outside_port] = Mapping(protocol, inside, outside_port, is_static=True)
 
     def remove(self, mapping: Mapping) -> None:
         """Forget one mapping."""
-        self._by_key.pop(mapping.key, None)
+        for key in mapping.keys:
+            del self._by_key[key]
+        mapping.keys.clear()
         self._by_port.pop((mapping.protocol, mapping.outside_port), None)
 
     def clear(self) -> None:
-        """Forget all mappings but the static ones."""
+        """Forget all mappings but the static ones, of which only the flows are forgotten."""
         for mapping in self:
-            if not mapping.is_static:
-                self.remove(mapping)
+            self.remove(mapping)
+            if mapping.is_static:
+                self.add_static(mapping.protocol, mapping.outside_port, mapping.inside)
 
-    def _enter(self, mapping: Mapping) -> Mapping:
-        self._by_key[mapping.key] = mapping
-        self._by_port[mapping.protocol, mapping.outside_port] = mapping
-        return mapping
+    def _bind(self, mapping: Mapping, key: Key) -> None:
+        """Let a key lead to a mapping; the one to which it led before loses it."""
+        if key in self._by_key:
+            self._by_key[key].keys.discard(key)
+        self._by_key[key] = mapping
+        mapping.keys.add(key)
 
     def _key(self, protocol: int, inside: Endpoint, remote: Endpoint) -> Key:
         if self._settings.mapping == "endpoint-independent":
