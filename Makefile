@@ -15,6 +15,7 @@ help: ## show this text
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 demo: .venv/demo.stamp ## two machines behind two NATs find each other and open a tunnel, on this machine
+	@scripts/system-tools
 	@$(BIN)/python -m p2ptunnel.testing.demo
 
 check: .venv/check.stamp ## format, lint, types, layers, spelling, all tests, coverage: what CI runs

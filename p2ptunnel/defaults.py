@@ -32,6 +32,7 @@ TOKEN_TTL: Final = 60.0  # an attempt is over long before
 REGISTRATIONS_MAX: Final = 100_000  # one server's memory, about 1 KiB each
 ATTEMPTS_MAX: Final = 10_000
 COMPAT_REQUESTS_PER_MINUTE: Final = 3  # cookie-less t=4 and unsigned t=1 of one source, only with --compat seed
+COMPAT_REQUESTS_PER_SECOND: Final = 5  # of all sources together: sources can be forged
 
 # --- punching -------------------------------------------------------------------------------------------------------------
 PHASE_MIN: Final = 0.3  # W = max(this, 2 x estimated round trip)

@@ -120,8 +120,11 @@ def _run(words: list[str], settings: Settings) -> int:
             return result if isinstance(result, int) else DONE
     except click.exceptions.Exit as finished:
         return finished.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        settings.output.say(error.format_message())
+        return MISUSE
     except click.ClickException as error:
-        if "--json" in words:
+        if "--json" in words:  # a parser that gave up has not told us
             settings.flags["json"] = True
         settings.output.problem(error.format_message(), _usage_hint(error), kind="UsageError", layer="cli", code=400)
         return MISUSE

@@ -33,10 +33,14 @@ class Output:
         as_json: Objects instead of text on stdout.
         quiet: No talk; errors are still told.
         verbose: 1 and more: details as well.
+        color: None: on a terminal only.
     """
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: int = 0) -> None:
+    def __init__(
+        self, *, as_json: bool = False, quiet: bool = False, verbose: int = 0, color: bool | None = None
+    ) -> None:
         self.as_json = as_json
+        self._color = color
         self._quiet = quiet
         self._verbose = verbose
 
@@ -67,9 +71,9 @@ class Output:
 
     def problem(self, message: str, hint: str = "", *, kind: str, layer: str, code: int) -> None:
         """Tell a failure by its parts: the text on stderr, the object on stdout."""
-        click.echo(f"{click.style('p2ptunnel:', fg='red', bold=True)} {message}", err=True)
+        click.echo(f"{click.style('p2ptunnel:', fg='red', bold=True)} {message}", err=True, color=self._color)
         if hint:
-            click.echo(f"{click.style('hint:', bold=True)} {hint}", err=True)
+            click.echo(f"{click.style('hint:', bold=True)} {hint}", err=True, color=self._color)
         if self.as_json:
             self.data("", error={"type": kind, "layer": layer, "code": code, "message": message, "hint": hint})
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,7 +41,9 @@ class Settings:
     @functools.cached_property
     def output(self) -> Output:
         """Where the command writes."""
-        return Output(as_json=self.flags.get("json", False), quiet=self.flags.get("quiet", False), verbose=self.verbose)
+        as_json, quiet = (bool(self.flags.get(name)) for name in ("json", "quiet"))
+        color = self.flags.get("color", False if os.environ.get("NO_COLOR") else None)
+        return Output(as_json=as_json, quiet=quiet, verbose=self.verbose, color=color)
 
     @property
     def verbose(self) -> int:
@@ -172,7 +175,7 @@ def global_options(*, is_root: bool) -> list[click.Parameter]:
         option("--quiet", "-q", is_flag=True, help="No talk on stderr but errors."),
         option("--verbose", "-v", count=True, help="More talk; twice: everything."),
         option("--trace", metavar="FILE", help="Append every event to a file, as JSON lines."),
-        option("--color/--no-color", default=None, help="Colours, wherever it goes; else on terminals only (NO_COLOR)."),
+        option("--color/--no-color", default=None, help="Colours; else on terminals only (NO_COLOR)."),
     ]
 
 

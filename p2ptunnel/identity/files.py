@@ -46,11 +46,9 @@ def read_private(path: Path, forbidden: int) -> bytes:
         InsecureKeyFileError: It is a symlink, belongs to somebody else, or has a forbidden bit.
         StoreError: It cannot be read.
     """
-    with _as_store_error(path):
-        descriptor = os.open(path, os.O_RDONLY | _NOFOLLOW | _CLOEXEC)
-        with open(descriptor, "rb") as file:
-            _check(path, os.fstat(descriptor), forbidden, mode="600")
-            return file.read()
+    with _as_store_error(path), open(path, "rb", opener=_open_private) as file:
+        _check(path, os.fstat(file.fileno()), forbidden, mode="600")
+        return file.read()
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -62,8 +60,7 @@ def write_private(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     with _as_store_error(path):
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _CLOEXEC, 0o600)
-            with open(descriptor, "wb") as file:
+            with open(temporary, "xb", opener=_open_private) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -88,13 +85,15 @@ def exclusive(directory: Path) -> Generator[None]:
 
     path = directory / ".lock"
     with _as_store_error(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NOFOLLOW | _CLOEXEC, 0o600)
-    try:
+        file = open(path, "ab", opener=_open_private)  # noqa: SIM115 - errors of the block are not the file's
+    with file:
         with _as_store_error(path):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags | _NOFOLLOW | _CLOEXEC, 0o600)
 
 
 def _check(path: Path, status: os.stat_result, forbidden: int, mode: str) -> None:

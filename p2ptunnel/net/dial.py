@@ -21,7 +21,8 @@ from p2ptunnel.defaults import PUNCH_MSS_BYTES, PUNCH_TIMEOUT, REDIAL_MAX, REDIA
 from p2ptunnel.errors import DialError, InvalidAddressError
 from p2ptunnel.net.interfaces import is_on_link
 from p2ptunnel.net.low import LowConnect
-from p2ptunnel.net.sockets import family_of, is_loopback, is_sendable, progress, reset_close, share_port
+from p2ptunnel.net.sockets import family_of, is_loopback, is_sendable, limit_segments, progress, reset_close, share_port
+from p2ptunnel.net.watch import Watch
 from p2ptunnel.protocol.machine import Entropy
 from p2ptunnel.types import Address, format_address
 
@@ -72,7 +73,7 @@ def punch_socket(local: Address, remote: Address | None = None) -> socket.socket
         share_port(sock)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if not is_loopback(host) and not (remote and is_on_link(remote[0])):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, PUNCH_MSS_BYTES)  # after connect() it does nothing
+            limit_segments(sock, PUNCH_MSS_BYTES)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(local)
@@ -127,7 +128,7 @@ class Dial:
         self._outcome: DialOutcome | None = None
         self._reason = ""
         self._tries = 0
-        self._is_watched = False
+        self._watch: Watch | None = None
         self._low: LowConnect | None = None
         self._timer: asyncio.Handle | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -177,7 +178,7 @@ class Dial:
         self._tries += 1
         error = self._connect_ex(sock)
         if error in _UNDER_WAY:
-            self._watch()
+            self._wait()
         elif error in _REFUSALS:
             self._refused(error)
         elif error == errno.EADDRNOTAVAIL:
@@ -194,10 +195,9 @@ class Dial:
         except OSError as error:  # no such option here; or an IPv6 zone that does not exist, with a resolver's number
             return error.errno if error.errno and error.errno > 0 else errno.EINVAL
 
-    def _watch(self) -> None:
+    def _wait(self) -> None:
         assert self._socket is not None
-        self._is_watched = True
-        self._loop.add_writer(self._socket, self._check)
+        self._watch = Watch(self._socket, self._check, for_writing=True)
 
     def _check(self) -> None:
         assert self._socket is not None
@@ -205,10 +205,10 @@ class Dial:
         if state == "up":
             self._end("connected", f"SYN {self._tries}")
         elif state == "closed":
-            self._refused(error)
+            self._refused(error or errno.ECONNRESET)
         else:
             self._unwatch()
-            self._timer = self._loop.call_later(_SOFT_ERROR_PAUSE, self._watch)
+            self._timer = self._loop.call_later(_SOFT_ERROR_PAUSE, self._wait)
 
     def _refused(self, error: int) -> None:
         self._drop_socket()  # a refused one is spent
@@ -220,7 +220,7 @@ class Dial:
             self._timer = self._loop.call_later(pause, self._send_syn)
 
     def _expire(self) -> None:
-        if self._reason:
+        if self._socket is None:  # in the pause after a refusal
             self._end("refused", self._reason)
         else:
             self._end("silent", f"no answer in {self._patience:g} s")
@@ -240,9 +240,9 @@ class Dial:
             self._drop_socket()
 
     def _unwatch(self) -> None:
-        if self._is_watched and self._socket is not None:
-            self._loop.remove_writer(self._socket)
-        self._is_watched = False
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
 
     def _release_socket(self) -> None:
         """Leave the socket as any other, before it is closed or handed over."""

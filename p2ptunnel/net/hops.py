@@ -11,6 +11,7 @@ import ipaddress
 import random
 import socket
 import struct
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -19,6 +20,7 @@ from p2ptunnel.defaults import HOPS_MAX, HOPS_WAIT, PROBE_PAD_BYTES
 from p2ptunnel.errors import InvalidAddressError
 from p2ptunnel.net.interfaces import source_address
 from p2ptunnel.net.sockets import LINUX, family_of, is_sendable, set_ttl
+from p2ptunnel.net.watch import Watch
 from p2ptunnel.protocol.machine import new_mid
 from p2ptunnel.types import Address, format_address
 from p2ptunnel.wire.messages import ProbeExtra, ReflexiveProbe, encode_padded
@@ -117,8 +119,7 @@ class _Probes:
         sock.setblocking(False)
         sock.setsockopt(*_RECVERR[self._family], 1)
         set_ttl(sock, ttl)
-        self._loop.add_reader(sock, self._on_answer, sock, ttl, self._loop.time())
-        stack.callback(self._loop.remove_reader, sock)
+        stack.callback(Watch(sock, partial(self._on_answer, sock, ttl, self._loop.time())).stop)
         probe = encode_padded(ReflexiveProbe(mid=new_mid(random.SystemRandom()), extra=ProbeExtra()), PROBE_PAD_BYTES)
         with contextlib.suppress(OSError):  # no route, a local firewall: a hop that does not answer
             sock.sendto(probe, self._server)

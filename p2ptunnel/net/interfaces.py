@@ -5,6 +5,7 @@ Rule: nothing here blocks the loop for longer than a system call.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 from typing import Final
@@ -17,7 +18,9 @@ from p2ptunnel.types import clean
 
 __all__ = ["is_on_link", "local_addresses", "resolve", "source_address"]
 
-_SOMEWHERE: Final = ("192.0.2.1", "2001:db8::1")  # documentation addresses: they have a route where there is a default one
+_SOMEWHERE: Final = {"192.0.2.1": 32, "2001:db8::1": 128}
+"""Addresses for which there is a route where there is a default one (RFC 5737, 3849), and the length of one address."""
+
 _PORT: Final = 9  # discard; connect() of a UDP socket sends nothing
 
 
@@ -39,11 +42,9 @@ def source_address(destination: str) -> str:
 def local_addresses() -> tuple[str, ...]:
     """Return the addresses at which others may reach this machine: no loopback, no link-local; lasting ones first.
 
-    Off Linux only the ones that a default route would use.
+    Where the system does not tell (off Linux, in some containers), only those that a default route would use.
     """
-    if not LINUX:
-        return tuple(host for host in map(_source_or_none, _SOMEWHERE) if host is not None)
-    usable = [address for address in interface_addresses() if _is_reachable(address)]
+    usable = [address for address in _known_addresses() if _is_reachable(address)]
     return tuple(address.host for address in sorted(usable, key=lambda address: address.is_temporary))
 
 
@@ -53,10 +54,8 @@ def is_on_link(host: str) -> bool:
         return True
     if family_of(host) is None:
         return False
-    if not LINUX:
-        return _source_or_none(host) == host
     bare = host.partition("%")[0]
-    return any(own.is_near(bare) for own in interface_addresses())
+    return any(own.is_near(bare) for own in _known_addresses())
 
 
 async def resolve(host: str, *, family: int = socket.AF_UNSPEC) -> str:
@@ -85,8 +84,12 @@ def _is_reachable(address: InterfaceAddress) -> bool:
     return not (parsed.is_loopback or parsed.is_link_local)
 
 
-def _source_or_none(destination: str) -> str | None:
-    try:
-        return source_address(destination)
-    except OSError:
-        return None
+def _known_addresses() -> tuple[InterfaceAddress, ...]:
+    if LINUX:
+        with contextlib.suppress(OSError):  # Android and sandboxes forbid to ask
+            return interface_addresses()
+    found: list[InterfaceAddress] = []
+    for destination, whole in _SOMEWHERE.items():
+        with contextlib.suppress(OSError):  # no default route of that family
+            found.append(InterfaceAddress(source_address(destination), whole))
+    return tuple(found)

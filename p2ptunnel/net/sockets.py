@@ -27,6 +27,7 @@ __all__ = [
     "is_loopback",
     "is_sendable",
     "keep_alive",
+    "limit_segments",
     "progress",
     "reset_close",
     "set_min_ttl",
@@ -125,6 +126,17 @@ def set_min_ttl(sock: socket.socket, ttl: int) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT, ttl)
     else:
         sock.setsockopt(socket.IPPROTO_IP, _IP_MINTTL, ttl)
+
+
+def limit_segments(sock: socket.socket, mss_bytes: int) -> None:
+    """Announce a smaller MSS, and send no larger segments; works before connect() or listen() only.
+
+    A connection through an MTU black hole otherwise moves nothing at all.
+    """
+    option: int | None = getattr(socket, "TCP_MAXSEG", None)
+    if option is not None:
+        with contextlib.suppress(OSError):  # some systems only tell it
+            sock.setsockopt(socket.IPPROTO_TCP, option, mss_bytes)
 
 
 def keep_alive(sock: socket.socket) -> None:

@@ -8,6 +8,7 @@ Source: design document on traversal 2.7, 2.8, 3.1.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import random
 import socket
@@ -18,6 +19,7 @@ from p2ptunnel.defaults import PUNCH_ACCEPT_PAUSE, PUNCH_TIMEOUT
 from p2ptunnel.errors import BindError
 from p2ptunnel.net.dial import Dial, DialOutcome, DialRecord, dial, punch_socket
 from p2ptunnel.net.sockets import can_open_low, reset_close
+from p2ptunnel.net.watch import Watch
 from p2ptunnel.protocol.machine import Entropy
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Address, format_address
@@ -67,19 +69,15 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self._resume: asyncio.TimerHandle | None = None
         self._socket = _listening_socket(local)
+        self._watch = Watch(self._socket, self._accept)
         self.address: Final[Address] = self._socket.getsockname()[:2]
-        self._watch()
 
     def close(self) -> None:
         """Stop; closing twice is fine."""
         if self._resume is not None:
             self._resume.cancel()
-        if self._socket.fileno() >= 0:
-            self._loop.remove_reader(self._socket)
-            self._socket.close()
-
-    def _watch(self) -> None:
-        self._loop.add_reader(self._socket, self._accept)
+        self._watch.stop()
+        self._socket.close()
 
     def _accept(self) -> None:
         for _ in range(_BATCH):
@@ -101,21 +99,22 @@ class Listener:
     def _pause(self, error: OSError) -> None:
         """Leave the queue alone for a moment: the listener stays readable, so watching it on would spin."""
         self._trace("net", "accept_paused", address=format_address(self.address), reason=str(error.strerror))
-        self._loop.remove_reader(self._socket)
-        self._resume = self._loop.call_later(PUNCH_ACCEPT_PAUSE, self._watch)
+        self._watch.stop()
+        self._resume = self._loop.call_later(PUNCH_ACCEPT_PAUSE, self._go_on)
+
+    def _go_on(self) -> None:
+        self._watch = Watch(self._socket, self._accept)
 
 
 def _listening_socket(local: Address) -> socket.socket:
     try:
-        sock = punch_socket(local)
+        with contextlib.ExitStack() as undo:
+            sock = undo.enter_context(punch_socket(local))
+            sock.listen(_BACKLOG)
+            undo.pop_all()
+            return sock
     except OSError as error:
         raise BindError(format_address(local), error.strerror or str(error)) from error
-    try:
-        sock.listen(_BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise BindError(format_address(local), error.strerror or str(error)) from error
-    return sock
 
 
 class Dialer:

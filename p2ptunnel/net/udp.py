@@ -21,6 +21,7 @@ from p2ptunnel.defaults import OPENER_TTL_UNKNOWN
 from p2ptunnel.errors import BindError, InvalidAddressError
 from p2ptunnel.net.filter import attach_filter
 from p2ptunnel.net.sockets import family_of, forbid_fragments, get_ttl, is_sendable, set_ttl, share_port
+from p2ptunnel.net.watch import Watch
 from p2ptunnel.protocol.machine import Event, Machine
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Address, format_address
@@ -29,7 +30,6 @@ from p2ptunnel.wire.messages import message_number
 __all__ = ["UdpDriver", "UdpSocket", "attach_filter"]
 
 _BATCH: Final = 64  # datagrams a wake-up; asyncio's own transport takes one, and drowns at 30 000/s
-_ERROR_PAUSE: Final = 0.01  # seconds
 _RECEIVE_BYTES: Final = 2048  # more than a legal datagram, so that a longer one still shows that it is too long
 
 
@@ -185,7 +185,7 @@ class UdpDriver:
         self._on_event = on_event
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._reading: asyncio.Task[None] | None = None
+        self._watch: Watch | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._armed_for: float | None = None
         self._events: deque[Event] = deque()
@@ -200,11 +200,7 @@ class UdpDriver:
     def start(self) -> None:
         """Watch the socket and do what the machine wants done now."""
         self._loop = asyncio.get_running_loop()
-        try:
-            self._loop.add_reader(self._udp.socket, self._read)
-        except NotImplementedError:  # Windows' proactor
-            self._reading = self._loop.create_task(self._read_by_task(self._loop))
-            self._reading.add_done_callback(lambda _: self._udp.close())
+        self._watch = Watch(self._udp.socket, self._read)
         self.wake()
 
     def wake(self) -> None:
@@ -235,6 +231,8 @@ class UdpDriver:
 
     def _arm(self, now: float) -> None:
         """Keep exactly one timer, at the machine's next deadline."""
+        if self._loop is None:
+            return
         deadline = None if self._is_closed else self._machine.next_deadline()
         if self._events:  # a callback raised: what is left is told in the next turn
             deadline = now
@@ -243,7 +241,7 @@ class UdpDriver:
         if self._timer is not None:
             self._timer.cancel()
         self._timer, self._armed_for = None, deadline
-        if deadline is not None and self._loop is not None:
+        if deadline is not None:
             self._timer = self._loop.call_later(max(0.0, deadline - now), self._expire)
 
     def _expire(self) -> None:
@@ -257,17 +255,6 @@ class UdpDriver:
             self._machine.receive_datagram(data, source, self._clock())
         self.run(self._clock())
 
-    async def _read_by_task(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Read on a loop that cannot watch sockets; never returns."""
-        while True:
-            try:
-                data, source = await loop.sock_recvfrom(self._udp.socket, _RECEIVE_BYTES)
-            except OSError:  # Windows tells of a refused send here; receiving goes on, without spinning
-                await asyncio.sleep(_ERROR_PAUSE)
-                continue
-            self._machine.receive_datagram(data, source[:2], self._clock())
-            self.wake()
-
     def close(self) -> None:
         """Stop and close the socket; what the machine still wants sent is not.  Closing twice is fine."""
         self._is_closed = True
@@ -275,12 +262,9 @@ class UdpDriver:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._armed_for = None
-        if self._reading is not None:
-            self._reading.cancel()  # the socket is closed when the task has ended
-        elif not self._udp.is_closed:
-            if self._loop is not None:
-                self._loop.remove_reader(self._udp.socket)  # before closing: the next socket may get the same number
-            self._udp.close()
+        if self._watch is not None:
+            self._watch.stop()
+        self._udp.close()
 
     async def __aenter__(self) -> Self:
         self.start()

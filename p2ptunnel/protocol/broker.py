@@ -15,8 +15,11 @@ import msgspec
 from p2ptunnel.defaults import (
     ATTEMPTS_MAX,
     COMPAT_REQUESTS_PER_MINUTE,
+    COMPAT_REQUESTS_PER_SECOND,
+    DATAGRAM_MAX_BYTES,
     REGISTRATION_TTL,
     REGISTRATIONS_MAX,
+    RETRANSMIT_FIRST,
     TOKEN_TTL,
     TRANSACTION_TIMEOUT,
 )
@@ -115,6 +118,7 @@ class _Attempt(msgspec.Struct):
     callee_tag: Tag
     answer_by: float
     expires_at: float
+    is_caller_known: bool
     answered: bool = False
 
 
@@ -148,7 +152,7 @@ class Broker(MachineBase):
         self._verify = verify
         self._server_key = server_key
         self._compat_seed = compat_seed
-        self._compat_uses: dict[str, list[float]] = {}
+        self._compat_uses: list[tuple[float, str]] = []
         self._registrations: dict[Tag, _Registration] = {}
         self._attempts: dict[str, _Attempt] = {}
         self._requester = Requester(entropy)
@@ -182,7 +186,8 @@ class Broker(MachineBase):
             return
         match message:
             case ReflexiveProbe():
-                self._answer_stranger(self._observer.answer(message, source.address), source, len(data))
+                cookie = self._cookies.make(source.address[0], now) if source.is_validated else ""
+                self._answer_stranger(self._observer.answer(message, source.address, cookie), source, len(data))
             case Register():
                 self._on_register(message, source, len(data), now)
             case Heartbeat():
@@ -223,20 +228,23 @@ class Broker(MachineBase):
         if not is_tag(message.ltag):
             self._drop("bad tag")
             return
-        held = self._registrations.get(message.ltag)
-        if not self._is_known(extra.cookie, source, now) and not self._is_seed_allowed(source, now, unsigned=not extra.sig):
+        is_seed = not (extra.v or extra.key or extra.sig)
+        if not self._is_known(extra.cookie, source, now) and not (is_seed and self._is_seed_allowed(source, now)):
             self._challenge(RegisterAnswer, message.mid, source, size, now)
             return
-        if not extra.sig:
-            if not self._compat_seed:
-                self._answer(RegisterAnswer(mid=message.mid, code=403, em="a signature is needed"), source)
-                return
-        elif not self._verify(message.ltag, extra, self._server_key):
+        if is_seed and not self._compat_seed:
+            self._answer(RegisterAnswer(mid=message.mid, code=403, em="a signature is needed"), source)
+            return
+        if not is_seed and not self._verify(message.ltag, extra, self._server_key):
             self._answer(RegisterAnswer(mid=message.mid, code=403, em="the signature does not hold"), source)
             return
-        if held is not None and held.key != extra.key:
+        held = self._registrations.get(message.ltag)
+        if held is not None and held.key not in {"", extra.key}:
             self._answer(RegisterAnswer(mid=message.mid, code=409, em="another key owns this tag"), source)
-        elif held is not None and extra.sig and extra.ts <= held.ts:
+        elif held is not None and is_seed and source == held.endpoint:  # it has no heartbeat but this
+            held.expires_at = now + REGISTRATION_TTL
+            self._confirm_registration(message.mid, held.epoch, source, now)
+        elif held is not None and held.key and extra.ts <= held.ts:
             self._repeat_registration(message, held, source, now)
         elif held is None and len(self._registrations) >= REGISTRATIONS_MAX:
             self._answer(RegisterAnswer(mid=message.mid, code=429, em="server full", extra=Observed(retry_after=60)), source)
@@ -245,6 +253,8 @@ class Broker(MachineBase):
 
     def _register(self, message: Register, extra: RegisterExtra, source: Endpoint, now: float) -> None:
         epoch = new_mid(self._entropy)
+        if message.ltag in self._registrations:
+            self._remove(message.ltag, "replaced")
         self._registrations[message.ltag] = _Registration(
             message.ltag, source, extra.key, extra.ts, epoch, now + REGISTRATION_TTL
         )
@@ -298,15 +308,16 @@ class Broker(MachineBase):
         if given is not None:
             self._send(given, source)
             return
-        if not self._is_known(extra.cookie, source, now) and not self._is_seed_allowed(source, now, unsigned=not extra.v):
+        is_known = self._is_known(extra.cookie, source, now)
+        if not is_known and (extra.v or not self._is_seed_allowed(source, now)):
             self._challenge(ConnectAnswer, message.mid, source, size, now)
             return
-        answer = encode(self._introduce(message, source, now))
+        answer = encode(self._introduce(message, source, now, is_known=is_known))
         self._answers.remember(key, answer, now)
         self._send(answer, source)
         self._arm(now)
 
-    def _introduce(self, message: ConnectRequest, source: Endpoint, now: float) -> ConnectAnswer:
+    def _introduce(self, message: ConnectRequest, source: Endpoint, now: float, *, is_known: bool) -> ConnectAnswer:
         extra = message.extra
         callee = self._registrations.get(extra.rtag)
         if not is_tag(message.ltag) or not is_tag(extra.rtag):
@@ -318,14 +329,18 @@ class Broker(MachineBase):
             busy = ConnectAnswerExtra(retry_after=5)
             return ConnectAnswer(mid=message.mid, code=429, em="server busy", extra=busy)
         token = new_secret(self._entropy)
-        self._attempts[token] = _Attempt(
-            token, source, message.ltag, callee.endpoint, extra.rtag, now + TRANSACTION_TIMEOUT, now + TOKEN_TTL
-        )
         host, port = source.address
-        notice = PunchNoticeExtra(
+        said = PunchNoticeExtra(
             token=token, host=host, port=port, v=extra.v, intent=extra.intent, cands=extra.cands, nat=extra.nat
         )
-        self._request(PunchNotice(mid=self._mid_of(token), extra=notice), 10, callee.endpoint, now)
+        notice = encode(PunchNotice(mid=self._mid_of(token), extra=said))
+        if len(notice) > DATAGRAM_MAX_BYTES:
+            return ConnectAnswer(mid=message.mid, code=413, em="too long to hand on")
+        answer_by, expires_at = now + TRANSACTION_TIMEOUT, now + TOKEN_TTL
+        self._attempts[token] = _Attempt(
+            token, source, message.ltag, callee.endpoint, extra.rtag, answer_by, expires_at, is_known
+        )
+        self._request(10, self._mid_of(token), notice, callee.endpoint, now)
         return ConnectAnswer(mid=message.mid, code=200, em="", extra=ConnectAnswerExtra(token=token, host=host, port=port))
 
     def _on_punch_answer(self, message: PunchAnswer, source: Endpoint, now: float) -> None:
@@ -347,8 +362,12 @@ class Broker(MachineBase):
 
     def _result(self, attempt: _Attempt, code: int, em: str, extra: PunchResultExtra | None, now: float) -> None:
         self._events.append(Introduced(attempt.caller_tag, attempt.callee_tag, code))
-        result = PunchResult(mid=self._mid_of(attempt.token), token=attempt.token, code=code, em=em, extra=extra)
-        self._request(result, 11, attempt.caller, now)
+        mid = self._mid_of(attempt.token)
+        data = encode(PunchResult(mid=mid, token=attempt.token, code=code, em=em, extra=extra))
+        if len(data) > DATAGRAM_MAX_BYTES:
+            data = encode(PunchResult(mid=mid, token=attempt.token, code=413, em="too long to hand on"))
+        timeout = TRANSACTION_TIMEOUT if attempt.is_caller_known else 2 * RETRANSMIT_FIRST  # twice, to whom may be a victim
+        self._request(11, mid, data, attempt.caller, now, timeout=timeout)
 
     @staticmethod
     def _mid_of(token: str) -> int:
@@ -359,15 +378,16 @@ class Broker(MachineBase):
     def _is_known(self, cookie: str, source: Endpoint, now: float) -> bool:
         return source.is_validated or bool(cookie and self._cookies.is_valid(cookie, source.address[0], now))
 
-    def _is_seed_allowed(self, source: Endpoint, now: float, *, unsigned: bool) -> bool:
-        if not self._compat_seed or not unsigned:
+    def _is_seed_allowed(self, source: Endpoint, now: float) -> bool:
+        if not self._compat_seed:
             return False
-        uses = [at for at in self._compat_uses.get(source.address[0], []) if now - at < 60]
-        if len(uses) >= COMPAT_REQUESTS_PER_MINUTE:
+        self._compat_uses = [use for use in self._compat_uses if now - use[0] < 60]
+        of_source = sum(host == source.address[0] for _, host in self._compat_uses)
+        of_all = sum(now - at < 1 for at, _ in self._compat_uses)
+        if of_source >= COMPAT_REQUESTS_PER_MINUTE or of_all >= COMPAT_REQUESTS_PER_SECOND:
             self._drop("seed request over its rate")
             return False
-        uses.append(now)
-        self._compat_uses[source.address[0]] = uses
+        self._compat_uses.append((now, source.address[0]))
         return True
 
     def _challenge(
@@ -409,10 +429,11 @@ class Broker(MachineBase):
         else:
             self._events.append(LineToSend(to.connection, data))
 
-    def _request(self, message: PunchNotice | PunchResult, t: int, to: Endpoint, now: float) -> None:
-        data = encode(message)
+    def _request(
+        self, t: int, mid: int, data: bytes, to: Endpoint, now: float, *, timeout: float = TRANSACTION_TIMEOUT
+    ) -> None:
         if to.connection is None:
-            self._datagrams.append(self._requester.send(t, message.mid, data, to.address, now))
+            self._datagrams.append(self._requester.send(t, mid, data, to.address, now, timeout=timeout))
         else:
             self._events.append(LineToSend(to.connection, data))
 
@@ -431,10 +452,7 @@ class Broker(MachineBase):
             del self._attempts[token]
         for tag in [tag for tag, held in self._registrations.items() if held.expires_at <= now]:
             self._remove(tag, "expired")
-        for host in [host for host, uses in self._compat_uses.items() if now - uses[-1] >= 60]:
-            del self._compat_uses[host]
-        busy = self._registrations or self._attempts or self._compat_uses
-        self._sweep_at = now + _SWEEP if busy else None
+        self._sweep_at = now + _SWEEP if self._registrations or self._attempts else None
 
 
 def _observed(source: Endpoint, *, ttl: float = 0, epoch: int = 0, cookie: str = "", ts: int = 0, key: str = "") -> Observed:

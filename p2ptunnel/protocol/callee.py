@@ -111,7 +111,7 @@ class CalleeAgent(MachineBase):
         self._expires_at = now + PUNCH_TIMEOUT
         self._events.append(PunchStarted(self.token, self.caller))
         self._begin_phase(0, now)
-        self._datagrams.append(Datagram(encode(Opener()), self.caller, opener=self._view.can_open_low))
+        self._datagrams.append(Datagram(encode(Opener()), self.caller, opener=True))  # any system can do this over UDP
         self.answer_notice()
 
     def answer_notice(self) -> None:
@@ -158,14 +158,13 @@ class CalleeAgent(MachineBase):
         return min((at for at in (self._phase_ends, self._expires_at) if at is not None), default=None)
 
     def _begin_phase(self, phase: int, now: float) -> None:
+        assert self._expires_at is not None
         self._phase = phase
-        if phase >= PHASES:
-            self._phase_ends = None
-            return
+        is_last = phase == PHASES - 1 or self.is_seed_only  # a program of the seed dials itself: all it needs is the hole
         length = phase_length(self._view.rtt, self._hints.rtt / 1000)
-        self._phase_ends = now + length
+        self._phase_ends = None if is_last else now + length
         low = sends_low("callee", phase, caller_can=self._hints.low, callee_can=self._view.can_open_low)
-        self._events.append(Dial(self.token, self._targets, low, length))
+        self._events.append(Dial(self.token, self._targets, low, self._expires_at - now))
 
     def _move(self, trigger: CalleeTrigger) -> None:
         try:

@@ -77,7 +77,6 @@ TRANSITIONS: Final = {
     (_S.IDLE, _T.START): _S.ASKING,
     (_S.ASKING, _T.CHALLENGED): _S.ASKING,
     (_S.ASKING, _T.OFFERED): _S.OFFERED,
-    (_S.ASKING, _T.RESULT): _S.PUNCHING,  # t=11 may overtake -4
     (_S.OFFERED, _T.RESULT): _S.PUNCHING,
     (_S.PUNCHING, _T.CANDIDATE): _S.NOMINATING,
     (_S.NOMINATING, _T.CHANNEL_UP): _S.CONNECTED,
@@ -125,6 +124,7 @@ class CallerAgent(MachineBase):
         self._cookie = cookie
         self._raw = raw
         self._requester = Requester(entropy)
+        self._early: PunchResult | None = None
         self._conkey: str | None = None
         self._peer: Address | None = None
         self._targets: tuple[Address, ...] = ()
@@ -197,7 +197,7 @@ class CallerAgent(MachineBase):
     # --- the conversation with the server -----------------------------------------------------------------------------
 
     def _ask(self, now: float) -> None:
-        extra = ConnectRequestExtra(rtag=self._wanted)
+        extra = ConnectRequestExtra(rtag=self._wanted, cookie=self._cookie)
         if not self._raw:
             extra = ConnectRequestExtra(
                 rtag=self._wanted,
@@ -217,8 +217,9 @@ class CallerAgent(MachineBase):
                 if self._requester.answered(4, message.mid, source) and self.state is CallerState.ASKING:
                     self._on_answer(message, now)
             case PunchResult() if source == self._server:
-                self._datagrams.append(Datagram(encode(PunchResultAck(mid=message.mid, token=message.token)), source))
-                if self.state in {CallerState.ASKING, CallerState.OFFERED}:
+                if self.state is CallerState.ASKING:
+                    self._early = message  # it has overtaken -4, which alone tells whether this is our attempt
+                else:
                     self._on_result(message, now)
             case HoleAnswer() if self._is_peer(message.token, source):
                 self._on_hole(message, source, now)
@@ -235,6 +236,8 @@ class CallerAgent(MachineBase):
             self.token = extra.token
             self._move(CallerTrigger.OFFERED)
             self._gives_up_at = now + PUNCH_TIMEOUT
+            if self._early is not None and self._early.token == self.token:
+                self._on_result(self._early, now)
         elif message.code == 401 and extra.cookie and self._challenges < 2:
             self._challenges += 1
             self._cookie = extra.cookie
@@ -248,15 +251,16 @@ class CallerAgent(MachineBase):
             self._fail("refused", message.code, clean(message.em or ""), now)
 
     def _on_result(self, message: PunchResult, now: float) -> None:
-        if self.token and message.token != self.token:
+        self._datagrams.append(Datagram(encode(PunchResultAck(mid=message.mid, token=message.token)), self._server))
+        if message.token != self.token:
             self._drop("result of another attempt")
+            return
+        if self.state is not CallerState.OFFERED:
             return
         if message.code != 200 or message.extra is None:
             kind: FailureKind = "timeout" if message.code == 408 else "refused"
             self._fail(kind, message.code, clean(message.em or ""), now)
             return
-        self.token = message.token
-        self._requester.cancel(4)
         self._move(CallerTrigger.RESULT)
         self._begin_punching(message.extra, now)
 
@@ -276,15 +280,13 @@ class CallerAgent(MachineBase):
 
     def _begin_phase(self, phase: int, now: float) -> None:
         self._phase = phase
-        if phase >= PHASES:  # what is under way may still succeed, nothing new is tried
-            self._phase_ends = None
-            return
         length = phase_length(self._view.rtt, self._hints.rtt / 1000)
-        self._phase_ends = now + length
+        self._phase_ends = now + length if phase < PHASES - 1 else None
         low = self._peer_is_ours and sends_low(  # a program of the seed never sends a SYN: nothing to open for
             "caller", phase, caller_can=self._view.can_open_low, callee_can=self._hints.low
         )
-        self._events.append(Dial(self.token, self._targets, low, length))
+        assert self._gives_up_at is not None
+        self._events.append(Dial(self.token, self._targets, low, self._gives_up_at - now))
 
     def _is_peer(self, token: str, source: Address) -> bool:
         return self._peer is not None and token == self.token and source[0] == self._peer[0]
@@ -310,7 +312,6 @@ class CallerAgent(MachineBase):
         is_moved = source != self._peer  # the callee's NAT may show another port to us than to the server
         self._peer = source
         if self._conkey is None and (is_moved or not self._peer_is_ours):
-            self._requester.cancel(32)
             self._open_tcp(now)
 
     def _on_conkey(self, message: OpenTcpAnswer, now: float) -> None:
@@ -319,6 +320,7 @@ class CallerAgent(MachineBase):
         if message.code != 200 or message.extra is None:
             self._fail("refused", message.code, clean(message.em or ""), now)
             return
+        self._requester.cancel(32)
         self._conkey = message.extra.conkey
         if self.state is CallerState.PUNCHING:
             self._nominate_next(now)

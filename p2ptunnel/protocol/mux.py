@@ -47,7 +47,7 @@ _FAIR_PAYLOAD_BYTES: Final = 16 * 1024 - HEADER.size  # of one turn while other 
 _BULK_TURN: Final = 4  # every fourth turn is a bulk stream's, however many interactive ones wait
 _CREDIT_MAX: Final = 2**31
 _STREAM_ID_MAX: Final = 2**32 - 1
-_CONTROL_MAX_BYTES: Final = 1024 * 1024  # answers to a peer that asks and does not read
+_CONTROL_MAX_BYTES: Final = 512 * 1024  # of answers to a peer that asks and does not read; 1024 openings take at most half
 
 
 class Drained(Event, frozen=True):
@@ -229,8 +229,8 @@ class Mux:
         return True
 
     def _grow(self, stream: _Stream, now: float) -> None:
-        """Double a window that was half read within one round trip: it, not the path, limits the stream."""
-        if self.rtt is None or now - stream.granted_at > self.rtt or stream.window >= STREAM_WINDOW_MAX_BYTES:
+        """Double a window that was half read within two round trips: it, not the path, limits the stream."""
+        if self.rtt is None or now - stream.granted_at > 2 * self.rtt or stream.window >= STREAM_WINDOW_MAX_BYTES:
             return
         if self._growth + stream.window <= WINDOW_GROWTH_MAX_BYTES:
             self._growth += stream.window

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Final, Literal, TypeAlias
 
@@ -65,8 +66,8 @@ def _by_steps(ports: list[int], last: Address) -> Mapping:
     steps = [later - earlier for earlier, later in pairwise(ports)]
     small = all(0 < abs(step) <= _SEQUENTIAL_STEP_MAX for step in steps)
     if small and (all(step > 0 for step in steps) or all(step < 0 for step in steps)):
-        delta = min(steps, key=abs)
-        return Mapping("seq", last, last[1], delta)
+        step = math.gcd(*steps)  # ports in between went to flows of others
+        return Mapping("seq", last, last[1], step if steps[0] > 0 else -step)
     return Mapping("rnd", last, last[1])
 
 

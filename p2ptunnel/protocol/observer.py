@@ -42,10 +42,11 @@ class Observer(MachineBase):
         else:
             self._drop("question shorter than the answer")
 
-    def answer(self, probe: ReflexiveProbe, source: Address) -> ReflexiveAnswer:
-        """Return the -5 for `probe`."""
+    def answer(self, probe: ReflexiveProbe, source: Address, cookie: str = "") -> ReflexiveAnswer:
+        """Return the -5 for `probe`; a source that has shown that it receives there may be given its `cookie`."""
         host, port = source
-        return ReflexiveAnswer(mid=probe.mid, code=200, em="", extra=Observed(host=host, port=port, other=self.others))
+        extra = Observed(host=host, port=port, cookie=cookie, other=self.others)
+        return ReflexiveAnswer(mid=probe.mid, code=200, em="", extra=extra)
 
     def answer_line(self, line: bytes, source: Address) -> bytes | None:
         """Return the answer to one line of a TCP connection, None if it is no t=5."""

@@ -64,9 +64,11 @@ class PunchStarted(Event, frozen=True):
 
 
 class Dial(Event, frozen=True):
-    """Drop the SYNs of this attempt that are under way and send new ones, in one tick, from this port to `targets`.
+    """Drop the SYNs of this attempt that wait for an answer and send new ones, in one tick, from this port to `targets`.
 
-    low: They must die outside our own NATs.  patience: Seconds until the next phase replaces them.
+    What the peer has answered already (SYN_RECEIVED) stays: it comes up if it is left alone, and resetting it poisons the
+    NATs' memory of this pair of ports.  low: They must die outside our own NATs.  patience: Seconds until the attempt ends;
+    the next phase replaces them before.
     """
 
     token: str
@@ -129,7 +131,10 @@ def sends_low(role: Literal["caller", "callee"], phase: int, *, caller_can: bool
     return role == opener and (caller_can if role == "caller" else callee_can)
 
 
-def tcp_targets(candidates: tuple[Candidate, ...], fallback: Address) -> tuple[Address, ...]:
-    """Return where to send SYNs: the TCP candidates, or where UDP came from if the peer names none (the founding protocol)."""
-    targets = tuple(dict.fromkeys(c.address for c in candidates if c.proto == "tcp" and c.port))
-    return targets or (fallback,)
+def tcp_targets(candidates: tuple[Candidate, ...], peer: Address) -> tuple[Address, ...]:
+    """Return where to send SYNs: the peer's TCP candidates, or its UDP address if it names none (the founding protocol).
+
+    Only ports are taken from candidates, never another host than the one the server has seen: nobody can aim us at others.
+    """
+    targets = tuple(dict.fromkeys(c.address for c in candidates if c.proto == "tcp" and c.port and c.host == peer[0]))
+    return targets or (peer,)

@@ -255,7 +255,7 @@ class Registration(MachineBase):
             self.cookie, self._server_key, self._ts = extra.cookie, extra.key or self._server_key, max(self._ts, extra.ts)
             self._move(_Trigger.CHALLENGED)
             self._register(now)
-        elif message.code == 200:
+        elif message.code == 200 and extra.host:
             self._challenges = self._failures = 0
             self._move(_Trigger.ACCEPTED)
             self._epoch = extra.epoch
@@ -286,8 +286,8 @@ class Registration(MachineBase):
             self._register(now)
 
     def _observe(self, extra: Observed, now: float) -> None:
-        seen = (extra.host, extra.port)
-        if self.observed is not None and self.observed != seen:
+        seen = (extra.host, extra.port) if extra.host else self.observed
+        if self.observed is not None and seen is not None and self.observed != seen:
             self._events.append(AddressChanged(self.observed, seen))
         self.observed = seen
         self._timer = now + HEARTBEAT_MIN + (HEARTBEAT_MAX - HEARTBEAT_MIN) * self._entropy.random()

@@ -119,7 +119,7 @@ class Rendezvous:
         await self.close()
 
     async def _open(self, listen: Address, machine: Broker | Observer) -> Address:
-        udp, tcp = _bind_both(listen)
+        udp, tcp = _bind_both(listen, self._trace)
         service = _BrokerService(machine, udp, self._trace) if isinstance(machine, Broker) else _ObserverService(machine, udp)
         self._services.append(service)
         attach_filter(udp.socket)
@@ -177,10 +177,10 @@ class _ObserverService:
         """Nothing is kept of a connection."""
 
 
-def _bind_both(listen: Address) -> tuple[UdpSocket, socket.socket]:
+def _bind_both(listen: Address, trace: Tracer) -> tuple[UdpSocket, socket.socket]:
     """Bind UDP and TCP to one port; with port 0, try until one is free for both."""
     for attempt in range(_PORT_TRIES):
-        udp = UdpSocket(listen, shared=False)
+        udp = UdpSocket(listen, shared=False, tracer=trace)
         try:
             return udp, _bound_tcp(udp.address)
         except BindError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from asyncio.subprocess import DEVNULL, PIPE
+from collections import defaultdict
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +36,7 @@ class HostKeys:
     def __init__(self, directory: Path = _SSH_DIRECTORY) -> None:
         self._directory = directory
         self._found: dict[Address, tuple[float, tuple[str, ...]]] = {}
-        self._scanning = asyncio.Lock()  # a peer that asks often starts no crowd of processes
+        self._scanning: defaultdict[Address, asyncio.Lock] = defaultdict(asyncio.Lock)  # asking often starts no crowd of scans
 
     async def of(self, target: Address | str) -> tuple[str, ...]:
         """Return the host keys of the SSH server at `target`, lines of `type base64`; none if they cannot be found out.
@@ -45,7 +46,7 @@ class HostKeys:
         """
         if isinstance(target, str):
             return ()
-        async with self._scanning:
+        async with self._scanning[target]:
             found_at, keys = self._found.get(target, (0.0, ()))
             if not keys or time.monotonic() - found_at > HOST_KEYS_MEMORY:
                 keys = await _scan(target) or self._read(target)

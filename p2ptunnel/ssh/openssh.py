@@ -66,7 +66,7 @@ def ssh_options(launcher: Launcher) -> list[tuple[str, str]]:
     """
     if launcher.known_hosts is None:
         command = launcher.command("known-hosts", "--service", launcher.service)
-        keys = [("KnownHostsCommand", f"{' '.join(map(_for_ssh, command))} %H %n"), ("UserKnownHostsFile", "none")]
+        keys = [("KnownHostsCommand", f"{_for_ssh(command)} %H %n"), ("UserKnownHostsFile", "none")]
         pipe = launcher.command("pipe", "--host-keys")
     else:
         keys = [("UserKnownHostsFile", _for_old_ssh(launcher.known_hosts))]
@@ -113,12 +113,21 @@ def _for_shell(command: Sequence[str]) -> str:
     return shlex.join(map(_one_line, command)).replace("%", "%%")
 
 
-def _for_ssh(word: str) -> str:
-    """Quote one word for ssh itself, which splits KnownHostsCommand, then expands percent tokens and `${…}` in each word."""
-    if "${" in word:
-        raise ConfigError(f"{word!r} cannot be written for ssh, which would expand ${{…}}", "Use a path without ${.")
-    escaped = _one_line(word).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    return escaped if escaped == word and shlex.quote(word) == word else f'"{escaped}"'
+def _for_ssh(command: Sequence[str]) -> str:
+    """Quote for ssh itself, which splits KnownHostsCommand, then expands tokens and `${…}` in all words but the first."""
+    program, *arguments = command
+    for word in arguments:
+        if "${" in word:
+            raise ConfigError(f"{word!r} cannot be written for ssh, which would expand ${{…}}", "Use a path without ${.")
+    return " ".join((_quoted(program), *(_quoted(word.replace("%", "%%")) for word in arguments)))
+
+
+def _quoted(word: str) -> str:
+    """Return the word, in double quotes if it needs any."""
+    if shlex.quote(_one_line(word)) == word:
+        return word
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _for_old_ssh(path: str) -> str:

@@ -299,7 +299,7 @@ def _pin_keys(stage: Stage) -> None:
 
 def _ssh(stage: Stage, server: str, user: str, key: Path) -> None:
     since = time.monotonic()
-    command = stage.laptop.p2ptunnel("--rendezvous", server, "ssh", "-i", str(key), f"{user}@{_HOME}", "uname", "-a")
+    command = stage.laptop.p2ptunnel("--rendezvous", server, "ssh", f"{user}@{_HOME}", "-i", str(key), "uname", "-a")
     output = stage.laptop.run(command)
     took = time.monotonic() - since
     _show_steps(stage)
@@ -362,7 +362,7 @@ def _show_steps(stage: Stage) -> None:
             print(f"            {at:7.1f} ms  t={number:<4} {_STEPS[number]}")
         elif event["event"] == "connection_up" and event["machine"] == _LAPTOP:
             print(f"            {at:7.1f} ms  TCP    connected to {event['remote']} ({event['how']})")
-        elif event["event"] == "channel_up" and event["machine"] == _LAPTOP:
+        elif event["layer"] == "session" and event["event"] == "up" and event["machine"] == _LAPTOP:
             print(f"            {at:7.1f} ms  TLS    both keys proved, {_HOME} has let us in")
             break
 

@@ -107,6 +107,7 @@ class AnsweringPort:
         self._registered = asyncio.get_running_loop().create_future()
         self._listener = Listener(self._port.address, self._on_accepted, tracer=self._trace)
         self._machine.view = self._port.view
+        self._machine.registration.cookie = self._port.cookie
         self._driver.start()
         self._machine.registration.start(time.monotonic())
         self._driver.wake()

@@ -76,7 +76,7 @@ class Call(Generic[T]):
         self._wanted = wanted
         self._establish = establish
         self._trace = tracer or Tracer()
-        self._agent = CallerAgent(tag, wanted, port.server, port.view, random.SystemRandom(), raw=raw)
+        self._agent = CallerAgent(tag, wanted, port.server, port.view, random.SystemRandom(), cookie=port.cookie, raw=raw)
         self._driver = UdpDriver(self._agent, port.udp, self._on_event)
         self._dialer = Dialer(port.address, self._on_connected, tracer=self._trace)
         self._listener: Listener | None = None

@@ -81,6 +81,11 @@ class PunchPort:
         candidates = () if control is None else (Candidate("srflx", "tcp", *control.observed),)
         return LocalView(candidates, 0.0 if control is None else control.rtt, can_open_low())
 
+    @property
+    def cookie(self) -> str:
+        """The server's cookie for our address, empty if it has given none."""
+        return "" if self.control is None else self.control.cookie
+
     async def observe(self) -> None:
         """Open the standing TCP connection to the server, anew if there is one."""
         self._drop_control()

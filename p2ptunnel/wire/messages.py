@@ -12,7 +12,7 @@ from typing import Annotated, Final, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from p2ptunnel.defaults import DATAGRAM_MAX_BYTES, DATAGRAM_MAX_DEPTH, MID_MAX
+from p2ptunnel.defaults import CANDIDATES_MAX, DATAGRAM_MAX_BYTES, DATAGRAM_MAX_DEPTH, MID_MAX
 from p2ptunnel.types import Candidate
 
 __all__ = [
@@ -101,7 +101,7 @@ class NatHints(_Wire, frozen=True):
     rtt: Annotated[int, Meta(ge=0, le=60_000)] = 0
 
 
-Candidates: TypeAlias = Annotated[tuple[Candidate, ...], Meta(max_length=16)]
+Candidates: TypeAlias = Annotated[tuple[Candidate, ...], Meta(max_length=CANDIDATES_MAX)]
 
 
 class Observed(_Wire, frozen=True):

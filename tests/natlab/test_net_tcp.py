@@ -115,7 +115,7 @@ def test_opener_fails_without_protection_from_its_own_time_exceeded(natlab: Lab,
     """With a delay, that is: at 0 ms the ICMP error comes while connect() holds the socket, and is only a soft one."""
     monkeypatch.setattr(low, "set_min_ttl", lambda *_: None)
     caller, callee = natlab.site("prR", delay=0.025), natlab.site("prR", delay=0.025)
-    assert [meet(caller, callee, 31000 + attempt) for attempt in range(3)] == [("nothing", "nothing")] * 3
+    assert [meet(caller, callee, 31000 + attempt)[1] for attempt in range(3)] == ["nothing"] * 3
 
 
 def test_opener_fails_if_its_syn_ack_dies_too(natlab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +215,7 @@ def test_ipv6_opener_fails_if_it_hears_its_own_time_exceeded(natlab: Lab, monkey
     monkeypatch.setattr(low, "set_min_ttl", lambda *_: None)
     caller, callee = natlab.site("v6_reject", delay=0.025), natlab.site("v6_reject", delay=0.025)
     outcomes = [meet_over_ipv6(caller, callee, 38000 + attempt, Hops(TTL, {}, 0.052)) for attempt in range(3)]
-    assert outcomes == [("nothing", "nothing")] * 3
+    assert [there for _, there in outcomes] == ["nothing"] * 3
 
 
 def test_ipv6_opener_fails_if_it_ignores_errors_for_good(natlab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Generator, Iterator
@@ -17,8 +19,12 @@ from p2ptunnel.testing.natlab.programs import end_program
 __all__ = ["Capture", "capture"]
 
 _LISTENING: Final = "listening on"
+_DROPPED: Final = re.compile(r"^([1-9]\d*) packets? dropped", re.MULTILINE)
 _MARK_ADDRESS: Final = ("127.0.0.1", 9)
-_MARK: Final = "udp port 9 and host 127.0.0.1"
+_MARK: Final = "udp dst port 9 and dst host 127.0.0.1"
+_MARK_TEXT: Final = "> 127.0.0.1.9: UDP"
+_SNAPSHOT_BYTES, _BUFFER_KIB = 1600, 16384
+"""A slot of the kernel's buffer is as large as the snapshot; by default it has eight slots, which a burst fills."""
 
 
 class Capture:
@@ -26,7 +32,7 @@ class Capture:
 
     Attributes:
         lines: One text a packet, as tcpdump prints it; complete when the block has ended.
-        path: The file, if one was asked for.
+        path: The file, if one was asked for; its last packet is a mark of our own.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -40,10 +46,8 @@ def capture(machine: Host, expression: str, write: str | Path | None) -> Generat
     if shutil.which("tcpdump") is None:
         raise LaboratoryError("the program tcpdump is missing")
     found = Capture(None if write is None else Path(write))
-    wanted = f"({expression}) or ({_MARK})" if expression else ""
-    saved = [] if found.path is None else ["-w", str(found.path), "-U", "--print"]
-    arguments = ["tcpdump", "-i", "any", "-nn", "-l", "--immediate-mode", "-Z", "root", *saved, wanted]
-    program = machine.popen([word for word in arguments if word], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipe = subprocess.PIPE
+    program = machine.popen(_arguments(expression, found.path), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
     assert program.stdout is not None
     assert program.stderr is not None
     try:
@@ -52,8 +56,17 @@ def capture(machine: Host, expression: str, write: str | Path | None) -> Generat
         with machine.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.sendto(b"", _MARK_ADDRESS)
         found.lines += _lines_before_mark(program.stdout)
+        program.send_signal(signal.SIGINT)
+        _check_that_all_is_there(program.stderr)
     finally:
         end_program(program)
+
+
+def _arguments(expression: str, path: Path | None) -> list[str]:
+    size = ["-s", str(_SNAPSHOT_BYTES), "-B", str(_BUFFER_KIB)]
+    file = [] if path is None else ["-w", str(path), "-U", "--print"]
+    wanted = [f"({expression}) or ({_MARK})"] if expression else []
+    return ["tcpdump", "-i", "any", "-nn", "-l", "--immediate-mode", "-Z", "root", *size, *file, *wanted]
 
 
 def _wait_until_it_listens(errors: IO[str]) -> None:
@@ -67,6 +80,11 @@ def _wait_until_it_listens(errors: IO[str]) -> None:
 
 def _lines_before_mark(output: IO[str]) -> Iterator[str]:
     for line in output:
-        if "127.0.0.1.9: UDP" in line:
+        if _MARK_TEXT in line:
             return
         yield line.rstrip("\n")
+
+
+def _check_that_all_is_there(errors: IO[str]) -> None:
+    if lost := _DROPPED.search(errors.read()):
+        raise LaboratoryError(f"the capture is incomplete: {lost[1]} packets were too many")

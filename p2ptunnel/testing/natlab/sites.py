@@ -91,6 +91,9 @@ class KernelSite(Site):
         """Make the router's line upwards, its bridge and its rules."""
         router = self.router
         be_router(router)
+        if self.kind.ipv6 == "none":  # else the kernel's own chatter would count as connections
+            for scope in ("all", "default"):
+                router.namespace.configure(f"ipv6/conf/{scope}/disable_ipv6", 1)
         self._connect_upwards(router)
         netlink = router.namespace.netlink
         netlink.add_bridge(_BRIDGE)

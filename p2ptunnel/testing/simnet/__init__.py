@@ -8,7 +8,7 @@ from p2ptunnel.testing.simnet.kinds import KINDS, PUNCHABLE, Kind, find_kind
 from p2ptunnel.testing.simnet.nat import Nat
 from p2ptunnel.testing.simnet.network import Host, Network
 from p2ptunnel.testing.simnet.peers import Habits, SimCallee, SimCaller
-from p2ptunnel.testing.simnet.run import CALLEE, CALLER, SERVER, Call, Outcome, run_punch
+from p2ptunnel.testing.simnet.run import CALLEE, CALLER, SERVER, TAG, Call, Outcome, run_punch
 from p2ptunnel.testing.simnet.segment import ACK, RST, SYN, SYN_ACK, Segment
 from p2ptunnel.testing.simnet.tcp import Owner, Socket, TcpStack
 
@@ -22,6 +22,7 @@ __all__ = [
     "SERVER",
     "SYN",
     "SYN_ACK",
+    "TAG",
     "Call",
     "Credentials",
     "Driver",

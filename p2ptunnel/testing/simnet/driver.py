@@ -87,7 +87,7 @@ class SimServer(Driver):
         broker: The real one.
     """
 
-    def __init__(self, network: Network, address: Address, *, compat_seed: bool = False) -> None:
-        """Open it at `address`, in the middle of the internet."""
+    def __init__(self, network: Network, host: Host, *, compat_seed: bool = False) -> None:
+        """Open it on `host`."""
         self.broker = Broker(_SECRET, network.random, _verify, compat_seed=compat_seed)
-        super().__init__(self.broker, network, network.add(*address))
+        super().__init__(self.broker, network, host)

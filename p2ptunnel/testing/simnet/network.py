@@ -100,6 +100,10 @@ class Network:
         host = self._hosts[address] = Host(address, port, delay, nat)
         return host
 
+    def rtt(self, one: Host, other: Address) -> float:
+        """Return the seconds from one host to another and back, jitter apart."""
+        return 2 * (one.delay + self._hosts[other[0]].delay)
+
     def send_udp(self, sender: Host, data: bytes, destination: Address, *, low: bool = False) -> None:
         """Send a datagram; with `low` its TTL ends on the first hop beyond the sender's own NAT."""
         nat = sender.nat

@@ -49,7 +49,7 @@ class Habits(msgspec.Struct, frozen=True, kw_only=True):
     redials: int = REDIALS_PER_PHASE
 
 
-def look_around(network: Network, host: Host, server: Address, habits: Habits) -> LocalView:
+def _look_around(network: Network, host: Host, server: Address, habits: Habits) -> LocalView:
     """Return what a side knows of its port before any call: how the server sees it over UDP and over TCP."""
     nat, now = host.nat, network.clock.now
     udp = tcp = host.port
@@ -58,7 +58,7 @@ def look_around(network: Network, host: Host, server: Address, habits: Habits) -
         seen = nat.tcp_out(host.port, server, Segment(SYN, next(network.numbers)), now)
         tcp = seen if habits.tells_tcp_port and seen is not None else udp
     candidates = (Candidate("srflx", "tcp", host.address, tcp), Candidate("srflx", "udp", host.address, udp))
-    return LocalView(candidates, 2 * host.delay, habits.can_open_low)
+    return LocalView(candidates, network.rtt(host, server), habits.can_open_low)
 
 
 class _Attempt:
@@ -100,6 +100,9 @@ class _Peer(Driver):
                 share = self.network.random.random() if self._habits.random_redials else 0.5
                 pause = REDIAL_MIN + (REDIAL_MAX - REDIAL_MIN) * share
                 self._clock.call_later(pause, self._redial, attempt, attempt.phase, socket.remote)
+
+    def received(self, socket: Socket, payload: str) -> None:
+        """Take what the other side wrote."""
 
     def _handle(self, event: Event) -> None:
         match event:
@@ -158,7 +161,7 @@ class SimCaller(_Peer):
 
     def __init__(self, network: Network, host: Host, server: Address, wanted: Tag, habits: Habits) -> None:
         """Look around; `start` calls."""
-        view = look_around(network, host, server, habits)
+        view = _look_around(network, host, server, habits)
         self.agent = CallerAgent("caller", wanted, server, view, network.random)
         self.failure: CallFailed | None = None
         self.ended_at: float | None = None
@@ -232,10 +235,8 @@ class SimCallee(_Peer):
 
     def __init__(self, network: Network, host: Host, server: Address, tag: Tag, habits: Habits) -> None:
         """Look around; `start` registers."""
-        self.port = CalleePort(
-            tag, server, Credentials("callee's key"), network.random, udp_port=host.port, screen=_let_in
-        )
-        self.port.view = look_around(network, host, server, habits)
+        self.port = CalleePort(tag, server, Credentials("callee's key"), network.random, udp_port=host.port, screen=_let_in)
+        self.port.view = _look_around(network, host, server, habits)
         super().__init__(self.port, network, host, habits)
 
     def start(self) -> None:

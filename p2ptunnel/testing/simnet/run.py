@@ -16,13 +16,13 @@ from p2ptunnel.testing.simnet.network import Network
 from p2ptunnel.testing.simnet.peers import Habits, SimCallee, SimCaller
 from p2ptunnel.types import Address
 
-__all__ = ["CALLEE", "CALLER", "SERVER", "Call", "Outcome", "run_punch"]
+__all__ = ["CALLEE", "CALLER", "SERVER", "TAG", "Call", "Outcome", "run_punch"]
 
 SERVER: Final[Address] = ("203.0.113.1", 7000)
 CALLER: Final[Address] = ("198.51.100.1", 40_001)
 CALLEE: Final[Address] = ("198.51.100.2", 40_002)
+TAG: Final = "callee"
 
-_TAG: Final = "callee"
 _REGISTRATION_MAX: Final = 60.0  # seconds; under heavy loss a registration takes several tries
 _CALL_MAX: Final = 60.0  # longer than every timer of a call together
 _HABITS: Final = Habits()
@@ -60,30 +60,27 @@ class Call:
 
     def __init__(
         self,
+        network: Network,
         caller_kind: str,
         callee_kind: str,
         *,
-        seed: int,
         delay: float = 0.025,
-        jitter: float = 0.0,
-        loss: float = 0.0,
-        duplicate: float = 0.0,
-        reorder: float = 0.0,
+        server_delay: float = 0.0,
         caller: Habits = _HABITS,
         callee: Habits = _HABITS,
         compat_seed: bool = False,
     ) -> None:
-        """Connect all three; see `run_punch` for the arguments.
+        """Connect all three; the arguments are those of `run_punch`, and whether the server serves seed-only programs.
 
         Raises:
             ConfigError: There is no such kind.
         """
-        self.network = Network(seed=seed, jitter=jitter, loss=loss, duplicate=duplicate, reorder=reorder)
-        self.server = SimServer(self.network, SERVER, compat_seed=compat_seed)
-        calling = self.network.add(*CALLER, delay=delay, kind=find_kind(caller_kind))
-        called = self.network.add(*CALLEE, delay=delay, kind=find_kind(callee_kind))
-        self.callee = SimCallee(self.network, called, SERVER, _TAG, callee)
-        self.caller = SimCaller(self.network, calling, SERVER, _TAG, caller)
+        self.network = network
+        calling = network.add(*CALLER, delay=delay, kind=find_kind(caller_kind))
+        called = network.add(*CALLEE, delay=delay, kind=find_kind(callee_kind))
+        self.server = SimServer(network, network.add(*SERVER, delay=server_delay), compat_seed=compat_seed)
+        self.callee = SimCallee(network, called, SERVER, TAG, callee)
+        self.caller = SimCaller(network, calling, SERVER, TAG, caller)
 
     def register(self) -> None:
         """Let the callee register, and the answers arrive."""
@@ -127,6 +124,7 @@ def run_punch(
     *,
     seed: int,
     delay: float = 0.025,
+    server_delay: float = 0.0,
     jitter: float = 0.0,
     loss: float = 0.0,
     duplicate: float = 0.0,
@@ -140,7 +138,8 @@ def run_punch(
         caller_kind: Name of the caller's kind of site.
         callee_kind: Name of the callee's.
         seed: Of everything random.
-        delay: Seconds on each of the two access links, one way; the server's has none.
+        delay: Seconds on each of the two peers' access links, one way.
+        server_delay: The same on the server's.
         jitter: Seconds that a packet may take longer.
         loss: Share of packets that get lost.
         duplicate: Share that arrives twice.
@@ -151,15 +150,5 @@ def run_punch(
     Raises:
         ConfigError: There is no such kind.
     """
-    return Call(
-        caller_kind,
-        callee_kind,
-        seed=seed,
-        delay=delay,
-        jitter=jitter,
-        loss=loss,
-        duplicate=duplicate,
-        reorder=reorder,
-        caller=caller,
-        callee=callee,
-    ).run()
+    network = Network(seed=seed, jitter=jitter, loss=loss, duplicate=duplicate, reorder=reorder)
+    return Call(network, caller_kind, callee_kind, delay=delay, server_delay=server_delay, caller=caller, callee=callee).run()

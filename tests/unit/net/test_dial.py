@@ -360,3 +360,51 @@ def test_progress_tells_waiting_up_and_closed() -> None:
 def test_progress_can_do_without_tcp_info(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("p2ptunnel.net.sockets._TCP_INFO", None)
     test_progress_tells_waiting_up_and_closed()
+
+
+def test_target_refused_at_once_is_dialled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some systems tell of the RST in connect() itself."""
+
+    async def main() -> None:
+        with bound() as server:
+            server.listen()
+            refusals = iter([errno.ECONNREFUSED])
+            real = Dial._connect_ex
+            monkeypatch.setattr(Dial, "_connect_ex", lambda self, sock: next(refusals, None) or real(self, sock))
+            pauses = Pauses()
+            (await dial(LOOPBACK, server.getsockname(), rng=pauses)).close()
+            assert pauses.drawn == 1
+
+    run(main())
+
+
+def test_port_that_is_burnt_between_two_syns_ends_the_dial() -> None:
+    async def main() -> None:
+        with bound() as target, socket.socket() as foreign:
+            local = free_address()
+            with pytest.raises(DialError) as caught:
+                await dial(local, target.getsockname(), rng=Pauses(at_first=lambda: foreign.bind(local)))
+        assert caught.value.outcome == "burnt"
+
+    run(main())
+
+
+def test_zone_that_does_not_exist_is_dead() -> None:
+    async def main() -> None:
+        error = await failure(("::", 0), ("fe80::1%nowhere", 9))
+        assert (error.outcome, error.reason) == ("dead", "Invalid argument")
+
+    run(main())
+
+
+def test_system_that_cannot_open_low_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
+
+    async def main() -> None:
+        with Silent() as target:
+            error = await failure(LOOPBACK, target, low_ttl=2)
+        assert (error.outcome, error.reason) == ("dead", "Protocol not available")
+
+    monkeypatch.setattr("p2ptunnel.net.low.set_min_ttl", refuse)
+    run(main())

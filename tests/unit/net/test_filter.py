@@ -54,3 +54,9 @@ def test_what_is_ours_passes(data: bytes, host: str) -> None:
 )
 def test_what_is_not_ours_never_wakes_us(data: bytes, host: str) -> None:
     assert not passes(data, host)
+
+
+def test_elsewhere_than_on_linux_there_is_no_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2ptunnel.net.filter.LINUX", False)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        assert attach_filter(sock) is False

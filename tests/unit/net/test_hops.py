@@ -12,11 +12,9 @@ SERVER = "203.0.113.1"
 SERVER_6 = "2001:db8:ffff::1"
 
 
-def chosen(*hops: str | None, server: str = SERVER, site: str | None = None) -> int | None:
-    outside = _Outside((server, 7000))
-    if site is not None:
-        outside.site = site  # type: ignore[assignment]
-    return _choose({ttl: host for ttl, host in enumerate(hops, 1) if host}, outside)
+def chosen(*hops: str | None, server: str = SERVER) -> int | None:
+    """What is concluded when these answered, the nearest first; None is a silent one."""
+    return _choose({ttl: host for ttl, host in enumerate(hops, 1) if host}, _Outside((server, 7000)))
 
 
 @pytest.mark.parametrize("host", ["10.1.2.3", "172.16.0.1", "172.31.255.255", "192.168.1.1", "100.64.0.1", "100.127.255.255"])

@@ -78,12 +78,24 @@ def test_kernel_tells_of_loopback() -> None:
     assert InterfaceAddress("127.0.0.1", 8) in interface_addresses()
 
 
-def test_elsewhere_than_on_linux_default_routes_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def refuse() -> None:
+    raise PermissionError
+
+
+@pytest.mark.parametrize(("name", "value"), [("LINUX", False), ("interface_addresses", refuse)])
+def test_where_the_system_does_not_tell_default_routes_do(name: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interfaces, name, value)
+    monkeypatch.setattr(interfaces, "_SOMEWHERE", {"192.0.2.1": 32})
+    monkeypatch.setattr(interfaces, "source_address", {"192.0.2.1": "192.168.1.7"}.get)
+    assert local_addresses() == ("192.168.1.7",)
+    assert is_on_link("192.168.1.7")
+    assert not is_on_link("192.168.1.8")
+
+
+def test_without_any_route_there_is_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interfaces, "LINUX", False)
-    monkeypatch.setattr(interfaces, "_SOMEWHERE", ("127.0.0.1", "255.255.255.255", "::1"))
-    assert local_addresses() == ("127.0.0.1", "::1")
-    assert is_on_link("127.0.0.1")
-    assert not is_on_link("255.255.255.255")
+    monkeypatch.setattr(interfaces, "_SOMEWHERE", {"255.255.255.255": 32})
+    assert local_addresses() == ()
 
 
 @pytest.mark.parametrize("host", ["192.0.2.7", "2001:db8::7", "fe80::7%lo"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -308,7 +309,7 @@ def test_refused_connection_is_a_typed_error() -> None:
     run(main())
 
 
-def test_server_that_never_answers_is_a_timeout() -> None:
+def test_server_that_never_answers_is_a_timeout_and_leaves_no_word(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with serving(lambda *_: None) as (address, server):
             with pytest.raises(RendezvousTimeoutError):
@@ -316,6 +317,8 @@ def test_server_that_never_answers_is_a_timeout() -> None:
             assert isinstance(await server.lost, ConnectionResetError)
 
     run(main())
+    gc.collect()
+    assert caplog.messages == []  # such as "exception was never retrieved"
 
 
 def test_server_that_ends_before_it_answers_is_a_typed_error() -> None:

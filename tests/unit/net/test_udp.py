@@ -96,7 +96,8 @@ class Pair:
 
     @property
     def other_address(self) -> Address:
-        return self.other.getsockname()
+        host, port = self.other.getsockname()
+        return (host, port)
 
     async def receive(self) -> bytes:
         return await asyncio.get_running_loop().sock_recv(self.other, 2048)
@@ -303,40 +304,17 @@ def test_closed_driver_leaves_the_descriptor_number_to_its_next_owner() -> None:
     run(main())
 
 
-def test_loop_that_cannot_watch_sockets_is_served_by_a_task() -> None:
-    class Proactor(asyncio.SelectorEventLoop):
-        def add_reader(self, *_: object) -> None:
-            raise NotImplementedError
-
-    async def main() -> None:
-        async with Pair() as pair:
-            for word in (b"one", b"two"):
-                pair.other.sendto(b"echo" + word, pair.address)
-                assert await pair.receive() == word
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert pair.driver.udp.is_closed
-
-    with asyncio.Runner(loop_factory=Proactor) as runner:
-        runner.run(main())
-
-
-def test_task_closed_before_its_first_step_closes_the_socket() -> None:
-    class Proactor(asyncio.SelectorEventLoop):
-        def add_reader(self, *_: object) -> None:
-            raise NotImplementedError
-
+def test_wake_before_the_start_sends_and_the_start_sets_the_timer() -> None:
     async def main() -> None:
         pair = Pair()
-        pair.driver.start()
-        pair.driver.close()
-        pair.other.close()
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert pair.driver.udp.is_closed
+        pair.machine.deadline = 0.0
+        pair.machine.say(b"early", pair.other_address)
+        pair.driver.wake()
+        assert pair.other.recv(100) == b"early"
+        async with pair:
+            await pair.inbox.count(1)
 
-    with asyncio.Runner(loop_factory=Proactor) as runner:
-        runner.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize(

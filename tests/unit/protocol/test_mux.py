@@ -233,41 +233,324 @@ def test_the_round_trip_is_measured_by_a_ping() -> None:
     assert ends.callee.rtt == pytest.approx(0.08)
 
 
-def grow(ends: Ends, stream: int, pause: float) -> int:
-    """Fill the window, read all of it after `pause`; return the credit that goes out."""
-    room = ends.callee._streams[stream].room
-    ends.callee.receive_data(memoryview(encode(Data(stream, memoryview(bytes(1))))), ends.now)
-    ends.callee.events()
-    del room
+def half_read(ends: Ends, stream: int, window: int, pause: float) -> int:
+    """Read half of a window of this size in `pause` seconds; return by how much it grows."""
     ends.now += pause
-    window = ends.callee._streams[stream].window
-    ends.callee._streams[stream].room -= window // 2
-    ends.callee.consumed(stream, window // 2, ends.now)
+    assert ends.callee.consumed(stream, window // 2, ends.now)
     [credit] = sent(ends.callee)
     assert isinstance(credit, Window)
-    return credit.credit
+    return credit.credit - window // 2
 
 
 def test_a_window_half_read_within_a_round_trip_doubles() -> None:
     ends = Ends()
+    measured(ends, 0.125)
     stream = ends.stream()
-    measured(ends, 0.08)
-    ends.callee._streams[stream].granted_at = ends.now
-    assert grow(ends, stream, pause=0.04) == WINDOW // 2 + WINDOW
-    assert grow(ends, stream, pause=0.08) == WINDOW + 2 * WINDOW
-    assert grow(ends, stream, pause=0.09) == 2 * WINDOW
+    assert half_read(ends, stream, WINDOW, pause=0.0625) == WINDOW
+    assert half_read(ends, stream, 2 * WINDOW, pause=0.125) == 2 * WINDOW
+    assert half_read(ends, stream, 4 * WINDOW, pause=0.1875) == 0
 
 
-def test_a_window_grows_to_its_limit_and_all_of_them_to_theirs() -> None:
+def test_a_window_does_not_grow_before_the_round_trip_is_known() -> None:
     ends = Ends()
-    streams = [ends.stream() for _ in range(6)]
+    assert half_read(ends, ends.stream(), WINDOW, pause=0) == 0
+
+
+def test_a_peer_may_use_a_grown_window_and_no_more() -> None:
+    ends = Ends()
     measured(ends, 0.08)
-    for stream in streams:
-        for _ in range(10):
-            ends.callee._streams[stream].granted_at = ends.now
-            grow(ends, stream, pause=0)
-    windows = [ends.callee._streams[stream].window for stream in streams]
-    assert windows[:4] == [STREAM_WINDOW_MAX_BYTES] * 4
-    assert sum(windows) - len(windows) * WINDOW <= WINDOW_GROWTH_MAX_BYTES
-    ends.callee.reset(streams[0], ResetCode.CANCELLED)
-    assert ends.callee._growth == sum(windows[1:]) - 5 * WINDOW
+    stream = ends.stream()
+    half_read(ends, stream, WINDOW, pause=0)
+    allowed = WINDOW + WINDOW // 2 + WINDOW  # the first window, what was read of it, the growth
+    whole = [Data(stream, memoryview(bytes(WINDOW // 8)))] * (allowed * 8 // WINDOW)
+    feed(ends.callee, *whole)
+    with pytest.raises(RemoteProtocolError, match="1 bytes beyond the window"):
+        feed(ends.callee, Data(stream, memoryview(b"x")))
+
+
+def test_one_window_grows_to_its_limit_and_all_together_to_theirs() -> None:
+    ends = Ends()
+    measured(ends, 0.08)
+    windows = dict.fromkeys([ends.stream() for _ in range(6)], WINDOW)
+    for stream in windows:
+        while growth := half_read(ends, stream, windows[stream], pause=0):
+            windows[stream] += growth
+    assert list(windows.values())[:4] == [STREAM_WINDOW_MAX_BYTES] * 4
+    spare = WINDOW_GROWTH_MAX_BYTES - sum(windows.values()) + len(windows) * WINDOW
+    assert 0 <= spare < STREAM_WINDOW_MAX_BYTES
+    ends.callee.reset(min(windows), ResetCode.CANCELLED)  # gives its share back
+    sent(ends.callee)
+    last = max(windows)
+    assert half_read(ends, last, windows[last], pause=0) == windows[last]
+
+
+# --- turns ------------------------------------------------------------------------------------------------------------
+
+
+def order(mux: Mux) -> list[tuple[int, int]]:
+    """Stream and length of each DATA frame that waits."""
+    return [(frame.stream_id, len(frame.payload)) for frame in sent(mux) if isinstance(frame, Data)]
+
+
+def test_a_stream_alone_sends_whole_frames() -> None:
+    caller = Mux(caller=True, now=0)
+    written(caller, caller.open("web", 0), bytes(2 * PAYLOAD_MAX_BYTES))
+    assert order(caller) == [(1, PAYLOAD_MAX_BYTES), (1, PAYLOAD_MAX_BYTES)]
+
+
+def test_streams_that_wait_take_turns_of_16_kib() -> None:
+    caller = Mux(caller=True, now=0)
+    for stream in [caller.open("web", 0) for _ in range(3)]:
+        written(caller, stream, bytes(40_000))
+    turn = 16 * 1024 - 8
+    assert order(caller)[:6] == [(1, turn), (3, turn), (5, turn), (1, turn), (3, turn), (5, turn)]
+
+
+def test_a_small_write_is_not_behind_a_big_one() -> None:
+    caller = Mux(caller=True, now=0)
+    big, small = caller.open("bulk", 0), caller.open("keys", 0)
+    written(caller, big, bytes(WINDOW))
+    caller.data_to_send()
+    assert not caller.is_drained(big)
+    written(caller, small, b"x")
+    assert (small, 1) in order(caller)[:2]
+
+
+def test_interactive_streams_go_before_bulk_which_keeps_every_fourth_turn() -> None:
+    caller = Mux(caller=True, now=0)
+    bulk = caller.open("copy", 0, interactive=False)
+    keys = caller.open("shell", 0)
+    written(caller, bulk, bytes(WINDOW // 2))
+    written(caller, keys, bytes(WINDOW // 2))
+    first = [stream for stream, _ in order(caller)][:8]
+    assert first.count(bulk) == 2
+    assert first[:2] == [keys, keys]
+
+
+def test_a_stream_without_credit_does_not_hold_up_the_others() -> None:
+    ends = Ends()
+    stuck, free = ends.stream(), ends.stream()
+    written(ends.caller, stuck, bytes(WINDOW + 1))
+    ends.exchange()
+    written(ends.caller, free, b"hello")
+    assert payload(ends.exchange()[1], free) == b"hello"
+
+
+def test_a_batch_is_at_most_256_kib_and_none_is_lost_between_them() -> None:
+    caller = Mux(caller=True, now=0)
+    for stream in [caller.open("web", 0) for _ in range(4)]:
+        written(caller, stream, bytes(WINDOW))
+    sizes = []
+    while batch := caller.data_to_send():
+        sizes.append(len(batch))
+    assert max(sizes) <= BATCH_BYTES
+    assert caller.bytes_sent == 4 * WINDOW
+
+
+def test_more_control_than_a_batch_holds_is_cut_and_goes_on() -> None:
+    caller = Mux(caller=True, now=0)
+    for _ in range(STREAMS_MAX):
+        caller.reset(caller.open("s" * 200, 0), ResetCode.CANCELLED, "r" * 200)
+    frames = sent(caller)
+    assert [type(frame) for frame in frames] == [Open, Reset] * STREAMS_MAX
+
+
+# --- ending -----------------------------------------------------------------------------------------------------------
+
+
+def test_each_direction_ends_by_itself() -> None:
+    ends = Ends()
+    stream = ends.stream()
+    ends.caller.write_eof(stream)
+    assert ends.exchange()[1] == [Fin(stream)]
+    written(ends.callee, stream, b"still here")
+    assert payload(ends.exchange()[0], stream) == b"still here"
+    ends.callee.write_eof(stream)
+    assert ends.exchange()[0] == [Fin(stream)]
+    assert (len(ends.caller), len(ends.callee)) == (0, 0)
+
+
+def test_the_end_comes_behind_what_waits_for_credit() -> None:
+    ends = Ends()
+    stream = ends.stream()
+    written(ends.caller, stream, bytes(WINDOW + 1))
+    ends.caller.write_eof(stream)
+    assert Fin(stream) not in ends.exchange()[1]
+    ends.callee.consumed(stream, WINDOW, now=1)
+    assert [type(event) for event in ends.exchange()[1]] == [Data, Fin]
+
+
+def test_ending_twice_is_one_end_and_nothing_is_written_behind_it() -> None:
+    ends = Ends()
+    stream = ends.stream()
+    ends.caller.write_eof(stream)
+    ends.caller.write_eof(stream)
+    assert ends.exchange()[1] == [Fin(stream)]
+    with pytest.raises(LocalProtocolError):
+        written(ends.caller, stream, b"x")
+
+
+def test_a_reset_ends_both_directions_and_drops_what_waits() -> None:
+    ends = Ends()
+    stream = ends.stream()
+    written(ends.caller, stream, b"never sent")
+    ends.caller.reset(stream, ResetCode.CANCELLED, "changed my mind")
+    assert ends.exchange()[1] == [Reset(stream, ResetCode.CANCELLED, "changed my mind")]
+    assert (len(ends.caller), len(ends.callee)) == (0, 0)
+    ends.caller.reset(stream, ResetCode.CANCELLED)
+    assert not ends.caller.has_output
+
+
+def test_frames_under_way_when_a_stream_ends_are_no_violation() -> None:
+    ends = Ends()
+    stream = ends.stream()
+    ends.callee.reset(stream, ResetCode.CLOSED)
+    late = [Data(stream, memoryview(b"late")), Window(stream, 9), Fin(stream), Reset(stream, 1)]
+    assert feed(ends.callee, *late) == []
+    assert ends.callee.bytes_received == 0
+
+
+def test_ten_thousand_streams_leave_nothing() -> None:
+    ends = Ends()
+    for number in range(10_000):
+        stream = ends.stream()
+        ends.caller.write_eof(stream)
+        if number % 2:
+            ends.callee.write_eof(stream)
+        else:
+            ends.callee.reset(stream, ResetCode.CLOSED)
+        ends.exchange()
+    assert (len(ends.caller), len(ends.callee)) == (0, 0)
+
+
+# --- going away -------------------------------------------------------------------------------------------------------
+
+
+def test_after_going_away_nobody_opens_a_stream_and_open_ones_go_on() -> None:
+    ends = Ends()
+    stream = ends.stream()
+    ends.callee.go_away(0, "maintenance")
+    ends.callee.go_away(0, "said twice")
+    assert ends.exchange()[0] == [GoAway(0, "maintenance")]
+    for end in (ends.caller, ends.callee):
+        with pytest.raises(LocalProtocolError, match="no stream is opened after going away"):
+            end.open("web", 0)
+    written(ends.caller, stream, b"finishing")
+    assert payload(ends.exchange()[1], stream) == b"finishing"
+
+
+def test_an_opening_that_crosses_a_going_away_is_refused() -> None:
+    ends = Ends()
+    ends.callee.go_away(0)
+    ends.caller.open("web", 0)
+    told = ends.exchange()
+    assert told == ([GoAway(0), Reset(1, ResetCode.BUSY, "the session ends")], [])
+    assert len(ends.callee) == 0
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_quiet_pipe_is_pinged_and_answers() -> None:
+    ends = Ends()
+    assert ends.caller.next_deadline() == KEEPALIVE_IDLE
+    ends.caller.handle_timer(KEEPALIVE_IDLE - 0.01)
+    assert not ends.caller.has_output
+    ends.caller.handle_timer(KEEPALIVE_IDLE)
+    assert ends.caller.has_output
+    ends.now = KEEPALIVE_IDLE + 0.05
+    assert ends.exchange() == ([], [])
+    assert ends.caller.rtt == pytest.approx(0.05)
+    assert ends.caller.next_deadline() == pytest.approx(ends.now + KEEPALIVE_IDLE)
+
+
+def test_any_byte_puts_the_ping_off() -> None:
+    caller = Mux(caller=True, now=0)
+    feed(caller, Ping(b"abcdefgh"), now=KEEPALIVE_IDLE - 1)
+    assert caller.next_deadline() == 2 * KEEPALIVE_IDLE - 1
+
+
+def test_a_silent_peer_is_pinged_again_and_then_dead_once() -> None:
+    caller, pings, deaths = Mux(caller=True, now=0), 0, list[float]()
+    now = 0.0
+    while (deadline := caller.next_deadline()) is not None:
+        now = deadline
+        caller.handle_timer(now)
+        pings += sum(isinstance(frame, Ping) for frame in sent(caller))
+        deaths += [now for event in caller.events() if isinstance(event, PeerSilent)]
+    caller.handle_timer(now + 1)
+    assert (pings, deaths, caller.events()) == (2, [KEEPALIVE_DEAD], [])
+
+
+def test_a_pong_that_answers_nothing_measures_nothing() -> None:
+    caller = Mux(caller=True, now=0)
+    caller.ping(0)
+    assert feed(caller, Pong(b"whatever"), now=5) == []
+    assert caller.rtt is None
+
+
+# --- a peer that breaks the rules ---------------------------------------------------------------------------------------
+
+
+OPENED_BY_US = (Opened(1, WINDOW),)
+
+
+@pytest.mark.parametrize(
+    ("frames", "problem"),
+    [
+        ([Hello(bytes(16), bytes(16), bytes(64))], "a second greeting"),
+        ([Accept(bytes(64))], "a second greeting"),
+        ([Open(1, WINDOW, "x")], "a stream id that is not its to open"),
+        ([Open(3, WINDOW, "x")], "a stream id that is not its to open"),
+        ([Open(4, WINDOW, "x"), Open(2, WINDOW, "y")], "a stream id that is not its to open"),
+        ([Open(2, WINDOW, "x"), Open(2, WINDOW, "x")], "a stream id that is not its to open"),
+        ([Data(2, memoryview(b"x"))], "a frame of a stream that was never opened"),
+        ([Data(3, memoryview(b"x"))], "a frame of a stream that was never opened"),
+        ([Fin(2)], "a frame of a stream that was never opened"),
+        ([Reset(2, 1)], "a frame of a stream that was never opened"),
+        ([Window(2, 1)], "a frame of a stream that was never opened"),
+        ([Opened(3, WINDOW)], "a frame of a stream that was never opened"),
+        ([Open(2, WINDOW, "x"), Opened(2, WINDOW)], "an answer to its own opening"),
+        ([Data(1, memoryview(b"x"))], "bytes of a stream that it has not accepted"),
+        ([Fin(1)], "bytes of a stream that it has not accepted"),
+        ([Opened(1, WINDOW - 1)], "a second answer to an opening, or a window below the first"),
+        ([*OPENED_BY_US, Opened(1, WINDOW)], "a second answer to an opening, or a window below the first"),
+        ([*OPENED_BY_US, Fin(1), Data(1, memoryview(b"x"))], "bytes behind the end of a stream"),
+        ([*OPENED_BY_US, Fin(1), Fin(1)], "bytes behind the end of a stream"),
+        ([*OPENED_BY_US, Window(1, 0)], "a credit that no stream can have"),
+        ([*OPENED_BY_US, Window(1, 2**31)], "a credit that no stream can have"),
+        ([Open(2 * n, WINDOW, "x") for n in range(1, STREAMS_MAX + 2)], f"more than {STREAMS_MAX} streams"),
+    ],
+)
+def test_a_violation_is_a_typed_error(frames: list[Frame], problem: str) -> None:
+    caller = Mux(caller=True, now=0)
+    caller.open("web", 0)
+    with pytest.raises(RemoteProtocolError, match=problem):
+        feed(caller, *frames)
+
+
+def test_a_peer_that_sends_beyond_the_window_is_caught_at_the_first_byte() -> None:
+    caller = Mux(caller=True, now=0)
+    caller.open("web", 0)
+    whole = [Data(1, memoryview(bytes(WINDOW // 8)))] * 8
+    feed(caller, *OPENED_BY_US, *whole)
+    with pytest.raises(RemoteProtocolError, match="1 bytes beyond the window"):
+        feed(caller, Data(1, memoryview(b"x")))
+
+
+def test_a_peer_that_asks_and_never_reads_is_cut_off() -> None:
+    caller = Mux(caller=True, now=0)
+    asking = [Ping(b"12345678")] * 100_000
+    with pytest.raises(RemoteProtocolError, match="it asks and does not read the answers"):
+        feed(caller, *asking)
+
+
+def test_a_peer_that_opens_what_is_refused_and_never_reads_is_cut_off() -> None:
+    caller = Mux(caller=True, now=0)
+
+    def refuse(stream_id: int) -> None:
+        feed(caller, Open(stream_id, WINDOW, "x"))
+        caller.reset(stream_id, ResetCode.NOT_YOURS)
+
+    with pytest.raises(RemoteProtocolError, match="it asks and does not read the answers"):
+        list(map(refuse, range(2, 200_000, 2)))

@@ -12,7 +12,21 @@ from p2ptunnel.errors import AddressInUseError, BindError, ConfigError
 from p2ptunnel.tunnels.listener import listen_on
 
 
-@pytest.mark.parametrize(("host", "bound"), [("127.0.0.1", "127.0.0.1"), ("localhost", "127.0.0.1"), ("::1", "::1")])
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
+
+
+@pytest.mark.parametrize(
+    ("host", "bound"),
+    [("127.0.0.1", "127.0.0.1"), ("localhost", "127.0.0.1"), pytest.param("::1", "::1", marks=needs_ipv6)],
+)
 def test_a_free_port_is_picked_on_loopback(host: str, bound: str) -> None:
     with contextlib.closing(listen_on((host, 0))) as listener:
         assert listener.getsockname()[0] == bound
@@ -22,6 +36,7 @@ def test_a_free_port_is_picked_on_loopback(host: str, bound: str) -> None:
             pass
 
 
+@needs_ipv6
 def test_every_interface_takes_both_families() -> None:
     with contextlib.closing(listen_on(("*", 0))) as listener:
         port = listener.getsockname()[1]
@@ -30,6 +45,7 @@ def test_every_interface_takes_both_families() -> None:
                 pass
 
 
+@needs_ipv6
 def test_a_written_out_ipv6_wildcard_is_ipv6_only() -> None:
     with contextlib.closing(listen_on(("::", 0))) as listener, pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", listener.getsockname()[1]))

@@ -75,7 +75,11 @@ def test_a_unix_socket_with_a_full_backlog_refuses(tmp_path: Path) -> None:
         assert refusal(ServeSpec("log", str(tmp_path / "s"))).reason == "too busy to accept"
 
 
-def test_an_unknown_host_refuses() -> None:
+def test_an_unknown_host_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)  # a real look-up would leave this machine
     assert refusal(ServeSpec("web", ("nowhere.invalid", 80))).reason == "no such host"
 
 

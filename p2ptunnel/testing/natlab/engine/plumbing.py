@@ -33,7 +33,8 @@ class Tun:
         self.receiver: Receiver = _nowhere
         self._loop = loop
         self._descriptor = descriptor
-        loop.watch(descriptor, self._read)
+        self._is_open = True
+        loop.watch(descriptor, self.read)
 
     def send(self, packet: bytes) -> None:
         """Give a packet to the kernel; it is lost if the device is down."""
@@ -44,8 +45,9 @@ class Tun:
         """Let go of the descriptor."""
         os.close(self._descriptor)
 
-    def _read(self) -> None:
-        for _ in range(_BATCH):  # so that no device starves the others
+    def read(self) -> None:
+        """Take what the kernel has sent; at most so much that no device starves the others."""
+        for _ in range(_BATCH if self._is_open else 0):
             try:
                 packet = os.read(self._descriptor, _PACKET_BYTES)
             except BlockingIOError:
@@ -53,6 +55,7 @@ class Tun:
             except OSError:
                 packet = b""
             if not packet:  # the device is gone
+                self._is_open = False
                 self._loop.forget(self._descriptor)
                 return
             self.receiver(packet)

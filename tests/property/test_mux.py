@@ -1,0 +1,171 @@
+"""Two muxes over a byte pipe that cuts, holds and interleaves as it likes: every byte arrives, once and in order."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from p2ptunnel.defaults import STREAM_WINDOW_BYTES
+from p2ptunnel.errors import RemoteProtocolError
+from p2ptunnel.protocol.mux import Drained, Mux, MuxEvent
+from p2ptunnel.wire.frames import Data, Fin, Open, Opened, Reset
+
+sides = st.sampled_from([0, 1])
+
+
+class TwoEnds(RuleBasedStateMachine):
+    """Opens, writes, reads, ends and resets streams from both sides while bytes trickle; compares with what was sent.
+
+    What the model knows of a stream is the bytes written on it, what was read of it, and whether each writer has ended.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends = (Mux(caller=True, now=0), Mux(caller=False, now=0))
+        self.wires = (bytearray(), bytearray())  # from each side to the other
+        self.written: dict[tuple[int, int], bytearray] = {}  # (writing side, stream)
+        self.received: dict[tuple[int, int], bytearray] = {}
+        self.unread: dict[tuple[int, int], int] = {}  # (reading side, stream)
+        self.ended: set[tuple[int, int]] = set()
+        self.end_seen: set[tuple[int, int]] = set()
+        self.accepted: set[int] = set()
+        self.reset: set[int] = set()
+        self.count = 0
+
+    def writers(self) -> list[tuple[int, int]]:
+        """Who may write now: not ended, drained, and on the accepting side only after acceptance."""
+        return [
+            (side, stream)
+            for side, stream in self.written
+            if (side, stream) not in self.ended
+            and stream not in self.reset
+            and self.ends[side].is_drained(stream)
+            and (stream % 2 == 1 - side or stream in self.accepted)
+        ]
+
+    @rule(side=sides, interactive=st.booleans())
+    def open(self, side: int, interactive: bool) -> None:
+        if len(self.ends[side]) < 6:
+            stream = self.ends[side].open("web", 0, interactive=interactive)
+            for writer in (0, 1):
+                self.written[writer, stream] = bytearray()
+                self.received[writer, stream] = bytearray()
+                self.unread[writer, stream] = 0
+
+    @rule(data=st.data(), size=st.sampled_from([1, 100, 20_000, STREAM_WINDOW_BYTES, STREAM_WINDOW_BYTES + 7]))
+    def write(self, data: st.DataObject, size: int) -> None:
+        if writers := self.writers():
+            side, stream = data.draw(st.sampled_from(writers))
+            self.count += 1
+            block = hashlib.shake_128(str(self.count).encode()).digest(size)
+            self.written[side, stream] += block
+            self.ends[side].write(stream, memoryview(block))
+
+    @rule(data=st.data())
+    def write_eof(self, data: st.DataObject) -> None:
+        if writers := self.writers():
+            side, stream = data.draw(st.sampled_from(writers))
+            self.ended.add((side, stream))
+            self.ends[side].write_eof(stream)
+
+    @rule(data=st.data(), side=sides)
+    def reset_one(self, data: st.DataObject, side: int) -> None:
+        if len(self.ends[side]) > 4:
+            stream = data.draw(st.sampled_from(sorted(s for w, s in self.written if w == side and s in self.ends[side])))
+            self.reset.add(stream)
+            self.ends[side].reset(stream, 1)
+
+    @rule(side=sides, size=st.integers(1, 300_000))
+    def carry(self, side: int, size: int) -> None:
+        """Let the sender put a batch on its wire, and the other end take some bytes of it."""
+        self.wires[side].extend(self.ends[side].data_to_send())
+        self.note(side, self.ends[side].events())
+        piece = bytes(self.wires[side][:size])
+        del self.wires[side][:size]
+        self.ends[1 - side].receive_data(memoryview(piece), 0)
+        self.note(1 - side, self.ends[1 - side].events())
+
+    @rule(side=sides)
+    def read(self, side: int) -> None:
+        """Let the application read everything that one side has."""
+        for (reader, stream), count in self.unread.items():
+            if reader == side and count:
+                self.ends[side].consumed(stream, count, 0)
+                self.unread[side, stream] = 0
+
+    def note(self, side: int, events: list[MuxEvent]) -> None:
+        for event in events:
+            match event:
+                case Data(stream, payload):
+                    self.received[1 - side, stream] += payload
+                    self.unread[side, stream] += len(payload)
+                case Fin(stream):
+                    self.end_seen.add((1 - side, stream))
+                case Open(stream):
+                    self.accepted.add(stream)
+                    self.ends[side].accept(stream)
+                case Reset() | Opened() | Drained():
+                    pass
+                case _:
+                    raise AssertionError(event)
+
+    @invariant()
+    def what_came_is_a_beginning_of_what_was_written(self) -> None:
+        for key, came in self.received.items():
+            assert self.written[key].startswith(came), key
+
+    @invariant()
+    def an_end_is_seen_behind_the_last_byte(self) -> None:
+        for key in self.end_seen:
+            assert key in self.ended
+            assert self.received[key] == self.written[key]
+
+    def teardown(self) -> None:
+        """Let everything arrive: then every byte has, and every end, on streams that nobody has reset."""
+        for _ in range(200):
+            for side in (0, 1):
+                self.carry(side, 10**9)
+                self.read(side)
+        for key, was in self.written.items():
+            if key[1] not in self.reset:
+                assert self.received[key] == was
+                assert (key in self.end_seen) == (key in self.ended)
+
+
+TestTwoEnds = TwoEnds.TestCase
+
+
+@given(st.binary(max_size=200), st.integers(0, 3))
+def test_any_bytes_are_taken_or_are_the_one_error(junk: bytes, streams: int) -> None:
+    mux = Mux(caller=True, now=0)
+    for _ in range(streams):
+        mux.open("web", 0)
+    with contextlib.suppress(RemoteProtocolError):
+        mux.receive_data(memoryview(junk), 1)
+
+
+@given(st.lists(st.integers(1, 200_000), min_size=1, max_size=8), st.integers(1, 70_000))
+def test_bytes_that_are_written_in_any_sizes_and_carried_in_any_are_the_same_bytes(sizes: list[int], piece: int) -> None:
+    caller, callee = Mux(caller=True, now=0), Mux(caller=False, now=0)
+    stream = caller.open("web", 0)
+    came, sent = bytearray(), bytearray()
+    for number, size in enumerate(sizes):
+        block = hashlib.shake_128(bytes([number])).digest(size)
+        sent += block
+        caller.write(stream, memoryview(block))
+        while batch := bytes(caller.data_to_send()):
+            for at in range(0, len(batch), piece):
+                callee.receive_data(memoryview(batch[at : at + piece]), 0)
+                for event in callee.events():
+                    if isinstance(event, Data):
+                        came += event.payload
+                        callee.consumed(stream, len(event.payload), 0)
+                    elif isinstance(event, Open):
+                        callee.accept(stream)
+            caller.receive_data(memoryview(bytes(callee.data_to_send())), 0)
+        assert caller.is_drained(stream)
+    assert came == sent
