@@ -1,5 +1,99 @@
-"""Connects two machines by name wherever they are, and runs tunnels over the connection."""
+"""Connects two machines by name wherever they are, and runs tunnels over the connection.
+
+    from p2ptunnel import Peer
+
+    async with Peer("laptop", rendezvous="rv.example:7000") as peer:
+        stream = await peer.connect("home-nas", service="web")
+
+Names are loaded when they are first used, so that `import p2ptunnel` costs next to nothing; errors are in `p2ptunnel.errors`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Final
 
 from p2ptunnel._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from p2ptunnel.abc import Opening, Stream
+    from p2ptunnel.errors import P2PTunnelError
+    from p2ptunnel.identity.keys import Identity, PublicKey
+    from p2ptunnel.identity.store import PeerStore, PinnedPeer, Profile
+    from p2ptunnel.peer import Peer, PeerStatus, Snapshot
+    from p2ptunnel.server.rendezvous import Rendezvous
+    from p2ptunnel.serving import Serving
+    from p2ptunnel.ssh.client import SSH
+    from p2ptunnel.trace import JsonLines, TraceEvent, Tracer
+    from p2ptunnel.transports.raw import RawStream
+    from p2ptunnel.traversal.netcheck import NetReport
+    from p2ptunnel.tunnels.local import Forward
+    from p2ptunnel.tunnels.spec import ServeSpec
+    from p2ptunnel.types import Path
+
+__all__ = [
+    "SSH",
+    "Forward",
+    "Identity",
+    "JsonLines",
+    "NetReport",
+    "Opening",
+    "P2PTunnelError",
+    "Path",
+    "Peer",
+    "PeerStatus",
+    "PeerStore",
+    "PinnedPeer",
+    "Profile",
+    "PublicKey",
+    "RawStream",
+    "Rendezvous",
+    "ServeSpec",
+    "Serving",
+    "Snapshot",
+    "Stream",
+    "TraceEvent",
+    "Tracer",
+    "__version__",
+]
+
+_HOMES: Final = {
+    "SSH": "ssh.client",
+    "Forward": "tunnels.local",
+    "Identity": "identity.keys",
+    "JsonLines": "trace",
+    "NetReport": "traversal.netcheck",
+    "Opening": "abc",
+    "P2PTunnelError": "errors",
+    "Path": "types",
+    "Peer": "peer",
+    "PeerStatus": "peer",
+    "PeerStore": "identity.store",
+    "PinnedPeer": "identity.store",
+    "Profile": "identity.store",
+    "PublicKey": "identity.keys",
+    "RawStream": "transports.raw",
+    "Rendezvous": "server.rendezvous",
+    "ServeSpec": "tunnels.spec",
+    "Serving": "serving",
+    "Snapshot": "peer",
+    "Stream": "abc",
+    "TraceEvent": "trace",
+    "Tracer": "trace",
+}
+"""The module in which each public name lives."""
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name on its first use."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names, loaded or not."""
+    return __all__

@@ -35,7 +35,9 @@ COMPAT_REQUESTS_PER_MINUTE: Final = 3  # cookie-less t=4 and unsigned t=1 of one
 COMPAT_REQUESTS_PER_SECOND: Final = 5  # of all sources together: sources can be forged
 
 # --- punching -------------------------------------------------------------------------------------------------------------
-PHASE_MIN: Final = 0.3  # W = max(this, 2 x estimated round trip)
+PHASE_MIN: Final = 0.3  # W = max(this, PHASE_ROUND_TRIPS x estimated round trip)
+PHASE_ROUND_TRIPS: Final = 2.5  # the callee's first SYN must live for two: until t=11 and a handshake are through
+PLAIN_MARGIN: Final = 0.01  # a callee that cannot open first sends its SYN this much after the caller's
 PHASES: Final = 3  # callee's SYN dies on the way; caller's does; both plain
 PUNCH_TIMEOUT: Final = 10.0  # a round that opened nothing by then never will
 REDIAL_MIN: Final = 0.05  # after an RST; random between the two, since equal delays lock in step

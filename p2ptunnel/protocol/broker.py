@@ -199,7 +199,8 @@ class Broker(MachineBase):
             case PunchAnswer():
                 self._on_punch_answer(message, source, now)
             case PunchResultAck():
-                self._requester.answered(11, message.mid)
+                if self._requester.answered(11, message.mid) is None:
+                    self._drop("unexpected answer")
             case _:
                 self._drop("not for a server")
 

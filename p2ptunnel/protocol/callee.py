@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable
 from typing import Final
 
-from p2ptunnel.defaults import CALLS_MAX, PHASES, PUNCH_TIMEOUT, TOKEN_TTL, WIRE_VERSION
+from p2ptunnel.defaults import CALLS_MAX, PHASES, PLAIN_MARGIN, PUNCH_TIMEOUT, TOKEN_TTL, WIRE_VERSION
 from p2ptunnel.errors import LocalProtocolError
 from p2ptunnel.protocol.machine import Datagram, Entropy, Event, MachineBase, new_secret
 from p2ptunnel.protocol.punch import (
@@ -85,7 +85,7 @@ class CalleeAgent(MachineBase):
         self._udp_port = udp_port
         self._targets = tcp_targets(notice.extra.cands, self.caller)
         self._hints = notice.extra.nat or NatHints()
-        self._phase = 0
+        self._phase = -1
         self._phase_ends: float | None = None
         self._expires_at: float | None = None
 
@@ -110,7 +110,10 @@ class CalleeAgent(MachineBase):
         self._move(CalleeTrigger.NOTICE)
         self._expires_at = now + PUNCH_TIMEOUT
         self._events.append(PunchStarted(self.token, self.caller))
-        self._begin_phase(0, now)
+        if self._is_low(0):
+            self._begin_phase(0, now)
+        else:  # the caller opens, or nobody can: our SYN must not get there before the caller's own has left on t=11
+            self._phase_ends = now + (self._view.rtt + self._hints.rtt / 1000) / 2 + PLAIN_MARGIN
         self._datagrams.append(Datagram(encode(Opener()), self.caller, opener=True))  # any system can do this over UDP
         self.answer_notice()
 
@@ -163,8 +166,10 @@ class CalleeAgent(MachineBase):
         is_last = phase == PHASES - 1 or self.is_seed_only  # a program of the seed dials itself: all it needs is the hole
         length = phase_length(self._view.rtt, self._hints.rtt / 1000)
         self._phase_ends = None if is_last else now + length
-        low = sends_low("callee", phase, caller_can=self._hints.low, callee_can=self._view.can_open_low)
-        self._events.append(Dial(self.token, self._targets, low, self._expires_at - now))
+        self._events.append(Dial(self.token, self._targets, self._is_low(phase), self._expires_at - now))
+
+    def _is_low(self, phase: int) -> bool:
+        return sends_low("callee", phase, caller_can=self._hints.low, callee_can=self._view.can_open_low)
 
     def _move(self, trigger: CalleeTrigger) -> None:
         try:

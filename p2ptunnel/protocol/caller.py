@@ -214,7 +214,9 @@ class CallerAgent(MachineBase):
     def _receive(self, message: Message, source: Address, now: float) -> None:
         match message:
             case ConnectAnswer():
-                if self._requester.answered(4, message.mid, source) and self.state is CallerState.ASKING:
+                if self._requester.answered(4, message.mid, source) is None:
+                    self._drop("unexpected answer")
+                else:
                     self._on_answer(message, now)
             case PunchResult() if source == self._server:
                 if self.state is CallerState.ASKING:
@@ -256,6 +258,7 @@ class CallerAgent(MachineBase):
             self._drop("result of another attempt")
             return
         if self.state is not CallerState.OFFERED:
+            self._drop("result repeated")
             return
         if message.code != 200 or message.extra is None:
             kind: FailureKind = "timeout" if message.code == 408 else "refused"
@@ -306,6 +309,7 @@ class CallerAgent(MachineBase):
     def _on_hole(self, message: HoleAnswer, source: Address, now: float) -> None:
         request = self._requester.answered(31, message.mid)
         if request is None:
+            self._drop("unexpected answer")
             return
         rtt = now - request.sent_at if request.sends == 1 else None
         self._events.append(HoleOpened(self.token, source, rtt))
@@ -315,7 +319,8 @@ class CallerAgent(MachineBase):
             self._open_tcp(now)
 
     def _on_conkey(self, message: OpenTcpAnswer, now: float) -> None:
-        if self._requester.answered(32, message.mid) is None or self._conkey is not None:
+        if self._requester.answered(32, message.mid) is None:
+            self._drop("unexpected answer")
             return
         if message.code != 200 or message.extra is None:
             self._fail("refused", message.code, clean(message.em or ""), now)

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from p2ptunnel.defaults import PHASE_MIN
+from p2ptunnel.defaults import PHASE_MIN, PHASE_ROUND_TRIPS
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.types import Address, Candidate
 from p2ptunnel.wire.messages import NatHints
@@ -115,8 +115,11 @@ class CallFailed(Event, frozen=True):
 
 
 def phase_length(own_rtt: float, other_rtt: float) -> float:
-    """Return W, the length of a phase in seconds: twice the estimated round trip between the peers, at least 0.3 s."""
-    return max(PHASE_MIN, 2 * (own_rtt + other_rtt))
+    """Return W, the length of a phase in seconds: 2.5 times the estimated round trip between the peers, at least 0.3 s.
+
+    A phase that ends while a handshake is under way kills it, and poisons the NATs' memory of this pair of ports.
+    """
+    return max(PHASE_MIN, PHASE_ROUND_TRIPS * (own_rtt + other_rtt))
 
 
 def sends_low(role: Literal["caller", "callee"], phase: int, *, caller_can: bool, callee_can: bool) -> bool:

@@ -1,6 +1,6 @@
 """The kernel's interface for network configuration, as far as the laboratory needs it; no program is started.
 
-Source: rtnetlink(7), netlink(7), linux/rtnetlink.h, linux/if_link.h, linux/netfilter/nfnetlink_conntrack.h.
+Source: rtnetlink(7), netlink(7), linux/rtnetlink.h, linux/if_link.h.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ import ipaddress
 import os
 import socket
 import struct
+from collections.abc import Iterator
 from typing import Final
 
-__all__ = ["Netlink", "forget_connections"]
+__all__ = ["Netlink", "exchange", "open_netlink"]
 
 _REQUEST, _ACKNOWLEDGE, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x200, 0x400
 _NEW_LINK, _GET_LINK, _NEW_ADDRESS, _NEW_ROUTE = 16, 18, 20, 24
-_NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
-_CONNTRACK_DELETE: Final = (1 << 8) | 2
-_MESSAGE_ERROR: Final = 2
+_NETLINK_ROUTE: Final = 0
+_IPV6_ADDRESS_NEWS: Final = 0x100
+_PATIENCE: Final = 5.0
+_MESSAGE_ERROR, _MESSAGE_DONE = 2, 3
 _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 3, 4, 10, 18, 28
 _INFO_KIND, _INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
@@ -41,13 +43,16 @@ class Netlink:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._socket = _connect(_NETLINK_ROUTE)
+        self._socket = open_netlink(_NETLINK_ROUTE)
+        self._news = open_netlink(_NETLINK_ROUTE, _IPV6_ADDRESS_NEWS)
+        self._news.settimeout(_PATIENCE)
         self._sequence = 0
         self._indices: dict[str, int] = {}
 
     def close(self) -> None:
-        """Close the socket; closing twice is fine."""
+        """Close the sockets; closing twice is fine."""
         self._socket.close()
+        self._news.close()
 
     def set_up(self, device: str, *, mtu_bytes: int | None = None, bridge: str | None = None) -> None:
         """Bring a device up, with an MTU, as a port of a bridge."""
@@ -79,13 +84,15 @@ class Netlink:
         self._add_device(device, "bridge", b"")
 
     def add_address(self, device: str, address: str) -> None:
-        """Give a device an address with its prefix length; IPv6 is usable at once, without duplicate detection."""
+        """Give a device an address with its prefix length, usable when this returns; without duplicate detection."""
         interface = ipaddress.ip_interface(address)
         flags = _IFA_PERMANENT | (_IFA_NO_DAD if interface.version == 6 else 0)
         header = _ADDRESS.pack(_family(interface.version), interface.network.prefixlen, flags, 0, self._index(device))
         packed = interface.ip.packed
         body = header + _attribute(_IFA_ADDRESS, packed) + _attribute(_IFA_LOCAL, packed)
         self._request(_NEW_ADDRESS, _CREATE | _EXCLUSIVE, body)
+        if interface.version == 6:
+            self._wait_for_address(device, packed)
 
     def add_route(self, destination: str, device: str, *, via: str | None = None) -> None:
         """Add a route; `destination` is a prefix, `0.0.0.0/0` and `::/0` the defaults; the gateway need not be on a subnet."""
@@ -101,56 +108,78 @@ class Netlink:
         body += _attribute(_RTA_OUTPUT, struct.pack("=i", self._index(device)))
         self._request(_NEW_ROUTE, _CREATE | _EXCLUSIVE, body)
 
+    def _wait_for_address(self, device: str, packed: bytes) -> None:
+        """Wait until an IPv6 address is in use.
+
+        The kernel puts it into use in a worker of its own, some time after it has accepted the request; a neighbour's
+        question that comes in between is answered a second later only.  The news of it is sent while that worker holds
+        the lock which the next request takes.
+        """
+        sought = (self._index(device), packed)
+        while sought not in _addresses(self._news.recv(65536)):
+            pass
+        self.settle(device)
+
     def _add_device(self, device: str, kind: str, data: bytes) -> None:
         info = _attribute(_IFLA_LINKINFO, _attribute(_INFO_KIND, kind.encode()) + data)
         self._request(_NEW_LINK, _CREATE | _EXCLUSIVE, _LINK.pack(0, 0, 0, 0, 0) + _name(device) + info)
 
     def _index(self, device: str) -> int:
         if device not in self._indices:
-            reply = self._request(_GET_LINK, 0, _LINK.pack(0, 0, 0, 0, 0) + _name(device))
-            self._indices[device] = _LINK.unpack_from(reply)[2]
+            replies = self._request(_GET_LINK, 0, _LINK.pack(0, 0, 0, 0, 0) + _name(device))
+            self._indices[device] = _LINK.unpack_from(replies[0])[2]
         return self._indices[device]
 
-    def _request(self, kind: int, flags: int, body: bytes) -> bytes:
+    def _request(self, kind: int, flags: int, body: bytes) -> list[bytes]:
         self._sequence += 1
         try:
-            return _exchange(self._socket, kind, flags, body, self._sequence)
+            return exchange(self._socket, kind, flags, body, self._sequence)
         except OSError as error:
             raise OSError(error.errno, f"rtnetlink message {kind} in {self._name}: {error.strerror}") from error
 
 
-def forget_connections() -> None:
-    """Empty the connection tracking table of the calling thread's namespace.
-
-    Raises:
-        OSError: The kernel has no connection tracking.
-    """
-    with _connect(_NETLINK_NETFILTER) as connection:
-        _exchange(connection, _CONNTRACK_DELETE, 0, struct.pack("=BBH", socket.AF_UNSPEC, 0, 0), 1)
-
-
-def _connect(protocol: int) -> socket.socket:
+def open_netlink(protocol: int, groups: int = 0) -> socket.socket:
+    """Return a netlink socket of the calling thread's namespace, subscribed to groups of news."""
     connection = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
-    connection.bind((0, 0))
+    connection.bind((0, groups))
     return connection
 
 
-def _exchange(connection: socket.socket, kind: int, flags: int, body: bytes, sequence: int) -> bytes:
-    """Send one request and return the body of its reply, empty if there is only the acknowledgement."""
+def exchange(connection: socket.socket, kind: int, flags: int, body: bytes, sequence: int = 1) -> list[bytes]:
+    """Send one request and return the bodies of its replies; none if there is only the acknowledgement.
+
+    Raises:
+        OSError: The kernel refuses it.
+    """
     size = _HEADER.size + len(body)
     connection.send(_HEADER.pack(size, kind, flags | _REQUEST | _ACKNOWLEDGE, sequence, 0) + body)
-    reply = b""
+    replies: list[bytes] = []
     while True:
-        received = connection.recv(65536)
-        while received:
-            size, kind, _, answered, _ = _HEADER.unpack_from(received)
-            message, received = received[_HEADER.size : size], received[(size + 3) & ~3 :]
+        for kind, answered, message in _messages(connection.recv(65536)):
             if answered != sequence:
                 continue
-            if kind == _MESSAGE_ERROR:
+            if kind in (_MESSAGE_ERROR, _MESSAGE_DONE):
                 _check(message)
-                return reply
-            reply = message
+                return replies
+            replies.append(message)
+
+
+def _messages(received: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Yield type, sequence number and body of each message."""
+    while received:
+        size, kind, _, sequence, _ = _HEADER.unpack_from(received)
+        yield kind, sequence, received[_HEADER.size : size]
+        received = received[(size + 3) & ~3 :]
+
+
+def _addresses(news: bytes) -> set[tuple[int, bytes]]:
+    """Return the addresses, each with the index of its device, that have come into use."""
+    size = _ADDRESS.size + 4
+    return {
+        (_ADDRESS.unpack_from(message)[4], message[size : size + 16])  # the address is the first attribute
+        for kind, _, message in _messages(news)
+        if kind == _NEW_ADDRESS
+    }
 
 
 def _check(acknowledgement: bytes) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import Final
 
 from p2ptunnel.errors import ConfigError
+from p2ptunnel.testing.natlab.conntrack import count_connections, forget_connections
 from p2ptunnel.testing.natlab.dataplane import DataPlane, Traffic
 from p2ptunnel.testing.natlab.engine.link import LinkSettings
 from p2ptunnel.testing.natlab.engine.table import NatSettings
 from p2ptunnel.testing.natlab.host import Host
 from p2ptunnel.testing.natlab.kinds import Router
-from p2ptunnel.testing.natlab.netlink import forget_connections
 from p2ptunnel.testing.natlab.rules import HOST_FIREWALL, flush_rules, mapping_rule, router_rules
 from p2ptunnel.testing.natlab.site import Plan, Site, Uplink
 from p2ptunnel.testing.natlab.wiring import DEFAULT_ROUTE, attach_prefix, open_line, open_tail, plug_into_bridge
@@ -91,9 +91,6 @@ class KernelSite(Site):
         """Make the router's line upwards, its bridge and its rules."""
         router = self.router
         be_router(router)
-        if self.kind.ipv6 == "none":  # else the kernel's own chatter would count as connections
-            for scope in ("all", "default"):
-                router.namespace.configure(f"ipv6/conf/{scope}/disable_ipv6", 1)
         self._connect_upwards(router)
         netlink = router.namespace.netlink
         netlink.add_bridge(_BRIDGE)
@@ -137,8 +134,8 @@ class KernelSite(Site):
 
     def stats(self) -> Traffic:
         """Add the number of tracked connections."""
-        tracked = int(self.router.namespace.setting("netfilter/nf_conntrack_count"))
-        return dataclasses.replace(super().stats(), mappings=tracked)
+        with self.router.inside():
+            return dataclasses.replace(super().stats(), mappings=count_connections())
 
     def close(self) -> None:
         """Remove the router too."""

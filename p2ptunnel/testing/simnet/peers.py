@@ -13,7 +13,7 @@ from p2ptunnel.defaults import PHASES, PREAMBLE_TIMEOUT, REDIAL_MAX, REDIAL_MIN,
 from p2ptunnel.protocol.callee import CalleePort, CalleeState
 from p2ptunnel.protocol.caller import CallerAgent
 from p2ptunnel.protocol.machine import Event, Machine
-from p2ptunnel.protocol.punch import CallFailed, ConnectionChosen, Dial, LocalView, Nominate, StopDialing
+from p2ptunnel.protocol.punch import CallFailed, ConnectionChosen, Dial, LocalView, Nominate, PunchStarted, StopDialing
 from p2ptunnel.testing.simnet.driver import Credentials, Driver
 from p2ptunnel.testing.simnet.network import Host, Network
 from p2ptunnel.testing.simnet.segment import SYN, Segment
@@ -106,6 +106,9 @@ class _Peer(Driver):
 
     def _handle(self, event: Event) -> None:
         match event:
+            case PunchStarted():
+                self._attempts[event.token] = _Attempt()
+                self.stack.listening = True
             case Dial():
                 self._dial(event)
             case ConnectionChosen():
@@ -116,11 +119,10 @@ class _Peer(Driver):
                 pass
 
     def _dial(self, event: Dial) -> None:
-        attempt = self._attempts.setdefault(event.token, _Attempt())
+        attempt = self._attempts[event.token]
         attempt.phase += 1
         if attempt.phase >= self._habits.phases:
             return
-        self.stack.listening = True
         attempt.low = event.low and self._habits.lowers_ttl
         attempt.redials = dict.fromkeys(event.targets, self._habits.redials)
         for socket in self.stack.sockets:

@@ -347,7 +347,7 @@ def test_refusal_and_nonsense_are_typed_errors(answer: ReflexiveAnswer, text: st
         return ReflexiveAnswer(mid=probe.mid, code=answer.code, em=answer.em, extra=answer.extra)
 
     class Refusing(Observer):
-        def answer(self, probe: ReflexiveProbe, source: Address) -> ReflexiveAnswer:
+        def answer(self, probe: ReflexiveProbe, source: Address, cookie: str = "") -> ReflexiveAnswer:
             return refuse(probe, source)
 
     async def main() -> None:

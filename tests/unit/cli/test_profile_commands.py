@@ -1,0 +1,244 @@
+"""The commands that read and write the profile, and send nothing: id, peers, known-hosts, ssh-config, status, completion."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from p2ptunnel.identity.keys import Identity
+from p2ptunnel.identity.store import Profile
+from tests.unit.cli.running import call, environment, program
+from tests.unit.ssh.test_knownhosts import ED, RSA
+
+Capture = pytest.CaptureFixture[str]
+
+KEY = str(Identity.from_seed(bytes(32)).public)
+
+
+def test_id_prints_the_line_that_peers_add_wants(profile: Path, capsys: Capture) -> None:
+    key = Profile(profile).identity().public
+    assert tuple(call(capsys, "id")) == (0, f"{key}\n", "")
+    assert tuple(call(capsys, "--tag", "nas", "id")) == (0, f"nas {key}\n", "")
+    told = json.loads(call(capsys, "id", "--tag", "nas", "--json").out)
+    assert told == {"schema": 1, "tag": "nas", "key": str(key), "fingerprint": key.fingerprint}
+
+
+def test_id_never_shows_the_secret_half(profile: Path, capsys: Capture) -> None:
+    call(capsys, "id")
+    secret = (profile / "identity.key").read_text().splitlines()[1]
+    shown = "".join(str(part) for words in (["id"], ["status"], ["--json", "id"]) for part in call(capsys, *words))
+    assert secret[-40:] not in shown
+
+
+def test_peers_come_and_go(capsys: Capture, profile: Path) -> None:
+    assert call(capsys, "peers").err == "No peer is known yet: p2ptunnel peers add TAG KEY\n"
+    added = call(capsys, "peers", "add", "laptop", KEY, "--services", "ssh,8888")
+    assert tuple(added) == (0, "laptop is known; it may open ssh, 8888\n", "")
+    assert call(capsys, "peers", "deny", "laptop", "ssh").out == "laptop may open 8888\n"
+    assert call(capsys, "peers", "allow", "laptop", "web", "jupyter").out == "laptop may open 8888, web, jupyter\n"
+    head, row = call(capsys, "peers").out.splitlines()
+    assert head.split() == ["PEER", "KEY", "MAY", "OPEN"]
+    assert row.split(maxsplit=2) == ["laptop", KEY, "8888, web, jupyter"]
+    listed = json.loads(call(capsys, "--json", "peers", "list").out)
+    assert listed == {"schema": 1, "tag": "laptop", "key": KEY, "services": ["8888", "web", "jupyter"]}
+    assert Profile(profile).peers().get("laptop") is not None
+    assert call(capsys, "peers", "rm", "laptop").out == "laptop is forgotten\n"
+    assert Profile(profile).peers().get("laptop") is None
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["add", "nas", "p2p:short"], 2, "not a usable public key"),
+        (["add", "NAS", KEY], 2, "'NAS' is not a tag"),
+        (["add", "nas", KEY, "--services", "Web"], 2, "cannot read 'Web': 'Web' is not the name of a service"),
+        (["add", "nas", KEY, "--services", "ssh=22"], 2, "cannot read 'ssh=22'"),
+        (["allow", "nas", "web"], 5, "no key is pinned for 'nas'"),
+        (["deny", "nas", "web"], 5, "no key is pinned for 'nas'"),
+        (["rm", "nas"], 5, "no key is pinned for 'nas'"),
+    ],
+)
+def test_what_cannot_be_done_changes_nothing(words: list[str], code: int, text: str, capsys: Capture, profile: Path) -> None:
+    result = call(capsys, "peers", *words)
+    assert (result.code, result.out) == (code, "")
+    assert result.err.startswith(f"p2ptunnel: {text}")
+    assert Profile(profile).peers().all() == ()
+
+
+def test_a_machine_is_no_peer_of_itself(capsys: Capture, profile: Path) -> None:
+    own = str(Profile(profile).identity().public)
+    result = call(capsys, "peers", "add", "me", own)
+    assert result.err.splitlines() == [
+        "p2ptunnel: that is the key of this very machine",
+        "hint: `p2ptunnel id` on the other machine prints the one to add.",
+    ]
+
+
+def test_a_changed_key_is_refused(capsys: Capture) -> None:
+    call(capsys, "peers", "add", "nas", KEY)
+    other = str(Identity.generate().public)
+    result = call(capsys, "peers", "add", "nas", other)
+    assert result.code == 5
+    assert result.err.startswith(f"p2ptunnel: nas did not prove the pinned key {KEY[:12]}…\nhint: If nas was reinstalled: ")
+
+
+@pytest.fixture
+def nas_with_keys(profile: Path) -> None:
+    peers = Profile(profile).peers()
+    peers.add("nas", Identity.generate().public)
+    peers.set_ssh_host_keys("nas", "ssh", (ED, RSA))
+    peers.set_ssh_host_keys("nas", "box", (RSA,))
+
+
+@pytest.mark.usefixtures("nas_with_keys")
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (["nas.p2p"], [f"nas.p2p {ED}", f"nas.p2p {RSA}"]),
+        (["nas"], [f"nas {ED}", f"nas {RSA}"]),
+        (["[nas.p2p]:2222", "NAS.p2p"], [f"[nas.p2p]:2222 {ED}", f"[nas.p2p]:2222 {RSA}"]),
+        (["alias", "nas.p2p"], [f"alias {ED}", f"alias {RSA}"]),
+        (["--service", "box", "nas.p2p"], [f"nas.p2p {RSA}"]),
+    ],
+)
+def test_ssh_is_given_the_told_keys_under_the_name_it_looks_for(words: list[str], lines: list[str], capsys: Capture) -> None:
+    result = call(capsys, "known-hosts", *words)
+    assert (result.code, result.out.splitlines(), result.err) == (0, lines, "")
+
+
+@pytest.mark.usefixtures("nas_with_keys")
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["pi.p2p"], 5, "no key is pinned for 'pi'"),
+        (["--service", "other", "nas.p2p"], 1, "ssh to nas: it told no host key of its SSH server"),
+    ],
+)
+def test_without_a_told_key_ssh_is_stopped_with_words(words: list[str], code: int, text: str, capsys: Capture) -> None:
+    result = call(capsys, "known-hosts", *words)
+    assert (result.code, result.out) == (code, "")
+    assert result.err.startswith(f"p2ptunnel: {text}")
+
+
+def test_the_stanza_finds_this_profile_again_from_anywhere(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call(capsys, "--profile", "my profile", "ssh-config", "--rendezvous", "rv.example:7000", "--service", "box")
+    path = tmp_path / "my profile"
+    flags = f"-P -m p2ptunnel --profile '{path}' --rendezvous rv.example:7000"
+    assert result.out.splitlines()[0] == "Host *.p2p"
+    assert f"  ProxyCommand {sys.executable} {flags} pipe --host-keys %n box" in result.out.splitlines()
+    assert f"known-hosts --service box %H %n" in result.out
+    assert json.loads(call(capsys, "--json", "ssh-config").out)["config"].startswith("Host *.p2p\n")
+
+
+def fake_ssh(directory: Path, version: str) -> None:
+    """Put a program called ssh before all others, which prints its arguments."""
+    directory.mkdir()
+    script = directory / "ssh"
+    script.write_text(f'#!/bin/sh\n[ "$1" = -V ] && {{ echo "{version}" >&2; exit; }}\nprintf "%s\\n" "$@"\nexit 7\n')
+    script.chmod(0o700)
+
+
+def test_an_old_ssh_gets_a_file(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, profile: Path) -> None:
+    fake_ssh(tmp_path / "bin", "OpenSSH_8.4p1 Debian-5")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    stanza = call(capsys, "ssh-config").out
+    assert f'UserKnownHostsFile "{profile}/ssh_known_hosts"' in stanza
+    assert f"pipe --known-hosts {profile}/ssh_known_hosts %n ssh" in stanza
+    assert "KnownHostsCommand" not in stanza
+
+
+@pytest.mark.parametrize("command", [["ssh", "nas"], ["ssh-config"]])
+def test_without_ssh_it_is_said(command: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = call(capsys, *command)
+    assert (result.code, result.err.splitlines()[0]) == (2, "p2ptunnel: no ssh program is installed here")
+
+
+@pytest.mark.usefixtures("nas_with_keys")
+def test_ssh_gets_our_options_then_what_follows_the_name_and_its_code_is_ours(tmp_path: Path) -> None:
+    fake_ssh(tmp_path / "bin", "OpenSSH_9.2p1")
+    words = ("--rendezvous", "a:1", "ssh", "pi@nas", "-v", "--tag", "-p", "22", "--", "echo", "a b")
+    done = subprocess.run(
+        program(*words),
+        env=environment(PATH=f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    arguments = done.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (7, "")
+    assert arguments[0] == "-o"
+    assert arguments[1].startswith("ProxyCommand=")
+    assert arguments[arguments.index("pi@nas.p2p") + 1 :] == ["-v", "--tag", "-p", "22", "--", "echo", "a b"]
+
+
+@pytest.mark.parametrize(
+    ("destination", "code", "text"),
+    [("pi@pi", 5, "no key is pinned for 'pi'"), ("pi@", 2, "'' is not a tag"), ("PI", 2, "'PI' is")],
+)
+def test_ssh_to_nobody_is_told_once(destination: str, code: int, text: str, capsys: Capture) -> None:
+    if shutil.which("ssh") is None:
+        pytest.skip("OpenSSH's client is not installed")
+    result = call(capsys, "ssh", destination, "uptime")
+    assert (result.code, result.out) == (code, "")
+    assert result.err.startswith(f"p2ptunnel: {text}")
+
+
+def test_status_answers_without_network(capsys: Capture, profile: Path) -> None:
+    key = Profile(profile).identity().public
+    call(capsys, "peers", "add", "laptop", KEY, "--services", "ssh")
+    lines = call(capsys, "--tag", "nas", "status").out.splitlines()
+    assert lines[0] == f"self    nas  {key}  {profile}"
+    assert lines[1] == "server  none configured"
+    assert lines[3].split() == ["laptop", KEY, "ssh"]
+    told = json.loads(call(capsys, "--tag", "nas", "status", "--json").out)
+    assert told == {
+        "schema": 1,
+        "self": {"tag": "nas", "key": str(key), "profile": str(profile)},
+        "rendezvous": [],
+        "peers": [{"tag": "laptop", "key": KEY, "services": ["ssh"]}],
+    }
+    assert call(capsys, "status", "--check").code == 3
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_completion_script_calls_this_program(shell: str, capsys: Capture) -> None:
+    if shell == "bash" and shutil.which("bash") is None:
+        pytest.skip("bash is not installed; click asks it for its version")
+    assert "_P2PTUNNEL_COMPLETE" in call(capsys, "completion", shell).out
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("p2ptunnel for", {"forward"}),
+        ("p2ptunnel forward l", {"laptop"}),
+        ("p2ptunnel peers ", {"add", "allow", "deny", "list", "rm"}),
+    ],
+)
+def test_tab_offers_commands_and_peers(line: str, offered: set[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    call(capsys, "peers", "add", "laptop", KEY)
+    monkeypatch.setenv("_P2PTUNNEL_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
+    result = call(capsys)
+    assert {row.partition(",")[2] for row in result.out.split()} == offered
+
+
+def test_tab_says_nothing_about_a_profile_that_cannot_be_read(
+    profile: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call(capsys, "peers", "add", "laptop", KEY)
+    (profile / "peers.toml").write_text("no toml")
+    for name, value in {"_P2PTUNNEL_COMPLETE": "bash_complete", "COMP_WORDS": "p2ptunnel forward ", "COMP_CWORD": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert tuple(call(capsys)) == (0, "", "")

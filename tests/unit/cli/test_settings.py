@@ -1,0 +1,114 @@
+"""Where a setting comes from: flag, environment, file, default, in this order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2ptunnel.cli.main import root
+from p2ptunnel.cli.settings import Settings
+from tests.unit.cli.running import call
+
+
+def settings_of(*words: str) -> Settings:
+    """Return what the words of a command come to."""
+    settings = Settings()
+    with root.make_context("p2ptunnel", list(words), obj=settings) as context:
+        name, command, rest = root.resolve_command(context, [*context._protected_args, *context.args])
+        assert name is not None
+        assert command is not None
+        command.make_context(name, rest, parent=context)
+    return settings
+
+
+def write_config(directory: Path, text: str) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.toml").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "file", "tag"),
+    [
+        (["--tag", "flag"], "environment", "file", "flag"),
+        ([], "environment", "file", "environment"),
+        ([], "", "file", "file"),
+        ([], "", "", None),
+    ],
+)
+def test_a_flag_holds_before_the_environment_before_the_file(
+    words: list[str], environment: str, file: str, tag: str | None, profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if environment:
+        monkeypatch.setenv("P2PTUNNEL_TAG", environment)
+        monkeypatch.setenv("P2PTUNNEL_RENDEZVOUS", "a:1 b:2")
+    write_config(profile, f'[peer]\ntag = "{file}"\nrendezvous = ["file:7000"]' if file else "")
+    for settings in (settings_of(*words, "status"), settings_of("status", *words)):
+        assert settings.tag == tag
+        expected = ("a:1", "b:2") if environment else ("file:7000",) if file else ()
+        assert settings.rendezvous == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        (["--rendezvous", "a", "--rendezvous", "b", "status"], {"rendezvous": ("a", "b")}),
+        (["--rendezvous", "a", "status", "--rendezvous", "b"], {"rendezvous": ("b",)}),
+        (["-v", "status", "-vv"], {"verbose": 3}),
+        (["--timeout", "1", "status", "--timeout", "2"], {"timeout": 2.0}),
+        (["--json", "peers", "--quiet"], {"json": True, "quiet": True}),
+        (["--no-color", "status", "--color"], {"color": True}),
+        (["--profile", "/p", "status", "--trace", "/t"], {"profile": "/p", "trace": "/t"}),
+        (["ssh", "--json", "nas", "-v", "--tag", "x"], {"json": True}),  # behind the name, flags are ssh's
+        (["status"], {}),
+    ],
+)
+def test_flags_stand_before_or_after_the_command(
+    words: list[str], flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("P2PTUNNEL_PROFILE")
+    assert settings_of(*words).flags == flags
+
+
+def test_flags_stand_after_the_command_of_a_group_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--json", "peers", "list"], ["peers", "--json", "list"], ["peers", "list", "--json"]):
+        assert tuple(call(capsys, *words)) == (0, "", "")
+
+
+def test_what_ssh_hands_on_is_what_was_given_by_flags_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("P2PTUNNEL_TIMEOUT", "3")
+    settings = settings_of("--profile", "/p", "status", "--rendezvous", "a:1", "--rendezvous", "b:2", "-v")
+    assert settings.for_ssh == ("--profile", "/p", "--timeout", "3.0", "--rendezvous", "a:1", "--rendezvous", "b:2")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["serve", "8888"], "no rendezvous server is configured"),
+        (["forward", "nas", "8888"], "no rendezvous server is configured"),
+        (["--rendezvous", "127.0.0.1:1", "serve", "8888"], "this machine has no tag that others could ask for"),
+        (["--rendezvous", "127.0.0.1:1", "--tag", "NAS", "serve", "8888"], "'NAS' is not a tag"),
+        (["--rendezvous", "a:x", "forward", "nas", "8888"], "'a:x' is not an address"),
+        (
+            ["--trace", "/nonexistent/x", "--rendezvous", "a:1", "forward", "nas", "1"],
+            "cannot write the trace to /nonexistent/x: No",
+        ),
+    ],
+)
+def test_what_is_missing_is_said_before_a_packet_is_sent(
+    words: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = call(capsys, *words)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith(f"p2ptunnel: {text}")
+
+
+def test_the_file_is_read_in_the_profile_that_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_config(tmp_path / "other", '[peer]\ntag = "other"\n')
+    assert json.loads(call(capsys, "--json", "--profile", tmp_path / "other", "id").out)["tag"] == "other"
+    write_config(tmp_path / "other", '[peer]\ntga = "other"\n')
+    result = call(capsys, "--profile", tmp_path / "other", "id")
+    assert result.code == 2
+    assert result.err == "p2ptunnel: unknown key `tga` at peer in config.toml\nhint: Did you mean `tag`?\n"

@@ -1,0 +1,61 @@
+"""What config.toml may say, and how a mistake in it is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from p2ptunnel.config import Config, PeerConfig, load_config
+from p2ptunnel.errors import ConfigError
+
+
+def loaded(directory: Path, text: str) -> Config:
+    (directory / "config.toml").write_text(text)
+    return load_config(directory)
+
+
+def test_without_a_file_every_key_has_its_default(tmp_path: Path) -> None:
+    assert load_config(tmp_path) == load_config(tmp_path / "nowhere") == Config(PeerConfig(None, ()))
+
+
+def test_every_key_is_read(tmp_path: Path) -> None:
+    text = '[peer]\ntag = "home-nas"\nrendezvous = ["rv.example:7000", "[2001:db8::1]:7001", "rv2.example"]\n'
+    servers = ("rv.example:7000", "[2001:db8::1]:7001", "rv2.example")
+    assert loaded(tmp_path, text) == Config(PeerConfig("home-nas", servers))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem", "hint"),
+    [
+        ("[peer]\ntga = 1", "unknown key `tga` at peer in config.toml", "Did you mean `tag`?"),
+        ("[peer]\nrendevous = []", "unknown key `rendevous` at peer in config.toml", "Did you mean `rendezvous`?"),
+        ("[peer]\nxyzzy = 1", "unknown key `xyzzy` at peer in config.toml", "Known there: tag, rendezvous."),
+        ("[pear]\n", "unknown key `pear` at the top in config.toml", "Did you mean `peer`?"),
+        ('[peer]\n"a\\u001b[31mb" = 1', "unknown key `a\\x1b[31mb` at peer in config.toml", "Known there: tag, rendezvous."),
+        ("[peer]\ntag = 1", "config.toml: Expected `str | null`, got `int` - at `$.peer.tag`", "The file is "),
+        ("peer = 1", "config.toml: Expected `object`, got `int` - at `$.peer`", "The file is "),
+        ('[peer]\ntag = "NAS"', "'NAS' is not a tag in config.toml, table peer", "A tag has 1 to 63"),
+        ('[peer]\nrendezvous = ["a:b"]', "'a:b' is not an address in config.toml, table peer", "Write host:port"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(text: str, problem: str, hint: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, text)
+    assert str(caught.value) == problem
+    assert caught.value.hint.startswith(hint)
+
+
+@pytest.mark.parametrize("data", [b"[peer\n", b"tag = \n", b"\xff\xfe", b"[peer]\ntag = 'a'\ntag = 'b'"])
+def test_what_is_no_toml_is_told_with_its_path(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(data)
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_file_that_cannot_be_read_is_told_with_its_path(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").mkdir()
+    with pytest.raises(ConfigError, match=r"config\.toml: Is a directory"):
+        load_config(tmp_path)
