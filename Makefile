@@ -34,7 +34,7 @@ check: .venv/check.stamp ## format, lint, types, layers, spelling, all tests, co
 	$(call step,codespell)
 	@$(BIN)/codespell
 	$(call step,pytest with every annotation checked at run time)
-	@$(BIN)/python -m pytest --quiet --typeguard-packages=p2ptunnel tests/unit tests/property tests/contract
+	@$(BIN)/python -m pytest --quiet --timeout=60 --typeguard-packages=p2ptunnel tests/unit tests/property tests/contract
 	$(call step,pytest)
 	@$(BIN)/python -m pytest --cov --cov-report= $(PYTEST_ARGS)
 	$(call step,coverage of wire and protocol)

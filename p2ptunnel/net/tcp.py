@@ -81,13 +81,11 @@ class Listener:
 
     def _accept(self) -> None:
         for _ in range(_BATCH):
-            if self._socket.fileno() < 0:  # closed by the callback
-                return
             try:
                 sock, remote = self._socket.accept()
             except BlockingIOError:
                 return
-            except OSError as error:  # else it died in the queue, or accept() tells of some earlier packet's fate
+            except OSError as error:  # else it died in the queue, or the callback has closed us
                 if error.errno in _EXHAUSTED:
                     self._pause(error)
                     return

@@ -45,6 +45,7 @@ __all__ = ["BATCH_BYTES", "Drained", "Mux", "MuxEvent", "PeerSilent"]
 BATCH_BYTES: Final = 256 * 1024  # sealed and written at a time; more costs latency, less costs calls
 _FAIR_PAYLOAD_BYTES: Final = 16 * 1024 - HEADER.size  # of one turn while other streams wait
 _BULK_TURN: Final = 4  # every fourth turn is a bulk stream's, however many interactive ones wait
+_NOTHING: Final = memoryview(b"")
 _CREDIT_MAX: Final = 2**31
 _STREAM_ID_MAX: Final = 2**32 - 1
 _CONTROL_MAX_BYTES: Final = 512 * 1024  # of answers to a peer that asks and does not read; 1024 openings take at most half
@@ -87,7 +88,7 @@ class _Stream:
         self.interactive = interactive
         self.is_opened = False  # OPENED went over the pipe, either way
         # sending
-        self.pending = memoryview(b"")  # written and not yet taken
+        self.pending = _NOTHING  # written and not yet taken
         self.credit = credit  # bytes that the peer will take
         self.queued = False  # waits for its turn
         self.fin_wanted = False
@@ -195,7 +196,7 @@ class Mux:
         """Forget what of the last write has not been taken yet; a FIN that waits behind it becomes a reset."""
         stream = self._streams.get(stream_id)
         if stream and stream.pending:
-            stream.pending = memoryview(b"")
+            stream.pending = _NOTHING
             if stream.fin_wanted:  # a clean end would hide what is missing
                 self.reset(stream_id, ResetCode.CANCELLED, "a write was cancelled")
 
@@ -323,12 +324,13 @@ class Mux:
         HEADER.pack_into(self._batch, at, FrameType.DATA, 0, count, stream.stream_id)
         at += HEADER.size
         self._batch[at : at + count] = stream.pending[:count]
-        stream.pending = stream.pending[count:]
         stream.credit -= count
         self.bytes_sent += count
-        if stream.pending:
+        if count < len(stream.pending):
+            stream.pending = stream.pending[count:]
             self._queue(stream)
         else:
+            stream.pending = _NOTHING  # an empty part would still hold the buffer
             self._events.append(Drained(stream.stream_id))
             if stream.fin_wanted:
                 self._send_fin(stream)
@@ -347,7 +349,7 @@ class Mux:
 
     def _forget(self, stream: _Stream) -> None:
         del self._streams[stream.stream_id]
-        stream.pending = memoryview(b"")
+        stream.pending = _NOTHING
         self._growth -= stream.window - STREAM_WINDOW_BYTES
         if stream.stream_id % 2 == self._own_parity:
             self._own_count -= 1

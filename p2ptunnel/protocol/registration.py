@@ -44,6 +44,7 @@ __all__ = [
     "RegistrationLost",
     "RegistrationRefused",
     "RegistrationState",
+    "RegistrationTrigger",
 ]
 
 
@@ -59,7 +60,9 @@ class RegistrationState(enum.Enum):
     LEFT = "left"
 
 
-class _Trigger(enum.Enum):
+class RegistrationTrigger(enum.Enum):
+    """What moves a registration."""
+
     START = "start"
     CHALLENGED = "401 with a cookie"
     ACCEPTED = "200"
@@ -71,7 +74,7 @@ class _Trigger(enum.Enum):
     GONE = "left, or no answer to leaving"
 
 
-_S, _T = RegistrationState, _Trigger
+_S, _T = RegistrationState, RegistrationTrigger
 TRANSITIONS: Final = {
     (_S.IDLE, _T.START): _S.REGISTERING,
     (_S.REGISTERING, _T.CHALLENGED): _S.REGISTERING,
@@ -164,12 +167,12 @@ class Registration(MachineBase):
         Raises:
             LocalProtocolError: It has been started already.
         """
-        self._move(_Trigger.START)
+        self._move(RegistrationTrigger.START)
         self._register(now)
 
     def leave(self, now: float) -> None:
         """Tell the server that we go; `Left` follows at once or when the server has answered."""
-        before = self._move(_Trigger.LEAVE)
+        before = self._move(RegistrationTrigger.LEAVE)
         if before is RegistrationState.REGISTERED:
             self._requester.cancel()
             self._timer = None
@@ -194,8 +197,10 @@ class Registration(MachineBase):
             case HeartbeatAnswer():
                 self._on_heartbeat_answer(self._requester.answered(2, message.mid, source), message, now)
             case LeaveAnswer():
-                if self._requester.answered(3, message.mid, source) and self.state is RegistrationState.LEAVING:
-                    self._move(_Trigger.GONE)
+                if self._requester.answered(3, message.mid, source) is None:
+                    self._drop("unexpected answer")
+                else:
+                    self._move(RegistrationTrigger.GONE)
                     self._finish()
             case _:
                 return False
@@ -213,7 +218,7 @@ class Registration(MachineBase):
         if self.state is RegistrationState.REGISTERED:
             self._heartbeat(now)
         elif self.state in {RegistrationState.WAITING, RegistrationState.REFUSED}:
-            self._move(_Trigger.RETRY)
+            self._move(RegistrationTrigger.RETRY)
             self._register(now)
 
     def next_deadline(self) -> float | None:
@@ -221,7 +226,7 @@ class Registration(MachineBase):
         waits = [at for at in (self._timer, self._requester.next_deadline()) if at is not None]
         return min(waits, default=None)
 
-    def _move(self, trigger: _Trigger) -> RegistrationState:
+    def _move(self, trigger: RegistrationTrigger) -> RegistrationState:
         before = self.state
         try:
             self.state = TRANSITIONS[before, trigger]
@@ -253,11 +258,11 @@ class Registration(MachineBase):
         if message.code == 401 and extra.cookie and self._challenges < 3:
             self._challenges += 1
             self.cookie, self._server_key, self._ts = extra.cookie, extra.key or self._server_key, max(self._ts, extra.ts)
-            self._move(_Trigger.CHALLENGED)
+            self._move(RegistrationTrigger.CHALLENGED)
             self._register(now)
         elif message.code == 200 and extra.host:
             self._challenges = self._failures = 0
-            self._move(_Trigger.ACCEPTED)
+            self._move(RegistrationTrigger.ACCEPTED)
             self._epoch = extra.epoch
             self.cookie = extra.cookie or self.cookie
             self.rtt = now - request.sent_at if request.sends == 1 else self.rtt
@@ -268,7 +273,7 @@ class Registration(MachineBase):
 
     def _refused(self, code: int, text: str | None, retry_after: float, now: float) -> None:
         self._challenges = 0
-        self._move(_Trigger.REFUSED)
+        self._move(RegistrationTrigger.REFUSED)
         wait = max(retry_after, RECONNECT_CAP)
         self._timer = now + wait
         self._events.append(RegistrationRefused(code, clean(text or ""), wait))
@@ -282,7 +287,7 @@ class Registration(MachineBase):
         if message.code == 200:
             self._observe(extra, now)
         else:
-            self._move(_Trigger.UNKNOWN)
+            self._move(RegistrationTrigger.UNKNOWN)
             self._register(now)
 
     def _observe(self, extra: Observed, now: float) -> None:
@@ -294,13 +299,13 @@ class Registration(MachineBase):
 
     def _on_silence(self, request: Request, now: float) -> None:
         if self.state is RegistrationState.LEAVING:
-            self._move(_Trigger.GONE)
+            self._move(RegistrationTrigger.GONE)
             self._finish()
         elif self.state is RegistrationState.REGISTERED:
-            self._move(_Trigger.SILENCE)
+            self._move(RegistrationTrigger.SILENCE)
             self._register(now)
         elif self.state is RegistrationState.REGISTERING:
-            self._move(_Trigger.SILENCE)
+            self._move(RegistrationTrigger.SILENCE)
             wait = min(RECONNECT_FIRST * RECONNECT_FACTOR**self._failures, RECONNECT_CAP) * self._entropy.random()
             self._failures += 1
             self._timer = now + wait

@@ -97,7 +97,7 @@ async def _answer(on_open: OnOpen, request: OpenRequest) -> None:
     except TargetRefusedError as error:
         request.fail(ResetCode.TARGET_REFUSED, error.reason)
         raise
-    except BaseException:
+    except Exception:  # but not its being cancelled: then the session has ended, and every stream knows
         request.fail(ResetCode.INTERNAL)
         raise
     if not request.is_decided:
@@ -223,7 +223,7 @@ class Session:
     # --- the end ------------------------------------------------------------------------------------------------------
 
     async def close(self, grace: float = CLOSE_GRACE) -> None:
-        """End the session: no new streams, `grace` seconds for the open ones, then reset them.  Closing twice is fine.
+        """End the session: no new streams, `grace` seconds for the open ones, then goodbye.  Closing twice is fine.
 
         Cancelling it ends the session at once.
         """
@@ -249,10 +249,7 @@ class Session:
         self.flush()
 
     def _leave(self, error: ChannelError | None = None) -> None:
-        """Reset what is open, say goodbye and end; `error` None: because we went away."""
-        for stream in tuple(self._streams.values()):
-            self._mux.reset(stream.stream_id, ResetCode.CANCELLED, "the session was closed")
-        self.flush()
+        """Say goodbye and end; `error` None: because we went away.  The peer's streams end by what GOAWAY said."""
         self._channel.close()
         self._end(error or self._leaving or ChannelClosedError())
 
@@ -278,8 +275,12 @@ class Session:
         """Send what waits now, as far as the transport takes it."""
         while self._channel.is_writable and (batch := self._mux.data_to_send()):
             self._channel.write(batch)
-        for event in self._mux.events():
+        events = self._mux.events()
+        for event in events:
             self._handle(event)
+        for event in events:  # only now: a reset may follow a FIN at once, and the stream must hear of both
+            if isinstance(event, (Fin, Reset, Drained)):
+                self._forget_if_over(event.stream_id)
         self._note_quiet()
 
     def settle(self, stream_id: int) -> None:
@@ -362,14 +363,12 @@ class Session:
             case Fin(stream_id):
                 if stream := self._streams.get(stream_id):
                     stream.on_fin()
-                self._forget_if_over(stream_id)
             case Opened(stream_id):
                 if stream := self._streams.get(stream_id):
                     stream.on_opened()
             case Reset(stream_id):
                 if stream := self._streams.get(stream_id):
                     stream.on_reset(event)
-                self._forget_if_over(stream_id)
             case Open():
                 self._offered(event)
             case GoAway(_, reason):

@@ -52,6 +52,14 @@ def test_the_page_of_messages_shows_every_vector() -> None:
     assert missing == []
 
 
+def test_the_reference_has_every_public_name_and_where_it_lives() -> None:
+    page = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
+    rendered = {*re.findall(r"^::: (\S+)$", page, re.MULTILINE), "p2ptunnel.errors"}  # errors have a page of their own
+    public = [name for name in p2ptunnel.__all__ if name != "__version__"]
+    assert [name for name in public if f"`{name}`" not in page] == []
+    assert [name for name in public if getattr(p2ptunnel, name).__module__ not in rendered] == []
+
+
 # --- links and navigation ---------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -38,10 +37,10 @@ def capable() -> str | None:
 
 def _lacks_tun(namespace: Namespace) -> str | None:
     try:
-        os.close(open_tun(namespace, "probe0"))
+        with open_tun(namespace, "probe0"):
+            return None
     except OSError as error:
         return f"no TUN device can be made: {error}"
-    return None
 
 
 def _lacks_nat(namespace: Namespace) -> str | None:

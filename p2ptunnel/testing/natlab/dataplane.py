@@ -51,7 +51,8 @@ class Traffic:
 class DataPlane:
     """One engine process, started by the first command.
 
-    Every method raises LaboratoryError if the engine refuses the command or is gone.
+    Descriptors are copied into the engine: whoever opened them may close them.  Every method raises LaboratoryError if
+    the engine refuses the command or is gone.
     """
 
     def __init__(self) -> None:
@@ -60,21 +61,23 @@ class DataPlane:
         self._control: socket.socket | None = None
 
     def add_link(self, name: str, settings: LinkSettings, upper: int, lower: int) -> None:
-        """Join two TUN devices by a link; their descriptors are taken over."""
+        """Join two TUN devices by a link."""
         self._command("add_link", (upper, lower), name=name, settings=dataclasses.asdict(settings))
 
-    def add_nat(self, name: str, settings: NatSettings, link: LinkSettings, *, upper: int | None, upstream: str | None) -> None:
-        """Make a NAT, its link ending in a TUN device, which is taken over, or behind another NAT."""
+    def add_nat(
+        self, name: str, settings: NatSettings, link: LinkSettings, *, upper: int | None = None, upstream: str | None = None
+    ) -> None:
+        """Make a NAT, its link ending in a TUN device, or behind another NAT."""
         descriptors = () if upper is None else (upper,)
         rules, wire = dataclasses.asdict(settings), dataclasses.asdict(link)
         self._command("add_nat", descriptors, name=name, settings=rules, link=wire, upstream=upstream)
 
     def add_host(self, nat: str, address: str, descriptor: int) -> None:
-        """Put a TUN device behind a NAT; its descriptor is taken over."""
+        """Put a TUN device behind a NAT."""
         self._command("add_host", (descriptor,), nat=nat, address=address)
 
     def add_router(self, nat: str, address: str, descriptor: int, name: str, settings: LinkSettings) -> None:
-        """Put a TUN device behind a NAT, with a link between them; its descriptor is taken over."""
+        """Put a TUN device behind a NAT, with a link between them."""
         wire = dataclasses.asdict(settings)
         self._command("add_router", (descriptor,), nat=nat, address=address, name=name, settings=wire)
 
@@ -114,13 +117,8 @@ class DataPlane:
             self._control = self._process = None
 
     def _command(self, op: str, descriptors: Iterable[int] = (), **arguments: Any) -> dict[str, Any]:
-        attached = list(descriptors)
-        try:
-            with self._lock:
-                reply = self._exchange(json.dumps({"op": op, **arguments}).encode(), attached)
-        finally:
-            for descriptor in attached:
-                os.close(descriptor)
+        with self._lock:
+            reply = self._exchange(json.dumps({"op": op, **arguments}).encode(), list(descriptors))
         if "error" in reply:
             raise LaboratoryError(f"the data plane cannot {op}: {reply['error']}")
         return reply

@@ -68,7 +68,7 @@ class Kind:
         udp: False blocks it.
         tcp: False blocks it (user only).
         ipv6: Whether hosts have global IPv6 addresses, and how the firewall before them answers strangers.
-        upstream: Name of a kind put above this one; empty for none.
+        carrier: Name of a kind put above this one; empty for none.
         udp_timeout: Seconds without a packet after which a mapping is forgotten; a kernel counts whole seconds.  None,
             here and below: 120 for `user`, 30 and later 120 for `kernel`.
         tcp_opening_timeout: Seconds, while no session of a mapping is established; None: 75, or 120.
@@ -90,7 +90,7 @@ class Kind:
     udp: bool = True
     tcp: bool = True
     ipv6: IPv6 = "none"
-    upstream: str = ""
+    carrier: str = ""
     udp_timeout: float | None = None
     tcp_opening_timeout: float | None = None
     tcp_timeout: float | None = None
@@ -165,7 +165,7 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
         "symS": _KERNEL.but(mapping="address-and-port-dependent", allocation="sequential"),
         "noU": _KERNEL.but(udp=False),
         "noSO": _USER.but(simultaneous_open=False),
-        "dbl": _USER.but(upstream="cgn"),
+        "dbl": _USER.but(carrier="cgn"),
         # Exact user-space NATs.
         "user_full_cone": _USER.but(filtering=_OPEN),
         "user_addr_restricted": _USER.but(filtering="address-dependent"),
@@ -180,10 +180,10 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
         "rst_kills": _USER.but(unsolicited="reject", inbound_reset="mapping"),
         "cgn": _USER.but(allocation="random"),
         "cgn_hairpin": _USER.but(allocation="random", filtering=_OPEN, hairpinning=True),
-        "dbl_hairpin": _USER.but(upstream="cgn_hairpin"),
+        "dbl_hairpin": _USER.but(carrier="cgn_hairpin"),
         # Rarer Linux routers.
         "fc_hairpin": _KERNEL.but(filtering=_OPEN, hairpinning=True),
-        "pr_cgn": _KERNEL.but(upstream="cgn"),
+        "pr_cgn": _KERNEL.but(carrier="cgn"),
         "v6_open": _KERNEL.but(**_SYMMETRIC, ipv6="open"),
         "v6_drop": _KERNEL.but(**_SYMMETRIC, ipv6="drop"),
         "v6_reject": _KERNEL.but(**_SYMMETRIC, ipv6="reject"),

@@ -112,8 +112,8 @@ class Lab:
         if number > _SITES_MAX:
             raise LaboratoryError(f"a laboratory has at most {_SITES_MAX} sites")
         name = name or f"{kind if isinstance(kind, str) else 'site'}-{number}"
-        if upstream is None and chosen.upstream:
-            upstream = self.site(chosen.upstream, hosts=0, name=f"{name}-carrier")
+        if upstream is None and chosen.carrier:
+            upstream = self.site(chosen.carrier, hosts=0, name=f"{name}-carrier")
         plan = Plan(
             number=number,
             name=name,

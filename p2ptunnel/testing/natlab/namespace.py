@@ -34,8 +34,7 @@ class Namespace:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        with _back_at_the_end():
-            _call("unshare", _CLONE_NEWNET)
+        with _away("unshare", _CLONE_NEWNET):
             self.descriptor = _own_namespace()
 
     def __repr__(self) -> str:
@@ -48,8 +47,7 @@ class Namespace:
     @contextlib.contextmanager
     def inside(self) -> Generator[None, None, None]:
         """Have the calling thread here inside the block, which must not await."""
-        with _back_at_the_end():
-            self.enter()
+        with _away("setns", self.descriptor, _CLONE_NEWNET):
             yield
 
     @cached_property
@@ -58,10 +56,15 @@ class Namespace:
         with self.inside():
             return Netlink(self.name)
 
-    def configure(self, key: str, value: object) -> None:
-        """Write a kernel setting below `/proc/sys/net`; `key` is its path there."""
+    def configure(self, key: str, value: object, *, optional: bool = False) -> None:
+        """Write a kernel setting below `/proc/sys/net`; `key` is its path there.
+
+        With `optional` nothing happens where there is no such setting, because its module is not loaded.
+        """
+        path = Path("/proc/sys/net", key)
         with self.inside():
-            Path("/proc/sys/net", key).write_text(str(value), encoding="ascii")
+            if not optional or path.exists():
+                path.write_text(str(value), encoding="ascii")
 
     def setting(self, key: str) -> str:
         """Read a kernel setting below `/proc/sys/net`."""
@@ -79,15 +82,17 @@ class Namespace:
 
 
 @contextlib.contextmanager
-def _back_at_the_end() -> Generator[None, None, None]:
+def _away(function: str, *arguments: int) -> Generator[None, None, None]:
+    """Move the calling thread by one call, and back at the end."""
     home = _own_namespace()
     try:
-        yield
-    finally:
+        _call(function, *arguments)
         try:
-            _call("setns", home, _CLONE_NEWNET)
+            yield
         finally:
-            os.close(home)
+            _call("setns", home, _CLONE_NEWNET)
+    finally:
+        os.close(home)
 
 
 def _own_namespace() -> int:

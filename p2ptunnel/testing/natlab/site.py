@@ -171,8 +171,8 @@ class Site(abc.ABC):
         if above.machine is not None:
             connect_line(above.machine, plan.device, machine, above.gateway, plan.link, self._plane)
         else:
-            line = open_tail(machine, WAN, 32)
-            self._plane.add_router(above.nat, machine.ip, line, plan.device, plan.link or LinkSettings())
+            with open_tail(machine, WAN, 32) as line:
+                self._plane.add_router(above.nat, machine.ip, line, plan.device, plan.link or LinkSettings())
 
     @property
     def _has_link(self) -> bool:

@@ -16,7 +16,7 @@ from p2ptunnel.testing.natlab.host import Host
 from p2ptunnel.testing.natlab.kinds import Router
 from p2ptunnel.testing.natlab.rules import HOST_FIREWALL, flush_rules, mapping_rule, router_rules
 from p2ptunnel.testing.natlab.site import Plan, Site, Uplink
-from p2ptunnel.testing.natlab.wiring import DEFAULT_ROUTE, attach_prefix, open_line, open_tail, plug_into_bridge
+from p2ptunnel.testing.natlab.wiring import DEFAULT_ROUTE, DEFAULT_ROUTE_6, attach_prefix, open_line, open_tail, plug_in
 from p2ptunnel.types import Transport
 
 __all__ = ["CARRIER_GATEWAY", "SITE_CLASSES", "be_router"]
@@ -95,6 +95,8 @@ class KernelSite(Site):
         netlink = router.namespace.netlink
         netlink.add_bridge(_BRIDGE)
         netlink.set_up(_BRIDGE)
+        for family in ("iptables", "ip6tables"):  # else packets between neighbours would pass connection tracking
+            router.namespace.configure(f"bridge/bridge-nf-call-{family}", 0, optional=True)
         netlink.add_address(_BRIDGE, f"{self._plan.gateway}/{self._plan.lan.prefixlen}")
         if self.kind.ipv6 != "none":
             self._carry_ipv6()
@@ -111,13 +113,13 @@ class KernelSite(Site):
         ip6 = f"{self._plan.prefix6}:{number:x}" if has_ipv6 else None
         host = Host(f"{self.name}-{number}", str(self._plan.lan[number]), ip6=ip6)
         self.hosts.append(host)
-        plug_into_bridge(self.router, _BRIDGE, f"h{number}", host, _TAIL)
+        plug_in(self.router, _BRIDGE, f"h{number}", host, _TAIL)
         netlink = host.namespace.netlink
         netlink.add_address(_TAIL, f"{host.ip}/{self._plan.lan.prefixlen}")
         netlink.add_route(DEFAULT_ROUTE, _TAIL, via=self._plan.gateway)
         if ip6 is not None:
             netlink.add_address(_TAIL, f"{ip6}/64")
-            netlink.add_route("::/0", _TAIL, via=f"{self._plan.prefix6}:1")
+            netlink.add_route(DEFAULT_ROUTE_6, _TAIL, via=f"{self._plan.prefix6}:1")
         return host
 
     def flush(self) -> None:
@@ -165,15 +167,20 @@ class UserSite(Site):
         kind = dataclasses.asdict(self.kind).items()
         words = {name: value for name, value in kind if name in fields and value is not None}
         settings = NatSettings(wan_address=self.wan_address, lan_address=plan.gateway, **words)
-        line = None if above.machine is None else open_line(above.machine, plan.device, self.wan_address, above.gateway)
-        self._plane.add_nat(plan.device, settings, plan.link or LinkSettings(), upper=line, upstream=above.nat or None)
+        link = plan.link or LinkSettings()
+        if above.machine is None:
+            self._plane.add_nat(plan.device, settings, link, upstream=above.nat)
+        else:
+            with open_line(above.machine, plan.device, self.wan_address, above.gateway) as line:
+                self._plane.add_nat(plan.device, settings, link, upper=line)
 
     def add_host(self) -> Host:
         """Make a machine and put its device behind the NAT."""
         number = len(self.hosts) + 2
         host = Host(f"{self.name}-{number}", str(self._plan.lan[number]))
         self.hosts.append(host)
-        self._plane.add_host(self._plan.device, host.ip, open_tail(host, _TAIL, self._plan.lan.prefixlen))
+        with open_tail(host, _TAIL, self._plan.lan.prefixlen) as tail:
+            self._plane.add_host(self._plan.device, host.ip, tail)
         return host
 
     def flush(self) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
+from collections.abc import Generator
 from typing import Final
 
 from p2ptunnel.testing.natlab.namespace import Namespace
@@ -17,21 +19,20 @@ _LAYER_THREE: Final = 0x0001
 _NO_PACKET_INFORMATION: Final = 0x1000
 
 
-def open_tun(namespace: Namespace, device: str) -> int:
-    """Make a TUN device in a namespace and return its descriptor, which does not block.
+@contextlib.contextmanager
+def open_tun(namespace: Namespace, device: str) -> Generator[int, None, None]:
+    """Make a TUN device in a namespace; its descriptor is open, and does not block, while the block lasts.
 
-    The device ends with the namespace: were it to end with the descriptor, closing each one would take some 20 ms.
+    The device ends with the namespace: were it to end with its descriptor, closing each one would take some 20 ms.
 
     Raises:
         OSError: `/dev/net/tun` is missing or may not be opened.
     """
     with namespace.inside():
         descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        request = struct.pack("=16sH22x", device.encode(), _LAYER_THREE | _NO_PACKET_INFORMATION)
-        try:
-            fcntl.ioctl(descriptor, _TUN_SET_IFF, request)
-            fcntl.ioctl(descriptor, _TUN_SET_PERSIST, 1)
-        except OSError:
-            os.close(descriptor)
-            raise
-        return descriptor
+    try:
+        fcntl.ioctl(descriptor, _TUN_SET_IFF, struct.pack("=16sH22x", device.encode(), _LAYER_THREE | _NO_PACKET_INFORMATION))
+        fcntl.ioctl(descriptor, _TUN_SET_PERSIST, 1)
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -212,7 +212,9 @@ def test_local_address_must_be_numeric() -> None:
 
 @pytest.mark.parametrize("turns", range(8))
 @pytest.mark.parametrize("is_silent", [True, False], ids=["silent target", "listening target"])
-def test_cancelled_in_any_turn_it_leaves_no_socket(turns: int, is_silent: bool) -> None:
+def test_cancelled_in_any_turn_it_leaves_no_socket_and_no_word(
+    turns: int, is_silent: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     async def main() -> None:
         with Silent() as silent, bound() as server:
             server.listen()
@@ -228,6 +230,7 @@ def test_cancelled_in_any_turn_it_leaves_no_socket(turns: int, is_silent: bool) 
             assert set(os.listdir("/proc/self/fd")) == before
 
     run(main())
+    assert caplog.messages == []  # such as an exception in a callback
 
 
 def test_cancelled_in_a_pause_it_dials_no_more() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import random
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ import pytest
 
 from p2ptunnel.errors import BindError, InvalidAddressError, RendezvousError, RendezvousTimeoutError
 from p2ptunnel.net import reflexive
-from p2ptunnel.net.reflexive import TcpControl, observe_tcp, observe_udp
+from p2ptunnel.net.reflexive import TcpControl, _Question, observe_tcp, observe_udp
 from p2ptunnel.net.tcp import Listener
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
 from p2ptunnel.protocol.machine import Datagram, MachineBase
@@ -141,6 +142,19 @@ def test_udp_gives_up_with_the_server_and_the_time() -> None:
             assert str(caught.value) == f"{host}:{port} did not answer over UDP or TCP in 0.05 s"
 
     run(main())
+
+
+def test_answer_from_elsewhere_is_none() -> None:
+    server, stranger = ("192.0.2.1", 7000), ("192.0.2.2", 7000)
+    question = _Question(server, 5.0, random.Random(1), now=0.0)
+    [asked] = question.datagrams_to_send()
+    probe = decode(asked.data)
+    assert isinstance(probe, ReflexiveProbe)
+    answer = encode(honest(probe, ("192.0.2.9", 9)))
+    question.receive_datagram(answer, stranger, now=0.1)
+    assert question.events() == []
+    question.receive_datagram(answer, server, now=0.1)
+    assert len(question.events()) == 1
 
 
 def test_udp_leaves_the_port_to_its_other_users() -> None:
@@ -309,7 +323,7 @@ def test_refused_connection_is_a_typed_error() -> None:
     run(main())
 
 
-def test_server_that_never_answers_is_a_timeout_and_leaves_no_word(caplog: pytest.LogCaptureFixture) -> None:
+def test_server_that_never_answers_is_a_timeout() -> None:
     async def main() -> None:
         async with serving(lambda *_: None) as (address, server):
             with pytest.raises(RendezvousTimeoutError):
@@ -317,8 +331,6 @@ def test_server_that_never_answers_is_a_timeout_and_leaves_no_word(caplog: pytes
             assert isinstance(await server.lost, ConnectionResetError)
 
     run(main())
-    gc.collect()
-    assert caplog.messages == []  # such as "exception was never retrieved"
 
 
 def test_server_that_ends_before_it_answers_is_a_typed_error() -> None:
@@ -369,7 +381,7 @@ def test_server_must_be_numeric() -> None:
 
 
 @pytest.mark.parametrize("turns", range(12))
-def test_open_cancelled_in_any_turn_leaves_no_socket(turns: int) -> None:
+def test_open_cancelled_in_any_turn_leaves_no_socket_and_no_word(turns: int, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         with socket.socket() as server:
             server.bind(LOOPBACK)
@@ -385,6 +397,8 @@ def test_open_cancelled_in_any_turn_leaves_no_socket(turns: int) -> None:
             assert set(os.listdir("/proc/self/fd")) == before
 
     run(main())
+    gc.collect()
+    assert caplog.messages == []  # such as "exception was never retrieved"
 
 
 def test_other_observers_of_the_server_are_told_unless_they_are_no_addresses() -> None:

@@ -66,6 +66,13 @@ def client(address: Address) -> socket.socket:
     return sock
 
 
+def free_address() -> Address:
+    with socket.socket() as sock:
+        sock.bind(LOOPBACK)
+        address: Address = sock.getsockname()
+        return address
+
+
 def test_every_connection_is_handed_over_with_its_source() -> None:
     async def main() -> None:
         with Door() as door:
@@ -205,7 +212,7 @@ def test_connection_is_handed_over_with_how_it_came() -> None:
 
 def test_next_phase_replaces_the_dials_of_the_one_before() -> None:
     async def main() -> None:
-        with silent() as first, silent() as second, Calls() as calls:
+        with silent() as first, silent() as second, Calls(free_address()) as calls:
             calls.dialer.start([first, second], low_ttl=2)
             before = connecting(first, second)
             calls.dialer.start([first])

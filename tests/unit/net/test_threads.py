@@ -45,6 +45,21 @@ def test_loop_runs_on_meanwhile() -> None:
     run(main())
 
 
+def test_result_that_nobody_waits_for_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        leave = threading.Event()
+        waiting = asyncio.create_task(in_thread(leave.wait))
+        await asyncio.sleep(0)
+        [thread] = [thread for thread in threading.enumerate() if thread.name == "p2ptunnel-wait"]
+        waiting.cancel()
+        leave.set()
+        await asyncio.to_thread(thread.join)
+        assert waiting.cancelled()
+
+    run(main())
+    assert caplog.messages == []
+
+
 def test_hanging_call_does_not_keep_the_process() -> None:
     done = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=15, check=True)
     assert done.stdout == "gave up\n"

@@ -265,6 +265,7 @@ def test_close_within_the_callback_ends_everything_at_once() -> None:
         def on_event(event: Event) -> None:
             seen.append(event)
             pair.driver.close()
+            pair.machine.report(Rang(3))
 
         async with Pair(on_event) as pair:
             pair.machine.deadline = 0.0

@@ -242,13 +242,13 @@ def half_read(ends: Ends, stream: int, window: int, pause: float) -> int:
     return credit.credit - window // 2
 
 
-def test_a_window_half_read_within_a_round_trip_doubles() -> None:
+def test_a_window_half_read_within_two_round_trips_doubles() -> None:
     ends = Ends()
     measured(ends, 0.125)
     stream = ends.stream()
     assert half_read(ends, stream, WINDOW, pause=0.0625) == WINDOW
-    assert half_read(ends, stream, 2 * WINDOW, pause=0.125) == 2 * WINDOW
-    assert half_read(ends, stream, 4 * WINDOW, pause=0.1875) == 0
+    assert half_read(ends, stream, 2 * WINDOW, pause=0.25) == 2 * WINDOW
+    assert half_read(ends, stream, 4 * WINDOW, pause=0.3125) == 0
 
 
 def test_a_window_does_not_grow_before_the_round_trip_is_known() -> None:

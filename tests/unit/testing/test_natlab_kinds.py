@@ -27,8 +27,8 @@ def test_every_kind_has_one_expected_line() -> None:
     assert list(EXPECTED) == list(KINDS)
 
 
-def test_every_upstream_is_a_kind() -> None:
-    assert {kind.upstream for kind in KINDS.values()} - {""} <= KINDS.keys()
+def test_every_carrier_is_a_kind() -> None:
+    assert {kind.carrier for kind in KINDS.values()} - {""} <= KINDS.keys()
 
 
 def test_kinds_cannot_be_changed() -> None:
@@ -74,7 +74,7 @@ def test_what_no_router_can_do_is_refused(kind: str, changes: dict[str, Any], te
 
 def test_a_nat_takes_the_words_of_a_kind() -> None:
     shared = {field.name for field in dataclasses.fields(NatSettings)} - {"wan_address", "lan_address"}
-    assert shared == {field.name for field in dataclasses.fields(Kind)} - {"router", "ipv6", "upstream"}
+    assert shared == {field.name for field in dataclasses.fields(Kind)} - {"router", "ipv6", "carrier"}
 
 
 def test_a_site_can_change_all_that_a_link_does() -> None:

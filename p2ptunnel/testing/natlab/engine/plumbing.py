@@ -18,6 +18,8 @@ __all__ = ["Gateway", "Link", "Receiver", "Tun"]
 
 _PACKET_BYTES: Final = 65536
 _BATCH: Final = 64
+_QUEUE: Final = 500
+"""How many packets the kernel keeps for a TUN device (its transmit queue) until they are read."""
 
 Receiver = Callable[[bytes], None]
 
@@ -34,7 +36,7 @@ class Tun:
         self._loop = loop
         self._descriptor = descriptor
         self._is_open = True
-        loop.watch(descriptor, self.read)
+        loop.watch(descriptor, self._read)
 
     def send(self, packet: bytes) -> None:
         """Give a packet to the kernel; it is lost if the device is down."""
@@ -45,9 +47,14 @@ class Tun:
         """Let go of the descriptor."""
         os.close(self._descriptor)
 
-    def read(self) -> None:
-        """Take what the kernel has sent; at most so much that no device starves the others."""
-        for _ in range(_BATCH if self._is_open else 0):
+    def drain(self) -> None:
+        """Take all that the kernel has sent."""
+        if self._is_open:
+            self._read(_QUEUE)
+
+    def _read(self, most: int = _BATCH) -> None:
+        """Take what the kernel has sent, but no more than would keep the other devices waiting."""
+        for _ in range(most):
             try:
                 packet = os.read(self._descriptor, _PACKET_BYTES)
             except BlockingIOError:

@@ -48,7 +48,7 @@ class Engine:
     def obey(self, command: bytes, descriptors: Sequence[int]) -> dict[str, Any]:
         """Carry out one command and return its reply; packets that were sent before it are treated before it."""
         for tun in self._tuns:
-            tun.read()
+            tun.drain()
         try:
             arguments = json.loads(command)
             return self._commands[arguments.pop("op")](*descriptors, **arguments)

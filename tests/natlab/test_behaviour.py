@@ -1,0 +1,121 @@
+"""Every kind behaves as its name says, and the proof notices when one does not."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from p2ptunnel.errors import ConfigError
+from p2ptunnel.testing.natlab import KINDS, Lab, Site
+from p2ptunnel.testing.natlab.__main__ import main
+from p2ptunnel.testing.natlab.behaviour import EXPECTED, measure, proof, prove
+
+SECONDS = 30.0
+
+
+def test_every_kind_behaves_as_its_name_says() -> None:
+    before = time.monotonic()
+    verdicts = list(prove())
+    assert [verdict.kind for verdict in verdicts] == list(KINDS)
+    assert {verdict.kind: verdict.differences for verdict in verdicts if not verdict.is_proved} == {}
+    assert time.monotonic() - before < SECONDS
+
+
+NO_PREROUTING = "flush chain ip nat pre"
+MASQUERADE, RANDOM = "masquerade", "masquerade fully-random"
+
+
+def translate(rule: str) -> str:
+    return f"flush chain ip nat post\nadd rule ip nat post oifname wan {rule}\n"
+
+
+DAMAGED_RULES = {
+    "prR": ("flush chain inet fw input", {"udp_stranger", "tcp_stranger", "after_rst"}),
+    "prO": ("add chain inet fw input { policy drop ; }", {"early", "udp_stranger", "tcp_stranger"}),
+    "pr": (translate(RANDOM), {"udp_mapping", "tcp_mapping"}),
+    "symR": (translate(MASQUERADE), {"udp_mapping", "tcp_mapping", "ports"}),
+    "symS": (translate(RANDOM), {"udp_allocation", "tcp_allocation"}),
+    "shift": (translate(MASQUERADE), {"udp_allocation", "tcp_allocation", "ports"}),
+    "fc": (NO_PREROUTING, {"udp_filtering", "tcp_filtering"}),
+    "ar": ("flush chain ip nat forw", {"udp_filtering", "tcp_filtering"}),
+    "noU": ("flush chain inet fw forward\nadd chain inet fw forward { policy accept ; }", {"udp_mapping"}),
+    "fc_hairpin": (translate(MASQUERADE), {"tcp_hairpin"}),
+    "v6_drop": ("add chain inet fw forward { policy accept ; }", {"ipv6"}),
+    "v6_open": ("add rule inet fw forward drop", {"ipv6"}),
+    "v6_reject": ("insert rule inet fw forward meta nfproto ipv6 iifname wan ct state new drop", {"ipv6"}),
+}
+"""By kind: commands that damage its router, and the columns that must notice."""
+
+DAMAGED_WORDS: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "pubfw": ({"filtering": "endpoint-independent"}, {"udp_filtering", "tcp_filtering"}),
+    "noSO": ({"simultaneous_open": True}, {"after_syn"}),
+    "dbl": ({"carrier": ""}, {"hops", "udp_allocation", "tcp_allocation"}),
+    "user_full_cone": ({"filtering": "address-dependent"}, {"udp_filtering", "tcp_filtering"}),
+    "user_port_restricted": ({"mapping": "address-and-port-dependent", "allocation": "random"}, {"udp_mapping"}),
+    "user_port_restricted_reject": ({"unsolicited": "drop"}, {"udp_stranger", "tcp_stranger"}),
+    "user_shift": ({"allocation": "preserving"}, {"udp_allocation", "tcp_allocation", "ports"}),
+    "user_sym_seq": ({"allocation": "random"}, {"udp_allocation", "tcp_allocation"}),
+    "user_sym_addr": ({"mapping": "address-and-port-dependent"}, {"udp_mapping", "tcp_mapping"}),
+    "user_no_udp": ({"udp": True}, {"udp_mapping"}),
+    "rst_kills": ({"inbound_reset": "session"}, {"rst_ends"}),
+    "cgn_hairpin": ({"hairpinning": False}, {"udp_hairpin", "tcp_hairpin"}),
+}
+"""By kind: fields that are wrong, and the columns that must notice."""
+
+
+@pytest.fixture(scope="module")
+def damaged() -> dict[str, set[str]]:
+    """By kind, the columns in which a damaged site of it differs; all sites are measured at the same time."""
+    with Lab() as lab:
+        sites = {kind: lab.site(kind, hosts=2) for kind in DAMAGED_RULES}
+        for kind, (commands, _) in DAMAGED_RULES.items():
+            sites[kind].router.nft(commands)
+        for kind, (words, _) in DAMAGED_WORDS.items():
+            sites[kind] = lab.site(kind, hosts=1 if kind == "pubfw" else 2, **words)
+        threads = {kind: lab.server.thread(measure, lab, site) for kind, site in sites.items()}
+        differences = {kind: EXPECTED[kind].differences(thread.result(SECONDS)) for kind, thread in threads.items()}
+    return {kind: {line.split()[0] for line in lines} for kind, lines in differences.items()}
+
+
+@pytest.mark.parametrize("kind", DAMAGED_RULES)
+def test_a_damaged_rule_of_a_linux_router_fails_the_proof(kind: str, damaged: dict[str, set[str]]) -> None:
+    assert DAMAGED_RULES[kind][1] <= damaged[kind]
+
+
+@pytest.mark.parametrize("kind", DAMAGED_WORDS)
+def test_a_word_that_was_changed_fails_the_proof(kind: str, damaged: dict[str, set[str]]) -> None:
+    assert DAMAGED_WORDS[kind][1] <= damaged[kind]
+
+
+def test_a_kind_that_differs_is_measured_again_and_then_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+
+    def damaged(lab: Lab, name: str) -> Site:
+        measured.append(name)
+        return lab.site(name, hosts=2, allocation="shifted")
+
+    monkeypatch.setattr(proof, "_add_site", damaged)
+    [verdict] = prove(["pr"])
+    assert measured == ["pr", "pr"]
+    assert not verdict.is_proved
+    assert "udp_allocation is other, not preserving" in verdict.differences
+
+
+def test_a_site_that_lets_nothing_out_is_a_verdict_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proof, "_add_site", lambda lab, _: lab.site("noSO", tcp=False))
+    [verdict] = prove(["noSO"])
+    assert verdict.differences == ["no connection outwards: drop"]
+
+
+def test_an_unknown_kind_is_refused_before_anything_is_built() -> None:
+    with pytest.raises(ConfigError, match="there is no kind 'pigeon'"):
+        list(prove(["pr", "pigeon"]))
+
+
+def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["behaviour", "pub", "fc"]) == 0
+    output = capsys.readouterr().out
+    assert output.splitlines()[1].split() == ["ok", "pub", *EXPECTED["pub"].words()]
+    assert output.endswith("2 of 2 kinds behave as their names say\n")

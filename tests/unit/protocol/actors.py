@@ -1,0 +1,181 @@
+"""What the tests of the machines share: addresses, messages as the other side would send them, machines in a known state."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from typing import TypeVar
+
+from p2ptunnel.protocol.callee import CalleePort
+from p2ptunnel.protocol.caller import CallerAgent
+from p2ptunnel.protocol.machine import Datagram, Event
+from p2ptunnel.protocol.punch import LocalView
+from p2ptunnel.testing.simnet import Credentials
+from p2ptunnel.types import Address, Candidate
+from p2ptunnel.wire.messages import (
+    ConnectAnswer,
+    ConnectAnswerExtra,
+    ConnectRequest,
+    HoleAnswer,
+    HoleProbe,
+    Message,
+    NatHints,
+    Observed,
+    OpenTcp,
+    OpenTcpAnswer,
+    PunchAnswer,
+    PunchNotice,
+    PunchNoticeExtra,
+    PunchResult,
+    PunchResultExtra,
+    Register,
+    RegisterAnswer,
+    decode,
+    encode,
+)
+
+SERVER: Address = ("203.0.113.1", 7000)
+CALLER: Address = ("198.51.100.1", 40001)
+CALLEE: Address = ("198.51.100.2", 40002)
+STRANGER: Address = ("192.0.2.66", 6666)
+TOKEN = "0123456789abcdef0123456789abcdef"
+CONKEY = "fedcba9876543210fedcba9876543210"
+VIEW = LocalView((Candidate("srflx", "tcp", CALLEE[0], 50002),), 0.05, can_open_low=True)
+
+E = TypeVar("E", bound=Event)
+M = TypeVar("M", bound=Message)
+
+
+def sent(datagrams: Iterable[Datagram]) -> list[Message]:
+    """Return what the datagrams say."""
+    return [decode(datagram.data) for datagram in datagrams]
+
+
+def only(kind: type[M], datagrams: Iterable[Datagram]) -> M:
+    """Return the one message of `kind` among the datagrams."""
+    [message] = [message for message in sent(datagrams) if isinstance(message, kind)]
+    return message
+
+
+def event(kind: type[E], events: Iterable[Event]) -> E:
+    """Return the one event of `kind`."""
+    [found] = [happened for happened in events if isinstance(happened, kind)]
+    return found
+
+
+# --- the caller's world ---------------------------------------------------------------------------------------------------
+
+
+def asking(*, now: float = 0.0, cookie: str = "cookie", raw: bool = False) -> tuple[CallerAgent, ConnectRequest]:
+    """Return a caller that has asked, and its question."""
+    view = LocalView((Candidate("srflx", "tcp", CALLER[0], 50001),), 0.05, can_open_low=True)
+    agent = CallerAgent("alice", "bob", SERVER, view, random.Random(1), cookie=cookie, raw=raw)
+    agent.start(now)
+    return agent, only(ConnectRequest, agent.datagrams_to_send())
+
+
+def offer(question: ConnectRequest, *, code: int = 200, token: str = TOKEN) -> bytes:
+    """Return a -4."""
+    extra = ConnectAnswerExtra(token=token) if code == 200 else None
+    return encode(ConnectAnswer(mid=question.mid, code=code, em="", extra=extra))
+
+
+def result(*, token: str = TOKEN, code: int = 200, v: int = 1, cands: tuple[Candidate, ...] = ()) -> bytes:
+    """Return a t=11."""
+    extra = PunchResultExtra(host=CALLEE[0], port=CALLEE[1], v=v, cands=cands, nat=NatHints(low=True, rtt=50))
+    return encode(PunchResult(mid=11, token=token, code=code, em="", extra=extra if code == 200 else None))
+
+
+def offered(*, now: float = 0.0, raw: bool = False) -> CallerAgent:
+    """Return a caller that waits for t=11."""
+    agent, question = asking(now=now, raw=raw)
+    agent.receive_datagram(offer(question), SERVER, now)
+    return agent
+
+
+def punching(*, now: float = 0.0, v: int = 1, cands: tuple[Candidate, ...] = ()) -> CallerAgent:
+    """Return a caller that punches; its datagrams and events still wait."""
+    agent = offered(now=now)
+    agent.receive_datagram(result(v=v, cands=cands), SERVER, now)
+    return agent
+
+
+def hole_answer(probe: HoleProbe, *, token: str = TOKEN) -> bytes:
+    """Return a -31."""
+    return encode(HoleAnswer(mid=probe.mid, token=token))
+
+
+def conkey_answer(question: OpenTcp, *, code: int = 200, conkey: str = CONKEY) -> bytes:
+    """Return a -32."""
+    body = encode(OpenTcpAnswer(mid=question.mid, token=question.token, code=code, em=""))
+    return body.replace(b'"extra":null', b'"extra":{"conkey":"%s"}' % conkey.encode()) if code == 200 else body
+
+
+def knows_conkey(*, now: float = 0.0) -> CallerAgent:
+    """Return a caller that punches and has a conkey."""
+    agent = punching(now=now)
+    agent.receive_datagram(conkey_answer(only(OpenTcp, agent.datagrams_to_send())), CALLEE, now)
+    agent.events()
+    return agent
+
+
+def nominating(*, now: float = 0.0) -> CallerAgent:
+    """Return a caller that has nominated connection 1."""
+    agent = knows_conkey(now=now)
+    agent.connection_up(1, now)
+    agent.events()
+    return agent
+
+
+# --- the callee's world ---------------------------------------------------------------------------------------------------
+
+
+def notice(
+    *,
+    token: str = TOKEN,
+    caller: Address = CALLER,
+    v: int = 1,
+    cands: tuple[Candidate, ...] = (),
+    low: bool = True,
+    rtt: int = 50,
+) -> PunchNotice:
+    """Return a t=10."""
+    host, port = caller
+    extra = PunchNoticeExtra(token=token, host=host, port=port, v=v, cands=cands, nat=NatHints(low=low, rtt=rtt))
+    return PunchNotice(mid=10, extra=extra)
+
+
+def let_in(_: PunchNotice) -> None:
+    """Screen nobody."""
+
+
+def callee_port(*, view: LocalView = VIEW) -> CalleePort:
+    """Return a port that screens nobody and is not registered."""
+    port = CalleePort("bob", SERVER, Credentials("key"), random.Random(2), udp_port=CALLEE[1], screen=let_in)
+    port.view = view
+    return port
+
+
+def registered_port(*, now: float = 0.0) -> CalleePort:
+    """Return a port whose registration stands."""
+    port = callee_port()
+    port.registration.start(now)
+    request = only(Register, port.datagrams_to_send())
+    port.receive_datagram(encode(welcome(request)), SERVER, now)
+    port.events()
+    return port
+
+
+def welcome(request: Register, *, observed: Address = CALLEE) -> RegisterAnswer:
+    """Return a -1 that says yes."""
+    extra = Observed(host=observed[0], port=observed[1], ttl=90, epoch=5, cookie="cookie")
+    return RegisterAnswer(mid=request.mid, code=200, em="", extra=extra)
+
+
+def called_port(*, now: float = 0.0) -> CalleePort:
+    """Return a port that answers one call, of TOKEN; nothing waits in it."""
+    port = callee_port()
+    port.receive_datagram(encode(notice()), SERVER, now)
+    port.events()
+    assert isinstance(sent(port.datagrams_to_send())[-1], PunchAnswer)
+    return port

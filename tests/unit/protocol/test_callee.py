@@ -1,0 +1,415 @@
+"""The callee: the agent of one answered call, and the registered port that all calls share."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from p2ptunnel.defaults import CALLS_MAX, PHASES, PLAIN_MARGIN, PUNCH_TIMEOUT, TOKEN_TTL
+from p2ptunnel.errors import LocalProtocolError
+from p2ptunnel.protocol.callee import CallAnswered, CalleeAgent, CalleePort, CalleeState, Refusal
+from p2ptunnel.protocol.punch import ConnectionChosen, Dial, LocalView, PunchStarted, StopDialing, phase_length
+from p2ptunnel.protocol.registration import RegistrationState
+from p2ptunnel.testing.simnet import Credentials
+from p2ptunnel.types import Address, Candidate
+from p2ptunnel.wire.messages import (
+    HoleAnswer,
+    HoleProbe,
+    NatHints,
+    Opener,
+    OpenTcp,
+    OpenTcpAnswer,
+    OpenTcpExtra,
+    PunchAnswer,
+    PunchNotice,
+    Register,
+    RegisterAnswer,
+    encode,
+)
+from tests.unit.protocol.actors import (
+    CALLEE,
+    CALLER,
+    SERVER,
+    STRANGER,
+    TOKEN,
+    VIEW,
+    called_port,
+    callee_port,
+    event,
+    notice,
+    only,
+    registered_port,
+    sent,
+    welcome,
+)
+
+State = CalleeState
+W = phase_length(0.05, 0.05)
+PROBE = HoleProbe(mid=31, token=TOKEN)
+OPEN = OpenTcp(mid=32, token=TOKEN, extra=OpenTcpExtra(op=1))
+
+
+def agent_for(message: PunchNotice, *, view: LocalView = VIEW) -> CalleeAgent:
+    return CalleeAgent(message, SERVER, view, random.Random(1), udp_port=CALLEE[1])
+
+
+def opened(*, now: float = 0.0) -> CalleeAgent:
+    agent = agent_for(notice())
+    agent.start(now)
+    return agent
+
+
+def chosen() -> CalleeAgent:
+    agent = opened()
+    agent.channel_accepted(7)
+    return agent
+
+
+def over() -> CalleeAgent:
+    agent = opened()
+    agent.handle_timer(PUNCH_TIMEOUT)
+    return agent
+
+
+def in_state(state: CalleeState) -> CalleeAgent:
+    make = {State.IDLE: lambda: agent_for(notice()), State.OPENED: opened, State.CHOSEN: chosen, State.OVER: over}
+    agent = make[state]()
+    assert agent.state is state
+    agent.events()
+    agent.datagrams_to_send()
+    return agent
+
+
+def dials(agent: CalleeAgent) -> list[tuple[float, Dial]]:
+    """Run the agent to its end; return each Dial with its time."""
+    found: list[tuple[float, Dial]] = []
+    now = 0.0
+    while True:
+        found += [(now, dial) for dial in agent.events() if isinstance(dial, Dial)]
+        at = agent.next_deadline()
+        if at is None:
+            return found
+        now = at
+        agent.handle_timer(now)
+
+
+# --- answering ------------------------------------------------------------------------------------------------------------
+
+
+def test_it_opens_before_it_answers() -> None:
+    agent = opened()
+    started, dial = agent.events()
+    assert started == PunchStarted(TOKEN, CALLER)
+    assert dial == Dial(TOKEN, (CALLER,), low=True, patience=PUNCH_TIMEOUT)
+    opener, answered = agent.datagrams_to_send()
+    assert (sent([opener]), opener.destination, opener.opener) == ([Opener()], CALLER, True)
+    assert (answered.destination, answered.opener) == (SERVER, False)
+
+
+def test_its_answer_tells_the_port_and_all_it_knows_of_it() -> None:
+    agent = opened()
+    answer = only(PunchAnswer, agent.datagrams_to_send())
+    assert (answer.mid, answer.token, answer.code) == (10, TOKEN, 200)
+    assert answer.extra is not None
+    assert (answer.extra.port, answer.extra.v, answer.extra.cands) == (CALLEE[1], 1, VIEW.candidates)
+    assert answer.extra.nat == NatHints(low=True, rtt=50)
+
+
+def test_a_caller_of_the_seed_is_answered_in_its_words_and_opened_for_once() -> None:
+    agent = agent_for(notice(v=0))
+    agent.start(0.0)
+    answer = only(PunchAnswer, agent.datagrams_to_send())
+    assert answer.extra is not None
+    assert (answer.extra.port, answer.extra.v, answer.extra.cands, answer.extra.nat) == (CALLEE[1], 0, (), None)
+    assert [(at, dial.low) for at, dial in dials(agent)] == [(0.0, True)]
+
+
+def test_the_datagram_that_opens_dies_on_the_way_even_where_no_syn_can() -> None:
+    agent = agent_for(notice(), view=LocalView((), 0.05, can_open_low=False))
+    agent.start(0.0)
+    [opener, _] = agent.datagrams_to_send()
+    assert opener.opener
+
+
+def test_the_callee_opens_first_and_each_dial_lasts_to_the_end() -> None:
+    phases = dials(opened())
+    assert [at for at, _ in phases] == pytest.approx([0.0, W, 2 * W])
+    assert [dial.low for _, dial in phases] == [True, False, False]
+    assert all(at + dial.patience == pytest.approx(PUNCH_TIMEOUT) for at, dial in phases)
+    assert len(phases) == PHASES
+
+
+@pytest.mark.parametrize("caller_can", [True, False])
+def test_a_callee_that_cannot_open_waits_until_the_callers_syn_has_left(caller_can: bool) -> None:
+    agent = agent_for(notice(low=caller_can), view=LocalView((), 0.1, can_open_low=False))
+    agent.start(0.0)
+    phases = dials(agent)
+    half = (0.1 + 0.05) / 2
+    assert phases[0][0] == pytest.approx(half + PLAIN_MARGIN)
+    assert not any(dial.low for _, dial in phases)
+    assert len(phases) == PHASES
+
+
+def test_a_caller_without_hints_is_one_that_cannot_open() -> None:
+    message = PunchNotice(mid=10, extra=notice(v=0).extra.__class__(token=TOKEN, host=CALLER[0], port=CALLER[1], v=1))
+    agent = agent_for(message)
+    agent.start(0.0)
+    assert [dial.low for _, dial in dials(agent)] == [True, False, False]
+
+
+def test_syns_go_to_no_other_host_than_the_notices() -> None:
+    lies = (
+        Candidate("srflx", "tcp", STRANGER[0], 80),
+        Candidate("host", "tcp", "127.0.0.1", 22),
+        Candidate("mapped", "tcp", CALLER[0], 50001),
+    )
+    agent = agent_for(notice(cands=lies))
+    agent.start(0.0)
+    assert agent.targets == ((CALLER[0], 50001),)
+    assert all(dial.targets == agent.targets for _, dial in dials(agent))
+
+
+# --- the conversation with the caller -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", [CALLER, (CALLER[0], 51111)])
+def test_a_probe_and_a_question_are_answered_where_they_came_from(source: Address) -> None:
+    agent = in_state(State.OPENED)
+    agent.receive(PROBE, source, 0.1)
+    agent.receive(OPEN, source, 0.1)
+    probed, asked = agent.datagrams_to_send()
+    assert probed.destination == asked.destination == source
+    assert sent([probed]) == [HoleAnswer(mid=31, token=TOKEN)]
+    answer = only(OpenTcpAnswer, [asked])
+    assert answer.extra is not None
+    assert (answer.mid, answer.code, answer.extra.conkey) == (32, 200, agent.conkey)
+
+
+def test_a_repeated_question_gets_the_same_conkey() -> None:
+    agent = in_state(State.OPENED)
+    for _ in range(3):
+        agent.receive(OPEN, CALLER, 0.1)
+    keys = {m.extra.conkey for m in sent(agent.datagrams_to_send()) if isinstance(m, OpenTcpAnswer) and m.extra}
+    assert keys == {agent.conkey}
+
+
+def test_an_unknown_wish_is_refused() -> None:
+    agent = in_state(State.OPENED)
+    agent.receive(OpenTcp(mid=1, token=TOKEN, extra=OpenTcpExtra(op=2)), CALLER, 0.1)
+    answer = only(OpenTcpAnswer, agent.datagrams_to_send())
+    assert (answer.code, answer.extra) == (400, None)
+
+
+def test_another_host_is_not_answered() -> None:
+    agent = in_state(State.OPENED)
+    for message in (PROBE, OPEN):
+        agent.receive(message, STRANGER, 0.1)
+    assert not agent.datagrams_to_send()
+    assert agent.dropped == {"another host": 2}
+
+
+@pytest.mark.parametrize("state", [State.IDLE, State.CHOSEN, State.OVER])
+def test_outside_its_time_nobody_is_answered(state: CalleeState) -> None:
+    agent = in_state(state)
+    for message in (PROBE, OPEN):
+        agent.receive(message, CALLER, 0.1)
+    assert not agent.datagrams_to_send()
+    assert agent.state is state
+    assert agent.dropped == {"attempt over": 2}
+
+
+# --- the end --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_accepted_channel_ends_it() -> None:
+    agent = in_state(State.OPENED)
+    agent.channel_accepted(7)
+    assert agent.events() == [ConnectionChosen(TOKEN, 7), StopDialing(TOKEN)]
+    assert agent.is_over
+    assert agent.next_deadline() is None
+
+
+def test_time_ends_it() -> None:
+    agent = in_state(State.OPENED)
+    agent.handle_timer(PUNCH_TIMEOUT)
+    assert agent.events() == [StopDialing(TOKEN)]
+    assert agent.state is State.OVER
+    assert agent.next_deadline() is None
+
+
+@pytest.mark.parametrize("state", [State.IDLE, State.CHOSEN, State.OVER])
+def test_a_channel_is_accepted_once_and_in_time(state: CalleeState) -> None:
+    agent = in_state(state)
+    with pytest.raises(LocalProtocolError, match=state.value):
+        agent.channel_accepted(8)
+    assert agent.state is state
+    assert not agent.events()
+
+
+@pytest.mark.parametrize("state", [State.OPENED, State.CHOSEN, State.OVER])
+def test_it_is_started_once(state: CalleeState) -> None:
+    agent = in_state(state)
+    with pytest.raises(LocalProtocolError, match=state.value):
+        agent.start(1.0)
+    assert agent.state is state
+
+
+@pytest.mark.parametrize("state", State)
+def test_calling_the_timer_early_is_harmless(state: CalleeState) -> None:
+    agent = in_state(state)
+    agent.handle_timer(0.0)
+    assert agent.state is state
+    assert not agent.events()
+
+
+def test_a_secret_is_in_no_event() -> None:
+    agent = opened()
+    agent.channel_accepted(7)
+    shown = repr(agent.events())
+    assert TOKEN not in shown
+    assert agent.conkey not in shown
+
+
+# --- the port ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_port_answers_a_notice_of_its_server() -> None:
+    port = callee_port()
+    port.receive_datagram(encode(notice()), SERVER, 0.0)
+    assert event(CallAnswered, port.events()) == CallAnswered(TOKEN, CALLER, is_seed_only=False)
+    assert [type(message) for message in sent(port.datagrams_to_send())] == [Opener, PunchAnswer]
+    agent = port.agent(TOKEN)
+    assert agent is not None
+    assert port.agents == (agent,)
+
+
+def test_a_notice_of_anybody_else_is_dropped() -> None:
+    port = callee_port()
+    for source in (STRANGER, CALLER, (SERVER[0], SERVER[1] + 1)):
+        port.receive_datagram(encode(notice()), source, 0.0)
+    assert not port.events()
+    assert not port.datagrams_to_send()
+    assert port.dropped == {"t=10 not from our server": 3}
+    assert not port.agents
+
+
+def test_a_repeated_notice_is_answered_again_and_begins_nothing() -> None:
+    port = called_port()
+    port.receive_datagram(encode(notice()), SERVER, 0.1)
+    assert [type(message) for message in sent(port.datagrams_to_send())] == [PunchAnswer]
+    assert not port.events()
+    assert len(port.agents) == 1
+
+
+def test_a_notice_that_comes_late_begins_nothing_anew() -> None:
+    port = called_port()
+    port.handle_timer(PUNCH_TIMEOUT)
+    assert port.events() == [StopDialing(TOKEN)]
+    port.receive_datagram(encode(notice()), SERVER, TOKEN_TTL - 0.1)
+    assert not port.datagrams_to_send()
+    assert not port.agents
+    assert port.dropped == {"attempt over": 1}
+
+
+def test_a_refused_caller_is_sent_nothing() -> None:
+    refusal: Refusal = (403, "not allowed")
+    port = CalleePort("bob", SERVER, Credentials("k"), random.Random(1), udp_port=1, screen=lambda _: refusal)
+    for _ in range(2):  # a lost -10 is repeated as it was
+        port.receive_datagram(encode(notice()), SERVER, 0.0)
+        [datagram] = port.datagrams_to_send()
+        answer = only(PunchAnswer, [datagram])
+        assert (datagram.destination, answer.code, answer.em, answer.extra) == (SERVER, 403, "not allowed", None)
+    assert not port.events()
+    assert not port.agents
+
+
+def test_the_screen_sees_who_calls() -> None:
+    seen: list[PunchNotice] = []
+    port = CalleePort("bob", SERVER, Credentials("k"), random.Random(1), udp_port=1, screen=seen.append)
+    port.receive_datagram(encode(notice()), SERVER, 0.0)
+    assert seen == [notice()]
+
+
+def test_calls_at_one_time_are_bounded() -> None:
+    port = callee_port()
+    for n in range(CALLS_MAX + 3):
+        port.receive_datagram(encode(notice(token=f"token-{n}")), SERVER, 0.0)
+    assert len(port.agents) == CALLS_MAX
+    codes = [message.code for message in sent(port.datagrams_to_send()) if isinstance(message, PunchAnswer)]
+    assert codes == [200] * CALLS_MAX + [429] * 3
+    port.handle_timer(PUNCH_TIMEOUT)
+    port.receive_datagram(encode(notice(token="one more")), SERVER, PUNCH_TIMEOUT)
+    assert len(port.agents) == 1
+
+
+def test_a_probe_finds_its_call_among_many() -> None:
+    port = called_port()
+    port.receive_datagram(encode(notice(token="other", caller=STRANGER)), SERVER, 0.0)
+    port.datagrams_to_send()
+    port.receive_datagram(encode(HoleProbe(mid=1, token="other")), STRANGER, 0.1)
+    assert sent(port.datagrams_to_send()) == [HoleAnswer(mid=1, token="other")]
+    port.receive_datagram(encode(HoleProbe(mid=1, token="other")), CALLER, 0.1)
+    assert not port.datagrams_to_send()
+
+
+def test_a_token_that_is_not_ours_is_dropped() -> None:
+    port = called_port()
+    port.receive_datagram(encode(HoleProbe(mid=1, token="guess")), CALLER, 0.1)
+    port.receive_datagram(encode(OpenTcp(mid=1, token="guess", extra=OpenTcpExtra(op=1))), CALLER, 0.1)
+    assert not port.datagrams_to_send()
+    assert port.dropped == {"unknown token": 2}
+
+
+def test_an_ended_call_is_forgotten() -> None:
+    port = called_port()
+    agent = port.agent(TOKEN)
+    assert agent is not None
+    agent.channel_accepted(3)
+    assert port.events() == [ConnectionChosen(TOKEN, 3), StopDialing(TOKEN)]
+    assert port.agent(TOKEN) is None
+    assert port.next_deadline() is None
+    port.receive_datagram(encode(PROBE), CALLER, 0.2)
+    assert port.dropped == {"unknown token": 1}
+
+
+def test_what_is_malformed_or_foreign_is_counted() -> None:
+    port = callee_port()
+    port.receive_datagram(b"\xff", STRANGER, 0.0)
+    port.receive_datagram(encode(Opener()), STRANGER, 0.0)
+    assert port.dropped == {"malformed": 1, "unexpected message": 1}
+
+
+def test_registration_and_calls_share_the_port() -> None:
+    port = callee_port()
+    port.registration.start(0.0)
+    request = only(Register, port.datagrams_to_send())
+    port.receive_datagram(encode(notice()), SERVER, 0.0)
+    port.receive_datagram(encode(welcome(request)), SERVER, 0.0)
+    assert port.registration.state is RegistrationState.REGISTERED
+    port.datagrams_to_send()
+    port.handle_timer(W)
+    assert any(isinstance(happened, Dial) for happened in port.events())
+    port.receive_datagram(encode(RegisterAnswer(mid=1, code=200, em="")), SERVER, W)
+    assert port.registration.dropped == {"unexpected answer": 1}
+
+
+def test_its_deadline_is_the_first_of_all() -> None:
+    port = registered_port()
+    heartbeat = port.next_deadline()
+    port.receive_datagram(encode(notice()), SERVER, 0.0)
+    assert heartbeat is not None
+    assert heartbeat > W
+    assert port.next_deadline() == pytest.approx(W)
+
+
+def test_a_new_view_is_for_new_calls() -> None:
+    port = called_port()
+    port.view = LocalView((), 2.0, can_open_low=False)
+    port.receive_datagram(encode(notice()), SERVER, 0.1)
+    old = only(PunchAnswer, port.datagrams_to_send())
+    port.receive_datagram(encode(notice(token="other")), SERVER, 0.1)
+    new = only(PunchAnswer, port.datagrams_to_send())
+    assert old.extra is not None
+    assert new.extra is not None
+    assert (old.extra.cands, new.extra.cands) == (VIEW.candidates, ())

@@ -1,0 +1,500 @@
+"""The caller's agent: what each message, each silence and each connection does in each state."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from p2ptunnel.defaults import COOKIELESS_PAD_BYTES, PHASES, PUNCH_TIMEOUT, TRANSACTION_TIMEOUT
+from p2ptunnel.errors import LocalProtocolError
+from p2ptunnel.protocol.caller import CallerAgent, CallerState
+from p2ptunnel.protocol.punch import (
+    CallFailed,
+    ConnectionChosen,
+    Dial,
+    HoleOpened,
+    LocalView,
+    Nominate,
+    PunchStarted,
+    StopDialing,
+    phase_length,
+)
+from p2ptunnel.types import Candidate
+from p2ptunnel.wire.messages import (
+    ConnectAnswer,
+    ConnectAnswerExtra,
+    ConnectRequest,
+    HoleProbe,
+    NatHints,
+    Opener,
+    OpenTcp,
+    OpenTcpExtra,
+    PunchNotice,
+    PunchNoticeExtra,
+    PunchResultAck,
+    decode,
+    encode,
+)
+from tests.unit.protocol.actors import (
+    CALLEE,
+    CONKEY,
+    SERVER,
+    STRANGER,
+    TOKEN,
+    asking,
+    conkey_answer,
+    event,
+    hole_answer,
+    knows_conkey,
+    nominating,
+    offer,
+    offered,
+    only,
+    punching,
+    result,
+    sent,
+)
+
+State = CallerState
+W = phase_length(0.05, 0.05)
+
+
+def idle() -> CallerAgent:
+    return CallerAgent("alice", "bob", SERVER, LocalView(), random.Random(1))
+
+
+def connected() -> CallerAgent:
+    agent = nominating()
+    agent.channel_up(0.0)
+    return agent
+
+
+def failed() -> CallerAgent:
+    agent, question = asking()
+    agent.receive_datagram(offer(question, code=404), SERVER, 0.0)
+    return agent
+
+
+def in_state(state: CallerState) -> CallerAgent:
+    make = {
+        State.IDLE: idle,
+        State.ASKING: lambda: asking()[0],
+        State.OFFERED: offered,
+        State.PUNCHING: punching,
+        State.NOMINATING: nominating,
+        State.CONNECTED: connected,
+        State.FAILED: failed,
+    }
+    agent = make[state]()
+    assert agent.state is state
+    agent.events()
+    agent.datagrams_to_send()
+    return agent
+
+
+def is_quiet(agent: CallerAgent) -> bool:
+    return not agent.datagrams_to_send() and not agent.events()
+
+
+def is_over(agent: CallerAgent) -> bool:
+    return agent.next_deadline() is None and len(agent._requester) == 0
+
+
+# --- asking -------------------------------------------------------------------------------------------------------------
+
+
+def test_it_asks_with_all_it_knows_of_its_port() -> None:
+    _, question = asking()
+    assert (question.ltag, question.extra.rtag, question.extra.v, question.extra.cookie) == ("alice", "bob", 1, "cookie")
+    assert question.extra.cands == (Candidate("srflx", "tcp", "198.51.100.1", 50001),)
+    assert question.extra.nat == NatHints(low=True, rtt=50)
+
+
+def test_a_cookieless_question_is_padded() -> None:
+    agent = idle()
+    agent.start(0.0)
+    [datagram] = agent.datagrams_to_send()
+    assert len(datagram.data) >= COOKIELESS_PAD_BYTES
+
+
+def test_a_raw_question_is_the_seeds() -> None:
+    _, question = asking(raw=True, cookie="")
+    assert (question.extra.v, question.extra.cookie, question.extra.cands, question.extra.nat) == (0, "", (), None)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_challenge_is_met_with_its_cookie(raw: bool) -> None:
+    agent, question = asking(cookie="", raw=raw)
+    challenge = ConnectAnswer(mid=question.mid, code=401, em="cookie", extra=ConnectAnswerExtra(cookie="fresh"))
+    agent.receive_datagram(encode(challenge), SERVER, 0.1)
+    again = only(ConnectRequest, agent.datagrams_to_send())
+    assert again.extra.cookie == "fresh"
+    assert again.mid != question.mid
+    assert (agent.state, len(agent._requester)) == (State.ASKING, 1)
+
+
+def test_endless_challenges_end_the_call() -> None:
+    agent, question = asking()
+    for _ in range(3):
+        extra = ConnectAnswerExtra(cookie="fresh")
+        agent.receive_datagram(encode(ConnectAnswer(mid=question.mid, code=401, em="no", extra=extra)), SERVER, 0.1)
+        question = next((m for m in sent(agent.datagrams_to_send()) if isinstance(m, ConnectRequest)), question)
+    assert event(CallFailed, agent.events()) == CallFailed("refused", 401, "no")
+    assert is_over(agent)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(404, "offline"), (429, "rate-limited"), (403, "refused"), (413, "refused"), (500, "refused"), (401, "refused"), (0, "refused")],
+)
+def test_a_refusal_ends_the_call(code: int, kind: str) -> None:
+    agent, question = asking()
+    extra = ConnectAnswerExtra(retry_after=7.0) if code == 429 else None
+    agent.receive_datagram(encode(ConnectAnswer(mid=question.mid, code=code, em="be\tcause", extra=extra)), SERVER, 0.1)
+    failure, stop = agent.events()
+    assert isinstance(failure, CallFailed)
+    assert (failure.kind, failure.code, failure.text) == (kind, code, "be\\x09cause")
+    assert failure.retry_after == (7.0 if code == 429 else 0.0)
+    assert isinstance(stop, StopDialing)
+    assert is_over(agent)
+
+
+def test_an_offer_without_a_token_is_none() -> None:
+    agent, question = asking()
+    agent.receive_datagram(encode(ConnectAnswer(mid=question.mid, code=200, em="")), SERVER, 0.1)
+    assert event(CallFailed, agent.events()).kind == "refused"
+
+
+def test_a_silent_server_ends_the_call() -> None:
+    agent, _ = asking(now=5.0)
+    agent.handle_timer(5.0 + TRANSACTION_TIMEOUT)
+    assert event(CallFailed, agent.events()).kind == "rendezvous-silent"
+    assert is_over(agent)
+
+
+def test_a_result_that_overtakes_the_offer_waits_for_it() -> None:
+    agent, question = asking()
+    agent.receive_datagram(result(), SERVER, 0.1)
+    assert is_quiet(agent)  # not even acknowledged: the server repeats it, should it be forgotten
+    assert agent.state is State.ASKING
+    agent.receive_datagram(offer(question), SERVER, 0.2)
+    assert agent.state is State.PUNCHING
+    assert only(PunchResultAck, agent.datagrams_to_send()).token == TOKEN
+
+
+@pytest.mark.parametrize("code", [200, 403])
+def test_a_result_of_an_earlier_attempt_is_not_taken_for_ours(code: int) -> None:
+    agent, question = asking()
+    agent.receive_datagram(result(token="an earlier one", code=code), SERVER, 0.1)
+    agent.receive_datagram(offer(question), SERVER, 0.2)
+    assert (agent.state, agent.token) == (State.OFFERED, TOKEN)
+    assert not agent.events()
+    agent.receive_datagram(result(), SERVER, 0.3)
+    assert agent.state is State.PUNCHING
+
+
+# --- the callee's answer ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("code", "kind"), [(403, "refused"), (408, "timeout"), (429, "refused"), (500, "refused")])
+def test_a_callee_that_does_not_answer_yes_is_sent_nothing(code: int, kind: str) -> None:
+    agent = offered()
+    agent.receive_datagram(result(code=code), SERVER, 0.1)
+    failure = event(CallFailed, agent.events())
+    assert (failure.kind, failure.code) == (kind, code)
+    assert {datagram.destination for datagram in agent.datagrams_to_send()} == {SERVER}
+    assert is_over(agent)
+
+
+def test_a_yes_without_an_address_is_none() -> None:
+    agent = offered()
+    agent.receive_datagram(b'{"t":11,"mid":1,"token":"%s","code":200,"em":"","extra":null}' % TOKEN.encode(), SERVER, 0.1)
+    assert event(CallFailed, agent.events()).code == 200
+
+
+def test_a_yes_begins_everything_at_once() -> None:
+    agent = punching(now=1.0, cands=(Candidate("srflx", "tcp", CALLEE[0], 50002),))
+    started, dial = agent.events()
+    assert started == PunchStarted(TOKEN, CALLEE)
+    assert dial == Dial(TOKEN, ((CALLEE[0], 50002),), low=False, patience=PUNCH_TIMEOUT)
+    acknowledged, probe, opened = agent.datagrams_to_send()
+    assert [type(message) for message in sent([acknowledged, probe, opened])] == [PunchResultAck, HoleProbe, OpenTcp]
+    assert [acknowledged.destination, probe.destination, opened.destination] == [SERVER, CALLEE, CALLEE]
+
+
+def test_a_callee_of_the_seed_is_asked_one_thing_after_the_other() -> None:
+    agent = punching(v=0)
+    [*_, probe] = sent(agent.datagrams_to_send())
+    assert isinstance(probe, HoleProbe)
+    agent.receive_datagram(hole_answer(probe), CALLEE, 0.1)
+    assert only(OpenTcp, agent.datagrams_to_send())
+
+
+@pytest.mark.parametrize("state", [State.PUNCHING, State.NOMINATING, State.CONNECTED, State.FAILED])
+def test_a_repeated_result_is_acknowledged_and_nothing_else(state: CallerState) -> None:
+    agent = in_state(state)
+    deadline = agent.next_deadline()
+    agent.receive_datagram(result(), SERVER, 0.1)
+    assert only(PunchResultAck, agent.datagrams_to_send()).mid == 11
+    assert not agent.events()
+    assert (agent.state, agent.next_deadline()) == (state, deadline)
+    assert sum(agent.dropped.values()) == 1
+
+
+def test_a_result_of_another_attempt_is_acknowledged_and_dropped() -> None:
+    agent = offered()
+    agent.receive_datagram(result(token="another"), SERVER, 0.1)
+    assert only(PunchResultAck, agent.datagrams_to_send()).token == "another"
+    assert agent.state is State.OFFERED
+    assert agent.dropped == {"result of another attempt": 1}
+
+
+def test_a_callee_that_is_never_heard_of_ends_the_call() -> None:
+    agent = offered(now=3.0)
+    agent.handle_timer(3.0 + PUNCH_TIMEOUT)
+    assert event(CallFailed, agent.events()).kind == "timeout"
+    assert is_over(agent)
+
+
+# --- phases -------------------------------------------------------------------------------------------------------------
+
+
+def dials(agent: CallerAgent) -> list[tuple[float, Dial]]:
+    """Run the agent to its end; return each Dial with its time."""
+    found: list[tuple[float, Dial]] = []
+    now = 0.0
+    while True:
+        found += [(now, dial) for dial in agent.events() if isinstance(dial, Dial)]
+        at = agent.next_deadline()
+        if at is None:
+            return found
+        now = at
+        agent.handle_timer(now)
+
+
+def test_the_caller_opens_in_the_second_phase_and_each_dial_lasts_to_the_end() -> None:
+    phases = dials(punching())
+    assert [at for at, _ in phases] == pytest.approx([0.0, W, 2 * W])
+    assert [dial.low for _, dial in phases] == [False, True, False]
+    assert all(at + dial.patience == pytest.approx(PUNCH_TIMEOUT) for at, dial in phases)
+    assert len(phases) == PHASES
+
+
+def test_a_callee_that_cannot_open_is_opened_for() -> None:
+    agent = offered()
+    body = result().replace(b'"low":true', b'"low":false')
+    agent.receive_datagram(body, SERVER, 0.0)
+    assert [dial.low for _, dial in dials(agent)] == [True, False, False]
+
+
+def test_for_a_callee_of_the_seed_nothing_is_opened() -> None:
+    assert [dial.low for _, dial in dials(punching(v=0))] == [False, False, False]
+
+
+def test_no_phase_begins_while_a_connection_is_tried() -> None:
+    agent = nominating()
+    agent.handle_timer(W)
+    assert not any(isinstance(dial, Dial) for dial in agent.events())
+    agent.channel_failed(2 * W)
+    agent.handle_timer(2 * W)
+    assert event(Dial, agent.events()).low
+
+
+# --- hole and conkey ----------------------------------------------------------------------------------------------------
+
+
+def test_an_answered_probe_tells_the_round_trip() -> None:
+    agent = punching(now=1.0)
+    probe = only(HoleProbe, agent.datagrams_to_send())
+    agent.events()
+    agent.receive_datagram(hole_answer(probe), CALLEE, 1.08)
+    assert agent.events() == [HoleOpened(TOKEN, CALLEE, pytest.approx(0.08))]
+    assert not agent.datagrams_to_send()  # t=32 is under way already
+
+
+def test_a_repeated_probe_measures_nothing() -> None:
+    agent = punching()
+    probe = only(HoleProbe, agent.datagrams_to_send())
+    agent.handle_timer(0.2)
+    agent.receive_datagram(hole_answer(probe), CALLEE, 0.25)
+    assert event(HoleOpened, agent.events()).rtt is None
+
+
+def test_a_hole_at_another_port_is_used_there_and_loses_no_answer_under_way() -> None:
+    agent = punching()
+    datagrams = agent.datagrams_to_send()
+    agent.receive_datagram(hole_answer(only(HoleProbe, datagrams)), (CALLEE[0], 51111), 0.1)
+    [again] = agent.datagrams_to_send()
+    assert again.destination == (CALLEE[0], 51111)
+    assert isinstance(decode(again.data), OpenTcp)
+    agent.receive_datagram(conkey_answer(only(OpenTcp, datagrams)), (CALLEE[0], 51111), 0.11)
+    agent.connection_up(1, 0.12)
+    assert event(Nominate, agent.events()).conkey == CONKEY
+    assert len(agent._requester) == 0  # the second question is not asked on
+
+
+@pytest.mark.parametrize(
+    ("source", "token"), [(STRANGER, TOKEN), (SERVER, TOKEN), (CALLEE, "another"), (STRANGER, "another")]
+)
+def test_answers_of_others_change_nothing(source: tuple[str, int], token: str) -> None:
+    agent = punching()
+    datagrams = agent.datagrams_to_send()
+    agent.events()
+    agent.receive_datagram(hole_answer(only(HoleProbe, datagrams), token=token), source, 0.1)
+    body = conkey_answer(only(OpenTcp, datagrams)).replace(TOKEN.encode(), token.encode())
+    agent.receive_datagram(body, source, 0.1)
+    agent.connection_up(1, 0.1)
+    assert is_quiet(agent)
+    assert agent.state is State.PUNCHING
+    assert sum(agent.dropped.values()) == 2
+
+
+def test_a_guess_at_a_message_id_is_dropped() -> None:
+    agent = punching()
+    agent.datagrams_to_send()
+    agent.events()
+    agent.receive_datagram(hole_answer(HoleProbe(mid=1, token=TOKEN)), CALLEE, 0.1)
+    agent.receive_datagram(encode(ConnectAnswer(mid=1, code=404, em="")), SERVER, 0.1)
+    assert is_quiet(agent)
+    assert agent.dropped == {"unexpected answer": 2}
+
+
+def test_a_callee_that_refuses_a_connection_ends_the_call() -> None:
+    agent = punching()
+    agent.receive_datagram(conkey_answer(only(OpenTcp, agent.datagrams_to_send()), code=403), CALLEE, 0.1)
+    assert event(CallFailed, agent.events()).code == 403
+
+
+def test_duplicates_of_answers_are_dropped() -> None:
+    agent = punching()
+    datagrams = agent.datagrams_to_send()
+    for body in (hole_answer(only(HoleProbe, datagrams)), conkey_answer(only(OpenTcp, datagrams), conkey=CONKEY)):
+        agent.receive_datagram(body, CALLEE, 0.1)
+        agent.events()
+        agent.receive_datagram(body, CALLEE, 0.2)
+        assert is_quiet(agent)
+    assert agent.dropped == {"unexpected answer": 2}
+
+
+# --- connections ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_connection_waits_for_the_conkey() -> None:
+    agent = punching()
+    question = only(OpenTcp, agent.datagrams_to_send())
+    agent.connection_up(7, 0.1)
+    assert agent.state is State.PUNCHING
+    agent.receive_datagram(conkey_answer(question), CALLEE, 0.2)
+    assert event(Nominate, agent.events()) == Nominate(7, CONKEY)
+    assert agent.state is State.NOMINATING
+
+
+def test_the_conkey_waits_for_a_connection() -> None:
+    agent = knows_conkey()
+    agent.connection_up(7, 0.1)
+    assert agent.events() == [Nominate(7, CONKEY)]
+
+
+def test_connections_are_tried_one_after_the_other() -> None:
+    agent = knows_conkey()
+    for connection in (1, 2, 3):
+        agent.connection_up(connection, 0.1)
+    assert agent.events() == [Nominate(1, CONKEY)]
+    agent.channel_failed(0.2)
+    agent.channel_failed(0.3)
+    assert agent.events() == [Nominate(2, CONKEY), Nominate(3, CONKEY)]
+    agent.channel_failed(0.4)
+    assert agent.state is State.PUNCHING
+    assert is_quiet(agent)
+
+
+def test_a_channel_ends_the_call_and_all_that_waits() -> None:
+    agent = nominating()
+    agent.channel_up(0.2)
+    assert agent.events() == [ConnectionChosen(TOKEN, 1), StopDialing(TOKEN)]
+    assert agent.state is State.CONNECTED
+    assert is_over(agent)
+
+
+def test_time_runs_out_in_the_middle_of_a_nomination() -> None:
+    agent = nominating()
+    agent.handle_timer(PUNCH_TIMEOUT)
+    assert event(CallFailed, agent.events()).kind == "timeout"
+    with pytest.raises(LocalProtocolError, match="failed"):
+        agent.channel_up(PUNCH_TIMEOUT)
+
+
+@pytest.mark.parametrize("state", [State.IDLE, State.ASKING, State.OFFERED, State.CONNECTED, State.FAILED])
+def test_a_connection_that_nobody_waits_for_is_nobodys(state: CallerState) -> None:
+    agent = in_state(state)
+    agent.connection_up(9, 0.1)
+    assert is_quiet(agent)
+    assert agent.state is state
+    assert not agent._connections
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.NOMINATING])
+def test_there_is_no_channel_without_a_nomination(state: CallerState) -> None:
+    for misuse in (CallerAgent.channel_up, CallerAgent.channel_failed):
+        agent = in_state(state)
+        with pytest.raises(LocalProtocolError, match=state.value):
+            misuse(agent, 0.1)
+        assert agent.state is state
+        assert is_quiet(agent)
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.IDLE])
+def test_a_call_is_started_once(state: CallerState) -> None:
+    agent = in_state(state)
+    with pytest.raises(LocalProtocolError, match=state.value):
+        agent.start(1.0)
+    assert agent.state is state
+
+
+# --- whatever comes -------------------------------------------------------------------------------------------------------
+
+STRAY = [
+    encode(Opener()),
+    encode(PunchNotice(mid=1, extra=PunchNoticeExtra(token=TOKEN, host="192.0.2.9", port=9))),
+    encode(HoleProbe(mid=1, token=TOKEN)),
+    hole_answer(HoleProbe(mid=1, token=TOKEN)),
+    conkey_answer(OpenTcp(mid=1, token=TOKEN, extra=OpenTcpExtra(op=1))),
+    encode(ConnectAnswer(mid=1, code=200, em="", extra=ConnectAnswerExtra(token="evil"))),
+    result(token="evil"),
+    b"\xff\xfe",
+    b"",
+    b"{}",
+]
+
+
+@pytest.mark.parametrize("source", [STRANGER, CALLEE])
+@pytest.mark.parametrize("body", STRAY, ids=range(len(STRAY)))
+@pytest.mark.parametrize("state", State)
+def test_stray_datagrams_change_nothing(state: CallerState, body: bytes, source: tuple[str, int]) -> None:
+    agent = in_state(state)
+    before = (agent.state, agent.token, agent.next_deadline(), agent._conkey, agent._peer)
+    agent.receive_datagram(body, source, 0.1)
+    assert (agent.state, agent.token, agent.next_deadline(), agent._conkey, agent._peer) == before
+    assert is_quiet(agent)
+    assert sum(agent.dropped.values()) == (0 if body == encode(Opener()) else 1)
+
+
+@pytest.mark.parametrize("state", State)
+def test_calling_the_timer_early_is_harmless(state: CallerState) -> None:
+    agent = in_state(state)
+    agent.handle_timer(0.0)
+    assert agent.state is state
+    assert is_quiet(agent)
+
+
+@pytest.mark.parametrize("state", [State.ASKING, State.OFFERED, State.PUNCHING, State.NOMINATING])
+def test_left_alone_every_call_ends(state: CallerState) -> None:
+    agent = in_state(state)
+    for _ in range(100):
+        at = agent.next_deadline()
+        if at is None:
+            break
+        agent.handle_timer(at)
+    assert agent.state is State.FAILED
+    assert is_over(agent)
