@@ -74,6 +74,8 @@ TARGET_TIMEOUT: Final = 10.0  # connecting to what a service stands for
 RECONNECT_FIRST: Final = 0.2  # x 1.6 up to the cap, full jitter: no herd after a server's restart
 RECONNECT_FACTOR: Final = 1.6
 RECONNECT_CAP: Final = 10.0
+RECONNECT_QUICK: Final = 30.0  # of trying, in which the cap is lower: most servers are back by then
+RECONNECT_QUICK_CAP: Final = 1.0
 
 # --- tunnels and ssh ----------------------------------------------------------------------------------------------------------
 FORWARD_CONNECTIONS_MAX: Final = 1000  # of one forward; more clients wait in the kernel's backlog
@@ -94,4 +96,4 @@ CONTROL_KEEPALIVE: Final = 45.0
 
 # --- the network around us --------------------------------------------------------------------------------------------
 OPENER_TTL_MEMORY: Final = 300.0  # the number of our own NATs changes with the network, not from call to call
-CONTROL_REOPEN: Final = 5.0  # between tries to have the standing TCP connection to the server again
+CONTROL_GRACE: Final = 3.5  # a server that has answered over UDP gets so much longer over TCP: two lost SYNs cost 3 s

@@ -212,18 +212,19 @@ class RendezvousError(P2PTunnelError):
 
 
 class RendezvousTimeoutError(RendezvousError, TimeoutError):
-    """No answer from the rendezvous server."""
+    """No answer from the rendezvous server; `over` says which transports were silent."""
 
     code = 408
     hint = "Is the server up, is the port open? `p2ptunnel netcheck`"
 
-    def __init__(self, server: str, timeout: float) -> None:
+    def __init__(self, server: str, timeout: float, over: str = "UDP or TCP") -> None:
         super().__init__(server, "no answer", 408)
         self.timeout = timeout
-        self.args = (server, timeout)
+        self.over = over
+        self.args = (server, timeout, over)
 
     def __str__(self) -> str:
-        return f"{self.server} did not answer over UDP or TCP in {self.timeout:g} s"
+        return f"{self.server} did not answer over {self.over} in {self.timeout:g} s"
 
 
 class PeerOfflineError(RendezvousError):

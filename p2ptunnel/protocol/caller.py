@@ -327,8 +327,7 @@ class CallerAgent(MachineBase):
             return
         self._requester.cancel(32)
         self._conkey = message.extra.conkey
-        if self.state is CallerState.PUNCHING:
-            self._nominate_next(now)
+        self._nominate_next(now)
 
     # --- which connection counts --------------------------------------------------------------------------------------
 

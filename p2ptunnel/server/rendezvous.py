@@ -5,17 +5,21 @@ As a program: `p2ptunnel rendezvous`.  Inside a program: `async with Rendezvous(
 
 from __future__ import annotations
 
+import abc
 import asyncio
+import contextlib
+import errno
 import random
 import secrets
 import socket
 import time
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self
 
 from p2ptunnel.defaults import RENDEZVOUS_PORT
-from p2ptunnel.errors import BindError
+from p2ptunnel.errors import AddressInUseError, BindError, ConfigError, LocalProtocolError
 from p2ptunnel.identity.registration import verify_registration
 from p2ptunnel.net.filter import attach_filter
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
@@ -30,17 +34,22 @@ __all__ = ["Rendezvous"]
 
 _PORT_TRIES: Final = 16
 _BACKLOG: Final = 1024
+_EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - what nobody can be told to ask
 
 
 class Rendezvous:
     """A rendezvous server, up between `start` and `close`.
 
     Args:
-        listen: Where the broker serves, UDP and TCP on one port; port 0 picks one that is free for both.
-        alt_listen: Where else to observe.  A second port and a second address let peers learn how their NAT maps.
+        listen: Where the broker serves, UDP and TCP on one port; the host is numeric, port 0 picks one that is free for both.
+        alt_listen: Where else to observe.  A second port and a second address let peers learn how their NAT maps; they are
+            told these addresses as they are written here.
         compat_seed: Also serve programs written from the founding document alone (see docs/how-to/rendezvous.md for what
             that gives up).
         tracer: Gets every event of the broker.
+
+    Raises:
+        ConfigError: One of `alt_listen` is no single address.
     """
 
     def __init__(
@@ -51,6 +60,10 @@ class Rendezvous:
         compat_seed: bool = False,
         tracer: Tracer | None = None,
     ) -> None:
+        for address in alt_listen:
+            if address[0] in _EVERYWHERE:
+                hint = "Write one of this machine's own addresses."
+                raise ConfigError(f"peers cannot be told to ask {format_address(address)}", hint)
         self._listen = listen
         self._alt_listen = tuple(alt_listen)
         self._trace = tracer or Tracer()
@@ -62,52 +75,60 @@ class Rendezvous:
             compat_seed=compat_seed,
             observer=self._observer,
         )
-        self._services: list[_BrokerService | _ObserverService] = []
-        self._servers: list[asyncio.Server] = []
-        self._address: Address | None = None
+        self._services: list[_Service] = []
 
     @property
     def address(self) -> Address:
         """Where the broker serves.
 
         Raises:
-            RuntimeError: The server is not up.
+            LocalProtocolError: The server is not up.
         """
-        if self._address is None:
-            raise RuntimeError("the rendezvous server is not up")
-        return self._address
+        if not self._services:
+            raise LocalProtocolError("the rendezvous server is not up: use `async with Rendezvous(…)`")
+        return self._services[0].address
 
     @property
     def registered(self) -> tuple[str, ...]:
         """The tags that are online."""
         return self._broker.registered
 
+    @property
+    def dropped(self) -> Counter[str]:
+        """How often something that came was dropped, or a connection cut off, by reason."""
+        counts = self._broker.dropped + self._observer.dropped
+        for service in self._services:
+            counts += service.connections.cut_off
+        return counts
+
     async def start(self) -> None:
-        """Bind and serve.
+        """Bind and serve; starting twice is fine.
 
         Raises:
-            BindError: An address is not ours, or its port is taken for UDP or TCP; nothing stays open.
+            AddressInUseError: Another program has a port, for UDP or for TCP; nothing stays open.
+            BindError: An address is not ours; nothing stays open.
+            InvalidAddressError: An address is not numeric.
         """
+        if self._services:
+            return
         try:
-            self._address = await self._open(self._listen, self._broker)
-            observed = [await self._open(address, Observer()) for address in self._alt_listen]
+            self._services.append(_BrokerService(self._broker, *_bind_both(self._listen, self._trace), self._trace))
+            for address in self._alt_listen:
+                self._services.append(_ObserverService(Observer(), *_bind_both(address, self._trace)))
+            self._observer.others = tuple(service.address for service in self._services[1:])
+            for service in self._services:
+                await service.start()
         except BaseException:
             await self.close()
             raise
-        self._observer.others = tuple(observed)
 
     async def close(self) -> None:
         """Stop serving; closing twice is fine."""
         services, self._services = self._services, []
-        servers, self._servers = self._servers, []
-        self._address = None
-        for server in servers:
-            server.close()
         for service in services:
-            service.driver.close()
-            service.connections.close()
-        for server in servers:
-            await server.wait_closed()
+            service.close()
+        for service in services:
+            await service.wait_closed()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -118,82 +139,129 @@ class Rendezvous:
     ) -> None:
         await self.close()
 
-    async def _open(self, listen: Address, machine: Broker | Observer) -> Address:
-        udp, tcp = _bind_both(listen, self._trace)
-        service = _BrokerService(machine, udp, self._trace) if isinstance(machine, Broker) else _ObserverService(machine, udp)
-        self._services.append(service)
-        attach_filter(udp.socket)
-        try:
-            server = await asyncio.get_running_loop().create_server(service.connections.make, sock=tcp, backlog=_BACKLOG)
-        except BaseException:
-            tcp.close()
-            raise
-        self._servers.append(server)
-        service.driver.start()
-        return udp.address
+
+class _Service(abc.ABC):
+    """A machine on one UDP socket and on the TCP connections of one listener; owns both."""
+
+    def __init__(self, machine: Broker | Observer, udp: UdpSocket, listener: socket.socket) -> None:
+        self.address: Final = udp.address
+        self.connections: Final = ControlConnections(self.on_line, self.on_closed)
+        self.driver: Final = UdpDriver(machine, udp, self.on_event)
+        self._listener: Final = listener
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Serve."""
+        attach_filter(self.driver.udp.socket)
+        self.driver.start()
+        make = self.connections.make
+        # Served in a second step: cancelled in the middle of a first one, there would be nobody to stop it.
+        self._server = await asyncio.get_running_loop().create_server(
+            make, sock=self._listener, backlog=_BACKLOG, start_serving=False
+        )
+        await self._server.start_serving()
+
+    def close(self) -> None:
+        """Stop, and close every socket."""
+        if self._server is None:
+            self._listener.close()
+        else:
+            self._server.close()
+        self.driver.close()
+        self.connections.close()
+
+    async def wait_closed(self) -> None:
+        """Wait until asyncio has let go of the listener."""
+        if self._server is not None:
+            await self._server.wait_closed()
+
+    @abc.abstractmethod
+    def on_event(self, event: Event) -> None:
+        """Do what the machine wants done."""
+
+    @abc.abstractmethod
+    def on_line(self, line: bytes, source: Address, connection: int) -> None:
+        """Take a line."""
+
+    @abc.abstractmethod
+    def on_closed(self, connection: int) -> None:
+        """Learn that a connection is gone."""
 
 
-class _BrokerService:
-    """The broker on one UDP socket and the TCP connections of one listener."""
+class _BrokerService(_Service):
+    """Where the broker serves."""
 
-    def __init__(self, broker: Broker, udp: UdpSocket, trace: Tracer) -> None:
-        self.connections = ControlConnections(self._on_line, self._on_closed)
-        self.driver = UdpDriver(broker, udp, self._on_event)
+    def __init__(self, broker: Broker, udp: UdpSocket, listener: socket.socket, trace: Tracer) -> None:
+        super().__init__(broker, udp, listener)
         self._broker = broker
         self._trace = trace
 
-    def _on_event(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
+        """Write lines; tell of the rest."""
         if isinstance(event, LineToSend):
             self.connections.send(event.connection, event.line)
         else:
             self._trace("server", type(event).__name__, **event.facts())
 
-    def _on_line(self, line: bytes, source: Address, connection: int) -> None:
+    def on_line(self, line: bytes, source: Address, connection: int) -> None:
+        """Give it to the broker."""
         self._broker.receive(line, Endpoint(source, connection), time.monotonic())
         self.driver.wake()
 
-    def _on_closed(self, connection: int) -> None:
+    def on_closed(self, connection: int) -> None:
+        """Tell the broker: whoever registered over it cannot be reached any more."""
         self._broker.connection_closed(connection)
         self.driver.wake()
 
 
-class _ObserverService:
-    """An observer on one UDP socket and the TCP connections of one listener."""
+class _ObserverService(_Service):
+    """Where there is an observer only."""
 
-    def __init__(self, observer: Observer, udp: UdpSocket) -> None:
-        self.connections = ControlConnections(self._on_line, self._on_closed)
-        self.driver = UdpDriver(observer, udp, self._on_event)
+    def __init__(self, observer: Observer, udp: UdpSocket, listener: socket.socket) -> None:
+        super().__init__(observer, udp, listener)
         self._observer = observer
 
-    def _on_event(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """An observer has nothing to report."""
 
-    def _on_line(self, line: bytes, source: Address, connection: int) -> None:
+    def on_line(self, line: bytes, source: Address, connection: int) -> None:
+        """Answer it, if it is a question."""
         answer = self._observer.answer_line(line, source)
         if answer is not None:
             self.connections.send(connection, answer)
 
-    def _on_closed(self, connection: int) -> None:
+    def on_closed(self, connection: int) -> None:
         """Nothing is kept of a connection."""
 
 
 def _bind_both(listen: Address, trace: Tracer) -> tuple[UdpSocket, socket.socket]:
     """Bind UDP and TCP to one port; with port 0, try until one is free for both."""
-    for attempt in range(_PORT_TRIES):
+    tries = 1 if listen[1] else _PORT_TRIES
+    for _ in range(tries - 1):
+        with contextlib.suppress(AddressInUseError):
+            return _bind_once(listen, trace)
+    return _bind_once(listen, trace)
+
+
+def _bind_once(listen: Address, trace: Tracer) -> tuple[UdpSocket, socket.socket]:
+    try:
         udp = UdpSocket(listen, shared=False, tracer=trace)
-        try:
-            return udp, _bound_tcp(udp.address)
-        except BindError:
-            udp.close()
-            if listen[1] or attempt == _PORT_TRIES - 1:
-                raise
-        except BaseException:
-            udp.close()
-            raise
-    raise AssertionError("unreachable")
+    except BindError as error:
+        raise _bind_error(listen, error.__cause__, error.reason) from error
+    try:
+        return udp, _listening_socket(udp.address)
+    except OSError as error:
+        udp.close()
+        raise _bind_error(udp.address, error, error.strerror or str(error)) from error
 
 
-def _bound_tcp(address: Address) -> socket.socket:
+def _bind_error(address: Address, cause: BaseException | None, reason: str) -> BindError:
+    if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
+        return AddressInUseError(format_address(address))
+    return BindError(format_address(address), reason)
+
+
+def _listening_socket(address: Address) -> socket.socket:
     sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
@@ -203,7 +271,7 @@ def _bound_tcp(address: Address) -> socket.socket:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
         sock.bind(address)
         sock.listen(_BACKLOG)
-    except OSError as error:
+    except OSError:
         sock.close()
-        raise BindError(format_address(address), error.strerror or str(error)) from error
+        raise
     return sock

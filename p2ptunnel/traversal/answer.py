@@ -12,9 +12,19 @@ import random
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias
 
 from p2ptunnel.abc import Pipe
-from p2ptunnel.defaults import CONTROL_REOPEN, PENDING_CONNECTIONS, PREAMBLE_TIMEOUT, TRANSACTION_TIMEOUT
+from p2ptunnel.defaults import (
+    PENDING_CONNECTIONS,
+    PREAMBLE_TIMEOUT,
+    RECONNECT_CAP,
+    RECONNECT_FACTOR,
+    RECONNECT_FIRST,
+    RECONNECT_QUICK,
+    RECONNECT_QUICK_CAP,
+    TRANSACTION_TIMEOUT,
+)
 from p2ptunnel.errors import (
     ChannelClosedError,
     P2PTunnelError,
@@ -23,7 +33,7 @@ from p2ptunnel.errors import (
     RendezvousTimeoutError,
     TagInUseError,
 )
-from p2ptunnel.net.tcp import Dialer, How, Listener, reset_close
+from p2ptunnel.net.tcp import Dialer, Listener, reset_close
 from p2ptunnel.net.udp import UdpDriver
 from p2ptunnel.protocol.callee import CalleeAgent, CalleePort, Refusal
 from p2ptunnel.protocol.machine import Event
@@ -39,11 +49,14 @@ from p2ptunnel.protocol.registration import (
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.tcp import TcpPipe, read_preamble
 from p2ptunnel.traversal.port import PunchPort
-from p2ptunnel.traversal.report import path_of
+from p2ptunnel.traversal.report import ConnectedBy, path_of
 from p2ptunnel.types import Address, Tag, format_address
 from p2ptunnel.wire.messages import PunchNotice
 
-__all__ = ["AnsweringPort"]
+__all__ = ["AdmitRaw", "AnsweringPort"]
+
+AdmitRaw: TypeAlias = Callable[[Pipe], Awaitable[None]]
+_dice: Final = random.SystemRandom()
 
 
 class AnsweringPort:
@@ -54,7 +67,9 @@ class AnsweringPort:
         tag: Ours.
         credentials: Sign the registration.
         admit: Makes a channel on a pipe: `(pipe, conkey)`; returns when it stands, raises an error of ours if it does not.
-        admit_raw: The same for a caller that speaks the founding protocol only; None refuses such callers.
+
+    Attributes:
+        admit_raw: The same for callers that speak the founding protocol only; None refuses such callers.
     """
 
     def __init__(
@@ -64,25 +79,23 @@ class AnsweringPort:
         credentials: Credentials,
         admit: Callable[[Pipe, str], Awaitable[None]],
         *,
-        admit_raw: Callable[[Pipe], Awaitable[None]] | None = None,
         tracer: Tracer | None = None,
     ) -> None:
+        self.admit_raw: AdmitRaw | None = None
         self._port = port
         self._tag = tag
         self._admit = admit
-        self._admit_raw = admit_raw
         self._trace = tracer or Tracer()
-        self._machine = CalleePort(
-            tag, port.server, credentials, random.SystemRandom(), udp_port=port.address[1], screen=self._screen
-        )
+        self._machine = CalleePort(tag, port.server, credentials, _dice, udp_port=port.address[1], screen=self._screen)
         self._driver = UdpDriver(self._machine, port.udp, self._on_event)
         self._listener: Listener | None = None
         self._dialers: dict[str, Dialer] = {}
         self._greetings: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
-        self._last_connection = 0
+        self._connections = 0
         self._registered: asyncio.Future[Address] | None = None
         self._left = asyncio.Event()
+        self._is_closing = False
 
     @property
     def observed(self) -> Address | None:
@@ -103,11 +116,12 @@ class AnsweringPort:
             TagInUseError: Another key owns the tag.
             RendezvousTimeoutError: The server does not answer.
             RendezvousError: It refused.
+            BindError: The port cannot be listened on.
         """
         self._registered = asyncio.get_running_loop().create_future()
+        self._registered.add_done_callback(_retrieve)  # whoever waits may have been cancelled in this very turn
         self._listener = Listener(self._port.address, self._on_accepted, tracer=self._trace)
-        self._machine.view = self._port.view
-        self._machine.registration.cookie = self._port.cookie
+        self._take_view()
         self._driver.start()
         self._machine.registration.start(time.monotonic())
         self._driver.wake()
@@ -116,52 +130,72 @@ class AnsweringPort:
         return observed
 
     async def close(self) -> None:
-        """Leave the server (waits at most a second), close every socket; cancelling skips the leaving."""
+        """Answer nobody any more, leave the server (waits at most a second), close every socket.
+
+        Cancelling skips the leaving; closing twice is fine.
+        """
+        is_registered = self._listener is not None and not self._is_closing
+        self._stop_answering()
         try:
-            if self._listener is not None:
-                self._listener.close()
+            if is_registered:
                 self._machine.registration.leave(time.monotonic())
                 self._driver.wake()
                 await self._left.wait()
         finally:
-            self._listener = None
-            self._driver.close()
-            self._port.close()
-            for dialer in self._dialers.values():
-                dialer.close()
-            tasks = [*self._greetings, *([self._watching] if self._watching else [])]
-            for task in tasks:
+            self.abort()
+            await asyncio.gather(*self._greetings, *([self._watching] if self._watching else []), return_exceptions=True)
+
+    def abort(self) -> None:
+        """Close every socket at once; the server forgets us when it has heard nothing for long enough."""
+        self._stop_answering()
+        self._driver.close()
+        self._port.close()
+
+    def _stop_answering(self) -> None:
+        self._is_closing = True
+        if self._listener is not None:
+            self._listener.close()
+        for dialer in self._dialers.values():
+            dialer.close()
+        for task in (*self._greetings, self._watching):
+            if task is not None:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
     # --- the control connection ---------------------------------------------------------------------------------------
 
+    def _take_view(self) -> None:
+        self._machine.view = self._port.view
+        self._machine.registration.cookie = self._port.cookie
+
     async def _watch_control(self) -> None:
-        """Keep the standing TCP connection, whose outside view callers are told, open."""
+        """Keep the standing TCP connection open; what ended it may have ended the registration or changed our address."""
+        opened, backoff = time.monotonic(), _Backoff()
         while True:
             await self._port.wait_control_lost()
-            await self._port.observe()
-            self._machine.view = self._port.view
-            if self._port.control is None:
-                await asyncio.sleep(CONTROL_REOPEN)
+            if time.monotonic() - opened > RECONNECT_CAP:  # it stood: this is new trouble
+                backoff = _Backoff()
+            await asyncio.sleep(backoff.pause())
+            while not await self._port.observe():
+                await asyncio.sleep(backoff.pause())
+            opened = time.monotonic()
+            self._take_view()
+            self._machine.registration.network_changed(opened)
+            self._driver.wake()
 
     # --- events -------------------------------------------------------------------------------------------------------
 
     def _screen(self, notice: PunchNotice) -> Refusal | None:
-        if not notice.extra.v and self._admit_raw is None:
+        if self._is_closing:
+            return (404, "it has just left")
+        if not notice.extra.v and self.admit_raw is None:
             return (403, "authentication needed")
         return None
 
     def _on_event(self, event: Event) -> None:
         self._trace("punch", type(event).__name__, **event.facts())
         match event:
-            case Dial():
-                dialer = self._dialers.get(event.token)
-                if dialer is None:
-                    dialer = Dialer(self._port.address, self._on_connected, tracer=self._trace)
-                    self._dialers[event.token] = dialer
-                ttl = self._port.udp.opener_ttl if event.low else None
-                dialer.start(event.targets, low_ttl=ttl, patience=event.patience)
+            case Dial() if not self._is_closing:
+                self._dial(event)
             case StopDialing():
                 if event.token in self._dialers:
                     self._dialers.pop(event.token).close()
@@ -173,6 +207,13 @@ class AnsweringPort:
                 self._left.set()
             case _:
                 pass
+
+    def _dial(self, wanted: Dial) -> None:
+        dialer = self._dialers.get(wanted.token)
+        if dialer is None:
+            dialer = Dialer(self._port.address, self._greet_soon, tracer=self._trace)
+            self._dialers[wanted.token] = dialer
+        dialer.start(wanted.targets, low_ttl=self._port.udp.opener_ttl if wanted.low else None, patience=wanted.patience)
 
     def _on_registration(self, event: Registered | RegistrationRefused | RegistrationLost) -> None:
         if self._registered is None or self._registered.done():
@@ -188,66 +229,79 @@ class AnsweringPort:
             case RegistrationRefused():
                 self._registered.set_exception(RendezvousError(server, event.text, event.code))
             case RegistrationLost():
-                self._registered.set_exception(RendezvousTimeoutError(server, TRANSACTION_TIMEOUT))
+                self._registered.set_exception(RendezvousTimeoutError(server, TRANSACTION_TIMEOUT, self._port.silent_over))
 
     # --- connections --------------------------------------------------------------------------------------------------
-
-    def _on_connected(self, sock: socket.socket, remote: Address, how: How) -> None:
-        self._greet_soon(sock, remote, how)
 
     def _on_accepted(self, sock: socket.socket, remote: Address) -> None:
         self._greet_soon(sock, remote, "accept")
 
-    def _greet_soon(self, sock: socket.socket, remote: Address, how: str) -> None:
-        expected = any(agent.caller[0] == remote[0] or remote in agent.targets for agent in self._machine.agents)
-        if not expected or len(self._greetings) >= PENDING_CONNECTIONS * max(1, len(self._machine.agents)):
+    def _greet_soon(self, sock: socket.socket, remote: Address, how: ConnectedBy) -> None:
+        agents = self._machine.agents
+        is_expected = any(agent.caller[0] == remote[0] for agent in agents)
+        if self._is_closing or not is_expected or len(self._greetings) >= PENDING_CONNECTIONS * len(agents):
             self._trace("traversal", "stranger_cut_off", remote=format_address(remote))
             reset_close(sock)
             return
         self._trace("traversal", "connection_up", remote=format_address(remote), how=how)
-        task = asyncio.create_task(self._greet(sock, remote, how))
-        self._greetings.add(task)
-        task.add_done_callback(self._greetings.discard)
+        pipe = TcpPipe(sock, path_of(sock, remote, how))
+        greeting = asyncio.create_task(self._greet(pipe, sock, remote))
+        self._greetings.add(greeting)
+        greeting.add_done_callback(self._greetings.discard)
+        greeting.add_done_callback(lambda _: pipe.abort())  # also of one that was cancelled before it began
 
-    async def _greet(self, sock: socket.socket, remote: Address, how: str) -> None:
+    async def _greet(self, pipe: TcpPipe, sock: socket.socket, remote: Address) -> None:
         """Find out which call a connection belongs to, and make the channel."""
         try:
             async with asyncio.timeout(PREAMBLE_TIMEOUT):
-                await self._admit_connection(sock, remote, how)
+                agent = await self._admit_connection(pipe, sock, remote)
         except (P2PTunnelError, OSError) as error:  # a stranger, a withdrawn connection, a peer we do not admit
             self._trace("traversal", "connection_refused", remote=format_address(remote), reason=str(error))
-
-    async def _admit_connection(self, sock: socket.socket, remote: Address, how: str) -> None:
-        pipe = TcpPipe(sock, path_of(sock, remote, how))
-        try:
-            raw_agent = self._raw_agent(remote)
-            if raw_agent is not None and self._admit_raw is not None:
-                await self._admit_raw(pipe)
-                self._accepted(raw_agent)
-                return
-            conkey = await read_preamble(sock, PREAMBLE_TIMEOUT)
-            agent = self._agent_of(conkey)
-            await self._admit(pipe, agent.conkey)
-            self._accepted(agent)
-        except BaseException:
-            pipe.abort()
-            raise
-
-    def _accepted(self, agent: CalleeAgent) -> None:
-        self._last_connection += 1
+            return
+        self._connections += 1
         if not agent.is_over:
-            agent.channel_accepted(self._last_connection)
+            agent.channel_accepted(self._connections)
             self._driver.wake()
+
+    async def _admit_connection(self, pipe: TcpPipe, sock: socket.socket, remote: Address) -> CalleeAgent:
+        raw_agent = self._raw_agent(remote)
+        if raw_agent is not None and self.admit_raw is not None:
+            await self.admit_raw(pipe)
+            return raw_agent
+        agent = self._agent_of(await read_preamble(sock, PREAMBLE_TIMEOUT))
+        await self._admit(pipe, agent.conkey)
+        return agent
 
     def _agent_of(self, selector: bytes) -> CalleeAgent:
         """Return the call whose conkey this is; compared in constant time."""
         for agent in self._machine.agents:
-            if hmac.compare_digest(bytes.fromhex(agent.conkey), selector):
+            if not agent.is_seed_only and hmac.compare_digest(bytes.fromhex(agent.conkey), selector):
                 return agent
-        raise ChannelClosedError("a preamble of no call of ours")
+        raise ChannelClosedError("us: a preamble of no call of ours")
 
     def _raw_agent(self, remote: Address) -> CalleeAgent | None:
-        for agent in self._machine.agents:
-            if agent.is_seed_only and agent.caller[0] == remote[0]:
-                return agent
-        return None
+        """Return the founding protocol's call from there; where one of ours comes from the same host, its port must fit."""
+        agents = [agent for agent in self._machine.agents if agent.caller[0] == remote[0]]
+        exact = next((agent for agent in agents if agent.is_seed_only and remote in agent.targets), None)
+        if exact is not None or not agents or not all(agent.is_seed_only for agent in agents):
+            return exact
+        return agents[0]
+
+
+class _Backoff:
+    """Pauses between tries: longer each time, with full jitter, short ones for the first half minute."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._next = RECONNECT_FIRST
+
+    def pause(self) -> float:
+        """Return the seconds to wait before the next try."""
+        cap = RECONNECT_QUICK_CAP if time.monotonic() - self._began < RECONNECT_QUICK else RECONNECT_CAP
+        self._next, seconds = min(self._next * RECONNECT_FACTOR, RECONNECT_CAP), min(self._next, cap)
+        return seconds * _dice.random()
+
+
+def _retrieve(outcome: asyncio.Future[Address]) -> None:
+    if not outcome.cancelled():
+        outcome.exception()

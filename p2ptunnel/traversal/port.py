@@ -7,13 +7,14 @@ TCP's by a standing connection from that very number.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Final, Self
 
-from p2ptunnel.defaults import OPENER_TTL_MEMORY, OPENER_TTL_UNKNOWN
-from p2ptunnel.errors import RendezvousError
+from p2ptunnel.defaults import CONTROL_GRACE, OPENER_TTL_MEMORY, OPENER_TTL_UNKNOWN, TRANSACTION_TIMEOUT
+from p2ptunnel.errors import RendezvousError, RendezvousTimeoutError
 from p2ptunnel.net.hops import opener_ttl
 from p2ptunnel.net.interfaces import source_address
-from p2ptunnel.net.reflexive import TcpControl
+from p2ptunnel.net.reflexive import TcpControl, observe_udp
 from p2ptunnel.net.sockets import ANY_IPV4, can_open_low, is_loopback
 from p2ptunnel.net.udp import UdpSocket
 from p2ptunnel.protocol.punch import LocalView
@@ -58,14 +59,19 @@ class PunchPort:
 
         Raises:
             BindError: No number can be had.
+            RendezvousTimeoutError: The server is silent over UDP and TCP alike.
         """
         trace = tracer or Tracer()
         local = source_address(server[0]) if is_loopback(server[0]) else ANY_IPV4 if ":" not in server[0] else "::"
         port = cls(UdpSocket((local, 0), tracer=trace), server, trace)
+        hops = asyncio.create_task(ttl.towards(server))
         try:
-            _, port.udp.opener_ttl = await asyncio.gather(port.observe(), ttl.towards(server))
+            await port._observe_first()  # noqa: SLF001 - of this very class
+            port.udp.opener_ttl = await hops
         except BaseException:
             port.close()
+            hops.cancel()
+            await asyncio.gather(hops, return_exceptions=True)
             raise
         return port
 
@@ -82,21 +88,50 @@ class PunchPort:
         return LocalView(candidates, 0.0 if control is None else control.rtt, can_open_low())
 
     @property
+    def silent_over(self) -> str:
+        """Over what a server has been silent that does not answer here."""
+        return "UDP or TCP" if self.control is None else "UDP"
+
+    @property
     def cookie(self) -> str:
         """The server's cookie for our address, empty if it has given none."""
         return "" if self.control is None else self.control.cookie
 
-    async def observe(self) -> None:
-        """Open the standing TCP connection to the server, anew if there is one."""
-        self._drop_control()
-        self._control_lost.clear()
+    async def observe(self, *, timeout: float = TRANSACTION_TIMEOUT) -> bool:
+        """Open the standing TCP connection to the server, anew if there is one; return whether there is one now."""
+        self.forget_control()
         try:
             self.control = await TcpControl.open(
-                self.address[1], self.server, on_lost=lambda _: self._control_lost.set(), tracer=self._trace
+                self.address[1], self.server, timeout, on_lost=lambda _: self.forget_control(), tracer=self._trace
             )
-        except RendezvousError as error:
-            self._control_lost.set()
+        except (RendezvousError, OSError) as error:
             self._trace("traversal", "tcp_unobserved", server=format_address(self.server), reason=str(error))
+            return False
+        self._control_lost.clear()
+        return True
+
+    async def _observe_first(self) -> None:
+        """Observe over TCP, and ask over UDP meanwhile whether the server is there at all, so that nobody waits for both."""
+        heard = asyncio.Event()
+        try:
+            async with asyncio.timeout(TRANSACTION_TIMEOUT) as patience:
+                asking = asyncio.create_task(self._hear(heard, patience))
+                try:
+                    await self.observe(timeout=2 * TRANSACTION_TIMEOUT)
+                finally:
+                    asking.cancel()
+                    await asyncio.gather(asking, return_exceptions=True)
+        except TimeoutError:
+            if not heard.is_set():
+                raise RendezvousTimeoutError(format_address(self.server), TRANSACTION_TIMEOUT) from None
+            self._trace("traversal", "tcp_unobserved", server=format_address(self.server), reason="no answer")
+
+    async def _hear(self, heard: asyncio.Event, patience: asyncio.Timeout) -> None:
+        """Ask over UDP; once the server has answered, TCP gets only a little longer."""
+        with contextlib.suppress(RendezvousError, OSError):  # then TCP alone must tell
+            await observe_udp(self.address, self.server)
+            heard.set()
+            patience.reschedule(asyncio.get_running_loop().time() + CONTROL_GRACE)
 
     async def wait_control_lost(self) -> None:
         """Wait until there is no standing TCP connection."""
@@ -104,15 +139,12 @@ class PunchPort:
 
     def forget_control(self) -> None:
         """Drop the standing TCP connection: what it showed is out of date."""
-        self._drop_control()
-        self._control_lost.set()
-
-    def _drop_control(self) -> None:
         if self.control is not None:
             self.control.abort()
             self.control = None
+        self._control_lost.set()
 
     def close(self) -> None:
         """Close every socket of the port; closing twice is fine."""
-        self._drop_control()
+        self.forget_control()
         self.udp.close()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from p2ptunnel.net.dial import DialRecord
 from p2ptunnel.net.interfaces import is_on_link
+from p2ptunnel.net.tcp import How
 from p2ptunnel.types import Address, Path, format_address
 
-__all__ = ["attempt_lines", "path_of"]
+__all__ = ["ConnectedBy", "attempt_lines", "path_of"]
 
-_WHY: Final = {
+ConnectedBy: TypeAlias = How | Literal["accept"]
+"""How a connection came up: one that we dialled, or one that we accepted."""
+
+_WHY: Final[dict[ConnectedBy, str]] = {
     "connect": "our SYN reached it",
     "opener": "its SYN met ours, which had died on the way",
     "accept": "its SYN reached our listener",
@@ -29,7 +33,7 @@ def attempt_lines(records: Iterable[DialRecord]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def path_of(sock: socket.socket, remote: Address, how: str, rtt: float | None = None) -> Path:
+def path_of(sock: socket.socket, remote: Address, how: ConnectedBy, rtt: float | None = None) -> Path:
     """Return the path of a TCP connection that `how` (connect, opener, accept) brought up."""
     local: Address = sock.getsockname()[:2]
     return Path(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ import pytest
 
 from p2ptunnel.errors import ConfigError, LaboratoryError
 from p2ptunnel.testing.natlab import Host, Lab
+from p2ptunnel.testing.natlab import capture as capture_module
 from p2ptunnel.types import Address
 
 PATIENCE = 5.0
@@ -296,16 +298,16 @@ def test_a_capture_has_every_packet_of_its_block_and_no_other(natlab: Lab, tmp_p
     with udp(natlab.server, (natlab.server.ip, 9999)) as server, udp(site.host) as client:
         client.sendto(b"before", server.getsockname())
         with natlab.capture(filter="udp port 9999", write=file) as outside, natlab.capture(site) as inside:
-            for _ in range(100):
+            for _ in range(2000):
                 client.sendto(b"during", server.getsockname())
         client.sendto(b"after", server.getsockname())
         port = client.getsockname()[1]
     arrivals = [line for line in outside.lines if " In " in line]
-    assert len(arrivals) == 100
+    assert len(arrivals) == 2000
     assert all(f"{site.wan_address}.{port ^ 0x0A5A} > 203.0.113.1.9999: UDP, length 6" in line for line in arrivals)
-    assert sum(f"{site.host.ip}.{port} > 203.0.113.1.9999" in line for line in inside.lines) == 2 * 100  # port and bridge
+    assert sum(f"{site.host.ip}.{port} > 203.0.113.1.9999" in line for line in inside.lines) == 2 * 2000  # port and bridge
     assert outside.path == file
-    assert file.stat().st_size > 100 * 28
+    assert file.stat().st_size > 2000 * 28
 
 
 def test_a_capture_on_a_host_sees_its_own_packets(natlab: Lab) -> None:
@@ -328,6 +330,25 @@ def test_a_wrong_filter_is_refused_in_tcpdump_s_words(natlab: Lab) -> None:
 
 
 # --- misuse -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_capture_that_lost_packets_says_so(natlab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture_module, "_BUFFER_KIB", 1)
+    monkeypatch.setattr(capture_module, "_SNAPSHOT_BYTES", 0)  # the largest: a slot for each of eight packets
+
+    def flood() -> None:
+        with natlab.capture(natlab.server, "udp port 9999"), udp(natlab.server) as sender:
+            for _ in range(5000):
+                sender.sendto(b"?", (natlab.server.ip, 9999))
+
+    with pytest.raises(LaboratoryError, match=r"incomplete: \d+ packets were too many"):
+        flood()
+
+
+def test_without_tcpdump_there_is_no_capture(natlab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(LaboratoryError, match="the program tcpdump is missing"), natlab.capture():
+        pytest.fail("the block has begun")
 
 
 def test_nft_s_words_are_in_the_error(natlab: Lab) -> None:
@@ -368,6 +389,18 @@ def test_an_address_taken_twice_is_refused(natlab: Lab) -> None:
     natlab.site("pr", wan_address="198.51.100.77")
     with pytest.raises(LaboratoryError, match=r"pr-2 cannot be built: .*File exists"):
         natlab.site("pr", wan_address="198.51.100.77")
+
+
+def test_a_laboratory_has_room_for_so_many_sites_and_no_more(natlab: Lab) -> None:
+    natlab._numbers = itertools.count(251)
+    with pytest.raises(LaboratoryError, match="a laboratory has at most 250 sites"):
+        natlab.site("pub")
+
+
+def test_where_none_can_be_built_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2ptunnel.testing.natlab.lab.capable", lambda: "no namespaces today")
+    with pytest.raises(LaboratoryError, match="the laboratory does not work: no namespaces today"):
+        Lab()
 
 
 def test_machines_and_sites_say_who_they_are(natlab: Lab) -> None:

@@ -148,24 +148,31 @@ def test_any_bytes_are_taken_or_are_the_one_error(junk: bytes, streams: int) -> 
         mux.receive_data(memoryview(junk), 1)
 
 
-@given(st.lists(st.integers(1, 200_000), min_size=1, max_size=8), st.integers(1, 70_000))
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=6), st.sampled_from([1, 7, 8, 9, 100, 1000]))
 def test_bytes_that_are_written_in_any_sizes_and_carried_in_any_are_the_same_bytes(sizes: list[int], piece: int) -> None:
     caller, callee = Mux(caller=True, now=0), Mux(caller=False, now=0)
     stream = caller.open("web", 0)
     came, sent = bytearray(), bytearray()
     for number, size in enumerate(sizes):
-        block = hashlib.shake_128(bytes([number])).digest(size)
+        block = hashlib.shake_128(bytes([number])).digest(size * piece)
         sent += block
         caller.write(stream, memoryview(block))
         while batch := bytes(caller.data_to_send()):
             for at in range(0, len(batch), piece):
                 callee.receive_data(memoryview(batch[at : at + piece]), 0)
-                for event in callee.events():
-                    if isinstance(event, Data):
-                        came += event.payload
-                        callee.consumed(stream, len(event.payload), 0)
-                    elif isinstance(event, Open):
-                        callee.accept(stream)
+                came += taken(callee)
             caller.receive_data(memoryview(bytes(callee.data_to_send())), 0)
         assert caller.is_drained(stream)
     assert came == sent
+
+
+def taken(mux: Mux) -> bytes:
+    """Accept what is opened, read what has come."""
+    came = bytearray()
+    for event in mux.events():
+        if isinstance(event, Open):
+            mux.accept(event.stream_id)
+        elif isinstance(event, Data):
+            came += event.payload
+            mux.consumed(event.stream_id, len(event.payload), 0)
+    return bytes(came)

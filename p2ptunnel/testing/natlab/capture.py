@@ -8,7 +8,8 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Generator, Iterator
+import threading
+from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Final
 
@@ -22,6 +23,7 @@ _LISTENING: Final = "listening on"
 _DROPPED: Final = re.compile(r"^([1-9]\d*) packets? dropped", re.MULTILINE)
 _MARK_ADDRESS: Final = ("127.0.0.1", 9)
 _MARK: Final = "udp dst port 9 and dst host 127.0.0.1"
+_MARK_INTERVAL: Final = 0.05
 _MARK_TEXT: Final = "> 127.0.0.1.9: UDP"
 _SNAPSHOT_BYTES, _BUFFER_KIB = 1600, 16384
 """A slot of the kernel's buffer is as large as the snapshot; by default it has eight slots, which a burst fills."""
@@ -32,7 +34,7 @@ class Capture:
 
     Attributes:
         lines: One text a packet, as tcpdump prints it; complete when the block has ended.
-        path: The file, if one was asked for; its last packet is a mark of our own.
+        path: The file, if one was asked for; its last packets are marks of our own.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -52,10 +54,13 @@ def capture(machine: Host, expression: str, write: str | Path | None) -> Generat
     assert program.stderr is not None
     try:
         _wait_until_it_listens(program.stderr)
+        reader = threading.Thread(target=_read_until_mark, args=(program.stdout, found.lines), name="natlab-capture")
+        reader.start()  # or tcpdump would wait for a reader, and lose packets meanwhile
         yield found
         with machine.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-            sender.sendto(b"", _MARK_ADDRESS)
-        found.lines += _lines_before_mark(program.stdout)
+            while reader.is_alive():  # a mark is lost too, if the buffer is full
+                sender.sendto(b"", _MARK_ADDRESS)
+                reader.join(_MARK_INTERVAL)
         program.send_signal(signal.SIGINT)
         _check_that_all_is_there(program.stderr)
     finally:
@@ -78,11 +83,11 @@ def _wait_until_it_listens(errors: IO[str]) -> None:
     raise LaboratoryError(f"tcpdump says {' '.join(said)}")
 
 
-def _lines_before_mark(output: IO[str]) -> Iterator[str]:
+def _read_until_mark(output: IO[str], lines: list[str]) -> None:
     for line in output:
         if _MARK_TEXT in line:
             return
-        yield line.rstrip("\n")
+        lines.append(line.rstrip("\n"))
 
 
 def _check_that_all_is_there(errors: IO[str]) -> None:

@@ -117,12 +117,13 @@ class Kind:
 
 
 def _impossible(kind: Kind) -> str:
-    if kind.router == "user":
-        return _impossible_for_user(kind)
-    for field, only in _KERNEL_CANNOT.items():
-        if getattr(kind, field) != only:
-            return f"a kernel cannot do {field}={getattr(kind, field)!r}"
-    return _impossible_for_kernel(kind) if kind.router == "kernel" else ""
+    match kind.router:
+        case "user":
+            return _impossible_for_user(kind)
+        case "kernel":
+            return _impossible_for_kernel(kind)
+        case "none":
+            return _impossible_for_host(kind)
 
 
 def _impossible_for_user(kind: Kind) -> str:
@@ -131,7 +132,17 @@ def _impossible_for_user(kind: Kind) -> str:
     return "a user-space NAT has no stack of its own to accept with" if kind.unsolicited == "accept" else ""
 
 
+def _impossible_for_host(kind: Kind) -> str:
+    for field in dataclasses.fields(kind):
+        if field.name not in ("router", "filtering") and getattr(kind, field.name) != field.default:
+            return f"a host without a router cannot do {field.name}={getattr(kind, field.name)!r}"
+    return ""
+
+
 def _impossible_for_kernel(kind: Kind) -> str:
+    for field, only in _KERNEL_CANNOT.items():
+        if getattr(kind, field) != only:
+            return f"a kernel cannot do {field}={getattr(kind, field)!r}"
     if kind.mapping == "endpoint-independent":
         if kind.allocation in ("sequential", "random"):
             return f"a kernel cannot do endpoint-independent mapping with {kind.allocation} ports"

@@ -20,7 +20,7 @@ _NETLINK_ROUTE: Final = 0
 _IPV6_ADDRESS_NEWS: Final = 0x100
 _PATIENCE: Final = 5.0
 _MESSAGE_ERROR, _MESSAGE_DONE = 2, 3
-_IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 3, 4, 10, 18, 28
+_IFLA_IFNAME, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 3, 10, 18, 28
 _INFO_KIND, _INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _IFA_NO_DAD, _IFA_PERMANENT = 0x02, 0x80
@@ -54,18 +54,10 @@ class Netlink:
         self._socket.close()
         self._news.close()
 
-    def set_up(self, device: str, *, mtu_bytes: int | None = None, bridge: str | None = None) -> None:
-        """Bring a device up, with an MTU, as a port of a bridge."""
-        attributes = b""
-        if mtu_bytes is not None:
-            attributes += _attribute(_IFLA_MTU, struct.pack("=I", mtu_bytes))
-        if bridge is not None:
-            attributes += _attribute(_IFLA_MASTER, struct.pack("=I", self._index(bridge)))
-        self._request(_NEW_LINK, 0, _LINK.pack(0, 0, self._index(device), _UP, _UP) + attributes)
-
-    def set_down(self, device: str) -> None:
-        """Take a device down; its routes go."""
-        self._request(_NEW_LINK, 0, _LINK.pack(0, 0, self._index(device), 0, _UP))
+    def set_up(self, device: str, *, bridge: str | None = None) -> None:
+        """Bring a device up, as a port of a bridge or as it is."""
+        master = b"" if bridge is None else _attribute(_IFLA_MASTER, struct.pack("=I", self._index(bridge)))
+        self._request(_NEW_LINK, 0, _LINK.pack(0, 0, self._index(device), _UP, _UP) + master)
 
     def settle(self, device: str) -> None:
         """Make a new carrier count now: asking for the device does, else it may take a second.

@@ -7,9 +7,10 @@ from p2ptunnel.testing.simnet.driver import Credentials, Driver, SimServer
 from p2ptunnel.testing.simnet.kinds import KINDS, PUNCHABLE, Kind, find_kind
 from p2ptunnel.testing.simnet.nat import Nat
 from p2ptunnel.testing.simnet.network import Host, Network
-from p2ptunnel.testing.simnet.peers import Habits, SimCallee, SimCaller
+from p2ptunnel.testing.simnet.peers import SimCallee, SimCaller
 from p2ptunnel.testing.simnet.run import CALLEE, CALLER, SERVER, TAG, Call, Outcome, run_punch
 from p2ptunnel.testing.simnet.segment import ACK, RST, SYN, SYN_ACK, Segment
+from p2ptunnel.testing.simnet.side import Habits, Side
 from p2ptunnel.testing.simnet.tcp import Owner, Socket, TcpStack
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Outcome",
     "Owner",
     "Segment",
+    "Side",
     "SimCallee",
     "SimCaller",
     "SimServer",

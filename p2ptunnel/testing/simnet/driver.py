@@ -6,7 +6,7 @@ from typing import Final
 
 from p2ptunnel.protocol.broker import Broker
 from p2ptunnel.protocol.machine import Event, Machine
-from p2ptunnel.testing.simnet.network import Host, Network
+from p2ptunnel.testing.simnet.network import TTL, Host, Network
 from p2ptunnel.types import Address, Tag
 from p2ptunnel.wire.messages import RegisterExtra
 
@@ -23,14 +23,14 @@ class Driver:
     Attributes:
         network: Where the host is.
         host: Where the machine runs.
-        lowers_ttl: Openers die on the way, as they should.
+        opener_ttl: TTL of what must die on the way.
     """
 
-    def __init__(self, machine: Machine, network: Network, host: Host, *, lowers_ttl: bool = True) -> None:
+    def __init__(self, machine: Machine, network: Network, host: Host, *, ttl_error: int = 0) -> None:
         """Take what arrives at `host` over UDP."""
         self.network = network
         self.host = host
-        self.lowers_ttl = lowers_ttl
+        self.opener_ttl = host.routers + 1 + ttl_error
         self._machine = machine
         self._clock = network.clock
         self._wake_at: float | None = None
@@ -42,8 +42,8 @@ class Driver:
         for event in machine.events():
             self._handle(event)
         for datagram in machine.datagrams_to_send():
-            low = datagram.opener and self.lowers_ttl
-            self.network.send_udp(self.host, datagram.data, datagram.destination, low=low)
+            ttl = self.opener_ttl if datagram.opener else TTL
+            self.network.send_udp(self.host, datagram.data, datagram.destination, ttl=ttl)
         deadline = machine.next_deadline()
         if deadline is not None and (self._wake_at is None or deadline < self._wake_at):
             self._wake_at = deadline

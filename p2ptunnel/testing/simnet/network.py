@@ -17,11 +17,12 @@ from p2ptunnel.testing.simnet.nat import Nat
 from p2ptunnel.testing.simnet.segment import RST, Segment
 from p2ptunnel.types import Address
 
-__all__ = ["Host", "Network"]
+__all__ = ["TTL", "Host", "Network"]
 
 _Packet = TypeVar("_Packet", bytes, Segment)
 
 _HELD_BACK: Final = 0.05  # seconds by which a reordered packet is late, at most
+TTL: Final = 64
 
 
 def _drop_datagram(data: bytes, source: Address) -> None:
@@ -40,12 +41,13 @@ class Host:
         port: The inside one, of UDP and TCP alike.
         delay: Seconds that a packet takes between here and the middle of the internet, one way.
         nat: What stands in between, None for nothing.
+        routers: How many of them take one from a packet's TTL: a firewall on the host itself does not.
         receive_udp: Gets each datagram with its source.
         receive_tcp: Gets each TCP segment with its source.
         sent: Packets by host they were for, those included that never got there.
     """
 
-    __slots__ = ("address", "delay", "nat", "port", "receive_tcp", "receive_udp", "sent")
+    __slots__ = ("address", "delay", "nat", "port", "receive_tcp", "receive_udp", "routers", "sent")
 
     def __init__(self, address: str, port: int, delay: float, nat: Nat | None) -> None:
         """Connect nothing yet: `Network.add` does."""
@@ -53,6 +55,7 @@ class Host:
         self.port = port
         self.delay = delay
         self.nat = nat
+        self.routers = int(nat is not None and nat.kind.router)
         self.receive_udp: Callable[[bytes, Address], None] = _drop_datagram
         self.receive_tcp: Callable[[Segment, Address], None] = _drop_segment
         self.sent: Counter[str] = Counter()
@@ -104,35 +107,43 @@ class Network:
         """Return the seconds from one host to another and back, jitter apart."""
         return 2 * (one.delay + self._hosts[other[0]].delay)
 
-    def send_udp(self, sender: Host, data: bytes, destination: Address, *, low: bool = False) -> None:
-        """Send a datagram; with `low` its TTL ends on the first hop beyond the sender's own NAT."""
+    def send_udp(self, sender: Host, data: bytes, destination: Address, *, ttl: int = TTL) -> None:
+        """Send a datagram; each router on the way, and the internet as a whole, takes one from its `ttl`."""
+        self.packets += 1
+        sender.sent[destination[0]] += 1
+        if ttl <= sender.routers:
+            self.drops["TTL over"] += 1
+            return
         nat = sender.nat
         port = sender.port if nat is None else nat.udp_out(sender.port, destination, self.clock.now)
-        receiver = self._route(sender, destination[0], low=low)
+        receiver = self._route(destination[0], ttl - sender.routers)
         if receiver is not None:
-            delay = sender.delay + receiver.delay
-            self._carry(delay, self._udp_arrives, receiver, data, (sender.address, port), destination[1])
+            delay, left = sender.delay + receiver.delay, ttl - sender.routers - 1
+            self._carry(delay, self._udp_arrives, receiver, data, (sender.address, port), destination[1], left)
 
-    def send_tcp(self, sender: Host, segment: Segment, destination: Address, *, low: bool = False) -> None:
+    def send_tcp(self, sender: Host, segment: Segment, destination: Address, *, ttl: int = TTL) -> None:
         """Send a segment, as `send_udp` does."""
+        self.packets += 1
+        sender.sent[destination[0]] += 1
+        if ttl <= sender.routers:
+            self.drops["TTL over"] += 1
+            return
         nat = sender.nat
         port = sender.port if nat is None else nat.tcp_out(sender.port, destination, segment, self.clock.now)
         if port is None:
             self.drops["invalid"] += 1
             return
-        receiver = self._route(sender, destination[0], low=low)
+        receiver = self._route(destination[0], ttl - sender.routers)
         if receiver is not None:
-            delay = sender.delay + receiver.delay
-            self._carry(delay, self._tcp_arrives, receiver, segment, (sender.address, port), destination[1])
+            delay, left = sender.delay + receiver.delay, ttl - sender.routers - 1
+            self._carry(delay, self._tcp_arrives, receiver, segment, (sender.address, port), destination[1], left)
 
     def forge_udp(self, data: bytes, source: Address, destination: Address) -> None:
         """Deliver a datagram in somebody else's name, at once and for certain: what an attacker off the path can do."""
-        self._udp_arrives(self._hosts[destination[0]], data, source, destination[1])
+        self._udp_arrives(self._hosts[destination[0]], data, source, destination[1], TTL)
 
-    def _route(self, sender: Host, host: str, *, low: bool) -> Host | None:
-        self.packets += 1
-        sender.sent[host] += 1
-        if low:
+    def _route(self, host: str, ttl: int) -> Host | None:
+        if ttl <= 1:
             self.drops["TTL over"] += 1
             return None
         receiver = self._hosts.get(host)
@@ -143,14 +154,15 @@ class Network:
     def _carry(
         self,
         delay: float,
-        arrive: Callable[[Host, _Packet, Address, int], None],
+        arrive: Callable[[Host, _Packet, Address, int, int], None],
         receiver: Host,
         packet: _Packet,
         source: Address,
         port: int,
+        ttl: int,
     ) -> None:
         if self._is_even:
-            self.clock.call_later(delay, arrive, receiver, packet, source, port)
+            self.clock.call_later(delay, arrive, receiver, packet, source, port, ttl)
             return
         for _ in range(2 if self.random.random() < self._duplicate else 1):
             if self.random.random() < self._loss:
@@ -159,19 +171,24 @@ class Network:
             late = self._jitter * self.random.random()
             if self.random.random() < self._reorder:
                 late += _HELD_BACK * self.random.random()
-            self.clock.call_later(delay + late, arrive, receiver, packet, source, port)
+            self.clock.call_later(delay + late, arrive, receiver, packet, source, port, ttl)
 
-    def _udp_arrives(self, receiver: Host, data: bytes, source: Address, port: int) -> None:
+    def _udp_arrives(self, receiver: Host, data: bytes, source: Address, port: int, ttl: int) -> None:
         nat = receiver.nat
-        if port == receiver.port if nat is None else nat.udp_in(port, source, self.clock.now):
-            receiver.receive_udp(data, source)
-        else:
+        if not (port == receiver.port if nat is None else nat.udp_in(port, source, self.clock.now)):
             self.drops["filtered"] += 1
+        elif ttl <= receiver.routers:
+            self.drops["TTL over"] += 1
+        else:
+            receiver.receive_udp(data, source)
 
-    def _tcp_arrives(self, receiver: Host, segment: Segment, source: Address, port: int) -> None:
+    def _tcp_arrives(self, receiver: Host, segment: Segment, source: Address, port: int, ttl: int) -> None:
         nat = receiver.nat
         if port == receiver.port if nat is None else nat.tcp_in(port, source, segment):
-            receiver.receive_tcp(segment, source)
+            if ttl <= receiver.routers:  # the router has taken note of it all the same
+                self.drops["TTL over"] += 1
+            else:
+                receiver.receive_tcp(segment, source)
             return
         self.drops["filtered"] += 1
         if segment.kind != RST and (nat is None or nat.kind.unsolicited != "drop"):
@@ -182,4 +199,4 @@ class Network:
         self.packets += 1
         asker = self._hosts[to[0]]
         reset = Segment(RST, segment.ack, segment.seq)
-        self._carry(refuser.delay + asker.delay, self._tcp_arrives, asker, reset, (refuser.address, port), to[1])
+        self._carry(refuser.delay + asker.delay, self._tcp_arrives, asker, reset, (refuser.address, port), to[1], TTL)

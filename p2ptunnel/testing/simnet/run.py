@@ -13,7 +13,8 @@ from p2ptunnel.protocol.registration import RegistrationState
 from p2ptunnel.testing.simnet.driver import SimServer
 from p2ptunnel.testing.simnet.kinds import find_kind
 from p2ptunnel.testing.simnet.network import Network
-from p2ptunnel.testing.simnet.peers import Habits, SimCallee, SimCaller
+from p2ptunnel.testing.simnet.peers import SimCallee, SimCaller
+from p2ptunnel.testing.simnet.side import Habits
 from p2ptunnel.types import Address
 
 __all__ = ["CALLEE", "CALLER", "SERVER", "TAG", "Call", "Outcome", "run_punch"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, Protocol, TypeAlias
 
-from p2ptunnel.testing.simnet.network import Host, Network
+from p2ptunnel.testing.simnet.network import TTL, Host, Network
 from p2ptunnel.testing.simnet.segment import ACK, RST, SYN, SYN_ACK, Segment
 from p2ptunnel.types import Address
 
@@ -25,19 +25,19 @@ class Socket:
     Attributes:
         number: Unlike that of any other socket; the initial sequence number as well.
         remote: The other end.
-        low: Its SYNs die on the way.
+        ttl: Of its SYNs; all else travels far enough.
         dialled: It was made by `connect`, not by the listener.
         state: Where it stands.
         peer: The sequence number that the other side's SYN has shown, 0 for none.
     """
 
-    __slots__ = ("dialled", "low", "number", "peer", "remote", "state")
+    __slots__ = ("dialled", "number", "peer", "remote", "state", "ttl")
 
-    def __init__(self, number: int, remote: Address, *, dialled: bool, low: bool = False) -> None:
+    def __init__(self, number: int, remote: Address, *, dialled: bool, ttl: int = 0) -> None:
         """Begin in SYN_SENT or, made by a listener, in SYN_RECEIVED."""
         self.number = number
         self.remote = remote
-        self.low = low
+        self.ttl = ttl
         self.dialled = dialled
         self.state: State = "syn-sent" if dialled else "syn-received"
         self.peer = 0
@@ -86,11 +86,14 @@ class TcpStack:
         """Tell whether `socket` still exists."""
         return self._sockets.get(socket.remote) is socket
 
-    def connect(self, remote: Address, *, low: bool) -> Socket | None:
-        """Send a SYN; return None if this pair of addresses is taken (EADDRNOTAVAIL)."""
+    def connect(self, remote: Address, *, ttl: int = TTL) -> Socket | None:
+        """Send a SYN; return None if this pair of addresses is taken (EADDRNOTAVAIL).
+
+        A SYN with a TTL that ends on the way ends nothing here (IP_MINTTL), and its repetitions have the same.
+        """
         if remote in self._sockets:
             return None
-        socket = self._sockets[remote] = Socket(next(self._network.numbers), remote, dialled=True, low=low)
+        socket = self._sockets[remote] = Socket(next(self._network.numbers), remote, dialled=True, ttl=ttl)
         self._send_syn(socket)
         return socket
 
@@ -176,7 +179,7 @@ class TcpStack:
 
     def _send_syn(self, socket: Socket) -> None:
         if socket.state == "syn-sent" and self.is_open(socket):
-            self._network.send_tcp(self._host, Segment(SYN, socket.number), socket.remote, low=socket.low)
+            self._network.send_tcp(self._host, Segment(SYN, socket.number), socket.remote, ttl=socket.ttl)
             self._network.clock.call_later(_REPEAT, self._send_syn, socket)
 
     def _send(self, socket: Socket, segment: Segment) -> None:

@@ -146,7 +146,15 @@ def test_endless_challenges_end_the_call() -> None:
 
 @pytest.mark.parametrize(
     ("code", "kind"),
-    [(404, "offline"), (429, "rate-limited"), (403, "refused"), (413, "refused"), (500, "refused"), (401, "refused"), (0, "refused")],
+    [
+        (404, "offline"),
+        (429, "rate-limited"),
+        (403, "refused"),
+        (413, "refused"),
+        (500, "refused"),
+        (401, "refused"),
+        (0, "refused"),
+    ],
 )
 def test_a_refusal_ends_the_call(code: int, kind: str) -> None:
     agent, question = asking()
@@ -334,9 +342,7 @@ def test_a_hole_at_another_port_is_used_there_and_loses_no_answer_under_way() ->
     assert len(agent._requester) == 0  # the second question is not asked on
 
 
-@pytest.mark.parametrize(
-    ("source", "token"), [(STRANGER, TOKEN), (SERVER, TOKEN), (CALLEE, "another"), (STRANGER, "another")]
-)
+@pytest.mark.parametrize(("source", "token"), [(STRANGER, TOKEN), (SERVER, TOKEN), (CALLEE, "another"), (STRANGER, "another")])
 def test_answers_of_others_change_nothing(source: tuple[str, int], token: str) -> None:
     agent = punching()
     datagrams = agent.datagrams_to_send()

@@ -71,6 +71,8 @@ def test_every_state_is_reached_and_every_trigger_used(
 def test_an_end_has_no_way_out(
     make: Callable[[], Any], table: Table, states: type[enum.Enum], triggers: type[enum.Enum]
 ) -> None:
-    ends = {state for state in states if not any(before is state and after is not state for (before, _), after in table.items())}
+    ends = {
+        state for state in states if not any(before is state and after is not state for (before, _), after in table.items())
+    }
     assert {state.name for state in ends} <= {"LEFT", "CONNECTED", "FAILED", "CHOSEN", "OVER"}
     assert ends

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -54,7 +55,7 @@ def test_jitter_moves_each_wait_by_a_fifth_at_most(seed: int) -> None:
     requester.send(4, 7, b"question", SERVER, 0.0)
     at = [0.0, *repetitions(requester)]
     nominal = [0.1, 0.15, 0.225, 0.3375, 0.50625, 0.759375, *[1.0] * len(at)]
-    waits = [later - earlier for earlier, later in zip(at, at[1:], strict=False)]
+    waits = [later - earlier for earlier, later in itertools.pairwise(at)]
     assert all(0.8 * due <= wait <= 1.2 * due + 1e-9 for wait, due in zip(waits, nominal, strict=False))
     assert len({round(wait / due, 6) for wait, due in zip(waits, nominal, strict=False)}) > 3
 

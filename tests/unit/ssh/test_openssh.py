@@ -91,7 +91,9 @@ while data := sock.recv(65536):
 
 
 @needs_openssh
-@pytest.mark.parametrize("odd", ["plain", "a b", "quo\"te's", "per%cent %h", "dol$HOME", "back\\slash", "semi;colon&", "ünï"])
+@pytest.mark.parametrize(
+    "odd", ["plain", "a b", "quo\"te's", "per%cent %h", "dol$HOME", "back\\slash", 'two\\\\"', "semi;colon&", "ünï"]
+)
 def test_odd_paths_reach_us_unharmed_and_ssh_logs_in(tmp_path: Path, odd: str) -> None:
     directory = tmp_path / odd
     directory.mkdir()

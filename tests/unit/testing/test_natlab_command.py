@@ -85,7 +85,9 @@ def test_it_runs_as_a_program() -> None:
 
 
 def test_every_public_name_is_there() -> None:
+    assert natlab._MODULES.keys() == set(natlab.__all__)
     for name in natlab.__all__:
-        assert getattr(natlab, name).__name__ == name if callable(getattr(natlab, name)) else getattr(natlab, name)
+        public = getattr(natlab, name)
+        assert getattr(public, "__name__", name) == name
     with pytest.raises(AttributeError, match="has no attribute 'Labs'"):
         natlab.Labs  # noqa: B018

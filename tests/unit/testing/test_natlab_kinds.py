@@ -64,7 +64,9 @@ def test_a_changed_kind_keeps_the_rest() -> None:
         ("symR", {"allocation": "preserving"}, "a kernel cannot do address-and-port-dependent mapping with preserving ports"),
         ("noSO", {"ipv6": "drop"}, "a user-space NAT speaks IPv4 only"),
         ("noSO", {"unsolicited": "accept"}, "a user-space NAT has no stack of its own to accept with"),
-        ("pub", {"tcp": False}, "a kernel cannot do tcp=False"),
+        ("pr", {"tcp": False}, "a kernel cannot do tcp=False"),
+        ("pub", {"tcp": False}, "a host without a router cannot do tcp=False"),
+        ("pubfw", {"mapping": "address-dependent"}, "a host without a router cannot do mapping='address-dependent'"),
     ],
 )
 def test_what_no_router_can_do_is_refused(kind: str, changes: dict[str, Any], text: str) -> None:

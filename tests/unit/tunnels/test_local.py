@@ -244,6 +244,9 @@ def test_without_descriptors_the_listener_rests_and_comes_back(monkeypatch: pyte
                 resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
                 client.connect(forward.local)
                 assert (await events.get()).facts["reason"] == "[Errno 24] Too many open files"
+                for _ in range(5):
+                    await asyncio.sleep(0)
+                assert forward.stats.failed == 1  # it does not spin on the connection that it cannot take
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             assert isinstance(forward.errors[-1], OSError)

@@ -84,12 +84,10 @@ class Nat:
             return self._refuse("hairpin")
         if not self._translate_outwards(packet, now):
             return []
-        deliveries = self._inwards(packet, now)
-        return [
-            delivery
-            for to, answer in deliveries
-            for delivery in (self._inwards_again(answer, now) if to is None else [(to, answer)])
-        ]
+        deliveries: list[Delivery] = []
+        for to, data in self._inwards(packet, now):
+            deliveries += self._inwards_again(data, now) if to is None else [(to, data)]
+        return deliveries
 
     def _inwards_again(self, answer: bytes, now: float) -> list[Delivery]:
         """Bring our own answer to a hairpinned packet back to the host that sent it."""
