@@ -53,6 +53,7 @@ CONKEY_TTL: Final = 10.0
 PREAMBLE_TIMEOUT: Final = 5.0  # from TCP up to ACCEPT
 CALLS_MAX: Final = 32  # answered at one time; a peer has few callers, a flood has many
 PENDING_CONNECTIONS: Final = 8  # unauthenticated ones on one punched listener
+RAW_STREAMS_WAITING: Final = 32  # of programs without a key, until somebody takes them; anybody can make more
 
 # --- channel and streams ----------------------------------------------------------------------------------------------------
 HANDSHAKE_TIMEOUT: Final = 5.0

@@ -5,7 +5,7 @@ Rule: the spec that the access check found is the one that is connected to; noth
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Final, TypeAlias
 
@@ -19,7 +19,7 @@ from p2ptunnel.session.session import OpenRequest
 from p2ptunnel.ssh.hostkeys import HostKeys
 from p2ptunnel.ssh.knownhosts import host_keys_service
 from p2ptunnel.trace import Tracer
-from p2ptunnel.tunnels.spec import Handler, ServeSpec, Target, find_service, service_for
+from p2ptunnel.tunnels.spec import Handler, ServeSpec, Target, find_service, parse_name, service_for
 from p2ptunnel.tunnels.target import open_target, serve_target
 from p2ptunnel.types import Tag, clean
 from p2ptunnel.wire.frames import ResetCode
@@ -31,14 +31,18 @@ Allow: TypeAlias = Iterable[Tag]
 
 
 class _Service(msgspec.Struct, frozen=True):
-    """One service: what peers ask for, and either a target or a function."""
+    """One service: what peers ask for, either a target or a function, and who may open it beside those of the store."""
 
     spec: ServeSpec
     handler: Handler | None = None
+    allowed: frozenset[PublicKey] = frozenset()
 
 
 class ServiceTable:
-    """The services of one peer: an access list for its sessions, and the handler of what they let through."""
+    """The services of one peer: an access list for its sessions, and the handler of what they let through.
+
+    Whoever leaves the store is let in no more, whatever was allowed in code.
+    """
 
     def __init__(self, store: PeerStore, tracer: Tracer) -> None:
         self._store: Final = store
@@ -52,26 +56,25 @@ class ServiceTable:
         """What is served, in the order in which it was added."""
         return tuple(self._services)
 
-    def add(self, name: str, target: Target | ServeSpec, allow: Allow) -> None:
-        """Serve `target` as `name`, to the peers whom the store grants `name` and to `allow`.
+    def add(self, services: Mapping[str, Target | ServeSpec], allow: Allow) -> None:
+        """Serve each target under its name, to the peers whom the store grants the name and to `allow`; all or none.
 
         Raises:
-            ConfigError: The name is taken.
-            InvalidSpecError: Name or target cannot be read.
-            UnknownPeerError: A tag in `allow` is not pinned; nothing has been added.
+            ConfigError: A name is taken.
+            InvalidSpecError: A name or a target cannot be read.
+            UnknownPeerError: A tag in `allow` is not pinned.
         """
-        if name in self._services:
-            raise ConfigError(f"{name!r} is served already", "Close the other Serving first, or choose another name.")
-        keys = [self._key_of(tag) for tag in allow]
-        self._services[name] = _as_service(name, target)
-        for key in keys:
-            self._access.allow(key, name)
+        allowed = frozenset(self._key_of(tag) for tag in allow)
+        added = {name: _as_service(name, target, allowed) for name, target in services.items()}
+        for name in added:
+            if name in self._services:
+                raise ConfigError(f"{name!r} is served already", "Close the other Serving first, or choose another name.")
+        self._services.update(added)
 
-    def remove(self, name: str) -> None:
-        """Serve `name` no more; streams under way go on."""
-        self._services.pop(name, None)
-        for key in self._access.admitted():
-            self._access.revoke(key, name)
+    def remove(self, names: Iterable[str]) -> None:
+        """Serve these no more; streams under way go on."""
+        for name in names:
+            self._services.pop(name, None)
 
     # --- the access list of sessions ----------------------------------------------------------------------------------
 
@@ -81,7 +84,11 @@ class ServiceTable:
 
     def granted(self, key: PublicKey) -> tuple[str, ...]:
         """Return the services that are there and that `key` may open."""
-        return tuple(name for name in self._access.granted(key) if name in self._services)
+        stored = self._access.granted(key)
+        is_pinned = key in self._access.admitted()
+        return tuple(
+            name for name, service in self._services.items() if name in stored or (is_pinned and key in service.allowed)
+        )
 
     def may_open(self, key: PublicKey, service: str) -> bool:
         """Tell whether `key` may open `service`: a name, the `host:port` of a service, or the host keys of one."""
@@ -92,13 +99,12 @@ class ServiceTable:
         return self._access.name_of(key)
 
     def _find(self, key: PublicKey, asked: str) -> _Service | None:
-        for name in self.granted(key):
-            service = self._services[name]
-            if service.spec.is_ssh and asked == host_keys_service(name):
+        granted = [self._services[name] for name in self.granted(key)]
+        for service in granted:
+            if service.spec.is_ssh and asked == host_keys_service(service.spec.name):
                 tell = partial(self._host_keys.tell, target=service.spec.target)
                 return _Service(ServeSpec(asked, service.spec.target), tell)
-        specs = [self._services[name].spec for name in self.granted(key)]
-        spec = find_service(specs, asked)
+        spec = find_service((service.spec for service in granted), asked)
         return None if spec is None else self._services[spec.name]
 
     # --- opening ------------------------------------------------------------------------------------------------------
@@ -108,16 +114,17 @@ class ServiceTable:
         service = self._find(request.peer_key, request.service)
         peer = self.name_of(request.peer_key)
         if service is None:  # taken back since the check
-            request.refuse(ResetCode.NOT_YOURS, "")
+            request.refuse(ResetCode.NOT_YOURS)
             return
         self._trace("serving", "stream_opened", peer=peer, service=clean(request.service))
         try:
             await self._serve(request, service)
-        except TargetRefusedError as error:
-            request.refuse(ResetCode.TARGET_REFUSED, error.reason)
-            self._trace("serving", "target_refused", peer=peer, service=service.spec.name, reason=error.reason)
         except (P2PTunnelError, OSError) as error:
-            self._trace("serving", "stream_broke", peer=peer, service=service.spec.name, reason=str(error))
+            event, reason = "stream_broke", str(error)
+            if isinstance(error, TargetRefusedError) and not request.is_decided:
+                event, reason = "target_refused", error.reason
+                request.refuse(ResetCode.TARGET_REFUSED, reason)
+            self._trace("serving", event, peer=peer, service=service.spec.name, reason=reason)
         else:
             self._trace("serving", "stream_closed", peer=peer, service=service.spec.name)
 
@@ -137,29 +144,37 @@ class ServiceTable:
     def _key_of(self, tag: Tag) -> PublicKey:
         pinned = self._store.get(tag)
         if pinned is None:
-            raise UnknownPeerError(tag)
+            raise UnknownPeerError(clean(tag))
         return pinned.key
 
 
-def _as_service(name: str, target: Target | ServeSpec) -> _Service:
+def _as_service(name: str, target: Target | ServeSpec, allowed: frozenset[PublicKey]) -> _Service:
     if isinstance(target, ServeSpec):
-        return _Service(target)
+        return _Service(msgspec.structs.replace(target, name=parse_name(name)), None, allowed)
     if isinstance(target, int | str):
-        return _Service(service_for(name, target))
-    return _Service(ServeSpec(name, "function"), target)
+        return _Service(service_for(name, target), None, allowed)
+    return _Service(ServeSpec(parse_name(name), "function"), target, allowed)
 
 
 class Serving:
-    """Services that are up until `close`."""
+    """Services that are up until `close`.
 
-    def __init__(self, table: ServiceTable, services: tuple[str, ...]) -> None:
+    Attributes:
+        services: Their names.
+    """
+
+    def __init__(self, table: ServiceTable, services: tuple[str, ...], leave: Callable[[], Awaitable[None]]) -> None:
         self.services: Final = services
         self._table = table
+        self._leave = leave
+        self._is_closed = False
 
     def __repr__(self) -> str:
         return f"<Serving {', '.join(self.services)}>"
 
     async def close(self) -> None:
-        """Serve these no more; streams under way go on.  Closing twice is fine."""
-        for name in self.services:
-            self._table.remove(name)
+        """Serve these no more; streams under way go on.  With the last service the registration ends.  Twice is fine."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._table.remove(self.services)
+            await self._leave()

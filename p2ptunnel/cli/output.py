@@ -36,9 +36,7 @@ class Output:
         color: None: on a terminal only.
     """
 
-    def __init__(
-        self, *, as_json: bool = False, quiet: bool = False, verbose: int = 0, color: bool | None = None
-    ) -> None:
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: int = 0, color: bool | None = None) -> None:
         self.as_json = as_json
         self._color = color
         self._quiet = quiet

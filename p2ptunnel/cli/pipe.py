@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +13,7 @@ from p2ptunnel.cli.complete import complete_tag
 from p2ptunnel.cli.settings import Settings
 
 if TYPE_CHECKING:
+    from p2ptunnel.abc import Stream
     from p2ptunnel.peer import Peer
 
 __all__ = ["command"]
@@ -51,23 +53,30 @@ async def _pipe(settings: Settings, tag: str, service: str, is_ssh: bool, known_
     from p2ptunnel.cli.stdio import carry_stdio
     from p2ptunnel.defaults import CONNECT_TIMEOUT
 
-    timeout = settings.timeout or CONNECT_TIMEOUT
     with settings.tracer() as tracer:
         async with settings.peer(tracer) as peer:
-            if is_ssh:
-                await _remember_host_keys(peer, tag, service, known_hosts)
-            await carry_stdio(await peer.connect(tag, service, timeout=timeout))
+            opening = peer.connect(tag, service, timeout=settings.timeout or CONNECT_TIMEOUT)
+            stream = await (_open_with_host_keys(peer, opening, tag, service, known_hosts) if is_ssh else opening)
+            await carry_stdio(stream)
 
 
-async def _remember_host_keys(peer: Peer, tag: str, service: str, known_hosts: str | None) -> None:
-    """Store what the peer tells of its SSH server before ssh sees a byte of it, and so before ssh asks `known-hosts`."""
+async def _open_with_host_keys(
+    peer: Peer, opening: Coroutine[Any, Any, Stream], tag: str, service: str, known_hosts: str | None
+) -> Stream:
+    """Open the stream, and store what the peer tells of its SSH server before ssh sees a byte of it.
+
+    ssh asks `known-hosts` when the server has greeted it, and so not before the keys are there.
+    """
+    import asyncio
+
     from p2ptunnel.ssh.hostkeys import fetch_host_keys
 
-    keys = await fetch_host_keys(peer, tag, service)
+    keys, stream = await asyncio.gather(fetch_host_keys(peer, tag, service), opening)
     if keys and keys != _stored(peer, tag, service):
         peer.peers.set_ssh_host_keys(tag, service, keys)
     if known_hosts is not None:
         _write_known_hosts(peer, Path(known_hosts))
+    return stream
 
 
 def _stored(peer: Peer, tag: str, service: str) -> tuple[str, ...] | None:

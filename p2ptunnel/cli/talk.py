@@ -21,12 +21,19 @@ _TEXTS: Final = {
 
 
 def tell_streams(output: Output) -> Sink:
-    """Return a sink that says in words which streams come and go."""
+    """Return a sink that says in words which streams come and go, and once what clients of a forward run into."""
+    failing = ""
 
     def tell(event: TraceEvent) -> None:
+        nonlocal failing
         if text := _TEXTS.get((event.layer, event.name)):
             output.detail(text.format_map(event.facts))
-        elif event.name == "client_failed":
-            output.say(f"{event.facts['target']} of {event.facts['tag']}: {event.facts['reason']}")
+        if event.name == "client_failed":
+            trouble = "{target} of {tag}: {reason}".format_map(event.facts)
+            if trouble != failing:  # a browser tries again and again
+                output.say(trouble)
+            failing = trouble
+        elif event.name == "client_done":
+            failing = ""
 
     return tell

@@ -114,7 +114,7 @@ class CalleeAgent(MachineBase):
             self._begin_phase(0, now)
         else:  # the caller opens, or nobody can: our SYN must not get there before the caller's own has left on t=11
             self._phase_ends = now + (self._view.rtt + self._hints.rtt / 1000) / 2 + PLAIN_MARGIN
-        self._datagrams.append(Datagram(encode(Opener()), self.caller, opener=True))  # any system can do this over UDP
+        self._open_udp(low=True)
         self.answer_notice()
 
     def answer_notice(self) -> None:
@@ -167,6 +167,12 @@ class CalleeAgent(MachineBase):
         length = phase_length(self._view.rtt, self._hints.rtt / 1000)
         self._phase_ends = None if is_last else now + length
         self._events.append(Dial(self.token, self._targets, self._is_low(phase), self._expires_at - now))
+        if phase > 0:
+            self._open_udp(low=False)
+
+    def _open_udp(self, *, low: bool) -> None:
+        """Send t=30: first so that it dies on the way, which any system can do over UDP; later so that it cannot die too soon."""
+        self._datagrams.append(Datagram(encode(Opener()), self.caller, opener=low))
 
     def _is_low(self, phase: int) -> bool:
         return sends_low("callee", phase, caller_can=self._hints.low, callee_can=self._view.can_open_low)

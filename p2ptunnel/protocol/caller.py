@@ -126,6 +126,7 @@ class CallerAgent(MachineBase):
         self._requester = Requester(entropy)
         self._early: PunchResult | None = None
         self._conkey: str | None = None
+        self._has_followed = False
         self._peer: Address | None = None
         self._targets: tuple[Address, ...] = ()
         self._hints = NatHints()
@@ -228,7 +229,7 @@ class CallerAgent(MachineBase):
             case OpenTcpAnswer() if self._is_peer(message.token, source):
                 self._on_conkey(message, now)
             case Opener():
-                pass  # what it is for has happened on the way here
+                self._follow(source, now)
             case _:
                 self._drop("unexpected message")
 
@@ -277,9 +278,9 @@ class CallerAgent(MachineBase):
         self._peer_is_ours = callee.v > 0
         self._events.append(PunchStarted(self.token, self._peer))
         self._begin_phase(0, now)
-        self._probe(now)
+        self._probe(self._peer, now)
         if self._peer_is_ours:  # a program of the seed wants t=31 and t=32 one after the other
-            self._open_tcp(now)
+            self._open_tcp(self._peer, now)
 
     def _begin_phase(self, phase: int, now: float) -> None:
         self._phase = phase
@@ -294,29 +295,41 @@ class CallerAgent(MachineBase):
     def _is_peer(self, token: str, source: Address) -> bool:
         return self._peer is not None and token == self.token and source[0] == self._peer[0]
 
-    def _probe(self, now: float) -> None:
-        assert self._peer is not None
+    def _probe(self, peer: Address, now: float) -> None:
         mid = new_mid(self._entropy)
         data = encode(HoleProbe(mid=mid, token=self.token))
-        self._datagrams.append(self._requester.send(31, mid, data, self._peer, now, timeout=PUNCH_TIMEOUT))
+        self._datagrams.append(self._requester.send(31, mid, data, peer, now, timeout=PUNCH_TIMEOUT))
 
-    def _open_tcp(self, now: float) -> None:
-        assert self._peer is not None
+    def _open_tcp(self, peer: Address, now: float) -> None:
         mid = new_mid(self._entropy)
         data = encode(OpenTcp(mid=mid, token=self.token, extra=OpenTcpExtra(op=1)))
-        self._datagrams.append(self._requester.send(32, mid, data, self._peer, now, timeout=PUNCH_TIMEOUT))
+        self._datagrams.append(self._requester.send(32, mid, data, peer, now, timeout=PUNCH_TIMEOUT))
+
+    def _follow(self, source: Address, now: float) -> None:
+        """Probe where a t=30 came from, if its NAT shows another port to us than to the server.
+
+        Only once, since anybody can send one in the callee's name.
+        """
+        if self.state is not CallerState.PUNCHING or self._has_followed:
+            return
+        if self._peer is None or source[0] != self._peer[0] or source == self._peer:
+            return
+        self._has_followed = True
+        self._probe(source, now)
+        if self._peer_is_ours and self._conkey is None:
+            self._open_tcp(source, now)
 
     def _on_hole(self, message: HoleAnswer, source: Address, now: float) -> None:
         request = self._requester.answered(31, message.mid)
         if request is None:
             self._drop("unexpected answer")
             return
+        self._requester.cancel(31)
         rtt = now - request.sent_at if request.sends == 1 else None
         self._events.append(HoleOpened(self.token, source, rtt))
-        is_moved = source != self._peer  # the callee's NAT may show another port to us than to the server
-        self._peer = source
+        is_moved = source != request.destination
         if self._conkey is None and (is_moved or not self._peer_is_ours):
-            self._open_tcp(now)
+            self._open_tcp(source, now)
 
     def _on_conkey(self, message: OpenTcpAnswer, now: float) -> None:
         if self._requester.answered(32, message.mid) is None:

@@ -11,9 +11,11 @@ from types import TracebackType
 from typing import Final, Self
 
 from p2ptunnel.abc import Pipe
+from p2ptunnel.defaults import RAW_STREAMS_WAITING
+from p2ptunnel.errors import ChannelBusyError
 from p2ptunnel.types import Path
 
-__all__ = ["RawStream"]
+__all__ = ["RawStream", "RawStreams"]
 
 
 class RawStream:
@@ -59,7 +61,7 @@ class RawStream:
         self._writer.write_eof()
 
     async def close(self) -> None:
-        """Close; closing twice is fine."""
+        """Close when everything written has left; closing twice is fine."""
         self._writer.close()
         try:
             await self._writer.wait_closed()
@@ -76,4 +78,51 @@ class RawStream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        if kind is None:
+            await self.close()
+        else:
+            self.abort()
+
+
+class RawStreams:
+    """Streams that came in and wait to be taken, in order; at most a few, since anybody can make them."""
+
+    def __init__(self) -> None:
+        self._arrived: asyncio.Queue[RawStream | None] = asyncio.Queue()
+        self._is_closed = False
+
+    async def admit(self, pipe: Pipe) -> None:
+        """Take over a pipe.
+
+        Raises:
+            ChannelBusyError: Nobody takes those that came before.
+            OSError: It broke before.
+        """
+        if self._is_closed or self._arrived.qsize() >= RAW_STREAMS_WAITING:
+            raise ChannelBusyError(RAW_STREAMS_WAITING)
+        self._put(await RawStream.over(pipe))
+
+    def close(self) -> None:
+        """Let nobody in any more, end the iteration, and abort whoever waits; closing twice is fine."""
+        self._is_closed = True
+        while not self._arrived.empty():
+            stream = self._arrived.get_nowait()
+            if stream is not None:
+                stream.abort()
+        self._arrived.put_nowait(None)
+
+    def _put(self, stream: RawStream) -> None:
+        if self._is_closed:  # meanwhile
+            stream.abort()
+        else:
+            self._arrived.put_nowait(stream)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> RawStream:
+        stream = await self._arrived.get()
+        if stream is None:
+            self._arrived.put_nowait(None)  # for whoever else waits
+            raise StopAsyncIteration
+        return stream

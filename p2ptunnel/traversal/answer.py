@@ -174,9 +174,7 @@ class AnsweringPort:
             await self._port.wait_control_lost()
             if time.monotonic() - opened > RECONNECT_CAP:  # it stood: this is new trouble
                 backoff = _Backoff()
-            await asyncio.sleep(backoff.pause())
-            while not await self._port.observe():
-                await asyncio.sleep(backoff.pause())
+            await backoff.until_done(self._port.observe)
             opened = time.monotonic()
             self._take_view()
             self._machine.registration.network_changed(opened)
@@ -289,16 +287,22 @@ class AnsweringPort:
 
 
 class _Backoff:
-    """Pauses between tries: longer each time, with full jitter, short ones for the first half minute."""
+    """Pauses before tries: longer each time, with full jitter, short ones for the first half minute."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
         self._next = RECONNECT_FIRST
 
-    def pause(self) -> float:
-        """Return the seconds to wait before the next try."""
+    async def until_done(self, attempt: Callable[[], Awaitable[bool]]) -> None:
+        """Pause and try, until a try has worked."""
+        is_done = False
+        while not is_done:
+            await asyncio.sleep(self._pause())
+            is_done = await attempt()
+
+    def _pause(self) -> float:
         cap = RECONNECT_QUICK_CAP if time.monotonic() - self._began < RECONNECT_QUICK else RECONNECT_CAP
-        self._next, seconds = min(self._next * RECONNECT_FACTOR, RECONNECT_CAP), min(self._next, cap)
+        seconds, self._next = min(self._next, cap), min(self._next * RECONNECT_FACTOR, RECONNECT_CAP)
         return seconds * _dice.random()
 
 

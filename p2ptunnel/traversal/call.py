@@ -9,8 +9,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, Generic, Protocol, TypeVar
 
+import msgspec
+
 from p2ptunnel.abc import Pipe
-from p2ptunnel.defaults import TRANSACTION_TIMEOUT
+from p2ptunnel.defaults import PENDING_CONNECTIONS, TRANSACTION_TIMEOUT
 from p2ptunnel.errors import (
     AuthenticationError,
     ChannelError,
@@ -23,15 +25,15 @@ from p2ptunnel.errors import (
     RendezvousError,
     RendezvousTimeoutError,
 )
-from p2ptunnel.net.tcp import Dialer, How, Listener, reset_close
+from p2ptunnel.net.tcp import Dialer, Listener, reset_close
 from p2ptunnel.net.udp import UdpDriver
 from p2ptunnel.protocol.caller import CallerAgent, CallerState
 from p2ptunnel.protocol.machine import Event
-from p2ptunnel.protocol.punch import CallFailed, Dial, HoleOpened, Nominate, StopDialing
+from p2ptunnel.protocol.punch import CallFailed, Dial, HoleOpened, Nominate, PunchStarted, StopDialing
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.tcp import TcpPipe
 from p2ptunnel.traversal.port import PunchPort
-from p2ptunnel.traversal.report import attempt_lines, path_of
+from p2ptunnel.traversal.report import ConnectedBy, attempt_lines, path_of
 from p2ptunnel.types import Address, Tag, format_address
 
 __all__ = ["Abortable", "Call"]
@@ -57,8 +59,8 @@ class Call(Generic[T]):
         port: Used for this call only, and closed by its end.
         tag: Ours.
         wanted: The callee's.
-        establish: Makes a channel on a pipe with a conkey: `(pipe, conkey) -> channel`.  Its AuthenticationError ends the call,
-            anything else of ours lets the next connection try.
+        establish: Makes a channel on a pipe with a conkey: `(pipe, conkey) -> channel`.  Its ChannelError and OSError let the
+            next connection try; so does PeerKeyChangedError, for a second; what else it raises ends the call.
         raw: The callee speaks the founding protocol only.
     """
 
@@ -78,14 +80,18 @@ class Call(Generic[T]):
         self._trace = tracer or Tracer()
         self._agent = CallerAgent(tag, wanted, port.server, port.view, random.SystemRandom(), cookie=port.cookie, raw=raw)
         self._driver = UdpDriver(self._agent, port.udp, self._on_event)
-        self._dialer = Dialer(port.address, self._on_connected, tracer=self._trace)
+        self._dialer = Dialer(port.address, self._add, tracer=self._trace)
         self._listener: Listener | None = None
-        self._connections: dict[int, tuple[socket.socket, Address, str]] = {}
+        self._connections: dict[int, TcpPipe] = {}
         self._last_connection = 0
         self._rtt: float | None = None
         self._nominating: asyncio.Task[None] | None = None
-        self._result: asyncio.Future[T] | None = None
-        self._refusal: P2PTunnelError | None = None
+        self._result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._is_raw = raw
+        self._peer_host = ""
+        self._broken: list[str] = []
+        self._changed_key: PeerKeyChangedError | None = None
+        self._patience: asyncio.TimerHandle | None = None
 
     async def run(self) -> T:
         """Punch; return what `establish` made.
@@ -100,7 +106,6 @@ class Call(Generic[T]):
             PeerKeyChangedError: Whoever answered has another key than the pinned one.
             NoPathError: No connection came up; its `attempts` name each target tried.
         """
-        self._result = asyncio.get_running_loop().create_future()
         try:
             self._listener = Listener(self._port.address, self._on_accepted, tracer=self._trace)
             self._driver.start()
@@ -115,32 +120,33 @@ class Call(Generic[T]):
             await self._close()
 
     async def _close(self) -> None:
+        self._result.cancel()
         self._dialer.close()
         if self._listener is not None:
             self._listener.close()
-        for sock, _, _ in self._connections.values():
-            reset_close(sock)
-        self._connections.clear()
+        if self._patience is not None:
+            self._patience.cancel()
+        for pipe in self._connections.values():
+            pipe.abort()
         self._driver.close()
         self._port.close()
         if self._nominating is not None and not self._nominating.done():
             self._nominating.cancel()
             await asyncio.gather(self._nominating, return_exceptions=True)
 
-    # --- sockets ------------------------------------------------------------------------------------------------------
-
-    def _on_connected(self, sock: socket.socket, remote: Address, how: How) -> None:
-        self._add(sock, remote, how)
+    # --- connections --------------------------------------------------------------------------------------------------
 
     def _on_accepted(self, sock: socket.socket, remote: Address) -> None:
         self._add(sock, remote, "accept")
 
-    def _add(self, sock: socket.socket, remote: Address, how: str) -> None:
-        if self._agent.state not in {CallerState.PUNCHING, CallerState.NOMINATING}:
+    def _add(self, sock: socket.socket, remote: Address, how: ConnectedBy) -> None:
+        is_wanted = self._agent.state in {CallerState.PUNCHING, CallerState.NOMINATING} and remote[0] == self._peer_host
+        if not is_wanted or len(self._connections) >= PENDING_CONNECTIONS:
+            self._trace("traversal", "stranger_cut_off", remote=format_address(remote))
             reset_close(sock)
             return
         self._last_connection += 1
-        self._connections[self._last_connection] = (sock, remote, how)
+        self._connections[self._last_connection] = TcpPipe(sock, path_of(sock, remote, how))
         self._trace("traversal", "connection_up", remote=format_address(remote), how=how)
         self._agent.connection_up(self._last_connection, time.monotonic())
         self._driver.wake()
@@ -150,6 +156,8 @@ class Call(Generic[T]):
     def _on_event(self, event: Event) -> None:
         self._trace("punch", type(event).__name__, **event.facts())
         match event:
+            case PunchStarted():
+                self._peer_host = event.peer[0]
             case Dial():
                 ttl = self._port.udp.opener_ttl if event.low else None
                 self._dialer.start(event.targets, low_ttl=ttl, patience=event.patience)
@@ -158,52 +166,57 @@ class Call(Generic[T]):
             case HoleOpened():
                 self._rtt = event.rtt
             case Nominate():
-                sock, remote, how = self._connections.pop(event.connection)
-                pipe = TcpPipe(sock, path_of(sock, remote, how, self._rtt))
-                self._nominating = asyncio.create_task(self._nominate(pipe, event.conkey))
-                self._nominating.add_done_callback(self._on_nominated)
+                self._nominate_soon(self._connections.pop(event.connection), event.conkey)
             case CallFailed():
                 self._fail(self._error(event))
             case _:
                 pass
 
+    def _nominate_soon(self, pipe: TcpPipe, conkey: str) -> None:
+        pipe.path = msgspec.structs.replace(pipe.path, rtt=self._rtt)
+        self._nominating = asyncio.create_task(self._nominate(pipe, conkey))
+        self._nominating.add_done_callback(self._on_nominated)
+        self._nominating.add_done_callback(lambda _: pipe.abort())  # also of one that was cancelled before it began
+
     async def _nominate(self, pipe: Pipe, conkey: str) -> None:
         try:
             channel = await self._establish(pipe, conkey)
         except PeerKeyChangedError as error:
-            self._refusal = error
-            asyncio.get_running_loop().call_later(_KEY_CHANGED_PATIENCE, self._fail, error)
-        except AuthenticationError as error:
-            self._fail(error)
+            self._fail_soon(error)
         except (ChannelError, OSError) as error:
+            self._broken.append(f"{format_address(pipe.path.remote)} connected: {error}")
             self._trace("traversal", "channel_failed", reason=str(error))
         except P2PTunnelError as error:
             self._fail(error)
         else:
             self._succeed(channel)
-        if self._agent.state is CallerState.NOMINATING:
+        if not self._result.done() and self._agent.state is CallerState.NOMINATING:
             self._agent.channel_failed(time.monotonic())
             self._driver.wake()
 
     def _on_nominated(self, task: asyncio.Task[None]) -> None:
         """Hand a bug in `establish` to whoever waits for the call, rather than to nobody."""
-        if not task.cancelled() and (error := task.exception()) is not None:
-            assert self._result is not None
-            if not self._result.done():
-                self._result.set_exception(error)
+        if not task.cancelled() and (error := task.exception()) is not None and not self._result.done():
+            self._result.set_exception(error)
+
+    # --- how it ends --------------------------------------------------------------------------------------------------
 
     def _succeed(self, channel: T) -> None:
-        assert self._result is not None
+        if self._result.done():  # it came up in the turn in which the time was up
+            channel.abort("too late")
+            return
+        self._result.set_result(channel)
         self._agent.channel_up(time.monotonic())
         self._driver.wake()
-        if self._result.done():
-            channel.abort("too late")
-        else:
-            self._result.set_result(channel)
 
     def _fail(self, error: P2PTunnelError) -> None:
-        if self._result is not None and not self._result.done():
+        if not self._result.done():
             self._result.set_exception(error)
+
+    def _fail_soon(self, error: PeerKeyChangedError) -> None:
+        if self._changed_key is None:
+            self._changed_key = error
+            self._patience = asyncio.get_running_loop().call_later(_KEY_CHANGED_PATIENCE, self._fail, error)
 
     def _error(self, failed: CallFailed) -> P2PTunnelError:
         server = format_address(self._port.server)
@@ -211,12 +224,19 @@ class Call(Generic[T]):
             case "offline":
                 return PeerOfflineError(self._wanted, server)
             case "rendezvous-silent":
-                return RendezvousTimeoutError(server, TRANSACTION_TIMEOUT)
+                return RendezvousTimeoutError(server, TRANSACTION_TIMEOUT, self._port.silent_over)
             case "rate-limited":
                 return RateLimitedError(server, failed.retry_after)
             case "timeout":
-                return self._refusal or NoPathError(self._wanted, attempt_lines(self._dialer.records))
+                return self._changed_key or NoPathError(self._wanted, self._attempts() or (failed.text,))
+            case "refused" if failed.code == 404:
+                return PeerOfflineError(self._wanted, server)
+            case "refused" if failed.code == 403 and self._is_raw:
+                return AuthenticationError(f"{self._wanted} lets in nobody without a key")
             case "refused" if failed.code == 403:
                 return PeerRefusedError(self._wanted)
             case "refused":
                 return RendezvousError(server, failed.text, failed.code)
+
+    def _attempts(self) -> tuple[str, ...]:
+        return (*attempt_lines(self._dialer.records), *self._broken)

@@ -68,7 +68,7 @@ async def netcheck(server: Address, *, timeout: float = 5.0) -> NetReport:
     number = UdpSocket((ANY_IPV4 if ":" not in server[0] else "::", 0))  # holds the port while both transports use it
     try:
         async with asyncio.TaskGroup() as group:
-            hops = group.create_task(opener_ttl(server))
+            hops = group.create_task(_ask_hops(server))
             udp = group.create_task(_observe_all(partial(_ask_udp, number.address), server, timeout))
             tcp = group.create_task(_observe_all(partial(_ask_tcp, number.address[1]), server, timeout))
     finally:
@@ -98,6 +98,13 @@ async def _observe_all(ask: _Ask, server: Address, timeout: float) -> _Observati
     return seen
 
 
+async def _ask_hops(server: Address) -> Hops:
+    try:
+        return await opener_ttl(server)
+    except OSError:  # no descriptor, no such address family
+        return Hops(None, {})
+
+
 async def _ask_udp(local: Address, observer: Address, timeout: float) -> Observation | None:
     try:
         return await observe_udp(local, observer, timeout=timeout)
@@ -114,10 +121,8 @@ async def _ask_tcp(local_port: int, observer: Address, timeout: float) -> Observ
 
 def _report(server: Address, local: Address, udp: _Observations, tcp: _Observations, hops: Hops) -> NetReport:
     udp_mapping, tcp_mapping = _mapping(udp), _mapping(tcp)
-    both = udp_mapping.observed is not None and tcp_mapping.observed is not None
     seen = tcp_mapping.observed or udp_mapping.observed
     rtts = [observation.rtt for observation in (*udp.values(), *tcp.values())]
-    can_tell = seen is not None
     report = NetReport(
         server=server,
         local=local,
@@ -125,8 +130,8 @@ def _report(server: Address, local: Address, udp: _Observations, tcp: _Observati
         observers=max(len(udp), len(tcp)),
         udp=_transport(udp_mapping, local),
         tcp=_transport(tcp_mapping, local),
-        tcp_port_equals_udp=udp[0].address == tcp[0].address if both else None,
-        behind_nat=seen is not None and seen[0] not in local_addresses() and seen[0] != local[0] if can_tell else None,
+        tcp_port_equals_udp=udp[0].address[1] == tcp[0].address[1] if udp and tcp else None,
+        behind_nat=None if seen is None else seen[0] not in {*local_addresses(), local[0]},
         opener_ttl=hops.ttl,
         can_open_low=can_open_low(),
         hops=hops.hops,

@@ -66,7 +66,7 @@ class PunchPort:
         port = cls(UdpSocket((local, 0), tracer=trace), server, trace)
         hops = asyncio.create_task(ttl.towards(server))
         try:
-            await port._observe_first()  # noqa: SLF001 - of this very class
+            await port._observe_first()
             port.udp.opener_ttl = await hops
         except BaseException:
             port.close()

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,25 @@ def test_ipv6_reaches_the_server_and_low_hop_limits_are_heard_of(natlab: Lab) ->
             client.send(b"near")
             with pytest.raises(OSError, match="No route to host"):
                 client.recv(1)
+
+
+@pytest.mark.parametrize(("kind", "ttl"), [("pr", 1), ("pr", 2), ("noSO", 1), ("noSO", 2), ("pub", 1)])
+def test_every_packet_whose_ttl_ends_is_answered(natlab: Lab, kind: str, ttl: int) -> None:
+    with udp(natlab.site(kind).host) as client:
+        client.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
+        client.setsockopt(socket.IPPROTO_IP, 11, 1)  # IP_RECVERR
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        sent = heard = 0
+        while sent < 300:
+            with contextlib.suppress(OSError):  # an error that is waiting is told to whoever sends next
+                client.sendto(b"?", (natlab.server.ip, 9))
+                sent += 1
+        deadline = time.monotonic() + PATIENCE
+        while heard < sent and time.monotonic() < deadline:
+            with contextlib.suppress(BlockingIOError):
+                client.recvmsg(1, 512, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT)
+                heard += 1
+    assert heard == sent
 
 
 def test_two_laboratories_know_nothing_of_each_other(natlab: Lab) -> None:
@@ -333,7 +353,7 @@ def test_a_wrong_filter_is_refused_in_tcpdump_s_words(natlab: Lab) -> None:
 
 
 def test_a_capture_that_lost_packets_says_so(natlab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture_module, "_BUFFER_KIB", 1)
+    monkeypatch.setattr(capture_module, "_BUFFER_KIB", 2048)
     monkeypatch.setattr(capture_module, "_SNAPSHOT_BYTES", 0)  # the largest: a slot for each of eight packets
 
     def flood() -> None:
@@ -345,9 +365,27 @@ def test_a_capture_that_lost_packets_says_so(natlab: Lab, monkeypatch: pytest.Mo
         flood()
 
 
+def test_a_capture_that_hangs_says_so(natlab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture_module, "_PATIENCE", 0.1)
+
+    def hang() -> None:
+        with natlab.capture():
+            [tcpdump] = programs_in(natlab.inet)
+            os.kill(tcpdump, signal.SIGSTOP)
+
+    with pytest.raises(LaboratoryError, match="tcpdump on inet has stopped recording"):
+        hang()
+
+
+def test_what_is_raised_in_a_capture_s_block_comes_out(natlab: Lab) -> None:
+    with pytest.raises(ZeroDivisionError), natlab.capture():
+        _ = 1 // 0
+    assert programs_in(natlab.inet) == []
+
+
 def test_without_tcpdump_there_is_no_capture(natlab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(LaboratoryError, match="the program tcpdump is missing"), natlab.capture():
+    with pytest.raises(LaboratoryError, match="the program tcpdump is not on the PATH"), natlab.capture():
         pytest.fail("the block has begun")
 
 

@@ -24,7 +24,7 @@ def capable() -> str | None:
         return f"network namespaces exist on Linux only, this is {sys.platform}"
     for program, package in _PROGRAMS.items():
         if shutil.which(program) is None:
-            return f"the program {program} is missing (package {package})"
+            return f"the program {program} is not on the PATH (package {package})"
     try:
         namespace = Namespace("probe")
     except OSError as error:

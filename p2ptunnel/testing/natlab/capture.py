@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Final
@@ -23,7 +24,7 @@ _LISTENING: Final = "listening on"
 _DROPPED: Final = re.compile(r"^([1-9]\d*) packets? dropped", re.MULTILINE)
 _MARK_ADDRESS: Final = ("127.0.0.1", 9)
 _MARK: Final = "udp dst port 9 and dst host 127.0.0.1"
-_MARK_INTERVAL: Final = 0.05
+_MARK_INTERVAL, _PATIENCE = 0.05, 10.0
 _MARK_TEXT: Final = "> 127.0.0.1.9: UDP"
 _SNAPSHOT_BYTES, _BUFFER_KIB = 1600, 16384
 """A slot of the kernel's buffer is as large as the snapshot; by default it has eight slots, which a burst fills."""
@@ -46,24 +47,23 @@ class Capture:
 def capture(machine: Host, expression: str, write: str | Path | None) -> Generator[Capture, None, None]:
     """Record packets of a machine while the block lasts; see `Lab.capture`."""
     if shutil.which("tcpdump") is None:
-        raise LaboratoryError("the program tcpdump is missing")
+        raise LaboratoryError("the program tcpdump is not on the PATH")
     found = Capture(None if write is None else Path(write))
     pipe = subprocess.PIPE
     program = machine.popen(_arguments(expression, found.path), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
     assert program.stdout is not None
     assert program.stderr is not None
+    reader = threading.Thread(target=_read_until_mark, args=(program.stdout, found.lines), name="natlab-capture")
+    reader.start()  # or tcpdump would wait for a reader, and lose packets meanwhile
     try:
         _wait_until_it_listens(program.stderr)
-        reader = threading.Thread(target=_read_until_mark, args=(program.stdout, found.lines), name="natlab-capture")
-        reader.start()  # or tcpdump would wait for a reader, and lose packets meanwhile
         yield found
-        with machine.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-            while reader.is_alive():  # a mark is lost too, if the buffer is full
-                sender.sendto(b"", _MARK_ADDRESS)
-                reader.join(_MARK_INTERVAL)
+        _mark_until_read(machine, reader)
         program.send_signal(signal.SIGINT)
         _check_that_all_is_there(program.stderr)
     finally:
+        program.kill()
+        reader.join()
         end_program(program)
 
 
@@ -81,6 +81,17 @@ def _wait_until_it_listens(errors: IO[str]) -> None:
             return
         said.append(line.strip())
     raise LaboratoryError(f"tcpdump says {' '.join(said)}")
+
+
+def _mark_until_read(machine: Host, reader: threading.Thread) -> None:
+    """Send marks until the reader has met one: a mark is lost too, if the buffer is full."""
+    deadline = time.monotonic() + _PATIENCE
+    with machine.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        while reader.is_alive():
+            if time.monotonic() > deadline:
+                raise LaboratoryError(f"tcpdump on {machine.name} has stopped recording")
+            sender.sendto(b"", _MARK_ADDRESS)
+            reader.join(_MARK_INTERVAL)
 
 
 def _read_until_mark(output: IO[str], lines: list[str]) -> None:

@@ -241,13 +241,6 @@ def test_help_for_nobody_is_141_too() -> None:
         assert it.wait() == 141
 
 
-def test_closed_standard_streams_are_no_trouble(tmp_path: Path) -> None:
-    done = subprocess.run(
-        ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *program("--profile", tmp_path, "id")], env=environment(), check=False
-    )
-    assert done.returncode == 0
-
-
 def test_a_bug_is_not_hidden(failing: list[BaseException]) -> None:
     failing.append(RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):

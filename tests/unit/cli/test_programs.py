@@ -221,6 +221,14 @@ def test_pipe_whose_reader_went_away_ends_silently_with_141(network: Network) ->
 
 
 @pytest.mark.usefixtures("served")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-"])
+def test_closed_standard_streams_are_taken_for_empty_ones(closed: str, network: Network) -> None:
+    argv = ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *program(*network.words("laptop", "pipe", "nas", "echo"))]
+    done = subprocess.run(argv, env=environment(), input="", capture_output=True, text=True, timeout=15, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "" if ">" in closed else "0 ", "")
+
+
+@pytest.mark.usefixtures("served")
 def test_pipe_to_a_full_disk_says_so(network: Network) -> None:
     with open("/dev/full", "w") as full:
         argv = program(*network.words("laptop", "pipe", "nas", "echo"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pty
 import socket
@@ -21,13 +22,21 @@ from tests.unit.cli.running import environment
 SCRIPT = """
 import asyncio, socket, sys
 from p2ptunnel.cli.stdio import carry_stdio
+from p2ptunnel.errors import StreamResetError
 from tests.unit.tunnels.streams import SocketStream
+
+class Breaking(SocketStream):
+    async def read(self, n=65536):
+        if self.service == "broken":
+            raise StreamResetError("for the test")
+        self.service = "broken"
+        return bytes(100_000)
 
 async def main():
     sock = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
     sock.setblocking(False)
     try:
-        await carry_stdio(SocketStream(sock))
+        await carry_stdio(Breaking(sock) if len(sys.argv) > 2 else SocketStream(sock))
     except Exception as error:
         print(type(error).__name__, file=sys.stderr)
 
@@ -36,10 +45,10 @@ asyncio.run(main())
 
 
 @contextlib.contextmanager
-def carrying(**options: Any) -> Generator[tuple[subprocess.Popen[bytes], socket.socket]]:
+def carrying(*words: str, **options: Any) -> Generator[tuple[subprocess.Popen[bytes], socket.socket]]:
     """Start the process; yield it, and the peer's end of its stream."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        argv = [sys.executable, "-c", SCRIPT, str(listener.getsockname()[1])]
+        argv = [sys.executable, "-c", SCRIPT, str(listener.getsockname()[1]), *words]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         with subprocess.Popen(argv, env=environment(), **{**pipes, **options}) as process:
             peer, _ = listener.accept()
@@ -101,6 +110,14 @@ def test_a_stream_that_breaks_is_an_error_behind_what_had_arrived() -> None:
         assert process.stdout.read(11) == b"half an ans"
         reset_close(peer)
         assert read(process.stdout) == b""
+        assert (process.wait(), read(process.stderr)) == (0, b"StreamResetError\n")
+
+
+def test_what_had_arrived_before_a_break_is_written_however_slow_the_reader() -> None:
+    with carrying("breaking") as (process, _):
+        assert process.stdout is not None
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        assert len(read(process.stdout)) == 100_000
         assert (process.wait(), read(process.stderr)) == (0, b"StreamResetError\n")
 
 

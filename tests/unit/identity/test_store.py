@@ -291,7 +291,7 @@ def test_changes_of_several_processes_at_once_are_all_kept(store: PeerStore, tmp
         ("[peers.laptop\n", "at line 1, column 14"),
         ("peers = 3\n", "$.peers"),
         ("[peers.laptop]\n", "missing required field `key`"),
-        (f'[peers.laptop]\nkey = "{LAPTOP}"\nservcies = ["ssh"]\n', "unknown field `servcies`"),
+        (f'[peers.laptop]\nkey = "{LAPTOP}"\nservice = "ssh"\n', "unknown field `service`"),
         (f'[peers.laptop]\nkey = "{LAPTOP}"\nservices = "ssh"\n', "$.peers[...].services"),
         (f'[peers.laptop]\nkey = "{str(LAPTOP)[:-1]}"\n', "in peers.laptop: not a usable public key"),
         (f'[peers.Laptop]\nkey = "{LAPTOP}"\n', "in peers.Laptop: 'Laptop' is not a tag"),

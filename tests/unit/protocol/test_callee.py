@@ -140,6 +140,24 @@ def test_the_callee_opens_first_and_each_dial_lasts_to_the_end() -> None:
     assert len(phases) == PHASES
 
 
+def test_the_first_opening_datagram_dies_on_the_way_and_the_later_ones_cannot_die_too_soon() -> None:
+    agent = opened()
+    openers = [datagram.opener for datagram in agent.datagrams_to_send() if datagram.destination == CALLER]
+    while (at := agent.next_deadline()) is not None:
+        agent.handle_timer(at)
+        openers += [datagram.opener for datagram in agent.datagrams_to_send()]
+    assert openers == [True, False, False]
+
+
+def test_a_caller_of_the_seed_gets_one_opening_datagram() -> None:
+    agent = agent_for(notice(v=0))
+    agent.start(0.0)
+    agent.datagrams_to_send()
+    while (at := agent.next_deadline()) is not None:
+        agent.handle_timer(at)
+    assert not agent.datagrams_to_send()
+
+
 @pytest.mark.parametrize("caller_can", [True, False])
 def test_a_callee_that_cannot_open_waits_until_the_callers_syn_has_left(caller_can: bool) -> None:
     agent = agent_for(notice(low=caller_can), view=LocalView((), 0.1, can_open_low=False))

@@ -383,6 +383,44 @@ def test_duplicates_of_answers_are_dropped() -> None:
     assert agent.dropped == {"unexpected answer": 2}
 
 
+def test_an_opening_datagram_from_another_port_of_the_callee_is_followed_once() -> None:
+    agent = punching()
+    agent.datagrams_to_send()
+    for port in (51111, 51112):
+        agent.receive_datagram(encode(Opener()), (CALLEE[0], port), 0.1)
+    datagrams = agent.datagrams_to_send()
+    assert {datagram.destination for datagram in datagrams} == {(CALLEE[0], 51111)}
+    agent.receive_datagram(hole_answer(only(HoleProbe, datagrams)), (CALLEE[0], 51111), 0.2)
+    assert event(HoleOpened, agent.events()).remote == (CALLEE[0], 51111)
+    agent.receive_datagram(conkey_answer(only(OpenTcp, datagrams)), (CALLEE[0], 51111), 0.2)
+    assert len(agent._requester) == 0
+    assert not agent.datagrams_to_send()
+
+
+def test_of_a_callee_of_the_seed_it_is_probed_first() -> None:
+    agent = punching(v=0)
+    agent.datagrams_to_send()
+    agent.receive_datagram(encode(Opener()), (CALLEE[0], 51111), 0.1)
+    assert [type(message) for message in sent(agent.datagrams_to_send())] == [HoleProbe]
+
+
+@pytest.mark.parametrize("source", [CALLEE, STRANGER, SERVER, (STRANGER[0], CALLEE[1])])
+def test_an_opening_datagram_from_elsewhere_is_not_followed(source: tuple[str, int]) -> None:
+    agent = punching()
+    agent.datagrams_to_send()
+    agent.receive_datagram(encode(Opener()), source, 0.1)
+    assert not agent.datagrams_to_send()
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.PUNCHING])
+def test_outside_punching_no_opening_datagram_is_followed(state: CallerState) -> None:
+    agent = in_state(state)
+    deadline = agent.next_deadline()
+    agent.receive_datagram(encode(Opener()), (CALLEE[0], 51111), 0.1)
+    assert is_quiet(agent)
+    assert (agent.state, agent.next_deadline()) == (state, deadline)
+
+
 # --- connections ----------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from p2ptunnel.testing.natlab.kinds import KINDS, MATRIX_KINDS, Kind, find_kind
 from p2ptunnel.testing.natlab.rules import flush_rules, mapping_rule, router_rules
 from p2ptunnel.testing.natlab.site import LinkChanges
 
+PAGE = (Path(__file__).parents[3] / "docs" / "laboratory.md").read_text(encoding="utf-8")
 APD = "address-and-port-dependent"
 
 
@@ -143,3 +145,21 @@ def test_differences_name_the_column() -> None:
 def test_a_line_of_another_length_is_no_behaviour(count: int) -> None:
     with pytest.raises(TypeError):
         Behaviour.parse("x " * count)
+
+
+# --- the documentation --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_documentation_has_the_line_that_is_expected(name: str) -> None:
+    b = EXPECTED[name]
+    udp = "blocked" if b.udp_mapping == "blocked" else f"{b.udp_mapping} {b.udp_filtering} {b.udp_allocation}"
+    tcp = f"{b.tcp_mapping} {b.tcp_filtering} {b.tcp_allocation}"
+    strangers = (udp, b.udp_stranger, b.early, tcp, b.tcp_stranger)
+    rest = (b.after_syn, b.after_rst, b.rst_ends, b.tcp_hairpin, b.ports, b.hops, b.ipv6)
+    assert f"| `{name}` | {' | '.join((*strangers, *rest))} |\n" in PAGE
+
+
+def test_the_documentation_tells_what_each_kind_is() -> None:
+    told = PAGE.partition("## The kinds")[2].partition("## How it is proved")[0]
+    assert [name for name in KINDS if f"`{name}`" not in told] == []

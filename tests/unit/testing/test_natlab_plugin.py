@@ -39,13 +39,13 @@ def run_pytest(directory: Path, *arguments: str, path: str = "", **environment: 
 def test_it_skips_with_the_reason(tmp_path: Path) -> None:
     result = run_pytest(tmp_path)
     assert "1 passed, 2 skipped" in result.stdout
-    assert "no laboratory: the program nft is missing (package nftables)" in result.stdout
+    assert "no laboratory: the program nft is not on the PATH (package nftables)" in result.stdout
 
 
 def test_it_fails_where_a_laboratory_is_required(tmp_path: Path) -> None:
     result = run_pytest(tmp_path, P2PTUNNEL_REQUIRE_NATLAB="1")
     assert "1 passed, 2 errors" in result.stdout
-    assert "P2PTUNNEL_REQUIRE_NATLAB=1, but the program nft is missing" in result.stdout
+    assert "P2PTUNNEL_REQUIRE_NATLAB=1, but the program nft is not on the PATH" in result.stdout
 
 
 def test_the_fixture_brings_the_marker_with_it(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_the_plugin_imports_nothing_of_the_laboratory() -> None:
 def test_a_missing_program_is_named(missing: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capability.shutil, "which", lambda program: None if program == missing else f"/usr/sbin/{program}")
     reason = capability.capable.__wrapped__()
-    assert reason == f"the program {missing} is missing (package {package})"
+    assert reason == f"the program {missing} is not on the PATH (package {package})"
 
 
 def test_another_system_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,11 +20,14 @@ from p2ptunnel.wire.frames import (
     Fin,
     Frame,
     FrameReader,
+    FrameType,
     GoAway,
+    GoAwayCode,
     Hello,
     Open,
     Ping,
     Reset,
+    ResetCode,
     Window,
     conkey_to_selector,
     decode,
@@ -35,7 +38,9 @@ from p2ptunnel.wire.frames import (
     selector_to_conkey,
 )
 
-VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "frames.json").read_text(encoding="utf-8"))
+ROOT = Path(__file__).parents[3]
+VECTORS = json.loads((ROOT / "tests" / "vectors" / "frames.json").read_text(encoding="utf-8"))
+PAGE = (ROOT / "docs" / "protocol" / "frames.md").read_text(encoding="utf-8")
 SELECTOR = bytes(range(16))
 
 
@@ -89,6 +94,20 @@ def test_the_greeting_signs_both_keys_both_leaves_the_selector_and_the_nonce() -
         assert signed_bytes(purpose, *fields).hex() == vector[f"{name}_signed"]
         signature = Identity.from_seed(bytes.fromhex(vector[seed])).sign(bytes.fromhex(vector[f"{name}_signed"]))
         assert signature.hex() == vector[f"{name}_signature"]
+
+
+def test_the_page_of_frames_shows_every_vector_and_every_code() -> None:
+    for vector in VECTORS["frames"] + VECTORS["preamble"]:
+        assert f"\n{vector['wire']}\n" in PAGE, vector["name"]
+    for value in VECTORS["greeting"][0].values():
+        assert value in PAGE
+    for vector in VECTORS["malformed"]:
+        assert f"| {vector['name']} | `{vector['wire'][:48]}" in PAGE
+    for kind in FrameType:
+        assert f"| {kind.value} | {kind.name} |" in PAGE
+    resets, goodbyes = PAGE.partition("| code of RESET |")[2].split("| code of GOAWAY |")
+    assert [f"| {code.value} | " in resets for code in ResetCode] == [True] * len(ResetCode)
+    assert [f"| {code.value} | " in goodbyes for code in GoAwayCode] == [True] * len(GoAwayCode)
 
 
 # --- the preamble -----------------------------------------------------------------------------------------------------
