@@ -37,6 +37,7 @@ COMPAT_REQUESTS_PER_SECOND: Final = 5  # of all sources together: sources can be
 # --- punching -------------------------------------------------------------------------------------------------------------
 PHASE_MIN: Final = 0.3  # W = max(this, PHASE_ROUND_TRIPS x estimated round trip)
 PHASE_ROUND_TRIPS: Final = 2.5  # the callee's first SYN must live for two: until t=11 and a handshake are through
+SYN_REPEAT: Final = 1.0  # after which kernels send a SYN again that nobody has answered
 PLAIN_MARGIN: Final = 0.01  # a callee that cannot open first sends its SYN this much after the caller's
 PHASES: Final = 3  # callee's SYN dies on the way; caller's does; both plain
 PUNCH_TIMEOUT: Final = 10.0  # a round that opened nothing by then never will
@@ -49,7 +50,6 @@ HOPS_MAX: Final = 6
 HOPS_WAIT: Final = 0.4
 CANDIDATES_MAX: Final = 16
 PUNCH_MSS_BYTES: Final = 1200  # an MTU black hole otherwise moves nothing at all
-CONKEY_TTL: Final = 10.0
 PREAMBLE_TIMEOUT: Final = 5.0  # from TCP up to ACCEPT
 CALLS_MAX: Final = 32  # answered at one time; a peer has few callers, a flood has many
 PENDING_CONNECTIONS: Final = 8  # unauthenticated ones on one punched listener

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import msgspec
 from typeguard import typechecked
@@ -19,39 +19,38 @@ from typeguard import typechecked
 from p2ptunnel.abc import Opening, Pipe, Stream
 from p2ptunnel.defaults import CONNECT_TIMEOUT, RENDEZVOUS_PORT
 from p2ptunnel.errors import (
-    ChannelError,
+    ChannelClosedError,
+    ChannelLostError,
     ConfigError,
     LocalProtocolError,
     PunchTimeoutError,
     RemoteProtocolError,
-    RendezvousTimeoutError,
     UnknownPeerError,
 )
 from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.registration import KeyCredentials
 from p2ptunnel.identity.store import PeerStore, PinnedPeer, Profile
-from p2ptunnel.net.interfaces import resolve
 from p2ptunnel.net.threads import in_thread
 from p2ptunnel.serving import Allow, ServiceTable, Serving
 from p2ptunnel.session.session import Session, accept_session, connect_session
 from p2ptunnel.ssh.client import SSH, open_ssh
 from p2ptunnel.ssh.hostkeys import fetch_host_keys
 from p2ptunnel.trace import Tracer
-from p2ptunnel.transports.raw import RawStream
+from p2ptunnel.transports.raw import RawStream, RawStreams
 from p2ptunnel.traversal.answer import AnsweringPort
 from p2ptunnel.traversal.call import Abortable, Call
 from p2ptunnel.traversal.netcheck import NetReport, netcheck
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort
+from p2ptunnel.traversal.servers import Servers
+from p2ptunnel.traversal.shared import Shared
 from p2ptunnel.tunnels.local import Forward, open_forward
 from p2ptunnel.tunnels.spec import ServeSpec, Target
-from p2ptunnel.types import Address, Path, Tag, parse_address, parse_tag
+from p2ptunnel.types import Address, Path, Tag, parse_tag
 
 __all__ = ["Peer", "PeerStatus", "Snapshot"]
 
-T = TypeVar("T")
 A = TypeVar("A", bound=Abortable)
-K = TypeVar("K")
-V = TypeVar("V")
+T = TypeVar("T")
 _SELECTOR_BYTES: Final = 16
 
 
@@ -85,7 +84,8 @@ class Peer:
 
     Args:
         tag: Our name; needed to serve.
-        rendezvous: The server's `host:port` (port 7000 if left out), or several, of which the first that answers is used.
+        rendezvous: The server's `host:port` (port 7000 if left out), or several, of which the first that answers is used; who
+            calls asks the next one also if nobody is registered there under the tag.
         profile: Where key and pinned peers are kept: a directory, or None for the user's own.
         allow_unauthenticated: Also reach, and be reached by, programs that speak the founding protocol only, by `connect_raw`
             and `listen_raw`; nothing else changes.
@@ -107,11 +107,11 @@ class Peer:
         tracer: Tracer | None = None,
     ) -> None:
         self.tag = None if tag is None else parse_tag(tag)
-        servers = [rendezvous] if isinstance(rendezvous, str) else rendezvous or ()
-        self._rendezvous = tuple(parse_address(server, default_port=RENDEZVOUS_PORT) for server in servers)
         self.profile: Final = profile if isinstance(profile, Profile) else Profile(profile)
         self._allow_unauthenticated = allow_unauthenticated
         self._trace = tracer or Tracer()
+        servers = (rendezvous,) if isinstance(rendezvous, str) else rendezvous or ()
+        self._servers = Servers(servers, default_port=RENDEZVOUS_PORT, tracer=self._trace)
         self._ttl = OpenerTtl()
         self._started: _Started | None = None
 
@@ -124,11 +124,12 @@ class Peer:
             InsecureKeyFileError: Others could read or replace the key; the hint says what to do.
             StoreError: A file of the profile cannot be read.
         """
-        if self._started is None:
-            identity = await in_thread(self.profile.identity)
-            store = self.profile.peers()
-            await in_thread(store.all)
-            self._started = _Started(identity, store, ServiceTable(store, self._trace))
+        if self._started is not None:
+            return
+        identity = await in_thread(self.profile.identity)
+        store = self.profile.peers()
+        await in_thread(store.all)
+        self._started = self._started or _Started(identity, store, ServiceTable(store, self._trace))  # others may start it, too
 
     async def close(self) -> None:
         """Leave the server, close tunnels, sessions and sockets; waits at most about two seconds.  Closing twice is fine."""
@@ -172,17 +173,15 @@ class Peer:
         return answering.observed if answering else None
 
     def snapshot(self) -> Snapshot:
-        """Return how we stand now; reads the peers file, asks nobody."""
+        """Return how we stand now; reads the peers file, asks nobody.
+
+        Raises:
+            LocalProtocolError: The peer has not been started.
+            StoreError: The peers file cannot be read.
+        """
         up = self._up
-        peers: list[PeerStatus] = []
-        for pinned in up.store.all():
-            session = up.session(pinned.tag)
-            status = PeerStatus(pinned.tag, str(pinned.key), pinned.services)
-            if session is not None:
-                status = PeerStatus(pinned.tag, str(pinned.key), pinned.services, session.path, session.rtt, session.streams)
-            peers.append(status)
-        rendezvous = tuple(f"{host}:{port}" for host, port in self._rendezvous)
-        return Snapshot(self.tag, str(self.key), rendezvous, self.local_address, up.table.names, tuple(peers))
+        peers = tuple(_status(pinned, up.session_with(pinned)) for pinned in up.store.all())
+        return Snapshot(self.tag, str(self.key), self._servers.texts, self.local_address, up.table.names, peers)
 
     # --- streams ------------------------------------------------------------------------------------------------------
 
@@ -200,45 +199,36 @@ class Peer:
             UnknownPeerError: No key is pinned for the tag.
             PeerOfflineError: Nobody is registered under the tag.
             RendezvousTimeoutError: No server answers.
+            ResolveError: The server's name has no address.
             NoPathError: No connection came up.
             PunchTimeoutError: Not in `timeout`.
             PeerKeyChangedError: Whoever answers has another key than the pinned one.
             PeerRefusedError: The peer has not pinned our key.
             AccessDeniedError: The service is not there, or not ours.
             TargetRefusedError: The service is ours, but nobody answers behind it.
+            ChannelError: The connection broke before the stream was open.
         """
-        deadline = asyncio.timeout(timeout)
-        try:
-            async with deadline:
-                return await self._connect(self._pinned(tag), service)
-        except TimeoutError as error:
-            if deadline.expired() and type(error) is TimeoutError and timeout is not None:
-                raise PunchTimeoutError(tag, timeout) from None
-            raise
+        return await _within(timeout, tag, self._connect(self._pinned(tag), service))
 
     async def _connect(self, pinned: PinnedPeer, service: str) -> Stream:
-        known = self._up.session(pinned.tag)
-        if known is not None and known.peer_key == pinned.key:
-            try:
+        known = self._up.session(pinned)
+        if known is not None:
+            with suppress(ChannelClosedError, ChannelLostError):  # it died unnoticed, or was about to end
                 return await known.open_confirmed(service)
-            except ChannelError:  # it died unnoticed: a new one is worth one try
-                known.abort("replaced")
-        session = await self._up.dialing.join(pinned.tag, lambda: self._dial(pinned))
+        session = await self._up.dialing.join((pinned.tag, pinned.key), lambda: self._dial(pinned))
         return await session.open_confirmed(service)
 
     async def _dial(self, pinned: PinnedPeer) -> Session:
+        up = self._up
+
         async def establish(pipe: Pipe, conkey: str) -> Session:
+            selector = _selector(conkey, pinned.tag)
             return await connect_session(
-                pipe,
-                identity=self._up.identity,
-                tag=pinned.tag,
-                peer_key=pinned.key,
-                selector=_selector(conkey, pinned.tag),
-                tracer=self._trace,
+                pipe, identity=up.identity, tag=pinned.tag, peer_key=pinned.key, selector=selector, tracer=self._trace
             )
 
         session = await self._call(pinned.tag, establish)
-        self._up.keep(session)
+        up.keep(session, pinned)
         return session
 
     async def _call(self, tag: Tag, establish: Callable[[Pipe, str], Awaitable[A]], *, raw: bool = False) -> A:
@@ -248,13 +238,14 @@ class Peer:
             port = await PunchPort.open(server, self._ttl, tracer=self._trace)
             return await Call(port, own_tag, tag, establish, raw=raw, tracer=self._trace).run()
 
-        return await self._with_server(at)
+        return await self._servers.first(at)
 
     async def connect_raw(self, tag: str, *, timeout: float | None = CONNECT_TIMEOUT) -> RawStream:
         """Reach a program that speaks the founding protocol only: no key, no encryption, no claim of who answers.
 
         Raises:
             ConfigError: `allow_unauthenticated` is off.
+            AuthenticationError: The peer lets in nobody without a key: `connect` is for it.
             P2PTunnelError: As `connect`, as far as it goes.
         """
         self._require_unauthenticated("connect_raw")
@@ -262,32 +253,34 @@ class Peer:
         async def establish(pipe: Pipe, conkey: str) -> RawStream:
             return await RawStream.over(pipe)
 
-        deadline = asyncio.timeout(timeout)
-        try:
-            async with deadline:
-                return await self._call(parse_tag(tag), establish, raw=True)
-        except TimeoutError as error:
-            if deadline.expired() and type(error) is TimeoutError and timeout is not None:
-                raise PunchTimeoutError(tag, timeout) from None
-            raise
+        return await _within(timeout, tag, self._call(parse_tag(tag), establish, raw=True))
 
     @asynccontextmanager
-    async def listen_raw(self) -> AsyncIterator[AsyncIterator[RawStream]]:
-        """Register, and let in programs that speak the founding protocol only; yields an iterator of their streams.
+    async def listen_raw(self) -> AsyncGenerator[AsyncIterator[RawStream]]:
+        """Register, and let in programs that speak the founding protocol only, while the block lasts.
+
+        Yields:
+            An iterator of their streams, which ends with the block; those that nobody has taken by then are closed.
 
         Raises:
-            ConfigError: `allow_unauthenticated` is off, or we have no tag.
+            ConfigError: `allow_unauthenticated` is off, we have no tag, or raw streams are listened for already.
             P2PTunnelError: As `serve`.
         """
         self._require_unauthenticated("listen_raw")
-        arrived = self._up.raw
-        await self._register()
-
-        async def streams() -> AsyncIterator[RawStream]:
-            while True:
-                yield await arrived.get()
-
-        yield streams()
+        up = self._up
+        answering = await self._register(up)
+        streams = RawStreams()
+        try:
+            if answering.admit_raw is not None:
+                raise ConfigError("raw streams are listened for already", "End the other listen_raw first.")
+            answering.admit_raw = streams.admit
+            try:
+                yield streams
+            finally:
+                answering.admit_raw = None
+                streams.close()
+        finally:
+            await up.leave()
 
     # --- services and tunnels -----------------------------------------------------------------------------------------
 
@@ -295,7 +288,8 @@ class Peer:
     def serve(self, services: Mapping[str, Target | ServeSpec], *, allow: Allow = ()) -> Opening[Serving]:
         """Serve: let pinned peers open these services of this machine.
 
-        Nobody is let in by default: only peers whom `p2ptunnel peers add … --services` or `allow` grants the name.
+        Nobody is let in by default: only peers whom `p2ptunnel peers allow` or `allow` grants the name, and only as long as
+        they are pinned.
 
         Args:
             services: What peers ask for, and what it stands for: a port of this machine, `host:port`, `unix:/path`, `ssh`, or a
@@ -311,22 +305,19 @@ class Peer:
             UnknownPeerError: A tag in `allow` is not pinned.
             TagInUseError: Another key owns our tag.
             RendezvousTimeoutError: No server answers.
+            ResolveError: The server's name has no address.
         """
-        return Opening(self._serve(dict(services), tuple(allow)))
+        return Opening(self._serve(dict(services), (allow,) if isinstance(allow, str) else tuple(allow)))
 
     async def _serve(self, services: dict[str, Target | ServeSpec], allow: tuple[Tag, ...]) -> Serving:
-        table = self._up.table
-        added: list[str] = []
+        up = self._up
+        up.table.add(services, allow)
         try:
-            for name, target in services.items():
-                table.add(name, target, allow)
-                added.append(name)
-            await self._register()
+            await self._register(up)
         except BaseException:
-            for name in added:
-                table.remove(name)
+            up.table.remove(services)
             raise
-        return Serving(table, tuple(services))
+        return Serving(up.table, tuple(services), up.leave)
 
     def forward(self, tag: str, target: str | int, *, listen: Address | int = 0) -> Opening[Forward]:
         """Listen on this machine, and carry each connection to a service of a peer.
@@ -337,12 +328,19 @@ class Peer:
             listen: `(host, port)` or a port on 127.0.0.1; port 0 picks a free one, see `Forward.local`.
 
         Raises:
+            InvalidTagError: The tag is none.
+            InvalidSpecError: The target cannot be read.
             AddressInUseError: Another program has the address.
             BindError: It cannot be had otherwise.
-            InvalidSpecError: The target cannot be read.
         """
         address = ("127.0.0.1", listen) if isinstance(listen, int) else listen
-        return Opening(open_forward(self, tag, target, listen=address, tracer=self._trace))
+        return Opening(self._forward(tag, target, address))
+
+    async def _forward(self, tag: str, target: str | int, address: Address) -> Forward:
+        up = self._up
+        forward = await open_forward(self, parse_tag(tag), target, listen=address, tracer=self._trace)
+        up.keep_forward(forward)
+        return forward
 
     async def ssh(self, tag: str, *, username: str | None = None, service: str = "ssh", **options: Any) -> SSH:
         """Log in to the SSH server that a peer serves, with asyncssh; its host key is the one the peer told of.
@@ -364,14 +362,18 @@ class Peer:
     async def netcheck(self, *, timeout: float = 5.0) -> NetReport:
         """Find out what our NAT does, as far as the server can help.
 
+        Args:
+            timeout: Seconds for each question.
+
         Raises:
             RendezvousTimeoutError: No server answers.
+            ResolveError: The server's name has no address.
         """
 
         async def at(server: Address) -> NetReport:
             return await netcheck(server, timeout=timeout)
 
-        return await self._with_server(at)
+        return await self._servers.first(at)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -393,62 +395,40 @@ class Peer:
                 f"{what} needs Peer(allow_unauthenticated=True)", "It has no security at all; see docs/reference."
             )
 
-    async def _with_server(self, use: Callable[[Address], Awaitable[T]]) -> T:
-        """Do it with the first server that answers."""
-        if not self._rendezvous:
-            raise ConfigError(
-                "no rendezvous server is given", "Peer(rendezvous='host:7000'), --rendezvous host:7000 or P2PTUNNEL_RENDEZVOUS."
-            )
-        *others, last = self._rendezvous
-        for host, port in others:
-            try:
-                return await use((await resolve(host), port))
-            except RendezvousTimeoutError as error:
-                self._trace("peer", "server_silent", server=f"{host}:{port}", reason=str(error))
-        return await use((await resolve(last[0]), last[1]))
-
-    async def _register(self) -> None:
-        """Be registered and answer calls; several services share one registration."""
-        if self.tag is None:
+    async def _register(self, up: _Started) -> AnsweringPort:
+        """Be registered and answer calls until `up.leave`; all services share one registration."""
+        tag = self.tag
+        if tag is None:
             raise ConfigError("a peer that serves needs a tag", "Peer('home-nas', …), --tag or P2PTUNNEL_TAG.")
-        up = self._up
-        async with up.registering:
-            if up.answering is None:
-                up.answering = await self._with_server(self._answer_at)
+        while up.answering is None:  # it may have been given up again by the time that we hear of it
+            await up.registering.join(None, lambda: self._answer(up, tag))
+        up.answered_for += 1
+        return up.answering
 
-    async def _answer_at(self, server: Address) -> AnsweringPort:
-        assert self.tag is not None
-        up = self._up
-        port = await PunchPort.open(server, self._ttl, tracer=self._trace)
-        answering = AnsweringPort(
-            port,
-            self.tag,
-            KeyCredentials(up.identity, self.tag),
-            self._admit,
-            admit_raw=self._admit_raw if self._allow_unauthenticated else None,
-            tracer=self._trace,
-        )
-        try:
-            await answering.start()
-        except BaseException:
-            await answering.close()
-            raise
-        return answering
+    async def _answer(self, up: _Started, tag: Tag) -> None:
+        async def admit(pipe: Pipe, conkey: str) -> None:
+            selector = _selector(conkey, "this machine")
+            session = await accept_session(
+                pipe,
+                identity=up.identity,
+                access=up.table,
+                selector=selector,
+                on_open=up.table.handle,
+                tracer=self._trace,
+            )
+            up.keep(session)
 
-    async def _admit(self, pipe: Pipe, conkey: str) -> None:
-        up = self._up
-        session = await accept_session(
-            pipe,
-            identity=up.identity,
-            access=up.table,
-            selector=_selector(conkey, "this machine"),
-            on_open=up.table.handle,
-            tracer=self._trace,
-        )
-        up.keep_incoming(session)
+        async def at(server: Address) -> AnsweringPort:
+            port = await PunchPort.open(server, self._ttl, tracer=self._trace)
+            answering = AnsweringPort(port, tag, KeyCredentials(up.identity, tag), admit, tracer=self._trace)
+            try:
+                await answering.start()
+            except BaseException:
+                await answering.close()
+                raise
+            return answering
 
-    async def _admit_raw(self, pipe: Pipe) -> None:
-        self._up.raw.put_nowait(await RawStream.over(pipe))
+        up.answering = await self._servers.first(at)
 
 
 class _Started:
@@ -458,67 +438,89 @@ class _Started:
         self.identity: Final = identity
         self.store: Final = store
         self.table: Final = table
-        self._sessions: dict[Tag, Session] = {}
-        self._incoming: list[Session] = []
-        self.dialing: _Shared[Tag, Session] = _Shared()
-        self.registering = asyncio.Lock()
+        self.dialing: Final[Shared[tuple[Tag, PublicKey], Session]] = Shared()
+        self.registering: Final[Shared[None, None]] = Shared()
         self.answering: AnsweringPort | None = None
-        self.raw: asyncio.Queue[RawStream] = asyncio.Queue()
+        self.answered_for = 0
+        """How many `Serving`s and `listen_raw`s need the registration."""
+        self._is_closed = False
+        self._sessions: list[Session] = []
+        self._called: dict[Tag, Session] = {}
+        self._forwards: list[Forward] = []
 
-    def session(self, tag: Tag) -> Session | None:
+    def session(self, pinned: PinnedPeer) -> Session | None:
         """Return the live session with a peer that we called."""
-        session = self._sessions.get(tag)
-        return None if session is None or session.closed.is_set() else session
+        session = self._called.get(pinned.tag)
+        return session if session is not None and _is_with(session, pinned) else None
 
-    def keep(self, session: Session) -> None:
-        """Use the session for later streams; close the one it replaces."""
-        before = self._sessions.get(session.tag)
-        self._sessions[session.tag] = session
-        if before is not None:
-            before.abort("replaced")
+    def session_with(self, pinned: PinnedPeer) -> Session | None:
+        """Return the live session with a peer, whoever called; the one that we would use if there are several."""
+        others = (session for session in reversed(self._sessions) if _is_with(session, pinned))
+        return self.session(pinned) or next(others, None)
 
-    def keep_incoming(self, session: Session) -> None:
-        """Close the session with us, if it has not ended before."""
-        self._incoming = [other for other in self._incoming if not other.closed.is_set()]
-        self._incoming.append(session)
+    def keep(self, session: Session, called: PinnedPeer | None = None) -> None:
+        """Close the session with us; use it for later streams if we `called`."""
+        self._sessions = [other for other in self._sessions if not other.closed.is_set()]
+        self._sessions.append(session)
+        if self._is_closed:
+            session.abort()
+        if called is not None:
+            self._called[called.tag] = session
+
+    def keep_forward(self, forward: Forward) -> None:
+        """Close the forward with us."""
+        self._forwards = [other for other in self._forwards if other.state != "closed"]
+        self._forwards.append(forward)
+
+    async def leave(self) -> None:
+        """Need the registration no more; the last one ends it."""
+        self.answered_for -= 1
+        if not self.answered_for:
+            answering, self.answering = self.answering, None
+            if answering is not None:
+                await answering.close()
 
     async def close(self) -> None:
-        """Close everything."""
-        await self.dialing.close()
-        sessions = (*self._sessions.values(), *self._incoming)
-        answering = () if self.answering is None else (self.answering.close(),)
-        while not self.raw.empty():
-            self.raw.get_nowait().abort()
-        await asyncio.gather(*(session.close() for session in sessions), *answering)
-
-
-class _Shared(Generic[K, V]):
-    """Work that several callers wait for together: begun by the first, cancelled when the last gives up."""
-
-    def __init__(self) -> None:
-        self._running: dict[K, tuple[asyncio.Task[V], int]] = {}
-
-    async def join(self, key: K, begin: Callable[[], Coroutine[Any, Any, V]]) -> V:
-        """Wait for the work of `key`, which `begin` starts if nobody has."""
-        task, waiting = self._running.get(key) or (asyncio.create_task(begin()), 0)
-        self._running[key] = (task, waiting + 1)
+        """Close everything; cancelled, at once."""
+        self._is_closed = True
+        self.dialing.cancel()
+        self.registering.cancel()
         try:
-            return await asyncio.shield(task)
+            await asyncio.gather(
+                *(forward.close() for forward in self._forwards), self.dialing.close(), self.registering.close()
+            )
+            answering = () if self.answering is None else (self.answering.close(),)
+            await asyncio.gather(*(session.close() for session in self._sessions), *answering)
         finally:
-            task, waiting = self._running[key]
-            self._running[key] = (task, waiting - 1)
-            if waiting == 1:
-                del self._running[key]
-                if not task.done():
-                    task.cancel()
-                    await asyncio.wait([task])
+            for session in self._sessions:
+                session.abort()
+            if self.answering is not None:
+                self.answering.abort()
+            await asyncio.gather(*(forward.close() for forward in self._forwards))
 
-    async def close(self) -> None:
-        """Cancel all work."""
-        tasks = [task for task, _ in self._running.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+
+async def _within(timeout: float | None, tag: Tag, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work` for at most `timeout` seconds; only the end of these becomes a PunchTimeoutError."""
+    deadline = asyncio.timeout(timeout)
+    try:
+        async with deadline:
+            return await work
+    except TimeoutError as error:
+        if timeout is not None and deadline.expired() and type(error) is TimeoutError:
+            raise PunchTimeoutError(tag, timeout) from None
+        raise
+
+
+def _is_with(session: Session, pinned: PinnedPeer) -> bool:
+    """Tell whether a session is up, and with the key that is pinned now."""
+    return session.tag == pinned.tag and session.peer_key == pinned.key and not session.closed.is_set()
+
+
+def _status(pinned: PinnedPeer, session: Session | None) -> PeerStatus:
+    status = PeerStatus(pinned.tag, str(pinned.key), pinned.services)
+    if session is None:
+        return status
+    return msgspec.structs.replace(status, path=session.path, rtt=session.rtt, streams=session.streams)
 
 
 def _selector(conkey: str, source: str) -> bytes:

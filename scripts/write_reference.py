@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -83,7 +83,8 @@ def error_tree() -> Iterator[str]:
 
 def command_line() -> Iterator[str]:
     """The help of every command, as the program prints it."""
-    yield from _help(root, click.Context(root, info_name="p2ptunnel", terminal_width=WIDTH, max_content_width=WIDTH))
+    settings: dict[str, Any] = {**root.context_settings, "terminal_width": WIDTH, "max_content_width": WIDTH}
+    yield from _help(root, click.Context(root, info_name="p2ptunnel", **settings))
 
 
 def _help(command: click.Command, context: click.Context) -> Iterator[str]:

@@ -230,7 +230,9 @@ class Broker(MachineBase):
             self._drop("bad tag")
             return
         is_seed = not (extra.v or extra.key or extra.sig)
-        if not self._is_known(extra.cookie, source, now) and not (is_seed and self._is_seed_allowed(source, now)):
+        is_complete = is_seed or bool(extra.sig or extra.cookie)  # else it waits for a cookie to sign, over TCP as well
+        is_known = self._is_known(extra.cookie, source, now) and is_complete
+        if not is_known and not (is_seed and self._is_seed_allowed(source, now)):
             self._challenge(RegisterAnswer, message.mid, source, size, now)
             return
         if is_seed and not self._compat_seed:
@@ -304,14 +306,14 @@ class Broker(MachineBase):
 
     def _on_connect(self, message: ConnectRequest, source: Endpoint, size: int, now: float) -> None:
         extra = message.extra
-        key = (source, 4, message.mid)
-        given = self._answers.recall(key, now)
-        if given is not None:
-            self._send(given, source)
-            return
         is_known = self._is_known(extra.cookie, source, now)
         if not is_known and (extra.v or not self._is_seed_allowed(source, now)):
             self._challenge(ConnectAnswer, message.mid, source, size, now)
+            return
+        key = (source, 4, message.mid)
+        given = self._answers.recall(key, now)  # not before: a stranger's repetitions are rationed as well
+        if given is not None:
+            self._send(given, source)
             return
         answer = encode(self._introduce(message, source, now, is_known=is_known))
         self._answers.remember(key, answer, now)

@@ -32,11 +32,9 @@ class Observer(MachineBase):
         if is_stun(data):
             self._on_stun(data, source, now)
             return
-        message = self._decode(data)
-        if not isinstance(message, ReflexiveProbe):
-            self._drop("not for an observer")
+        answer = self.answer_line(data, source)
+        if answer is None:
             return
-        answer = encode(self.answer(message, source))
         if len(answer) <= len(data):
             self._datagrams.append(Datagram(answer, source))
         else:
@@ -51,13 +49,18 @@ class Observer(MachineBase):
     def answer_line(self, line: bytes, source: Address) -> bytes | None:
         """Return the answer to one line of a TCP connection, None if it is no t=5."""
         message = self._decode(line)
-        return encode(self.answer(message, source)) if isinstance(message, ReflexiveProbe) else None
+        if isinstance(message, ReflexiveProbe):
+            return encode(self.answer(message, source))
+        if message is not None:
+            self._drop("not for an observer")
+        return None
 
     def handle_timer(self, now: float) -> None:
         """Nothing is ever due."""
 
-    def next_deadline(self) -> None:
+    def next_deadline(self) -> float | None:
         """Nothing is ever due."""
+        return None
 
     def _on_stun(self, data: bytes, source: Address, now: float) -> None:
         try:

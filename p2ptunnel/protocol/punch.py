@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from p2ptunnel.defaults import PHASE_MIN, PHASE_ROUND_TRIPS
+from p2ptunnel.defaults import PHASE_MIN, PHASE_ROUND_TRIPS, SYN_REPEAT
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.types import Address, Candidate
 from p2ptunnel.wire.messages import NatHints
@@ -117,9 +117,12 @@ class CallFailed(Event, frozen=True):
 def phase_length(own_rtt: float, other_rtt: float) -> float:
     """Return W, the length of a phase in seconds: 2.5 times the estimated round trip between the peers, at least 0.3 s.
 
-    A phase that ends while a handshake is under way kills it, and poisons the NATs' memory of this pair of ports.
+    A phase that ends while a handshake is under way kills it, and poisons the NATs' memory of this pair of ports.  So a
+    phase of about a second is long enough for the handshake of the SYN that the kernel repeats then, too.
     """
-    return max(PHASE_MIN, PHASE_ROUND_TRIPS * (own_rtt + other_rtt))
+    round_trip = own_rtt + other_rtt
+    length = max(PHASE_MIN, PHASE_ROUND_TRIPS * round_trip)
+    return length if length < 0.9 * SYN_REPEAT else max(length, SYN_REPEAT + 1.25 * round_trip)
 
 
 def sends_low(role: Literal["caller", "callee"], phase: int, *, caller_can: bool, callee_can: bool) -> bool:

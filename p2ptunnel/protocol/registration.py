@@ -306,7 +306,8 @@ class Registration(MachineBase):
             self._register(now)
         elif self.state is RegistrationState.REGISTERING:
             self._move(RegistrationTrigger.SILENCE)
-            wait = min(RECONNECT_FIRST * RECONNECT_FACTOR**self._failures, RECONNECT_CAP) * self._entropy.random()
+            longest = RECONNECT_FIRST * RECONNECT_FACTOR ** min(self._failures, 99)  # 1.6**1512 is more than a float holds
+            wait = min(longest, RECONNECT_CAP) * self._entropy.random()
             self._failures += 1
             self._timer = now + wait
             self._events.append(RegistrationLost(wait))

@@ -158,13 +158,16 @@ class SessionStream(Stream):
             ChannelClosedError: The session was closed, or this stream by us.
             LocalProtocolError: Another task is writing, or `write_eof` was called.
         """
-        view = memoryview(data)
         if self._is_closed:
             raise ChannelClosedError
         self._raise_error()
-        if not view.nbytes:
-            return
-        self._mux.write(self.stream_id, view if view.format == "B" and view.ndim == 1 else view.cast("B"))
+        with memoryview(data) as given:  # released in any case: the caller may want to resize its buffer
+            if given.nbytes:
+                with given.cast("B") as view:
+                    await self._write(view)
+
+    async def _write(self, view: memoryview) -> None:
+        self._mux.write(self.stream_id, view)
         self._carrier.flush()
         if not self._mux.is_drained(self.stream_id):
             await self._wait_drained()

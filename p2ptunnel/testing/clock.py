@@ -5,11 +5,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from itertools import count
-from typing import TypeVarTuple
 
 __all__ = ["FakeClock"]
-
-Ts = TypeVarTuple("Ts")
 
 
 class FakeClock:
@@ -34,11 +31,11 @@ class FakeClock:
         """Return the present second."""
         return self.now
 
-    def call_at(self, when: float, callback: Callable[[*Ts], object], *arguments: *Ts) -> None:
+    def call_at(self, when: float, callback: Callable[..., object], *arguments: object) -> None:
         """Call `callback` when the clock gets to `when`; what lies in the past is called next."""
         heapq.heappush(self._heap, (when, next(self._numbers), callback, arguments))
 
-    def call_later(self, seconds: float, callback: Callable[[*Ts], object], *arguments: *Ts) -> None:
+    def call_later(self, seconds: float, callback: Callable[..., object], *arguments: object) -> None:
         """Call `callback` in so many seconds."""
         heapq.heappush(self._heap, (self.now + seconds, next(self._numbers), callback, arguments))
 

@@ -172,12 +172,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--delay", type=float, default=0.02, metavar="S", help="one way, on each access line [0.02]")
     parser.add_argument("--size", type=int, default=64, metavar="MIB", help="of the file that scp copies [64]")
+    parser.add_argument("--loopback", action="store_true", help="without a laboratory, on this machine alone")
     options = parser.parse_args(arguments)
     missing = [name for name in ("ssh", "scp", "ssh-keygen") if shutil.which(name) is None]
     if missing or _sshd() is None:
         print(f"The demonstration needs OpenSSH's client and server (missing: {', '.join(missing) or 'sshd'}).")
         return 2
-    reason = capable()
+    reason = "not asked for" if options.loopback else capable()
     with tempfile.TemporaryDirectory(prefix="p2ptunnel-demo-") as directory, contextlib.ExitStack() as stack:
         lab = None if reason else stack.enter_context(Lab(server_delay=options.delay))
         stage = Stage(Path(directory), lab, options.delay)
@@ -193,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _introduce(stage: Stage, reason: str | None, delay: float) -> None:
     if reason:
-        stage.say(f"No laboratory can be built here ({reason}): everything runs on loopback, without NATs.")
+        stage.say(f"No laboratory ({reason}): everything runs on loopback, without NATs.")
     else:
         stage.say(
             f"Two homes, each behind a port-restricted NAT of the kernel, {delay * 1000:g} ms one way to the internet each."

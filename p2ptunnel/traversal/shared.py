@@ -39,11 +39,15 @@ class Shared(Generic[K, V]):
                     del self._running[key]
                 await work.end()
 
-    async def close(self) -> None:
+    def cancel(self) -> None:
         """End all work; whoever waits for it gets an error."""
-        works = tuple(self._running.values())
-        self._running.clear()
-        for work in works:
+        for work in self._running.values():
+            work.cancel()
+
+    async def close(self) -> None:
+        """End all work, and wait for its end."""
+        self.cancel()
+        for work in tuple(self._running.values()):
             await work.end()
 
 
@@ -63,10 +67,15 @@ class _Work(Generic[V]):
                 raise ChannelClosedError from None
             raise
 
+    def cancel(self) -> None:
+        """Cancel the work."""
+        self._task.cancel()
+
     async def end(self) -> None:
         """Cancel the work and wait for its end; what it raises then is nobody's any more."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        if not self._task.done():
+            self.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
 
 def _is_cancelled() -> bool:

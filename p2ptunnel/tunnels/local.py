@@ -7,6 +7,7 @@ that no client takes a refusal for an empty answer.
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import socket
 import time
@@ -144,7 +145,7 @@ class Forward:
         self._accepted += 1
         connection = self._loop.create_task(self._carry(sock, format_address(client[:2])))
         self._connections[connection] = Connection(client[:2], time.monotonic())
-        connection.add_done_callback(self._ended)
+        connection.add_done_callback(functools.partial(self._ended, sock))
         if len(self._connections) >= FORWARD_CONNECTIONS_MAX:
             self._loop.remove_reader(self._listener)
 
@@ -161,8 +162,6 @@ class Forward:
             self._trace("tunnel", "client_lost", tag=self.tag, target=self.target, client=client, reason=str(error))
         else:
             self._trace("tunnel", "client_done", tag=self.tag, target=self.target, client=client)
-        finally:
-            reset_close(sock)  # for a client that was never served; what `pump` carried, it has closed
 
     def _failure(self, error: Exception) -> None:
         self._failed += 1
@@ -170,7 +169,9 @@ class Forward:
         self._errors.append(error)
         self._trace("tunnel", "client_failed", tag=self.tag, target=self.target, reason=str(error))
 
-    def _ended(self, connection: asyncio.Task[None]) -> None:
+    def _ended(self, sock: socket.socket, connection: asyncio.Task[None]) -> None:
+        """Forget a client; here and not in its task, which may have been cancelled before its first step."""
+        reset_close(sock)  # one that was never served; what `pump` carried, it has closed
         was_full = len(self._connections) >= FORWARD_CONNECTIONS_MAX
         del self._connections[connection]
         if was_full and self.state != "closed":

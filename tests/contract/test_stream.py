@@ -327,6 +327,25 @@ def test_a_cancelled_write_leaves_a_stream_that_can_be_reset(pair: Callable[[], 
     run(scenario())
 
 
+def test_a_cancelled_write_holds_no_buffer_and_later_ones_go_on_behind_it(pair: Callable[[], Pair]) -> None:
+    async def scenario() -> None:
+        async with pair() as (one, other):
+            buffer = bytearray(b"a" * (20 * MEGABYTE))
+            writing = asyncio.ensure_future(one.write(buffer))
+            await settled(lambda: 0)
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+            buffer.extend(b"!")  # nobody holds it
+            reading = asyncio.ensure_future(everything(other))
+            await finish(one, b"b" * MEGABYTE)
+            came = await reading
+            assert came.endswith(b"b" * MEGABYTE)
+            assert set(came[:-MEGABYTE]) == {ord("a")}
+            assert len(came) < 10 * MEGABYTE
+
+    run(scenario())
+
+
 # --- a descriptor -----------------------------------------------------------------------------------------------------
 
 

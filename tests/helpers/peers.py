@@ -21,13 +21,16 @@ __all__ = ["CALLEE", "CALLER", "Peers", "Wire", "new_pipe", "sessions", "tcp_pai
 CALLER, CALLEE = (Identity.from_seed(bytes([number]) * 32) for number in (21, 22))
 
 
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    """Two ends of a TCP connection over loopback, non-blocking."""
+def tcp_pair(buffer_bytes: int | None = None) -> tuple[socket.socket, socket.socket]:
+    """Two ends of a TCP connection over loopback, non-blocking; with kernel buffers of this size where one is given."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         server, _ = listener.accept()
-    client.setblocking(False)
-    server.setblocking(False)
+    for end in (client, server):
+        end.setblocking(False)
+        if buffer_bytes is not None:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
     return client, server
 
 
@@ -116,9 +119,9 @@ async def sessions(
 class Wire:
     """A man in the middle: two TCP connections, and every byte that goes between them recorded, or damaged, or withheld."""
 
-    def __init__(self) -> None:
-        self.client, near = tcp_pair()
-        far, self.server = tcp_pair()
+    def __init__(self, buffer_bytes: int | None = None) -> None:
+        self.client, near = tcp_pair(buffer_bytes)
+        far, self.server = tcp_pair(buffer_bytes)
         self.seen: tuple[bytearray, bytearray] = (bytearray(), bytearray())
         """What went from the caller to the callee, and back."""
         self.flip: tuple[int, int] | None = None

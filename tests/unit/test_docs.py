@@ -110,7 +110,7 @@ def parse(words: list[str]) -> None:
         click.UsageError: The program would refuse it.
     """
     command: click.Command = root
-    context = click.Context(root, info_name="p2ptunnel", obj=Settings())
+    context = click.Context(root, info_name="p2ptunnel", obj=Settings(), **root.context_settings)
     while isinstance(command, click.Group):
         words = command.make_parser(context).parse_args(list(words))[1]
         if not words:

@@ -26,8 +26,9 @@ _MARK_ADDRESS: Final = ("127.0.0.1", 9)
 _MARK: Final = "udp dst port 9 and dst host 127.0.0.1"
 _MARK_INTERVAL, _PATIENCE = 0.05, 10.0
 _MARK_TEXT: Final = "> 127.0.0.1.9: UDP"
-_SNAPSHOT_BYTES, _BUFFER_KIB = 1600, 16384
-"""A slot of the kernel's buffer is as large as the snapshot; by default it has eight slots, which a burst fills."""
+_SNAPSHOT_BYTES, _BUFFER_KIB = 65_600, 65_536
+"""Whole packets, as large as segmentation offload makes them on a veth; a slot of the kernel's buffer is as large as that, and
+the buffer's default of eight slots is filled by a burst."""
 
 
 class Capture:

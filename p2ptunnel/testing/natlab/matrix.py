@@ -11,8 +11,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncGenerator, Generator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,9 +22,9 @@ from p2ptunnel.errors import P2PTunnelError
 from p2ptunnel.identity.store import Profile
 from p2ptunnel.peer import Peer
 from p2ptunnel.server import Rendezvous
-from p2ptunnel.testing.natlab.host import Host
 from p2ptunnel.testing.natlab.kinds import find_kind
 from p2ptunnel.testing.natlab.lab import Lab
+from p2ptunnel.testing.natlab.living import living
 from p2ptunnel.testing.natlab.site import Site
 from p2ptunnel.types import Address
 
@@ -123,7 +122,7 @@ class _Profiles:
 
 @contextlib.contextmanager
 def _server(lab: Lab, address: Address) -> Generator[None]:
-    with _living(lab.server, lambda: Rendezvous(address)):
+    with living(lab.server, lambda: Rendezvous(address)):
         yield
 
 
@@ -139,36 +138,8 @@ def _callee(site: Site, profile: Profile, tag: str, server: Address) -> Generato
         async with Peer(tag, rendezvous=f"{server[0]}:{server[1]}", profile=profile) as peer, peer.serve({"echo": echo}):
             yield
 
-    with _living(site.host, serving):
+    with living(site.host, serving):
         yield
-
-
-@contextlib.contextmanager
-def _living(host: Host, make: Callable[[], contextlib.AbstractAsyncContextManager[object]]) -> Generator[None]:
-    """Have what `make` returns entered on a loop in a thread of `host` while the block lasts."""
-    ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-
-    async def live() -> None:
-        ended = asyncio.Event()
-        async with make():
-            ready.set_result((asyncio.get_running_loop(), ended))
-            await ended.wait()
-
-    def body() -> None:
-        try:
-            asyncio.run(live())
-        except BaseException as error:
-            if not ready.done():
-                ready.set_exception(error)
-            raise
-
-    thread = host.thread(body)
-    loop, ended = ready.result(_READY_TIMEOUT)
-    try:
-        yield
-    finally:
-        loop.call_soon_threadsafe(ended.set)
-        thread.result(_READY_TIMEOUT)
 
 
 def _calls(

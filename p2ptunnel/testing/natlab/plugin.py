@@ -26,9 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", _MARKER)
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that uses the fixture."""
+    """Mark every test that uses the fixture; pytest asks plugins before its own `-m` chooses."""
     for item in items:
         if isinstance(item, pytest.Function) and "natlab" in item.fixturenames:
             item.add_marker("natlab")

@@ -83,7 +83,6 @@ def _forward(kind: Kind) -> list[str]:
         "ct state invalid drop",
         'iifname != "wan" accept',
         "ct status dnat accept",
-        "meta nfproto ipv4 drop",
     ]
     if kind.ipv6 == "reject":
         rules += ["meta l4proto tcp reject with tcp reset", "reject"]

@@ -117,6 +117,8 @@ def test_what_had_arrived_before_a_break_is_written_however_slow_the_reader() ->
     with carrying("breaking") as (process, _):
         assert process.stdout is not None
         fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        with pytest.raises(subprocess.TimeoutExpired):  # it does not go before all is read
+            process.wait(timeout=1)
         assert len(read(process.stdout)) == 100_000
         assert (process.wait(), read(process.stderr)) == (0, b"StreamResetError\n")
 

@@ -1,79 +1,112 @@
-"""The observer: tells everybody how they look, and never says more than it was asked."""
+"""The observer: how one looks from here, by t=5 and by STUN; never more out than came in."""
 
 from __future__ import annotations
 
 import pytest
 
 from p2ptunnel.defaults import PROBE_PAD_BYTES, STUN_BARE_PER_SECOND
+from p2ptunnel.protocol.machine import Datagram
 from p2ptunnel.protocol.observer import Observer
 from p2ptunnel.types import Address
 from p2ptunnel.wire.messages import Opener, ProbeExtra, ReflexiveAnswer, ReflexiveProbe, decode, encode, encode_padded
-from tests.unit.protocol.actors import CALLER, only
+from p2ptunnel.wire.stun import decode_response, encode_request
 
-IPV6: Address = ("2001:db8:1111:2222:3333:4444:5555:6666", 65535)
-OTHERS = (("203.0.113.1", 7001), ("203.0.113.2", 7000))
-BARE_STUN = bytes.fromhex("000100002112a442") + bytes(range(12))
-
-
-@pytest.mark.parametrize("source", [CALLER, IPV6])
-def test_it_tells_how_one_looks_and_where_else_to_ask(source: Address) -> None:
-    observer = Observer(OTHERS)
-    probe = ReflexiveProbe(mid=5, extra=ProbeExtra())
-    observer.receive_datagram(encode_padded(probe, PROBE_PAD_BYTES), source, 0.0)
-    [datagram] = observer.datagrams_to_send()
-    answer = only(ReflexiveAnswer, [datagram])
-    assert answer.extra is not None
-    assert (datagram.destination, answer.mid, answer.extra.host, answer.extra.port) == (source, 5, *source)
-    assert answer.extra.other == OTHERS
+OVER_4: Address = ("198.51.100.7", 40001)
+OVER_6: Address = ("2001:db8::1:2:3:4", 40001)
+OTHERS: tuple[Address, ...] = (("203.0.113.1", 7001), ("203.0.113.2", 7000))
+ID = b"twelve bytes"
+BARE = bytes.fromhex("000100002112a442") + ID
+NOW = 100.0
 
 
-def test_an_answer_longer_than_its_question_is_not_given() -> None:
+def asked(observer: Observer, data: bytes, source: Address = OVER_4, now: float = NOW) -> list[Datagram]:
+    observer.receive_datagram(data, source, now)
+    return observer.datagrams_to_send()
+
+
+@pytest.mark.parametrize("source", [OVER_4, OVER_6], ids=["IPv4", "IPv6"])
+def test_a_padded_question_is_answered_with_less(source: Address) -> None:
+    question = encode_padded(ReflexiveProbe(mid=2**53 - 1, extra=ProbeExtra()), PROBE_PAD_BYTES)
+    [answer] = asked(Observer(OTHERS * 2), question, source)  # as many as the wire allows
+    assert answer.destination == source
+    assert len(answer.data) <= len(question)
+    message = decode(answer.data)
+    assert isinstance(message, ReflexiveAnswer)
+    assert message.extra is not None
+    assert (message.mid, message.code) == (2**53 - 1, 200)
+    assert (message.extra.host, message.extra.port) == source
+    assert message.extra.other == OTHERS * 2
+    assert message.extra.cookie == ""
+
+
+def test_a_question_that_is_shorter_than_its_answer_is_not_answered() -> None:
     observer = Observer()
-    observer.receive_datagram(encode(ReflexiveProbe(mid=5)), CALLER, 0.0)
-    assert not observer.datagrams_to_send()
+    assert asked(observer, encode(ReflexiveProbe(mid=1))) == []
     assert observer.dropped == {"question shorter than the answer": 1}
 
 
-def test_a_line_is_answered_whatever_its_length() -> None:
-    line = Observer().answer_line(encode(ReflexiveProbe(mid=5)), CALLER)
+@pytest.mark.parametrize("source", [OVER_4, OVER_6], ids=["IPv4", "IPv6"])
+def test_a_binding_request_as_ours_is_answered_with_no_more(source: Address) -> None:
+    question = encode_request(ID)
+    [answer] = asked(Observer(), question, source)
+    assert len(answer.data) <= len(question)
+    assert decode_response(answer.data).mapped == source
+    assert decode_response(answer.data).transaction_id == ID
+
+
+def test_bare_binding_requests_are_rationed_by_the_second() -> None:
+    observer = Observer()
+    answers = [asked(observer, BARE, now=NOW + 0.5) for _ in range(STUN_BARE_PER_SECOND + 3)]
+    assert sum(map(len, answers)) == STUN_BARE_PER_SECOND
+    assert observer.dropped == {"bare STUN over its rate": 3}
+    assert len(asked(observer, encode_request(ID), now=NOW + 0.9)) == 1  # what amplifies nothing is not
+    assert len(asked(observer, BARE, now=NOW + 1.0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "malformed"),
+        (b"{}", "malformed"),
+        (b"\xff" * 100, "malformed"),
+        (encode(Opener()), "not for an observer"),
+        (BARE[:4] + bytes(16), "malformed"),  # without the cookie it is no STUN at all
+        (BARE + b"\0", "malformed STUN"),
+        (BARE.replace(b"\0\x01", b"\x01\x01", 1), "malformed STUN"),  # an answer
+    ],
+)
+def test_junk_is_counted_and_not_answered(data: bytes, reason: str) -> None:
+    observer = Observer()
+    assert asked(observer, data) == []
+    assert observer.dropped == {reason: 1}
+
+
+def test_a_line_needs_no_padding() -> None:
+    """The handshake has shown that the other side receives at its address."""
+    line = Observer(OTHERS).answer_line(b'{"t":5,"mid":4}', OVER_4)
     assert line is not None
-    answer = decode(line)
-    assert isinstance(answer, ReflexiveAnswer)
-    assert answer.mid == 5
+    message = decode(line)
+    assert isinstance(message, ReflexiveAnswer)
+    assert message.extra is not None
+    assert (message.mid, message.extra.host, message.extra.port, message.extra.other) == (4, *OVER_4, OTHERS)
 
 
-@pytest.mark.parametrize("line", [b"", b"nonsense", encode(Opener())])
-def test_another_line_is_not(line: bytes) -> None:
-    assert Observer().answer_line(line, CALLER) is None
-
-
-@pytest.mark.parametrize(("body", "reason"), [(b"x", "malformed"), (encode(Opener()), "not for an observer")])
-def test_what_is_not_for_it_is_counted(body: bytes, reason: str) -> None:
+@pytest.mark.parametrize("line", [b"", b"{", b'{"t":30}', b'{"t":-5,"mid":1,"code":200}'])
+def test_any_other_line_is_counted_and_not_answered(line: bytes) -> None:
     observer = Observer()
-    observer.receive_datagram(body, CALLER, 0.0)
-    assert not observer.datagrams_to_send()
-    assert observer.dropped[reason] == 1
+    assert observer.answer_line(line, OVER_4) is None
+    assert observer.dropped.total() == 1
 
 
-def test_bare_stun_is_rationed_by_the_second() -> None:
+def test_a_cookie_is_passed_on_where_there_is_one() -> None:
+    answer = Observer().answer(ReflexiveProbe(mid=1), OVER_4, "the cookie")
+    assert answer.extra is not None
+    assert answer.extra.cookie == "the cookie"
+
+
+def test_nothing_is_ever_due_and_nothing_ever_happens() -> None:
     observer = Observer()
-    for _ in range(STUN_BARE_PER_SECOND + 5):
-        observer.receive_datagram(BARE_STUN, CALLER, 7.5)
-    assert len(observer.datagrams_to_send()) == STUN_BARE_PER_SECOND
-    assert observer.dropped == {"bare STUN over its rate": 5}
-    observer.receive_datagram(BARE_STUN, CALLER, 8.0)
-    assert len(observer.datagrams_to_send()) == 1
-
-
-def test_damaged_stun_is_counted() -> None:
-    observer = Observer()
-    observer.receive_datagram(BARE_STUN[:2] + b"\xff\xff" + BARE_STUN[4:], CALLER, 0.0)
-    assert not observer.datagrams_to_send()
-    assert observer.dropped == {"malformed STUN": 1}
-
-
-def test_it_never_wants_a_timer() -> None:
-    observer = Observer()
-    observer.handle_timer(1.0)
+    observer.handle_timer(NOW)
+    asked(observer, BARE)
     assert observer.next_deadline() is None
-    assert not observer.events()
+    assert observer.events() == []

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from p2ptunnel.defaults import PHASE_MIN
+from p2ptunnel.defaults import PHASE_MIN, SYN_REPEAT
 from p2ptunnel.protocol.punch import ConnectionChosen, LocalView, Nominate, phase_length, sends_low, tcp_targets
 from p2ptunnel.types import Candidate
 from p2ptunnel.wire.messages import NatHints
@@ -39,11 +39,26 @@ def test_from_the_third_phase_on_all_is_plain(role: Role, phase: int) -> None:
 
 @pytest.mark.parametrize(
     ("own", "other", "length"),
-    [(0.0, 0.0, PHASE_MIN), (0.05, 0.05, PHASE_MIN), (0.06, 0.06, 0.3), (0.1, 0.1, 0.5), (0.8, 0.8, 4.0)],
+    [
+        (0.0, 0.0, PHASE_MIN),
+        (0.05, 0.05, PHASE_MIN),
+        (0.06, 0.06, 0.3),
+        (0.1, 0.1, 0.5),
+        (0.17, 0.17, 0.85),
+        (0.2, 0.2, 1.5),
+        (0.3, 0.3, 1.75),
+        (0.8, 0.8, 4.0),
+    ],
 )
 def test_a_phase_outlives_a_handshake(own: float, other: float, length: float) -> None:
     assert phase_length(own, other) == pytest.approx(length)
     assert phase_length(own, other) > 2 * (own + other)  # t=11, SYN, SYN-ACK, ACK: all within the callee's first phase
+
+
+@pytest.mark.parametrize("round_trip", [n / 100 for n in range(80)])
+def test_no_phase_ends_between_a_repeated_syn_and_its_answer(round_trip: float) -> None:
+    length = phase_length(round_trip / 2, round_trip / 2)
+    assert length < SYN_REPEAT or length > SYN_REPEAT + round_trip
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from p2ptunnel.errors import (
 )
 from p2ptunnel.identity.acl import AccessList
 from p2ptunnel.identity.store import PeerStore
+from p2ptunnel.net.threads import in_thread
 from p2ptunnel.protocol import mux as mux_module
 from p2ptunnel.session import live
 from p2ptunnel.session.session import OpenRequest, Session
@@ -353,9 +354,9 @@ def test_closing_lets_a_write_of_another_task_finish() -> None:
 
 
 @contextlib.asynccontextmanager
-async def tapped(peers: Peers) -> AsyncGenerator[tuple[Wire, Session, Session]]:
+async def tapped(peers: Peers, buffer_bytes: int | None = None) -> AsyncGenerator[tuple[Wire, Session, Session]]:
     """Sessions with a man in the middle."""
-    wire = Wire()
+    wire = Wire(buffer_bytes)
     try:
         async with sessions(peers, (wire.client, wire.server)) as (caller, callee):
             yield wire, caller, callee
@@ -598,6 +599,39 @@ def test_the_last_bytes_before_a_close_arrive() -> None:
     run(scenario())
 
 
+def test_a_session_without_open_streams_closes_at_once() -> None:
+    async def scenario() -> None:
+        peers = Peers("web")
+        async with sessions(peers) as (caller, callee):
+            ours, theirs = await peers.stream(caller, "web")
+            for one, other in ((ours, theirs), (theirs, ours)):
+                await one.write_eof()
+                assert await other.read() == b""
+            await asyncio.gather(caller.close(grace=60), callee.close(grace=60))
+
+    run(scenario())
+
+
+def test_what_is_under_way_to_us_does_not_destroy_what_we_have_sent() -> None:
+    """A socket that is closed with bytes unread answers with a reset, which drops what the kernel has not yet delivered."""
+
+    async def scenario() -> None:
+        peers = Peers("web")
+        async with tapped(peers, buffer_bytes=16384) as (_, caller, callee):
+            ours, theirs = await peers.stream(caller, "web")
+            sending = asyncio.ensure_future(theirs.write(bytes(250_000)))
+            block = random.Random(8).randbytes(250_000)
+            await ours.write(block)
+            await ours.close()
+            await caller.close(grace=10)
+            assert b"".join([part async for part in theirs]) == block
+            await callee.closed.wait()
+            assert str(callee.error) == "the channel was closed by the peer"
+            await asyncio.gather(sending, return_exceptions=True)
+
+    run(scenario())
+
+
 def test_both_sides_may_close_at_once_and_twice() -> None:
     async def scenario() -> None:
         async with sessions(Peers("web")) as (caller, callee):
@@ -772,6 +806,18 @@ BEFORE: set[str] = set()
 def sockets_before() -> None:
     BEFORE.clear()
     BEFORE.update(descriptors_of_sockets())
+
+
+def test_a_socket_of_a_session_that_ends_at_once_is_closed() -> None:
+    async def scenario() -> None:
+        peers = Peers("web")
+        async with sessions(peers) as (caller, _):
+            ours, _theirs = await peers.stream(caller, "web")
+            with ours.socket() as sock:
+                caller.abort()  # before the pump has had its first turn
+                assert await in_thread(sock.recv, 1) == b""
+
+    run(scenario())
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

@@ -48,17 +48,28 @@ async def shell(process: Any) -> None:
 
 @contextlib.asynccontextmanager
 async def server(**options: Any) -> AsyncIterator[ToServer]:
-    keys = asyncssh.import_authorized_keys(USER_KEY.export_public_key("openssh").decode())
-    async with asyncssh.listen(
+    """Serve, and leave no connection behind whose client has just gone."""
+    connections: list[asyncssh.SSHServerConnection] = []
+
+    class Server(asyncssh.SSHServer):
+        def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+            connections.append(conn)
+
+    listening = await asyncssh.listen(
         "127.0.0.1",
         0,
         server_host_keys=[HOST_KEY],
-        authorized_client_keys=keys,
+        authorized_client_keys=asyncssh.import_authorized_keys(USER_KEY.export_public_key("openssh").decode()),
         process_factory=shell,
         sftp_factory=True,
+        server_factory=Server,
         **options,
-    ) as listening:
+    )
+    async with listening:
         yield ToServer(listening.sockets[0].getsockname())
+    for connection in connections:
+        connection.abort()
+        await connection.wait_closed()
 
 
 def test_a_command_runs_over_the_stream() -> None:
@@ -144,7 +155,7 @@ def test_a_server_that_is_none_is_an_error_of_its_own() -> None:
 
 def test_a_bad_option_closes_the_stream() -> None:
     async def main() -> None:
-        async with server() as connector:
+        async with Loopback() as connector:
             with pytest.raises(SSHError):
                 await open_ssh(connector, "nas", known_host_keys=[TOLD], client_keys=["/nonexistent/key"])
             assert connector.opened[0].sock.fileno() == -1

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -167,7 +169,7 @@ def test_a_wrong_command_is_answered_with_its_error(program: Program, command: d
     program.add_nat()
     reply = program.command(**command)
     assert reply.keys() == {"error"}
-    assert pytest.importorskip("re").fullmatch(error, reply["error"]), reply["error"]
+    assert re.fullmatch(error, reply["error"]), reply["error"]
     assert program.command("stats", name="s1")["up"] == [0, 0]
 
 
@@ -178,6 +180,17 @@ def test_a_device_that_is_gone_is_forgotten(program: Program) -> None:
     host.close()
     theirs.shutdown(socket.SHUT_RDWR)
     assert program.command("stats", name="s1")["up"] == [0, 0]
+
+
+def test_it_ends_with_its_parent_even_if_somebody_holds_the_control_socket() -> None:
+    parent = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    thread = threading.Thread(target=main, args=(theirs.detach(), parent.pid))
+    thread.start()
+    with ours:
+        parent.communicate(b"")
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
 
 
 def test_equal_times_keep_their_order_and_nothing_comes_early() -> None:

@@ -169,6 +169,19 @@ def test_closing_resets_the_clients_frees_the_port_and_leaves_nothing() -> None:
     run(main())
 
 
+def test_a_client_that_came_at_the_very_moment_of_closing_is_reset() -> None:
+    async def main() -> None:
+        async with forwarding() as (forward, connector):
+            with socket.create_connection(forward.local) as client:
+                forward._accept()  # its task has not made a step when close cancels it
+                await forward.close()
+                with pytest.raises(ConnectionResetError):
+                    client.recv(1)
+            assert connector.asked == []
+
+    run(main())
+
+
 def test_a_taken_port_says_who_has_it_and_how_to_go_on() -> None:
     async def main() -> None:
         async with forwarding() as (forward, connector):

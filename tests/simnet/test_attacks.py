@@ -1,0 +1,250 @@
+"""Strangers, liars and forgers: they change no state, and nothing of what they send comes out larger at somebody else."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from p2ptunnel.defaults import COMPAT_REQUESTS_PER_MINUTE
+from p2ptunnel.protocol.punch import LocalView
+from p2ptunnel.testing.simnet import CALLEE, CALLER, KINDS, PUNCHABLE, SERVER, TAG, Call, Network, SimCaller
+from p2ptunnel.testing.simnet import Habits as _Habits
+from p2ptunnel.types import Address, Candidate
+from p2ptunnel.wire.messages import (
+    ConkeyExtra,
+    ConnectRequest,
+    ConnectRequestExtra,
+    HoleAnswer,
+    HoleProbe,
+    Message,
+    Opener,
+    OpenTcp,
+    OpenTcpAnswer,
+    OpenTcpExtra,
+    PunchAnswer,
+    PunchAnswerExtra,
+    PunchNotice,
+    PunchNoticeExtra,
+    PunchResult,
+    PunchResultExtra,
+    Register,
+    RegisterExtra,
+    encode,
+    encode_padded,
+)
+from tests.simnet.sites import Witness, seeds
+
+STRANGER: Address = ("192.0.2.66", 6666)
+VICTIM: Address = ("192.0.2.99", 9999)
+INNER_VICTIM: Address = ("192.168.1.1", 22)
+
+
+def forgeries(token: str, mid: int) -> list[Message]:
+    """Return what a stranger may send who guesses `token` and `mid`."""
+    lies = (Candidate("srflx", "tcp", VICTIM[0], VICTIM[1]),)
+    host, port = VICTIM
+    return [
+        Opener(),
+        HoleProbe(mid=mid, token=token),
+        HoleAnswer(mid=mid, token=token),
+        OpenTcp(mid=mid, token=token, extra=OpenTcpExtra(op=1)),
+        OpenTcpAnswer(mid=mid, token=token, code=200, em="", extra=ConkeyExtra(conkey="f" * 32)),
+        OpenTcpAnswer(mid=mid, token=token, code=403, em="no"),
+        PunchNotice(mid=mid, extra=PunchNoticeExtra(token=token, host=host, port=port, v=1, cands=lies)),
+        PunchAnswer(mid=mid, token=token, code=200, em="", extra=PunchAnswerExtra(port=port, v=1, cands=lies)),
+        PunchAnswer(mid=mid, token=token, code=403, em="no"),
+        PunchResult(mid=mid, token=token, code=200, em="", extra=PunchResultExtra(host=host, port=port, v=1, cands=lies)),
+        PunchResult(mid=mid, token=token, code=403, em="no"),
+    ]
+
+
+@pytest.mark.parametrize("delay", [0.001, 0.025])
+@pytest.mark.parametrize("kind", ["pub", "fc", "prR", "shift"])
+def test_a_stranger_who_knows_the_token_but_not_our_addresses_changes_nothing(kind: str, delay: float) -> None:
+    for seed in seeds(kind, kind, 3):
+        quiet = Call(Network(seed=seed), kind, kind, delay=delay)
+        expected = quiet.run()
+        call = Call(Network(seed=seed), kind, kind, delay=delay)
+        victim = Witness(call.network, VICTIM)
+        clock, guess = call.network.clock, random.Random(seed)
+
+        def attack(call: Call = call, guess: random.Random = guess) -> None:
+            for message in forgeries(call.caller.agent.token or "guess", guess.getrandbits(53)):
+                for target in (SERVER, CALLER, CALLEE):
+                    call.network.forge_udp(encode(message), STRANGER, target)
+
+        for n in range(200):
+            clock.call_at(n * 0.003, attack)
+        outcome = call.run()
+        assert (outcome.connected, outcome.agreed) == (True, True)
+        assert outcome.seconds == pytest.approx(expected.seconds)
+        assert victim.packets == 0
+        assert not call.callee.host.sent.keys() - {SERVER[0], CALLER[0]}
+        assert not call.caller.host.sent.keys() - {SERVER[0], CALLEE[0]}
+
+
+@pytest.mark.parametrize("source", [SERVER, CALLER, CALLEE])
+def test_a_forger_who_does_not_know_the_token_changes_nothing_in_anybodys_name(source: Address) -> None:
+    for seed in seeds("forger", source[0], 3):
+        expected = Call(Network(seed=seed), "pub", "pub").run()
+        call = Call(Network(seed=seed), "pub", "pub")
+        victim = Witness(call.network, VICTIM)
+        guess = random.Random(seed)
+
+        def attack(call: Call = call, guess: random.Random = guess) -> None:
+            for message in forgeries(f"{guess.getrandbits(128):032x}", guess.getrandbits(53)):
+                is_believable_notice = isinstance(message, PunchNotice) and source == SERVER
+                for target in (SERVER, CALLER, CALLEE):
+                    if target != source and not is_believable_notice:  # only a key of the server's would tell these apart
+                        call.network.forge_udp(encode(message), source, target)
+
+        for n in range(200):
+            call.network.clock.call_at(n * 0.003, attack)
+        outcome = call.run()
+        assert (outcome.connected, outcome.agreed) == (True, True)
+        assert outcome.seconds == pytest.approx(expected.seconds)
+        assert victim.packets == 0
+
+
+# --- liars ------------------------------------------------------------------------------------------------------------------
+
+LIES = (
+    Candidate("srflx", "tcp", VICTIM[0], VICTIM[1]),
+    Candidate("host", "tcp", INNER_VICTIM[0], INNER_VICTIM[1]),
+    Candidate("mapped", "tcp", "127.0.0.1", 22),
+    Candidate("srflx", "udp", VICTIM[0], VICTIM[1]),
+    *(Candidate("mapped", "tcp", f"192.0.2.{n}", 443) for n in range(100, 112)),
+)
+
+
+@pytest.mark.parametrize("liar", ["caller", "callee"])
+@pytest.mark.parametrize("kind", ["pub", "prR"])
+def test_a_liars_candidates_aim_nobody_at_others(kind: str, liar: str) -> None:
+    for seed in seeds(liar, kind, 5):
+        call = Call(Network(seed=seed), kind, kind)
+        victims = [Witness(call.network, address) for address in (VICTIM, INNER_VICTIM)]
+        lying = LocalView(LIES, 0.05, can_open_low=True)
+        if liar == "caller":
+            call.caller.agent._view = lying
+        else:
+            call.callee.port.view = lying
+        call.run()
+        assert sum(victim.packets for victim in victims) == 0
+        assert set(call.callee.host.sent) <= {SERVER[0], CALLER[0]}
+        assert set(call.caller.host.sent) <= {SERVER[0], CALLEE[0]}
+
+
+def test_beside_lies_the_truth_is_still_found() -> None:
+    call = Call(Network(seed=1), "shift", "shift")
+    honest = call.caller.agent._view.candidates
+    call.caller.agent._view = LocalView((*LIES[:8], *honest), 0.05, can_open_low=True)
+    assert call.run().connected
+
+
+# --- budgets ----------------------------------------------------------------------------------------------------------------
+
+
+def spoofed(call: Call, body: bytes, count: int = 20) -> tuple[Witness, int, int]:
+    """Send `body` to the server `count` times in a victim's name; return the victim, packets and bytes sent."""
+    victim = Witness(call.network, VICTIM)
+    call.register()
+    for n in range(count):
+        call.network.clock.call_later(n * 0.1, call.network.forge_udp, body, VICTIM, SERVER)
+    call.network.clock.advance(60.0)
+    return victim, count, count * len(body)
+
+
+QUESTIONS = {
+    "t=4": ConnectRequest(mid=1, ltag="eve", extra=ConnectRequestExtra(rtag=TAG, v=1)),
+    "t=4 of the seed": ConnectRequest(mid=1, ltag="eve", extra=ConnectRequestExtra(rtag=TAG)),
+    "t=4 with a guessed cookie": ConnectRequest(mid=1, ltag="eve", extra=ConnectRequestExtra(rtag=TAG, v=1, cookie="x" * 22)),
+    "t=4 with lies": ConnectRequest(mid=1, ltag="eve", extra=ConnectRequestExtra(rtag=TAG, v=1, cands=LIES)),
+    "t=1": Register(mid=1, ltag="eve", extra=RegisterExtra(v=1, key="eve's", ts=1, sig="by eve's")),
+    "t=1 of the seed": Register(mid=1, ltag="eve"),
+}
+
+
+@pytest.mark.parametrize("size", [0, 100, 140, 176, 400])
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_forged_question_is_never_answered_with_more_than_itself(question: str, size: int) -> None:
+    call = Call(Network(seed=1), "pr", "prR")
+    victim, packets, size_bytes = spoofed(call, encode_padded(QUESTIONS[question], size))
+    assert victim.packets <= packets
+    assert sum(len(data) for data, _ in victim.datagrams) <= size_bytes
+    assert not victim.segments
+    assert {source for _, source in victim.datagrams} <= {SERVER}
+    assert VICTIM[0] not in call.callee.host.sent
+    assert call.server.broker.attempts == 0
+
+
+def test_a_server_that_serves_the_seed_lets_a_victim_get_twelve_packets_a_minute_at_most() -> None:
+    call = Call(Network(seed=1), "pr", "pr", compat_seed=True)
+    victim, _, _ = spoofed(call, encode(QUESTIONS["t=4 of the seed"]), count=500)
+    assert 0 < victim.packets <= 4 * COMPAT_REQUESTS_PER_MINUTE
+    assert call.callee.host.sent[VICTIM[0]] <= 2 * COMPAT_REQUESTS_PER_MINUTE * 12  # SYN and t=30 that die on the way
+    assert not victim.segments
+
+
+@pytest.mark.parametrize("kind", PUNCHABLE)
+def test_a_callee_sends_only_to_its_server_and_the_address_of_the_notice(kind: str) -> None:
+    for other in PUNCHABLE:
+        call = Call(Network(seed=1, loss=0.2), other, kind)
+        call.run()
+        assert set(call.callee.host.sent) <= {SERVER[0], CALLER[0]}
+
+
+@pytest.mark.parametrize("kind", ["pub", "prR"])
+def test_an_unanswered_call_costs_the_callee_a_bounded_number_of_packets(kind: str) -> None:
+    call = Call(Network(seed=1), "pr", kind)
+    call.register()
+    call.caller.start()
+    call.network.clock.run_until(1.0, lambda: bool(call.callee.port.agents))
+    call.caller.host.receive_udp = lambda *_: None
+    call.caller.host.receive_tcp = lambda *_: None
+    call.network.clock.advance(60.0)
+    assert not call.callee.port.agents
+    assert call.callee.host.sent[CALLER[0]] <= 3 + 3 * 7 + 10  # t=30 and SYNs a phase, and the kernel's repetitions
+
+
+# --- channels ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_conkey_makes_no_channel() -> None:
+    call = Call(Network(seed=1), "pr", "pr")
+    call.register()
+    call.caller.start()
+    clock = call.network.clock
+    clock.run_until(clock.now + 5, lambda: call.caller.agent._conkey is not None)
+    [agent] = call.callee.port.agents
+    agent.conkey = "0" * 32
+    clock.run_until(clock.now + 60, lambda: call.caller.ended_at is not None)
+    assert call.caller.failure is not None
+    assert call.caller.failure.kind == "timeout"
+    assert not call.callee.chosen
+
+
+def test_a_connection_that_breaks_before_its_turn_gives_the_next_one_its_chance() -> None:
+    call = Call(Network(seed=1), "pub", "pub")
+    call.register()
+    call.caller.start()
+    clock, agent = call.network.clock, call.caller.agent
+    clock.run_until(clock.now + 5, lambda: agent._peer is not None)
+    agent.connection_up(999_999, clock.now)  # a socket that is not there any more
+    clock.run_until(clock.now + 60, lambda: call.caller.ended_at is not None)
+    assert call.caller.chosen
+
+
+def test_two_callers_are_told_apart() -> None:
+    network = Network(seed=1)
+    call = Call(network, "pr", "prR")
+    second = SimCaller(network, network.add("198.51.100.3", 40_003, delay=0.025, kind=KINDS["shift"]), SERVER, TAG, _Habits())
+    call.register()
+    call.caller.start()
+    second.start()
+    network.clock.advance(5.0)
+    assert call.caller.chosen
+    assert second.chosen
+    assert len(call.callee.chosen) == 2
+    ours = {socket.peer for peer in (call.caller, second) for socket in peer.chosen.values()}
+    assert ours == {socket.number for socket in call.callee.chosen.values()}
