@@ -18,6 +18,7 @@ import os
 import queue
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,13 +30,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from p2ptunnel.testing.natlab import Host, Lab, capable
-from p2ptunnel.testing.natlab.programs import end_program
+from p2ptunnel.testing.natlab.programs import end_program, start_program
 
 __all__ = ["main"]
 
 _HOME: Final = "home-nas"
 _LAPTOP: Final = "laptop"
-_SSHD_PORT: Final = 2222
 _PAGE: Final = "<h1>This page came from behind two NATs.</h1>\n"
 _WAIT: Final = 20.0
 _SSHD_PLACES: Final = "/usr/local/sbin:/usr/sbin:/sbin"
@@ -78,7 +78,7 @@ class Machine:
         """Start a program."""
         if self._host is not None:
             return self._host.popen(argv, **options)
-        return subprocess.Popen(list(argv), text=True, **options)
+        return start_program(None, argv, text=True, **options)
 
     def run(self, argv: Sequence[str], *, timeout: float = 40.0) -> str:
         """Run a program and return what it says on stdout.
@@ -117,6 +117,8 @@ class Stage:
         self.server, self.home, self.laptop = (
             Machine(name, directory, host) for name, host in zip(("server", _HOME, _LAPTOP), hosts, strict=True)
         )
+        self.server_port = 0 if lab is None else 7000
+        self.sshd_port, self.web_port = (_free_port(), _free_port()) if lab is None else (2222, 8080)
         self._programs: list[subprocess.Popen[str]] = []
         self._started = time.monotonic()
 
@@ -206,7 +208,9 @@ def _play(stage: Stage, size_mib: int) -> None:
     user, key = _start_sshd(stage)
     _start_web(stage)
     _pin_keys(stage)
-    serve = stage.home.p2ptunnel("--rendezvous", server, "serve", f"ssh=ssh:127.0.0.1:{_SSHD_PORT}", "web=8080")
+    serve = stage.home.p2ptunnel(
+        "--rendezvous", server, "serve", f"ssh=ssh:127.0.0.1:{stage.sshd_port}", f"web={stage.web_port}"
+    )
     stage.say(stage.start(stage.home, serve, lambda line: line.startswith("serving")).strip())
     _ssh(stage, server, user, key)
     _copy(stage, server, user, key, size_mib)
@@ -215,15 +219,16 @@ def _play(stage: Stage, size_mib: int) -> None:
 
 
 def _start_server(stage: Stage) -> str:
-    argv = stage.server.p2ptunnel("rendezvous", "--listen", f"{stage.server_host}:{_free_port(stage)}")
+    argv = stage.server.p2ptunnel("rendezvous", "--listen", f"{stage.server_host}:{stage.server_port}")
     line = stage.start(stage.server, argv, lambda line: stage.server_host in line)
     address = next(word for word in line.replace(",", " ").split() if word.startswith(f"{stage.server_host}:"))
     stage.say(f"Rendezvous server on {address}.")
     return address
 
 
-def _free_port(stage: Stage) -> int:
-    return 0 if stage.server_host == "127.0.0.1" else 7000
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
 
 
 def _sshd() -> str | None:
@@ -242,7 +247,7 @@ def _start_sshd(stage: Stage) -> tuple[str, Path]:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where its unprivileged half lives; packages make it at boot
     config = directory / "sshd_config"
     config.write_text(
-        f"Port {_SSHD_PORT}\nListenAddress 127.0.0.1\nHostKey {host_key}\nAuthorizedKeysFile {authorized}\n"
+        f"Port {stage.sshd_port}\nListenAddress 127.0.0.1\nHostKey {host_key}\nAuthorizedKeysFile {authorized}\n"
         f"PidFile {directory / 'sshd.pid'}\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
         "PermitRootLogin yes\nSubsystem sftp internal-sftp\n"
     )
@@ -250,8 +255,8 @@ def _start_sshd(stage: Stage) -> tuple[str, Path]:
     assert sshd is not None
     argv = ["sh", "-c", 'echo starting; exec "$0" "$@"', sshd, "-D", "-e", "-f", str(config)]
     stage.start(stage.home, argv, lambda line: line.startswith("starting"))
-    _wait_for_port(stage.home, _SSHD_PORT)
-    stage.say(f"{_HOME}: OpenSSH server on 127.0.0.1:{_SSHD_PORT}, nowhere else.")
+    _wait_for_port(stage.home, stage.sshd_port)
+    stage.say(f"{_HOME}: OpenSSH server on 127.0.0.1:{stage.sshd_port}, nowhere else.")
     return getpass.getuser(), user_key
 
 
@@ -262,12 +267,12 @@ def _start_web(stage: Stage) -> None:
     program = (
         "import functools, http.server as h\n"
         f"H = functools.partial(h.SimpleHTTPRequestHandler, directory={str(site)!r})\n"
-        "s = h.ThreadingHTTPServer(('127.0.0.1', 8080), H)\n"
+        f"s = h.ThreadingHTTPServer(('127.0.0.1', {stage.web_port}), H)\n"
         "print('up', flush=True)\n"
         "s.serve_forever()\n"
     )
     stage.start(stage.home, [sys.executable, "-c", program], lambda line: line.startswith("up"))
-    stage.say(f"{_HOME}: web server on 127.0.0.1:8080.")
+    stage.say(f"{_HOME}: web server on 127.0.0.1:{stage.web_port}.")
 
 
 def _wait_for_port(machine: Machine, port: int) -> None:

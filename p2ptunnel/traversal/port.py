@@ -108,6 +108,7 @@ class PunchPort:
             self._trace("traversal", "tcp_unobserved", server=format_address(self.server), reason=str(error))
             return False
         self._control_lost.clear()
+        self._trace("traversal", "tcp_observed", address=format_address(self.control.observed))
         return True
 
     async def _observe_first(self) -> None:

@@ -52,7 +52,7 @@ def test_no_byte_of_a_stream_nor_its_service_is_readable_on_the_path(natlab: Lab
             return echoed
 
     with (
-        natlab.capture(write=packets),
+        natlab.capture(write=packets, snapshot_bytes=65_600),
         living(natlab.server, lambda: Rendezvous((server, 7000))),
         living(natlab.site("pr").host, lambda: serving(server, home)),
     ):

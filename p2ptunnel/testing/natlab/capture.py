@@ -26,9 +26,8 @@ _MARK_ADDRESS: Final = ("127.0.0.1", 9)
 _MARK: Final = "udp dst port 9 and dst host 127.0.0.1"
 _MARK_INTERVAL, _PATIENCE = 0.05, 10.0
 _MARK_TEXT: Final = "> 127.0.0.1.9: UDP"
-_SNAPSHOT_BYTES, _BUFFER_KIB = 65_600, 65_536
-"""Whole packets, as large as segmentation offload makes them on a veth; a slot of the kernel's buffer is as large as that, and
-the buffer's default of eight slots is filled by a burst."""
+_BUFFER_KIB: Final = 16_384
+"""A slot of the kernel's buffer is as large as a snapshot; by default it has eight slots, which a burst fills."""
 
 
 class Capture:
@@ -45,13 +44,15 @@ class Capture:
 
 
 @contextlib.contextmanager
-def capture(machine: Host, expression: str, write: str | Path | None) -> Generator[Capture, None, None]:
+def capture(machine: Host, expression: str, write: str | Path | None, snapshot_bytes: int) -> Generator[Capture, None, None]:
     """Record packets of a machine while the block lasts; see `Lab.capture`."""
     if shutil.which("tcpdump") is None:
         raise LaboratoryError("the program tcpdump is not on the PATH")
     found = Capture(None if write is None else Path(write))
     pipe = subprocess.PIPE
-    program = machine.popen(_arguments(expression, found.path), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+    program = machine.popen(
+        _arguments(expression, found.path, snapshot_bytes), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe
+    )
     assert program.stdout is not None
     assert program.stderr is not None
     reader = threading.Thread(target=_read_until_mark, args=(program.stdout, found.lines), name="natlab-capture")
@@ -68,8 +69,8 @@ def capture(machine: Host, expression: str, write: str | Path | None) -> Generat
         end_program(program)
 
 
-def _arguments(expression: str, path: Path | None) -> list[str]:
-    size = ["-s", str(_SNAPSHOT_BYTES), "-B", str(_BUFFER_KIB)]
+def _arguments(expression: str, path: Path | None, snapshot_bytes: int) -> list[str]:
+    size = ["-s", str(snapshot_bytes), "-B", str(_BUFFER_KIB)]
     file = [] if path is None else ["-w", str(path), "-U", "--print"]
     wanted = [f"({expression}) or ({_MARK})"] if expression else []
     return ["tcpdump", "-i", "any", "-nn", "-l", "--immediate-mode", "-Z", "root", *size, *file, *wanted]

@@ -126,7 +126,12 @@ class Lab:
         return self._add(SITE_CLASSES[chosen.router](plan, uplink, self._plane), hosts)
 
     def capture(
-        self, where: Host | Site | None = None, filter: str = "", write: str | Path | None = None
+        self,
+        where: Host | Site | None = None,
+        filter: str = "",
+        write: str | Path | None = None,
+        *,
+        snapshot_bytes: int = 1600,
     ) -> contextlib.AbstractContextManager[Capture]:
         """Record packets while the block lasts; when it begins, tcpdump listens, and all that came in it is recorded.
 
@@ -134,11 +139,12 @@ class Lab:
             where: A host, or a site for its router; None for the internet, where every packet between sites passes.
             filter: What to record, in the language of pcap-filter(7).
             write: File for the packets, for Wireshark; None for their text only.
+            snapshot_bytes: How much of each packet; 65 600 is all of what segmentation offload makes, but leaves room for few.
 
         Raises:
             LaboratoryError: tcpdump is missing, or refuses the filter.
         """
-        return capture(self._machine(where), filter, write)
+        return capture(self._machine(where), filter, write, snapshot_bytes)
 
     def close(self) -> None:
         """Kill all programs and remove all networks; closing twice is fine."""

@@ -40,10 +40,21 @@ class Bench(contextlib.ExitStack):
         return self._bound(made, (address, port))
 
     def listener(self, host: Host, address: str = "0.0.0.0", port: int = 0) -> socket.socket:
-        """Return a listening socket."""
+        """Return a listening socket that shares its port."""
         made = self.tcp(host, address, port)
         made.listen(16)
         return made
+
+    def udp_observers(self, server: Host) -> tuple[socket.socket, ...]:
+        """Return UDP sockets at address 1 port 1, address 1 port 2, address 2 port 1, address 2 port 2."""
+        return self._observers(server, socket.SOCK_DGRAM)
+
+    def tcp_observers(self, server: Host) -> tuple[socket.socket, ...]:
+        """Return listening TCP sockets at the same four."""
+        observers = self._observers(server, socket.SOCK_STREAM)
+        for observer in observers:
+            observer.listen(16)
+        return observers
 
     def swallower(self, host: Host, address: str) -> Address:
         """Return an address that answers a SYN with nothing at all, while others may still connect from it."""
@@ -53,6 +64,23 @@ class Bench(contextlib.ExitStack):
         made.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
         made.listen(16)
         return address_of(made)
+
+    def _observers(self, server: Host, kind: socket.SocketKind) -> tuple[socket.socket, ...]:
+        one, other_address = self._twins(server, kind)
+        first, second = (
+            self._bound(server.socket(socket.AF_INET, kind), (address, 0)) for address in (server.ips[0], server.ips[1])
+        )
+        return one, first, other_address, second
+
+    def _twins(self, server: Host, kind: socket.SocketKind) -> tuple[socket.socket, socket.socket]:
+        """Return sockets with one port, which nobody else has, at both addresses of the server."""
+        while True:
+            one = self._bound(server.socket(socket.AF_INET, kind), (server.ips[0], 0))
+            try:
+                return one, self._bound(server.socket(socket.AF_INET, kind), (server.ips[1], address_of(one)[1]))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:  # else another prober has it at the second address
+                    raise
 
     def _bound(self, made: socket.socket, address: Address) -> socket.socket:
         self.enter_context(made)

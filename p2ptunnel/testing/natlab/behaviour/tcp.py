@@ -93,18 +93,13 @@ class _Opened:
 class _Prober:
     def __init__(self, bench: Bench, server: Host, host: Host) -> None:
         self._bench, self._server, self._host = bench, server, host
-        first, second = server.ips
-        self._one = bench.listener(server, first)
-        self._others = (
-            bench.listener(server, first),
-            bench.listener(server, second, address_of(self._one)[1]),
-            bench.listener(server, second),
-        )
+        self._observers = bench.tcp_observers(server)
+        self._one = self._observers[0]
 
     def observe(self) -> tuple[int, list[Address]]:
         """Return an inside port and what four observers see of it."""
         port, seen = 0, list[Address]()
-        for observer in (self._one, *self._others):
+        for observer in self._observers:
             client = self._bench.tcp(self._host, port=port)
             port = address_of(client)[1]
             seen.append(self._connect(client, observer)[1])

@@ -56,17 +56,14 @@ class _Observation:
 class _Prober:
     def __init__(self, bench: Bench, server: Host, host: Host) -> None:
         self._bench, self._server, self._host = bench, server, host
-        first, second = server.ips
-        self._one = bench.udp(server, first)
-        self._other_port = bench.udp(server, first)
-        self._other_address = bench.udp(server, second, address_of(self._one)[1])
-        self._other_both = bench.udp(server, second)
+        self._observers = bench.udp_observers(server)
+        self._one, self._other_port, *_ = self._observers
 
     def observe(self) -> _Observation | None:
         """Return what four observers see of one socket; None if UDP does not get out."""
         client = self._bench.udp(self._host)
         addresses: list[Address] = []
-        for observer in (self._one, self._other_port, self._other_address, self._other_both):
+        for observer in self._observers:
             client.sendto(b"?", address_of(observer))
             heard = receive(observer, _FIRST_CONTACT_TIME)
             if heard is None:

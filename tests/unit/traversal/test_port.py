@@ -1,0 +1,154 @@
+"""The punch port: one number for UDP and TCP, seen from outside; what a server that is half there, or not at all, costs."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from p2ptunnel.defaults import OPENER_TTL_UNKNOWN
+from p2ptunnel.errors import RendezvousTimeoutError
+from p2ptunnel.net.hops import Hops
+from p2ptunnel.protocol.observer import Observer
+from p2ptunnel.server import Rendezvous
+from p2ptunnel.traversal import port as module
+from p2ptunnel.traversal.port import OpenerTtl, PunchPort
+from p2ptunnel.types import Address
+from p2ptunnel.wire.messages import Message, ReflexiveProbe
+from tests.helpers import run
+from tests.helpers.turns import cancel_at_each_turn
+from tests.unit.traversal.wires import LOOPBACK, scripted_server, silent_server
+
+AFAR: Address = ("203.0.113.1", 7000)
+
+
+def observing(message: Message, source: Address) -> Message | None:
+    """The script of a server that only observes."""
+    return Observer().answer(message, source) if isinstance(message, ReflexiveProbe) else None
+
+
+async def undo(port: PunchPort) -> None:
+    port.close()
+
+
+def test_udp_and_tcp_have_one_number_and_tcp_is_known_from_outside() -> None:
+    async def main() -> None:
+        async with Rendezvous(LOOPBACK) as server:
+            port = await PunchPort.open(server.address, OpenerTtl())
+            try:
+                [candidate] = port.view.candidates
+                assert (candidate.kind, candidate.proto, candidate.address) == ("srflx", "tcp", port.address)
+                assert 0 < port.view.rtt < 1
+                assert len(port.cookie) == 22
+                assert port.silent_over == "UDP"
+                with pytest.raises(OSError, match="in use"), socket.socket() as other:
+                    other.bind(port.address)
+            finally:
+                port.close()
+                port.close()
+
+    run(main())
+
+
+def test_a_server_that_refuses_tcp_costs_the_candidate_only() -> None:
+    async def main() -> None:
+        async with scripted_server(observing) as server:
+            port = await PunchPort.open(server.address, OpenerTtl())
+            assert port.view.candidates == ()
+            assert port.view.rtt == 0
+            assert port.cookie == ""
+            assert port.silent_over == "UDP or TCP"
+            port.close()
+
+    run(main(), timeout=2)
+
+
+def test_a_server_that_is_silent_over_tcp_costs_little_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CONTROL_GRACE", 0.2)
+
+    async def main() -> None:
+        async with scripted_server(observing, tcp="is silent") as server:
+            port = await PunchPort.open(server.address, OpenerTtl())
+            assert port.view.candidates == ()
+            port.close()
+
+    run(main(), timeout=2)  # well before the five seconds that a server has
+
+
+def test_a_server_that_is_silent_altogether_is_given_up_once_and_not_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TRANSACTION_TIMEOUT", 0.3)
+
+    async def main() -> None:
+        with silent_server() as server:
+            began = asyncio.get_running_loop().time()
+            with pytest.raises(RendezvousTimeoutError) as caught:
+                await PunchPort.open(server, OpenerTtl())
+            assert 0.25 < asyncio.get_running_loop().time() - began < 0.55
+            assert str(caught.value) == f"127.0.0.1:{server[1]} did not answer over UDP or TCP in 0.3 s"
+
+    run(main())
+
+
+def test_cancelling_leaves_nothing() -> None:
+    async def main() -> None:
+        async with Rendezvous(LOOPBACK) as server:
+            turns = await cancel_at_each_turn(lambda: PunchPort.open(server.address, OpenerTtl()), undo)
+            assert turns > 5
+
+    run(main())
+
+
+def test_a_standing_connection_that_is_lost_is_told() -> None:
+    async def main() -> None:
+        async with Rendezvous(LOOPBACK) as server:
+            port = await PunchPort.open(server.address, OpenerTtl())
+            waiting = asyncio.create_task(port.wait_control_lost())
+            await asyncio.sleep(0)
+            assert not waiting.done()
+        await waiting
+        assert port.view.candidates == ()
+        assert not await port.observe()
+        async with Rendezvous(port.server):
+            assert await port.observe()
+            assert port.view.candidates != ()
+            port.forget_control()
+            await port.wait_control_lost()
+            assert port.view.candidates == ()
+        port.close()
+
+    run(main())
+
+
+def test_the_hops_are_counted_once_per_server_and_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Address] = []
+
+    async def opener_ttl(server: Address) -> Hops:
+        asked.append(server)
+        return Hops(2, {1: "192.168.1.1", 2: "198.51.100.1"})
+
+    monkeypatch.setattr(module, "opener_ttl", opener_ttl)
+
+    async def main() -> None:
+        ttl = OpenerTtl()
+        assert [await ttl.towards(AFAR), await ttl.towards(AFAR), await ttl.towards(("203.0.113.2", 7000))] == [2, 2, 2]
+        assert asked == [AFAR, ("203.0.113.2", 7000)]
+        monkeypatch.setattr(module, "OPENER_TTL_MEMORY", 0)
+        await ttl.towards(AFAR)
+        assert asked[2:] == [AFAR]
+
+    run(main())
+
+
+def test_hops_that_do_not_answer_are_guessed_and_those_of_loopback_never_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def opener_ttl(server: Address) -> Hops:
+        assert server == AFAR
+        return Hops(None, {})
+
+    monkeypatch.setattr(module, "opener_ttl", opener_ttl)
+
+    async def main() -> None:
+        assert await OpenerTtl().towards(AFAR) == OPENER_TTL_UNKNOWN
+        assert await OpenerTtl().towards(("127.0.0.1", 7000)) == OPENER_TTL_UNKNOWN
+
+    run(main())

@@ -1,0 +1,193 @@
+"""Ends of the wire that the tests of traversal play themselves: a silent server, a scripted one, a caller step by step."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncGenerator, Callable, Generator
+from typing import Literal, TypeVar
+
+from p2ptunnel.identity.keys import Identity
+from p2ptunnel.identity.registration import KeyCredentials
+from p2ptunnel.protocol.observer import Observer
+from p2ptunnel.server.control import ControlConnections
+from p2ptunnel.types import Address
+from p2ptunnel.wire.frames import preamble
+from p2ptunnel.wire.messages import (
+    ConnectAnswer,
+    ConnectRequest,
+    ConnectRequestExtra,
+    HoleAnswer,
+    HoleProbe,
+    Message,
+    OpenTcp,
+    OpenTcpAnswer,
+    OpenTcpExtra,
+    PunchResult,
+    PunchResultAck,
+    decode,
+    encode,
+)
+
+__all__ = ["CALLEE", "LOOPBACK", "Caller", "ScriptedServer", "credentials", "scripted_server", "silent_server"]
+
+LOOPBACK: Address = ("127.0.0.1", 0)
+CALLEE = Identity.from_seed(bytes([22]) * 32)
+Script = Callable[[Message, Address], Message | None]
+M = TypeVar("M", bound=Message)
+
+
+def credentials(tag: str = "home-nas", identity: Identity = CALLEE) -> KeyCredentials:
+    return KeyCredentials(identity, tag)
+
+
+@contextlib.contextmanager
+def both_on_one_port() -> Generator[tuple[socket.socket, socket.socket]]:
+    """A UDP socket and a listening TCP socket on one port of loopback, both non-blocking."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
+        udp.bind(LOOPBACK)
+        tcp.bind(udp.getsockname())
+        tcp.listen()
+        udp.setblocking(False)
+        tcp.setblocking(False)
+        yield udp, tcp
+
+
+@contextlib.contextmanager
+def silent_server() -> Generator[Address]:
+    """A server that takes everything and answers nothing, over UDP and TCP."""
+    with both_on_one_port() as (udp, _):
+        address: Address = udp.getsockname()
+        yield address
+
+
+class ScriptedServer:
+    """A server that answers datagrams by a script; over TCP it observes, refuses, or is silent."""
+
+    def __init__(self, udp: socket.socket, script: Script) -> None:
+        self.address: Address = udp.getsockname()
+        self._udp = udp
+        self._script = script
+        asyncio.get_running_loop().add_reader(udp, self._answer)
+
+    def send(self, message: Message, to: Address) -> None:
+        self._udp.sendto(encode(message), to)
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._udp)
+
+    def _answer(self) -> None:
+        data, source = self._udp.recvfrom(2048)
+        answer = self._script(decode(data), source)
+        if answer is not None:
+            self.send(answer, source)
+
+
+@contextlib.asynccontextmanager
+async def scripted_server(
+    script: Script, *, tcp: Literal["observes", "refuses", "is silent"] = "refuses"
+) -> AsyncGenerator[ScriptedServer]:
+    with both_on_one_port() as (udp, listener):
+        async with observing(listener) if tcp == "observes" else contextlib.nullcontext():
+            if tcp == "refuses":
+                listener.close()
+            server = ScriptedServer(udp, script)
+            try:
+                yield server
+            finally:
+                server.close()
+
+
+@contextlib.asynccontextmanager
+async def observing(listener: socket.socket) -> AsyncGenerator[None]:
+    """Answer t=5 on the connections of a listener."""
+
+    def observe(line: bytes, source: Address, connection: int) -> None:
+        answer = Observer().answer_line(line, source)
+        if answer is not None:
+            connections.send(connection, answer)
+
+    connections = ControlConnections(observe, lambda _: None)
+    server = await asyncio.get_running_loop().create_server(connections.make, sock=listener)
+    try:
+        yield
+    finally:
+        server.close()
+        connections.close()
+        await server.wait_closed()
+
+
+class Caller:
+    """A caller that does one step at a time, so that a test can do the next one wrong."""
+
+    def __init__(self, server: Address, *, v: int = 1) -> None:
+        self.conkey = ""
+        self.callee: Address = ("", 0)
+        self._server = server
+        self._v = v
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._socket.bind(LOOPBACK)
+        self._mid = 0
+
+    async def __aenter__(self) -> Caller:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._socket.close()
+
+    async def ask(self, tag: str) -> PunchResult:
+        """Steps t=4 to t=11: return what the server says of the callee."""
+        cookie = ""
+        while True:
+            extra = ConnectRequestExtra(rtag=tag, v=self._v, cookie=cookie, pad=" " * 200)
+            answer = await self._request(
+                ConnectRequest(mid=self._next(), ltag="caller", extra=extra), self._server, ConnectAnswer
+            )
+            assert answer.extra is not None
+            if answer.code != 401:
+                break
+            cookie = answer.extra.cookie
+        assert answer.code == 200
+        result = await self._receive(PunchResult)
+        await self._send(PunchResultAck(mid=result.mid, token=result.token), self._server)
+        if result.extra is not None:
+            self.callee = (result.extra.host, result.extra.port)
+        return result
+
+    async def call(self, tag: str) -> Caller:
+        """All steps up to the conkey."""
+        result = await self.ask(tag)
+        assert result.code == 200, result
+        await self._request(HoleProbe(mid=self._next(), token=result.token), self.callee, HoleAnswer)
+        open_tcp = OpenTcp(mid=self._next(), token=result.token, extra=OpenTcpExtra(op=1))
+        answer = await self._request(open_tcp, self.callee, OpenTcpAnswer)
+        assert answer.extra is not None
+        self.conkey = answer.extra.conkey
+        return self
+
+    async def connect(self, *, host: str = "127.0.0.1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A TCP connection to the callee's port."""
+        return await asyncio.open_connection(*self.callee, local_addr=(host, 0))
+
+    @property
+    def preamble(self) -> bytes:
+        return preamble(bytes.fromhex(self.conkey))
+
+    def _next(self) -> int:
+        self._mid += 1
+        return self._mid
+
+    async def _request(self, message: Message, to: Address, kind: type[M]) -> M:
+        await self._send(message, to)
+        return await self._receive(kind)
+
+    async def _send(self, message: Message, to: Address) -> None:
+        await asyncio.get_running_loop().sock_sendto(self._socket, encode(message), to)
+
+    async def _receive(self, kind: type[M]) -> M:
+        while True:
+            message = decode(await asyncio.get_running_loop().sock_recv(self._socket, 2048))
+            if isinstance(message, kind):
+                return message
