@@ -13,9 +13,8 @@ def complete_tag(ctx: click.Context, param: click.Parameter, incomplete: str) ->
     """Return the pinned tags that begin with what is typed; none when the profile cannot be read, since Tab reports nothing."""
     from p2ptunnel.cli.settings import Settings
 
-    settings = ctx.find_object(Settings) or Settings()
     try:
-        peers = settings.profile.peers().all()
+        peers = ctx.ensure_object(Settings).profile.peers().all()
     except P2PTunnelError:
         return []
     return [peer.tag for peer in peers if peer.tag.startswith(incomplete)]

@@ -30,6 +30,4 @@ def command(context: click.Context, shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None
     script = kind(context.find_root().command, {}, "p2ptunnel", COMPLETE_VARIABLE).source()
-    settings = context.find_object(Settings)
-    assert settings is not None
-    settings.output.data(script, shell=shell, script=script)
+    context.ensure_object(Settings).output.data(script, shell=shell, script=script)

@@ -71,7 +71,8 @@ class _Root(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module(f"p2ptunnel.cli.{cmd_name.replace('-', '_')}").command  # type: ignore[no-any-return]
+        command: click.Command = importlib.import_module(f"p2ptunnel.cli.{cmd_name.replace('-', '_')}").command
+        return command
 
 
 @click.group(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,7 +12,6 @@ from p2ptunnel.cli.complete import complete_tag
 from p2ptunnel.cli.settings import Settings
 
 if TYPE_CHECKING:
-    from p2ptunnel.abc import Stream
     from p2ptunnel.peer import Peer
 
 __all__ = ["command"]
@@ -50,33 +48,33 @@ def command(settings: Settings, tag: str, service: str, host_keys: bool, known_h
 
 
 async def _pipe(settings: Settings, tag: str, service: str, is_ssh: bool, known_hosts: str | None) -> None:
+    import asyncio
+
     from p2ptunnel.cli.stdio import carry_stdio
     from p2ptunnel.defaults import CONNECT_TIMEOUT
 
     with settings.tracer() as tracer:
         async with settings.peer(tracer) as peer:
             opening = peer.connect(tag, service, timeout=settings.timeout or CONNECT_TIMEOUT)
-            stream = await (_open_with_host_keys(peer, opening, tag, service, known_hosts) if is_ssh else opening)
+            if is_ssh:
+                stream, _ = await asyncio.gather(opening, _remember_host_keys(peer, tag, service, known_hosts))
+            else:
+                stream = await opening
             await carry_stdio(stream)
 
 
-async def _open_with_host_keys(
-    peer: Peer, opening: Coroutine[Any, Any, Stream], tag: str, service: str, known_hosts: str | None
-) -> Stream:
-    """Open the stream, and store what the peer tells of its SSH server before ssh sees a byte of it.
+async def _remember_host_keys(peer: Peer, tag: str, service: str, known_hosts: str | None) -> None:
+    """Store what the peer tells of its SSH server, before ssh sees a byte of that.
 
     ssh asks `known-hosts` when the server has greeted it, and so not before the keys are there.
     """
-    import asyncio
-
     from p2ptunnel.ssh.hostkeys import fetch_host_keys
 
-    keys, stream = await asyncio.gather(fetch_host_keys(peer, tag, service), opening)
+    keys = await fetch_host_keys(peer, tag, service)
     if keys and keys != _stored(peer, tag, service):
         peer.peers.set_ssh_host_keys(tag, service, keys)
     if known_hosts is not None:
         _write_known_hosts(peer, Path(known_hosts))
-    return stream
 
 
 def _stored(peer: Peer, tag: str, service: str) -> tuple[str, ...] | None:

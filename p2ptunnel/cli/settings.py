@@ -182,4 +182,4 @@ def global_options(*, is_root: bool) -> list[click.Parameter]:
 def _take(context: click.Context, parameter: click.Parameter, value: Any) -> None:
     name = str(parameter.name)
     if context.get_parameter_source(name) not in (None, ParameterSource.DEFAULT):
-        context.find_object(Settings).take(name.removeprefix("global_"), value)  # type: ignore[union-attr]
+        context.ensure_object(Settings).take(name.removeprefix("global_"), value)

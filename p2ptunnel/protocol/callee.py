@@ -171,7 +171,7 @@ class CalleeAgent(MachineBase):
             self._open_udp(low=False)
 
     def _open_udp(self, *, low: bool) -> None:
-        """Send t=30: first so that it dies on the way, which any system can do over UDP; later so that it cannot die too soon."""
+        """Send t=30: first so that it dies on the way, which any system can do over UDP; later so that it does not."""
         self._datagrams.append(Datagram(encode(Opener()), self.caller, opener=low))
 
     def _is_low(self, phase: int) -> bool:

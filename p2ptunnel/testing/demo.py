@@ -76,9 +76,9 @@ class Machine:
 
     def start(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[str]:
         """Start a program."""
-        if self._host is not None:
-            return self._host.popen(argv, **options)
-        return start_program(None, argv, text=True, **options)
+        namespace = None if self._host is None else self._host.namespace
+        program: subprocess.Popen[str] = start_program(namespace, argv, text=True, **options)
+        return program
 
     def run(self, argv: Sequence[str], *, timeout: float = 40.0) -> str:
         """Run a program and return what it says on stdout.

@@ -254,7 +254,8 @@ class AnsweringPort:
             async with asyncio.timeout(PREAMBLE_TIMEOUT):
                 agent = await self._admit_connection(pipe, sock, remote)
         except (P2PTunnelError, OSError) as error:  # a stranger, a withdrawn connection, a peer we do not admit
-            self._trace("traversal", "connection_refused", remote=format_address(remote), reason=str(error))
+            reason = str(error) or f"not admitted in {PREAMBLE_TIMEOUT:g} s"  # the end of the time has no text of its own
+            self._trace("traversal", "connection_refused", remote=format_address(remote), reason=reason)
             return
         self._connections += 1
         if not agent.is_over:

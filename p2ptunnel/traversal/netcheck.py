@@ -15,8 +15,9 @@ from p2ptunnel.net.hops import Hops, opener_ttl
 from p2ptunnel.net.interfaces import local_addresses, source_address
 from p2ptunnel.net.reflexive import Observation, observe_tcp, observe_udp
 from p2ptunnel.net.sockets import ANY_IPV4, can_open_low
-from p2ptunnel.net.udp import UdpSocket
 from p2ptunnel.protocol.nat import Mapping, classify, describe
+from p2ptunnel.trace import Tracer
+from p2ptunnel.traversal.port import take_number
 from p2ptunnel.types import Address, format_address
 
 __all__ = ["NetReport", "TransportReport", "netcheck"]
@@ -64,18 +65,21 @@ async def netcheck(server: Address, *, timeout: float = 5.0) -> NetReport:
 
     Raises:
         RendezvousTimeoutError: It answers over neither transport.
+        BindError: No port can be had.
     """
-    number = UdpSocket((ANY_IPV4 if ":" not in server[0] else "::", 0))  # holds the port while both transports use it
+    udp_socket, tcp_socket = take_number(ANY_IPV4 if ":" not in server[0] else "::", Tracer())
+    number = udp_socket.address
     try:
         async with asyncio.TaskGroup() as group:
             hops = group.create_task(_ask_hops(server))
-            udp = group.create_task(_observe_all(partial(_ask_udp, number.address), server, timeout))
-            tcp = group.create_task(_observe_all(partial(_ask_tcp, number.address[1]), server, timeout))
+            udp = group.create_task(_observe_all(partial(_ask_udp, number), server, timeout))
+            tcp = group.create_task(_observe_all(partial(_ask_tcp, number[1]), server, timeout))
     finally:
-        number.close()
+        udp_socket.close()
+        tcp_socket.close()
     if not udp.result() and not tcp.result():
         raise RendezvousTimeoutError(format_address(server), timeout)
-    local = (source_address(server[0]), number.address[1])
+    local = (source_address(server[0]), number[1])
     return _report(server, local, udp.result(), tcp.result(), hops.result())
 
 

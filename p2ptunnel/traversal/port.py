@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from typing import Final, Self
 
 from p2ptunnel.defaults import CONTROL_GRACE, OPENER_TTL_MEMORY, OPENER_TTL_UNKNOWN, TRANSACTION_TIMEOUT
-from p2ptunnel.errors import RendezvousError, RendezvousTimeoutError
+from p2ptunnel.errors import BindError, RendezvousError, RendezvousTimeoutError
+from p2ptunnel.net.dial import punch_socket
 from p2ptunnel.net.hops import opener_ttl
 from p2ptunnel.net.interfaces import source_address
 from p2ptunnel.net.reflexive import TcpControl, observe_udp
@@ -21,7 +23,9 @@ from p2ptunnel.protocol.punch import LocalView
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Address, Candidate, format_address
 
-__all__ = ["OpenerTtl", "PunchPort"]
+__all__ = ["OpenerTtl", "PunchPort", "take_number"]
+
+_NUMBER_TRIES: Final = 16
 
 
 class OpenerTtl:
@@ -41,14 +45,38 @@ class OpenerTtl:
         return ttl
 
 
+def take_number(host: str, tracer: Tracer) -> tuple[UdpSocket, socket.socket]:
+    """Take a local number that is free for UDP and for TCP alike, with a socket of each that keeps it.
+
+    The TCP socket is there for nothing else: it keeps the connections of other programs off the number.
+
+    Raises:
+        BindError: None can be had.
+    """
+    for _ in range(_NUMBER_TRIES - 1):
+        with contextlib.suppress(BindError):
+            return _take_once(host, tracer)
+    return _take_once(host, tracer)
+
+
+def _take_once(host: str, tracer: Tracer) -> tuple[UdpSocket, socket.socket]:
+    udp = UdpSocket((host, 0), tracer=tracer)
+    try:
+        return udp, punch_socket(udp.address)
+    except OSError as error:  # a connection has it, perhaps one that ended a minute ago
+        udp.close()
+        raise BindError(format_address(udp.address), error.strerror or str(error)) from error
+
+
 class PunchPort:
     """A port that is ready for an attempt; whoever opens it closes it."""
 
-    def __init__(self, udp: UdpSocket, server: Address, trace: Tracer) -> None:
-        self.udp: Final = udp
+    def __init__(self, number: tuple[UdpSocket, socket.socket], server: Address, tracer: Tracer) -> None:
+        self.udp: Final = number[0]
         self.server: Final = server
         self.control: TcpControl | None = None
-        self._trace = trace
+        self._reserved: Final = number[1]
+        self._trace = tracer
         self._control_lost = asyncio.Event()
 
     @classmethod
@@ -63,7 +91,7 @@ class PunchPort:
         """
         trace = tracer or Tracer()
         local = source_address(server[0]) if is_loopback(server[0]) else ANY_IPV4 if ":" not in server[0] else "::"
-        port = cls(UdpSocket((local, 0), tracer=trace), server, trace)
+        port = cls(take_number(local, trace), server, trace)
         hops = asyncio.create_task(ttl.towards(server))
         try:
             await port._observe_first()
@@ -148,4 +176,5 @@ class PunchPort:
     def close(self) -> None:
         """Close every socket of the port; closing twice is fine."""
         self.forget_control()
+        self._reserved.close()
         self.udp.close()

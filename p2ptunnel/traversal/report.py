@@ -18,7 +18,7 @@ ConnectedBy: TypeAlias = How | Literal["accept"]
 
 _WHY: Final[dict[ConnectedBy, str]] = {
     "connect": "our SYN reached it",
-    "opener": "its SYN met ours, which had died on the way",
+    "opener": "a SYN of ours with low TTL opened the way for it",
     "accept": "its SYN reached our listener",
 }
 
@@ -29,7 +29,7 @@ def attempt_lines(records: Iterable[DialRecord]) -> tuple[str, ...]:
     for record in records:
         sent = "SYN" if record.low_ttl is None else f"SYN with TTL {record.low_ttl}"
         seconds = "" if record.ended is None else f" after {record.ended - record.started:.1f} s"
-        lines.append(f"{format_address(record.target)} {sent}: {record.reason or record.outcome}{seconds}")
+        lines.append(f"{format_address(record.target)} {sent}: {record.reason or 'no answer yet'}{seconds}")
     return tuple(lines)
 
 

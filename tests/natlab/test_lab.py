@@ -351,6 +351,7 @@ def test_a_capture_has_every_packet_of_its_block_and_no_other(natlab: Lab, tmp_p
     site, file = natlab.site("shift"), tmp_path / "packets.pcap"
     with udp(natlab.server, (natlab.server.ip, 9999)) as server, udp(site.host) as client:
         client.sendto(b"before", server.getsockname())
+        server.recv(100)
         with natlab.capture(filter="udp port 9999", write=file) as outside, natlab.capture(site) as inside:
             for _ in range(2000):
                 client.sendto(b"during", server.getsockname())

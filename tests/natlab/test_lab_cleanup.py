@@ -2,46 +2,75 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from p2ptunnel.testing.natlab import Lab
+import pytest
+
+from p2ptunnel.errors import ConfigError
+from p2ptunnel.testing.natlab import Lab, namespace
 from p2ptunnel.testing.natlab.capability import capable
 
 PATIENCE = 5.0
+SO_NETNS_COOKIE = 71
 HOLDER = """
-import os, sys, threading
+import os, socket, sys, threading
 from p2ptunnel.testing.natlab import Lab
+
+def cookie(machine):
+    with machine.socket() as probe:
+        return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, 71, 8), sys.byteorder)
 
 with Lab(server_delay=0.001) as lab:
     sites = [lab.site(kind, delay=0.001) for kind in ("pr", "fc", "noSO", "dbl", "pub")]
     programs = [site.host.popen(["sleep", "1000"]) for site in sites]
     sites[0].host.thread(threading.Event().wait)
     machines = [lab.inet, lab.server, sites[0].router, *(site.host for site in sites)]
-    print(*(os.fstat(machine.namespace.descriptor).st_ino for machine in machines))
+    print(*map(cookie, machines))
     print(*(program.pid for program in programs), lab._plane._process.pid, flush=True)
     sys.stdin.read()
 """
 
 
-def held_namespaces() -> set[str]:
-    """Every network namespace that a process lives in or holds by a descriptor, or that is mounted."""
-    found: set[str] = set()
+def held_namespaces() -> set[int]:
+    """The cookies of all network namespaces in which a process lives, or which one holds by a descriptor, or a mount.
+
+    A cookie is never used twice; inode numbers are, and other laboratories may come and go meanwhile.
+    """
+    places: dict[str, str] = {}
     for process in Path("/proc").glob("[0-9]*"):
         for link in (process / "ns/net", *_descriptors(process)):
-            try:
+            with contextlib.suppress(OSError):  # it has ended meanwhile
                 target = os.readlink(link)
-            except OSError:  # it has ended meanwhile
-                continue
-            if target.startswith("net:"):
-                found.add(target)
-    found.update(line.split()[3] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " net:[" in line)
-    return found
+                if target.startswith("net:"):
+                    places[target] = str(link)
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        if " net:[" in line:
+            places[line.split()[3]] = line.split()[4]
+    return {cookie for place in places.values() if (cookie := cookie_at(place)) is not None}
+
+
+def cookie_at(place: str) -> int | None:
+    try:
+        descriptor = os.open(place, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        with namespace._away("setns", descriptor, namespace._CLONE_NEWNET), socket.socket() as probe:
+            return cookie_of(probe)
+    finally:
+        os.close(descriptor)
+
+
+def cookie_of(probe: socket.socket) -> int:
+    return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder)
 
 
 def _descriptors(process: Path) -> list[Path]:
@@ -70,14 +99,12 @@ def is_gone(pid: int) -> bool:
 
 
 def test_nothing_is_left_after_sigkill() -> None:
-    before = held_namespaces()
     holder = subprocess.Popen([sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with holder:
         assert holder.stdout is not None
-        inodes, pids = (list(map(int, holder.stdout.readline().split())) for _ in range(2))
-        made = {f"net:[{inode}]" for inode in inodes}
-        assert len(made) == 8
-        assert made <= held_namespaces() - before
+        made, pids = (set(map(int, holder.stdout.readline().split())) for _ in range(2))
+        assert (len(made), len(pids)) == (8, 6)
+        assert made <= held_namespaces()
         assert not any(is_gone(pid) for pid in pids)
         holder.send_signal(signal.SIGKILL)
         holder.wait()
@@ -88,8 +115,10 @@ def test_nothing_is_left_after_sigkill() -> None:
 def test_nothing_is_left_after_a_laboratory_was_closed() -> None:
     with Lab() as lab:
         sites = [lab.site(kind, delay=0.001) for kind in ("pr", "noSO", "pub")]
-        machines = [lab.inet, lab.server, sites[0].router, *(site.host for site in sites)]
-        made = {f"net:[{os.fstat(machine.namespace.descriptor).st_ino}]" for machine in machines}
+        made: set[int] = set()
+        for machine in (lab.inet, lab.server, sites[0].router, *(site.host for site in sites)):
+            with machine.socket() as probe:
+                made.add(cookie_of(probe))
         program, engine = sites[0].host.popen(["sleep", "1000"]), lab._plane._process
         assert engine is not None
         assert made <= held_namespaces()
@@ -100,13 +129,10 @@ def test_nothing_is_left_after_a_laboratory_was_closed() -> None:
 
 
 def test_a_laboratory_that_could_not_be_built_leaves_nothing() -> None:
-    before = held_namespaces()
-    try:
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(ConfigError, match=r"no line can be like this: delay is not negative: -1\.0"):
         Lab(server_delay=-1.0)
-    except ValueError:
-        assert held_namespaces() == before
-    else:
-        raise AssertionError("it was built")
+    assert sorted(os.listdir("/proc/self/fd")) == before
 
 
 # --- where it cannot be built -------------------------------------------------------------------------------------------

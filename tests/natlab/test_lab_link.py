@@ -13,7 +13,7 @@ from itertools import pairwise
 import pytest
 
 from p2ptunnel.errors import ConfigError, LaboratoryError
-from p2ptunnel.testing.natlab import Host, Lab, Site
+from p2ptunnel.testing.natlab import Host, Lab, Site, dataplane
 
 PATIENCE = 5.0
 
@@ -171,11 +171,14 @@ def test_a_data_plane_that_was_killed_is_said_to_be_gone() -> None:
 
 
 def test_a_data_plane_that_hangs_is_killed_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("p2ptunnel.testing.natlab.dataplane._PATIENCE", 0.1)
     with Lab() as lab:
         site = lab.site("noSO")
-        engine = lab._plane._process
+        engine, control = lab._plane._process, lab._plane._control
         assert engine is not None
+        assert control is not None
+        assert control.gettimeout() == dataplane._PATIENCE
+        control.settimeout(0.1)
+        monkeypatch.setattr(dataplane, "_PATIENCE", 0.1)
         os.kill(engine.pid, signal.SIGSTOP)
         with pytest.raises(LaboratoryError, match="the data plane is gone: timed out"):
             site.stats()

@@ -2,8 +2,8 @@
 
     python callee.py SERVER_HOST SERVER_PORT OWN_TAG
 
-The document says nothing of how a callee becomes known; the one thing taken from elsewhere is the bare t=1.  Prints `ready` when
-the server knows it, lets one caller in, sends its bytes back, exits 0.
+The document says nothing of how a callee becomes known; the one thing taken from elsewhere is the bare t=1.  Prints `ready`
+when the server knows it, lets one caller in, sends its bytes back, exits 0.
 """
 
 import json

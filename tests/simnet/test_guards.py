@@ -21,7 +21,7 @@ from tests.simnet.sites import pairs, seeds
 
 FILTERED = ("pubfw", "pr", "prR", "prO", "shift")
 REFUSING = ("prR", "prO")
-RUNS = 4
+RUNS = 2
 TTL_PLAIN = 62
 """Hops too far: an opener goes all the way."""
 

@@ -47,6 +47,7 @@ class Lab:
         sites: In the order in which they were added, carriers' sites included.
 
     Raises:
+        ConfigError: No line has such a delay.
         LaboratoryError: It cannot be built here; `capable` says so without raising.
     """
 
@@ -59,7 +60,7 @@ class Lab:
         self.inet = Host("inet", _GATEWAY)
         self.server = Host("server", *_SERVER_ADDRESSES, ip6=_SERVER_ADDRESS_6)
         try:
-            self._build(LinkSettings(delay=server_delay) if server_delay else None)
+            self._build(_line(delay=server_delay) if server_delay else None)
         except BaseException:
             self.close()
             raise
@@ -107,7 +108,7 @@ class Lab:
             LaboratoryError: It could not be built.
         """
         chosen = (find_kind(kind) if isinstance(kind, str) else kind).but(**overrides)
-        settings = _line(delay, jitter, loss, rate)
+        settings = _line(delay=delay, jitter=jitter, loss=loss, rate=rate)
         number = next(self._numbers)
         if number > _SITES_MAX:
             raise LaboratoryError(f"a laboratory has at most {_SITES_MAX} sites")
@@ -176,7 +177,7 @@ class Lab:
         return site
 
 
-def _line(delay: float, jitter: float, loss: float, rate: float) -> LinkSettings:
+def _line(*, delay: float, jitter: float = 0.0, loss: float = 0.0, rate: float = 0.0) -> LinkSettings:
     try:
         return LinkSettings(delay=delay, jitter=jitter, loss=loss, rate=rate)
     except ValueError as error:

@@ -193,6 +193,21 @@ def test_it_ends_with_its_parent_even_if_somebody_holds_the_control_socket() -> 
         assert not thread.is_alive()
 
 
+def test_it_ends_at_once_if_its_parent_has() -> None:
+    parent = subprocess.Popen(["true"])
+    parent.wait()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        main(theirs.detach(), parent.pid)
+
+
+def test_it_ends_without_a_word_if_an_answer_finds_nobody() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.send(b'{"op": "stats", "name": "s1"}')
+    ours.close()
+    main(theirs.detach(), os.getpid())
+
+
 def test_equal_times_keep_their_order_and_nothing_comes_early() -> None:
     loop, got = Loop(), list[tuple[float, bytes]]()
 

@@ -14,12 +14,10 @@ from p2ptunnel.errors import (
     P2PTunnelError,
     RateLimitedError,
     RendezvousError,
-    RendezvousTimeoutError,
     TagInUseError,
 )
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.protocol import registration as registering
-from p2ptunnel.protocol import transaction
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.trace import TraceEvent, Tracer
 from p2ptunnel.transports.raw import RawStreams
@@ -28,16 +26,21 @@ from p2ptunnel.traversal.answer import AnsweringPort
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort
 from p2ptunnel.types import Address
 from p2ptunnel.wire.messages import (
-    HeartbeatAnswer,
     Heartbeat,
+    HeartbeatAnswer,
+    Leave,
+    LeaveAnswer,
     Message,
     Observed,
+    PunchAnswer,
+    PunchNotice,
+    PunchNoticeExtra,
     Register,
     RegisterAnswer,
 )
 from tests.helpers import run
-from tests.helpers.turns import cancel_at_each_turn
-from tests.unit.traversal.wires import LOOPBACK, Caller, Script, credentials, scripted_server, silent_server
+from tests.helpers.turns import cancel_at_each_turn, descriptors, settle
+from tests.unit.traversal.wires import LOOPBACK, Caller, credentials, scripted_server
 
 TAG = "home-nas"
 OTHER = Identity.from_seed(bytes([99]) * 32)
@@ -109,6 +112,16 @@ async def ended(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.transport.abort()
 
 
+async def cut_off(connecting: Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]) -> None:
+    """Connect, and wait for the other side to end that; it may be so fast that the connection fails."""
+    with contextlib.suppress(ConnectionResetError):
+        await ended(*await connecting)
+
+
+def welcome(source: Address, mid: int) -> RegisterAnswer:
+    return RegisterAnswer(mid=mid, code=200, em="", extra=Observed(host=source[0], port=source[1], epoch=1))
+
+
 # --- registration -----------------------------------------------------------------------------------------------------
 
 
@@ -116,14 +129,12 @@ def test_it_is_registered_until_it_is_closed() -> None:
     async def main() -> None:
         async with Rendezvous(LOOPBACK) as server:
             callee = await answering_port(server.address, Hall())
-            assert callee.observed is None
-            observed = await callee.start()
-            assert server.registered == (TAG,)
-            assert callee.observed == observed
-            assert observed[0] == "127.0.0.1"
+            seen = await callee.start()
+            assert list(server.registered) == [TAG]
+            assert callee.observed == seen
             assert callee.rtt is not None
             await callee.close()
-            assert server.registered == ()
+            assert list(server.registered) == []
             await callee.close()
 
     run(main(), timeout=1)
@@ -147,7 +158,7 @@ def test_a_tag_of_another_key_is_named() -> None:
             await second.close()
             assert str(caught.value) == "the tag 'home-nas' belongs to another key"
             assert caught.value.code == 409
-            assert server.registered == (TAG,)
+            assert list(server.registered) == [TAG]
 
     run(main())
 
@@ -232,15 +243,20 @@ def test_a_server_that_does_not_answer_is_left_all_the_same() -> None:
 
 def test_after_a_restart_of_the_server_it_is_registered_again_within_three_seconds() -> None:
     async def main() -> None:
-        async with Rendezvous(LOOPBACK) as server, answering(server.address) as (_, hall):
-            address = server.address
-            await server.close()
-            await hall.told("control_lost")
-            async with Rendezvous(address) as successor:
+        server = Rendezvous(LOOPBACK)
+        await server.start()
+        successor = Rendezvous(server.address)
+        try:
+            async with answering(server.address) as (_, hall):
+                await server.close()
+                await hall.told("control_lost")
+                await successor.start()
                 began = asyncio.get_running_loop().time()
                 await hall.told("Registered", 2)
                 assert asyncio.get_running_loop().time() - began < 3
-                assert successor.registered == (TAG,)
+                assert list(successor.registered) == [TAG]
+        finally:
+            await successor.close()
 
     run(main())
 
@@ -250,11 +266,15 @@ def test_a_changed_address_is_looked_at_anew_over_tcp(monkeypatch: pytest.Monkey
     monkeypatch.setattr(registering, "HEARTBEAT_MAX", 0.02)
 
     def rebinding(message: Message, source: Address) -> Message | None:
-        if isinstance(message, Register):
-            return RegisterAnswer(mid=message.mid, code=200, em="", extra=Observed(host="198.51.100.7", port=1024, epoch=1))
-        if isinstance(message, Heartbeat):
-            return HeartbeatAnswer(mid=message.mid, code=200, em="", extra=Observed(host="198.51.100.7", port=1025))
-        return None
+        match message:
+            case Register():
+                return welcome(source, message.mid)
+            case Heartbeat():
+                return HeartbeatAnswer(mid=message.mid, code=200, em="", extra=Observed(host="198.51.100.7", port=1025))
+            case Leave():
+                return LeaveAnswer(mid=message.mid, code=200, em="")
+            case _:
+                return None
 
     async def main() -> None:
         async with scripted_server(rebinding, tcp="observes") as server, answering(server.address) as (callee, hall):
@@ -265,23 +285,271 @@ def test_a_changed_address_is_looked_at_anew_over_tcp(monkeypatch: pytest.Monkey
     run(main())
 
 
-def test_a_server_that_hangs_up_again_and_again_is_not_hammered(monkeypatch: pytest.MonkeyPatch) -> None:
+class Middle:
+    """Dice that always show the middle."""
+
+    def random(self) -> float:
+        return 0.5
+
+
+def test_a_server_that_hangs_up_again_and_again_is_asked_ever_more_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    real = asyncio.sleep
+    sleep = asyncio.sleep
 
-    async def sleep(seconds: float) -> None:
-        if seconds:
-            pauses.append(seconds)
-        await real(0)
+    async def no_sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
 
-    monkeypatch.setattr("p2ptunnel.traversal.answer.asyncio.sleep", sleep)
-    monkeypatch.setattr(module, "_dice", Middle())
+    def welcoming(message: Message, source: Address) -> Message | None:
+        match message:
+            case Register():
+                return welcome(source, message.mid)
+            case Leave():
+                return LeaveAnswer(mid=message.mid, code=200, em="")
+            case _:
+                return None
 
     async def main() -> None:
-        async with Rendezvous(LOOPBACK) as server, answering(server.address) as (callee, hall):
-            for times in range(2, 8):
-                callee.network_lost()
-                await hall.told("tcp_observed", times)
+        async with scripted_server(welcoming, tcp="hangs up") as server, answering(server.address) as (_, hall):
+            monkeypatch.setattr("asyncio.sleep", no_sleep)
+            monkeypatch.setattr(module, "_dice", Middle())
+            await hall.told("tcp_observed", 8)
+            monkeypatch.undo()
 
     run(main())
-    assert pauses == pytest.approx([0.1, 0.16, 0.256, 0.4096, 0.5, 0.5])  # half of 0.2 x 1.6 each time, of 1 s at most
+    assert pauses[:6] == pytest.approx([0.1, 0.16, 0.256, 0.4096, 0.5, 0.5])  # half of 0.2 x 1.6 each time, of 1 s at most
+
+
+# --- calls ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_call_is_answered_and_its_connection_admitted() -> None:
+    async def main() -> None:
+        async with lobby() as (server, callee, hall), Caller(server.address) as caller:
+            await caller.call(TAG)
+            assert caller.callee == callee.observed
+            _, writer = await caller.connect()
+            writer.write(caller.preamble + b"behind it")
+            pipe = await hall.admitted.get()
+            assert pipe.path.remote == writer.get_extra_info("sockname")
+            assert pipe.path.why == "its SYN reached our listener"
+            await hall.told("ConnectionChosen")
+            pipe.abort()
+            writer.transport.abort()
+
+    run(main())
+
+
+def test_nobody_may_connect_who_does_not_call() -> None:
+    async def main() -> None:
+        async with lobby() as (_, callee, hall):
+            assert callee.observed is not None
+            await cut_off(asyncio.open_connection(*callee.observed))
+            assert len(hall.named("stranger_cut_off")) == 1
+
+    run(main())
+
+
+def test_nobody_may_connect_from_another_host_than_the_callers() -> None:
+    async def main() -> None:
+        async with lobby() as (server, _, hall), Caller(server.address) as caller:
+            await caller.call(TAG)
+            await cut_off(caller.connect(host="127.0.0.2"))
+            assert len(hall.named("stranger_cut_off")) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: nas\r\n\r\n", "the peer broke the protocol: the connection does not begin with a preamble"),
+        (b"", "not admitted in 0.1 s"),
+    ],
+)
+def test_a_connection_without_a_preamble_does_not_stay(said: bytes, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PREAMBLE_TIMEOUT", 0.1)
+
+    async def main() -> None:
+        async with lobby() as (server, _, hall), Caller(server.address) as caller:
+            await caller.call(TAG)
+            reader, writer = await caller.connect()
+            writer.write(said)
+            await ended(reader, writer)
+            [refused] = await hall.told("connection_refused")
+            assert refused.facts["reason"] == reason
+
+    run(main())
+
+
+def test_a_preamble_of_no_call_is_refused_and_the_right_one_still_good() -> None:
+    async def main() -> None:
+        async with lobby() as (server, _, hall), Caller(server.address) as caller:
+            await caller.call(TAG)
+            conkey, caller.conkey = caller.conkey, "00" * 16
+            reader, writer = await caller.connect()
+            writer.write(caller.preamble)
+            await ended(reader, writer)
+            [refused] = hall.named("connection_refused")
+            assert refused.facts["reason"] == "the channel was closed by us: a preamble of no call of ours"
+            caller.conkey = conkey
+            _, writer = await caller.connect()
+            writer.write(caller.preamble)
+            (await hall.admitted.get()).abort()
+            writer.transport.abort()
+
+    run(main())
+
+
+def test_who_is_not_admitted_may_try_again_on_another_connection() -> None:
+    """The conkey is spent by the first connection that is admitted, not by the first that shows it."""
+
+    async def main() -> None:
+        async with lobby() as (server, _, hall), Caller(server.address) as caller:
+            await caller.call(TAG)
+            hall.refusal = AuthenticationError("no such key here")
+            reader, writer = await caller.connect()
+            writer.write(caller.preamble)
+            await ended(reader, writer)
+            [refused] = hall.named("connection_refused")
+            assert refused.facts["reason"] == "authentication failed: no such key here"
+            hall.refusal = None
+            _, writer = await caller.connect()
+            writer.write(caller.preamble)
+            (await hall.admitted.get()).abort()
+            writer.transport.abort()
+            await hall.told("ConnectionChosen")
+            await cut_off(caller.connect())  # from now on nobody is expected
+            assert len(hall.named("stranger_cut_off")) == 1
+
+    run(main())
+
+
+def test_so_many_connections_may_wait_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PENDING_CONNECTIONS", 2)
+
+    async def main() -> None:
+        async with lobby() as (server, _, hall), Caller(server.address) as caller:
+            await caller.call(TAG)
+            waiting = [await caller.connect() for _ in range(2)]
+            await hall.told("connection_up", 2)
+            await cut_off(caller.connect())
+            assert len(hall.named("stranger_cut_off")) == 1
+            waiting[0][1].transport.abort()
+            await hall.told("connection_refused")
+            _, writer = await caller.connect()
+            writer.write(caller.preamble)
+            (await hall.admitted.get()).abort()
+            for _, left in (*waiting, (None, writer)):
+                left.transport.abort()
+
+    run(main())
+
+
+def test_closing_resets_who_waits() -> None:
+    async def main() -> None:
+        async with Rendezvous(LOOPBACK) as server:
+            async with answering(server.address) as (_, hall), Caller(server.address) as caller:
+                await caller.call(TAG)
+                reader, writer = await caller.connect()
+                await hall.told("connection_up")
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            writer.transport.abort()
+
+    run(main())
+
+
+def test_a_connection_that_comes_in_the_turn_of_the_end_is_closed() -> None:
+    async def main() -> None:
+        async with Rendezvous(LOOPBACK) as server:
+            before = descriptors()
+            hall = Hall()
+            callee = await answering_port(server.address, hall)
+            await callee.start()
+            async with Caller(server.address) as caller:
+                await caller.call(TAG)
+                reader, writer = await caller.connect()
+                while not hall.named("connection_up"):  # its task has been made in this very turn, and has not begun
+                    await asyncio.sleep(0)
+                callee.abort()
+                await asyncio.sleep(0)
+                await ended(reader, writer)
+                await callee.close()
+            await settle(before)
+
+    run(main())
+
+
+def test_who_calls_while_it_leaves_hears_that_it_is_gone() -> None:
+    answers: list[Leave | PunchAnswer] = []
+
+    def last_call(message: Message, source: Address) -> Message | None:
+        """Send a call instead of the good-bye."""
+        match message:
+            case Register():
+                return welcome(source, message.mid)
+            case Leave():
+                answers.append(message)
+                return PunchNotice(mid=7, extra=PunchNoticeExtra(token="token", host="192.0.2.7", port=7, v=1))
+            case PunchAnswer():
+                answers.append(message)
+                return LeaveAnswer(mid=answers[0].mid, code=200, em="")
+            case _:
+                return None
+
+    async def main() -> None:
+        async with scripted_server(last_call) as server, answering(server.address) as (callee, hall):
+            await callee.close()
+            assert hall.named("PunchStarted") == []
+
+    run(main())
+    [_, answer] = answers
+    assert isinstance(answer, PunchAnswer)
+    assert (answer.token, answer.code, answer.em) == ("token", 404, "it has just left")
+
+
+# --- programs without a key -------------------------------------------------------------------------------------------
+
+
+def test_a_program_without_a_key_is_refused() -> None:
+    async def main() -> None:
+        async with lobby() as (server, _, _), Caller(server.address, v=0) as caller:
+            result = await caller.ask(TAG)
+            assert (result.code, result.em, result.extra) == (403, "authentication needed", None)
+
+    run(main())
+
+
+def test_it_is_let_in_where_that_is_wanted() -> None:
+    async def main() -> None:
+        async with lobby() as (server, callee, hall), Caller(server.address, v=0) as caller:
+            streams = RawStreams()
+            callee.admit_raw = streams.admit
+            await caller.call(TAG)
+            reader, writer = await caller.connect()
+            stream = await anext(streams)
+            writer.write(b"hello")
+            assert await stream.readexactly(5) == b"hello"
+            await stream.write(b"good bye")
+            await stream.close()
+            assert await reader.read() == b"good bye"
+            writer.transport.abort()
+            assert hall.admitted.empty()
+
+    run(main())
+
+
+def test_one_of_ours_behind_the_same_nat_is_not_taken_for_it() -> None:
+    async def main() -> None:
+        async with lobby() as (server, callee, hall), Caller(server.address, v=0) as raw, Caller(server.address) as ours:
+            streams = RawStreams()
+            callee.admit_raw = streams.admit
+            await raw.call(TAG)
+            await ours.call(TAG)
+            _, writer = await ours.connect()
+            writer.write(ours.preamble)
+            (await hall.admitted.get()).abort()
+            writer.transport.abort()
+
+    run(main())

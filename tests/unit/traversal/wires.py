@@ -11,7 +11,8 @@ from typing import Literal, TypeVar
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.registration import KeyCredentials
 from p2ptunnel.protocol.observer import Observer
-from p2ptunnel.server.control import ControlConnections
+from p2ptunnel.trace import Tracer
+from p2ptunnel.traversal.port import take_number
 from p2ptunnel.types import Address
 from p2ptunnel.wire.frames import preamble
 from p2ptunnel.wire.messages import (
@@ -34,7 +35,8 @@ __all__ = ["CALLEE", "LOOPBACK", "Caller", "ScriptedServer", "credentials", "scr
 
 LOOPBACK: Address = ("127.0.0.1", 0)
 CALLEE = Identity.from_seed(bytes([22]) * 32)
-Script = Callable[[Message, Address], Message | None]
+Tcp = Literal["observes", "hangs up", "refuses", "is silent"]
+Script = Callable[[Message, Address], Message | tuple[Message, ...] | None]
 M = TypeVar("M", bound=Message)
 
 
@@ -45,13 +47,10 @@ def credentials(tag: str = "home-nas", identity: Identity = CALLEE) -> KeyCreden
 @contextlib.contextmanager
 def both_on_one_port() -> Generator[tuple[socket.socket, socket.socket]]:
     """A UDP socket and a listening TCP socket on one port of loopback, both non-blocking."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
-        udp.bind(LOOPBACK)
-        tcp.bind(udp.getsockname())
+    udp, tcp = take_number("127.0.0.1", Tracer())
+    with tcp, contextlib.closing(udp):
         tcp.listen()
-        udp.setblocking(False)
-        tcp.setblocking(False)
-        yield udp, tcp
+        yield udp.socket, tcp
 
 
 @contextlib.contextmanager
@@ -63,7 +62,7 @@ def silent_server() -> Generator[Address]:
 
 
 class ScriptedServer:
-    """A server that answers datagrams by a script; over TCP it observes, refuses, or is silent."""
+    """A server that answers datagrams by a script; over TCP it observes, hangs up when it has, refuses, or is silent."""
 
     def __init__(self, udp: socket.socket, script: Script) -> None:
         self.address: Address = udp.getsockname()
@@ -71,27 +70,22 @@ class ScriptedServer:
         self._script = script
         asyncio.get_running_loop().add_reader(udp, self._answer)
 
-    def send(self, message: Message, to: Address) -> None:
-        self._udp.sendto(encode(message), to)
-
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._udp)
 
     def _answer(self) -> None:
         data, source = self._udp.recvfrom(2048)
-        answer = self._script(decode(data), source)
-        if answer is not None:
-            self.send(answer, source)
+        answers = self._script(decode(data), source) or ()
+        for answer in answers if isinstance(answers, tuple) else (answers,):
+            self._udp.sendto(encode(answer), source)
 
 
 @contextlib.asynccontextmanager
-async def scripted_server(
-    script: Script, *, tcp: Literal["observes", "refuses", "is silent"] = "refuses"
-) -> AsyncGenerator[ScriptedServer]:
+async def scripted_server(script: Script, *, tcp: Tcp = "refuses") -> AsyncGenerator[ScriptedServer]:
     with both_on_one_port() as (udp, listener):
-        async with observing(listener) if tcp == "observes" else contextlib.nullcontext():
-            if tcp == "refuses":
-                listener.close()
+        if tcp == "refuses":
+            listener.close()
+        async with contextlib.nullcontext() if tcp in {"refuses", "is silent"} else observing(listener, tcp):
             server = ScriptedServer(udp, script)
             try:
                 yield server
@@ -99,22 +93,39 @@ async def scripted_server(
                 server.close()
 
 
+class _Observing(asyncio.Protocol):
+    """A TCP connection on which t=5 is answered, once only if the server `hangs up`."""
+
+    def __init__(self, transports: set[asyncio.BaseTransport], tcp: Tcp) -> None:
+        self._transports = transports
+        self._hangs_up = tcp == "hangs up"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._transports.add(transport)
+
+    def data_received(self, data: bytes) -> None:
+        answer = Observer().answer_line(data.rstrip(b"\n"), self._transport.get_extra_info("peername"))
+        assert answer is not None
+        self._transport.write(answer + b"\n")
+        if self._hangs_up:
+            self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transports.discard(self._transport)
+
+
 @contextlib.asynccontextmanager
-async def observing(listener: socket.socket) -> AsyncGenerator[None]:
-    """Answer t=5 on the connections of a listener."""
-
-    def observe(line: bytes, source: Address, connection: int) -> None:
-        answer = Observer().answer_line(line, source)
-        if answer is not None:
-            connections.send(connection, answer)
-
-    connections = ControlConnections(observe, lambda _: None)
-    server = await asyncio.get_running_loop().create_server(connections.make, sock=listener)
+async def observing(listener: socket.socket, tcp: Tcp) -> AsyncGenerator[None]:
+    transports: set[asyncio.BaseTransport] = set()
+    server = await asyncio.get_running_loop().create_server(lambda: _Observing(transports, tcp), sock=listener)
     try:
         yield
     finally:
         server.close()
-        connections.close()
+        for transport in transports:
+            transport.close()
         await server.wait_closed()
 
 

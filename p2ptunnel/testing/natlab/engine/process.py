@@ -10,7 +10,7 @@ import os
 import random
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, Final
 
 from .link import LinkSettings
@@ -142,13 +142,17 @@ def main(control: int, parent: int) -> None:
     with closing(Loop()) as loop, closing(Engine(loop)) as engine, socket.socket(fileno=control) as connection:
 
         def serve() -> None:
-            command, descriptors, _, _ = socket.recv_fds(connection, _COMMAND_BYTES, _DESCRIPTORS)
-            if command:
-                connection.send(json.dumps(engine.obey(command, descriptors)).encode())
-            else:
-                loop.stop()
+            with suppress(ConnectionError):  # it may be closed while an answer is under way
+                command, descriptors, _, _ = socket.recv_fds(connection, _COMMAND_BYTES, _DESCRIPTORS)
+                if command:
+                    connection.send(json.dumps(engine.obey(command, descriptors)).encode())
+                    return
+            loop.stop()
 
-        parent_end = os.pidfd_open(parent)
+        try:
+            parent_end = os.pidfd_open(parent)
+        except ProcessLookupError:  # it has ended already
+            return
         loop.watch(connection.fileno(), serve)
         loop.watch(parent_end, loop.stop)
         loop.run()

@@ -1,0 +1,178 @@
+"""What netcheck finds out, from what observers say; and a real one on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from p2ptunnel.errors import RendezvousError, RendezvousTimeoutError
+from p2ptunnel.net.hops import Hops
+from p2ptunnel.net.reflexive import Observation
+from p2ptunnel.server import Rendezvous
+from p2ptunnel.traversal import netcheck as module
+from p2ptunnel.traversal.netcheck import NetReport, netcheck
+from p2ptunnel.types import Address
+from tests.helpers import run
+from tests.helpers.turns import cancel_at_each_turn
+from tests.unit.traversal.wires import LOOPBACK, silent_server
+
+SERVER: Address = ("203.0.113.1", 7000)
+OTHER_PORT: Address = ("203.0.113.1", 7001)
+OTHER_HOST: Address = ("203.0.113.2", 7000)
+OUTSIDE = "198.51.100.7"
+Seen = dict[Address, Address | None]
+
+
+class World:
+    """What the observers see; an observer that is not here does not answer."""
+
+    def __init__(self, udp: Seen, tcp: Seen, hops: Hops | OSError) -> None:
+        self._udp = udp
+        self._tcp = tcp
+        self._hops = hops
+        self.port = 0
+
+    async def observe_udp(self, local: Address, server: Address, *, timeout: float) -> Observation:
+        self.port = local[1]
+        return self._observation(self._udp, server, timeout)
+
+    async def observe_tcp(self, local_port: int, server: Address, *, timeout: float) -> Observation:
+        assert local_port == self.port or not self._udp
+        return self._observation(self._tcp, server, timeout)
+
+    async def opener_ttl(self, server: Address) -> Hops:
+        if isinstance(self._hops, OSError):
+            raise self._hops
+        return self._hops
+
+    def _observation(self, seen: Seen, server: Address, timeout: float) -> Observation:
+        if server not in seen:
+            raise RendezvousTimeoutError("the observer", timeout)
+        address = seen[server] or (OUTSIDE, self.port)  # None: the port is kept
+        others = tuple(other for other in (OTHER_PORT, OTHER_HOST) if other in seen or other in self._udp)
+        return Observation(address, others, 0.02)
+
+
+def report(monkeypatch: pytest.MonkeyPatch, udp: Seen, tcp: Seen, hops: Hops | OSError | None = None) -> NetReport:
+    world = World(udp, tcp, hops or Hops(2, {1: "192.168.1.1", 2: "198.51.100.1"}))
+    for name in ("observe_udp", "observe_tcp", "opener_ttl"):
+        monkeypatch.setattr(module, name, getattr(world, name))
+    monkeypatch.setattr(module, "source_address", lambda host: "192.168.1.17")
+    return run(netcheck(SERVER))
+
+
+def each(first: int, second: int, third: int) -> Seen:
+    """Seen by the three observers from these ports."""
+    return {SERVER: (OUTSIDE, first), OTHER_PORT: (OUTSIDE, second), OTHER_HOST: (OUTSIDE, third)}
+
+
+KEPT: Seen = {SERVER: None, OTHER_PORT: None, OTHER_HOST: None}
+
+
+def test_a_nat_that_keeps_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = report(monkeypatch, KEPT, KEPT)
+    assert found.server == SERVER
+    assert found.local[0] == "192.168.1.17"
+    assert (found.behind_nat, found.observers, found.rtt, found.opener_ttl) == (True, 3, 0.02, 2)
+    assert found.udp.mapping == found.tcp.mapping == "endpoint-independent"
+    assert found.udp.port_preserved is True
+    assert found.tcp_port_equals_udp is True
+    assert found.verdict == (
+        "Behind a NAT that keeps one port for all destinations: expect direct TCP with peers whose NAT does the same."
+    )
+
+
+def test_a_nat_that_shows_another_port_over_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = report(monkeypatch, each(1024, 1024, 1024), each(2048, 2048, 2048))
+    assert (found.udp.mapping, found.tcp.mapping) == ("endpoint-independent", "endpoint-independent")
+    assert found.tcp_port_equals_udp is False
+    assert found.tcp.port_preserved is False
+
+
+def test_a_nat_that_takes_another_port_for_each_destination(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = report(monkeypatch, each(1024, 1025, 1026), each(2048, 2049, 2050))
+    assert found.tcp.delta == 1
+    assert found.tcp.mapping != "endpoint-independent"
+    assert found.verdict == (
+        "Behind a NAT that takes another port for each destination: expect direct TCP only with peers without NAT or firewall."
+    )
+
+
+def test_with_one_observer_the_mapping_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = report(monkeypatch, {SERVER: None}, {SERVER: None})
+    assert found.observers == 1
+    assert found.verdict == (
+        "Behind a NAT; the server has one address only, so how the NAT maps is not known (give it --alt-listen)."
+    )
+
+
+def test_without_udp_nothing_can_be_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = report(monkeypatch, {}, {SERVER: (OUTSIDE, 1024)})
+    assert (found.udp.works, found.udp.observed, found.udp.port_preserved) == (False, None, None)
+    assert found.tcp_port_equals_udp is None
+    assert found.verdict == "UDP is blocked here: this version cannot call or answer without it."
+
+
+def test_without_tcp_few_can_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = report(monkeypatch, KEPT, {})
+    assert found.verdict == (
+        "The server cannot be reached over TCP: only peers that can open a TCP connection to you can be reached."
+    )
+
+
+def test_without_either_the_server_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RendezvousTimeoutError) as caught:
+        report(monkeypatch, {}, {})
+    assert str(caught.value) == "203.0.113.1:7000 did not answer over UDP or TCP in 5 s"
+
+
+def test_an_observer_that_refuses_is_one_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object, **__: object) -> Observation:
+        raise RendezvousError("203.0.113.1:7000", "no", 403)
+
+    world = World(KEPT, KEPT, Hops(None, {}))
+    monkeypatch.setattr(module, "observe_udp", refuse)
+    monkeypatch.setattr(module, "observe_tcp", world.observe_tcp)
+    monkeypatch.setattr(module, "opener_ttl", world.opener_ttl)
+    monkeypatch.setattr(module, "source_address", lambda host: "192.168.1.17")
+    world._udp.clear()
+    assert not run(netcheck(SERVER)).udp.works
+
+
+def test_hops_that_cannot_be_asked_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = report(monkeypatch, KEPT, KEPT, OSError(24, "Too many open files"))
+    assert (found.opener_ttl, found.hops) == (None, {})
+    assert found.tcp.works
+
+
+def test_on_loopback_there_is_no_nat() -> None:
+    async def main() -> NetReport:
+        async with Rendezvous(LOOPBACK, alt_listen=[LOOPBACK, ("127.0.0.2", 0)]) as server:
+            return await netcheck(server.address)
+
+    found = run(main())
+    assert (found.behind_nat, found.observers, found.tcp_port_equals_udp) == (False, 3, True)
+    assert found.udp.port_preserved
+    assert found.verdict == "No NAT: expect direct TCP with every peer whose NAT keeps one port for all destinations."
+
+
+def test_a_silent_server_is_given_up_after_one_question_each() -> None:
+    async def main() -> None:
+        with silent_server() as server:
+            with pytest.raises(RendezvousTimeoutError):
+                await netcheck(server, timeout=0.2)
+
+    run(main(), timeout=1)
+
+
+def test_cancelling_leaves_nothing() -> None:
+    async def main() -> None:
+        async with Rendezvous(LOOPBACK, alt_listen=[LOOPBACK]) as server:
+
+            async def nothing(_: NetReport) -> None:
+                await asyncio.sleep(0)
+
+            assert await cancel_at_each_turn(lambda: netcheck(server.address), nothing) > 5
+
+    run(main())
