@@ -119,9 +119,9 @@ async def sessions(
 class Wire:
     """A man in the middle: two TCP connections, and every byte that goes between them recorded, or damaged, or withheld."""
 
-    def __init__(self, buffer_bytes: int | None = None) -> None:
-        self.client, near = tcp_pair(buffer_bytes)
-        far, self.server = tcp_pair(buffer_bytes)
+    def __init__(self) -> None:
+        self.client, near = tcp_pair()
+        far, self.server = tcp_pair()
         self.seen: tuple[bytearray, bytearray] = (bytearray(), bytearray())
         """What went from the caller to the callee, and back."""
         self.flip: tuple[int, int] | None = None

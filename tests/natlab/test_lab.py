@@ -279,12 +279,15 @@ def test_programs_and_their_children_end_with_the_laboratory() -> None:
         silent = lab.server.popen(["sleep", "60"], text=False, stdin=subprocess.PIPE)
         assert parent.stdout is not None
         assert parent.stdout.readline() == "ready\n"
-        assert len(programs_in(lab.server)) == 3
-        namespace = lab.server.namespace.descriptor
-        with contextlib.closing(os.fdopen(os.dup(namespace))) as kept:
-            inode = os.fstat(kept.fileno()).st_ino
-    assert (parent.returncode, silent.returncode) == (-signal.SIGKILL, -signal.SIGKILL)
-    assert residents(inode) == []
+        pids = programs_in(lab.server)
+        assert len(pids) == 3
+        processes = [os.pidfd_open(pid) for pid in pids]
+    try:
+        assert (parent.returncode, silent.returncode) == (-signal.SIGKILL, -signal.SIGKILL)
+        assert all(select.select([process], [], [], PATIENCE)[0] for process in processes)
+    finally:
+        for process in processes:
+            os.close(process)
 
 
 def test_a_program_outlives_the_thread_that_started_it(natlab: Lab) -> None:
@@ -484,16 +487,12 @@ def test_machines_and_sites_say_who_they_are(natlab: Lab) -> None:
     assert repr(site.host.namespace) == "<Namespace home-2>"
 
 
-def residents(inode: int) -> list[int]:
-    """The processes in a network namespace."""
-    found: list[int] = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if (entry / "ns/net").stat().st_ino == inode:
-                    found.append(int(entry.name))
-    return found
-
-
 def programs_in(host: Host) -> list[int]:
-    return residents(os.fstat(host.namespace.descriptor).st_ino)
+    """The processes that live in its network."""
+    inode = os.fstat(host.namespace.descriptor).st_ino
+    found: list[int] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if (process / "ns/net").stat().st_ino == inode:
+                found.append(int(process.name))
+    return found

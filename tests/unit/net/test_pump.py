@@ -40,11 +40,11 @@ class Tunnel:
 
 
 @contextlib.asynccontextmanager
-async def tunnel() -> AsyncGenerator[Tunnel]:
+async def tunnel(buffer_bytes: int | None = None) -> AsyncGenerator[Tunnel]:
     peers = Peers("web")
     async with sessions(peers) as (caller, _):
         ours, far = await peers.stream(caller, "web")
-        client, local = tcp_pair()
+        client, local = tcp_pair(buffer_bytes)
         pumping = asyncio.ensure_future(pump(ours, local))
         try:
             yield Tunnel(client, pumping, ours, far)
@@ -178,7 +178,7 @@ def test_a_refusal_is_raised_as_it_is() -> None:
 
 def test_an_answer_is_delivered_although_the_far_end_takes_no_more() -> None:
     async def scenario() -> None:
-        async with tunnel() as t:
+        async with tunnel(buffer_bytes=16384) as t:
             uploading = asyncio.ensure_future(t.send(bytes(8 * MEGABYTE)))
             await t.far.readexactly(1000)
             answer = random.Random(2).randbytes(200_000)

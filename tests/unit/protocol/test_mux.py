@@ -307,6 +307,14 @@ def test_streams_that_wait_take_turns_of_16_kib() -> None:
     assert order(caller)[:6] == [(1, turn), (3, turn), (5, turn), (1, turn), (3, turn), (5, turn)]
 
 
+def test_credit_that_comes_while_a_stream_waits_gives_it_no_second_turn() -> None:
+    caller = Mux(caller=True, now=0)
+    for stream in [caller.open("web", 0) for _ in range(2)]:
+        written(caller, stream, bytes(40_000))
+    feed(caller, *([Opened(1, WINDOW)] + [Window(1, 1000)] * 5))
+    assert [stream for stream, _ in order(caller)][:4] == [1, 3, 1, 3]
+
+
 def test_a_small_write_is_not_behind_a_big_one() -> None:
     caller = Mux(caller=True, now=0)
     big, small = caller.open("bulk", 0), caller.open("keys", 0)

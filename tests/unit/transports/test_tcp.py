@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import socket
 
 import pytest
 
@@ -66,6 +68,19 @@ def test_an_end_or_silence_before_the_preamble_is_whole_is_refused(length: int) 
                 await read_preamble(near)
 
     run(scenario())
+
+
+def test_a_dead_path_is_the_systems_timeout_and_not_our_own() -> None:
+    class DeadPath(asyncio.SelectorEventLoop):
+        """Its sockets find, as those of a black-holed connection do, that the kernel has given up."""
+
+        async def sock_recv(self, sock: socket.socket, nbytes: int) -> bytes:
+            raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+    near, far = tcp_pair()
+    with near, far, asyncio.Runner(loop_factory=DeadPath) as runner, pytest.raises(TimeoutError) as error:
+        runner.run(read_preamble(near))
+    assert error.value.errno == errno.ETIMEDOUT
 
 
 def test_a_broken_connection_is_the_systems_error() -> None:

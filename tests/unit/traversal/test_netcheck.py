@@ -27,39 +27,54 @@ Seen = dict[Address, Address | None]
 class World:
     """What the observers see; an observer that is not here does not answer."""
 
-    def __init__(self, udp: Seen, tcp: Seen, hops: Hops | OSError) -> None:
+    def __init__(self, udp: Seen, tcp: Seen, hops: Hops | OSError, failure: RendezvousError) -> None:
         self._udp = udp
         self._tcp = tcp
         self._hops = hops
+        self._failure = failure
         self.port = 0
 
     async def observe_udp(self, local: Address, server: Address, *, timeout: float) -> Observation:
         self.port = local[1]
-        return self._observation(self._udp, server, timeout)
+        return self._observation(self._udp, server)
 
     async def observe_tcp(self, local_port: int, server: Address, *, timeout: float) -> Observation:
         assert local_port == self.port or not self._udp
-        return self._observation(self._tcp, server, timeout)
+        return self._observation(self._tcp, server)
 
     async def opener_ttl(self, server: Address) -> Hops:
         if isinstance(self._hops, OSError):
             raise self._hops
         return self._hops
 
-    def _observation(self, seen: Seen, server: Address, timeout: float) -> Observation:
+    def _observation(self, seen: Seen, server: Address) -> Observation:
         if server not in seen:
-            raise RendezvousTimeoutError("the observer", timeout)
+            raise self._failure
         address = seen[server] or (OUTSIDE, self.port)  # None: the port is kept
         others = tuple(other for other in (OTHER_PORT, OTHER_HOST) if other in seen or other in self._udp)
         return Observation(address, others, 0.02)
 
 
-def report(monkeypatch: pytest.MonkeyPatch, udp: Seen, tcp: Seen, hops: Hops | OSError | None = None) -> NetReport:
-    world = World(udp, tcp, hops or Hops(2, {1: "192.168.1.1", 2: "198.51.100.1"}))
+def report(
+    monkeypatch: pytest.MonkeyPatch,
+    udp: Seen,
+    tcp: Seen,
+    *,
+    hops: Hops | OSError | None = None,
+    failure: RendezvousError | None = None,
+) -> NetReport:
+    """What netcheck reports of a world."""
+    failure = failure or RendezvousTimeoutError("the observer", 5)
+    world = World(udp, tcp, hops or Hops(2, {1: "192.168.1.1", 2: "198.51.100.1"}), failure)
     for name in ("observe_udp", "observe_tcp", "opener_ttl"):
         monkeypatch.setattr(module, name, getattr(world, name))
-    monkeypatch.setattr(module, "source_address", lambda host: "192.168.1.17")
+    monkeypatch.setattr(module, "source_address", source_address)
     return run(netcheck(SERVER))
+
+
+def source_address(destination: str) -> str:
+    assert destination == SERVER[0]
+    return "192.168.1.17"
 
 
 def each(first: int, second: int, third: int) -> Seen:
@@ -128,20 +143,12 @@ def test_without_either_the_server_is_silent(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_observer_that_refuses_is_one_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def refuse(*_: object, **__: object) -> Observation:
-        raise RendezvousError("203.0.113.1:7000", "no", 403)
-
-    world = World(KEPT, KEPT, Hops(None, {}))
-    monkeypatch.setattr(module, "observe_udp", refuse)
-    monkeypatch.setattr(module, "observe_tcp", world.observe_tcp)
-    monkeypatch.setattr(module, "opener_ttl", world.opener_ttl)
-    monkeypatch.setattr(module, "source_address", lambda host: "192.168.1.17")
-    world._udp.clear()
-    assert not run(netcheck(SERVER)).udp.works
+    found = report(monkeypatch, {}, KEPT, failure=RendezvousError("203.0.113.1:7000", "no", 403))
+    assert (found.udp.works, found.tcp.works) == (False, True)
 
 
 def test_hops_that_cannot_be_asked_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = report(monkeypatch, KEPT, KEPT, OSError(24, "Too many open files"))
+    found = report(monkeypatch, KEPT, KEPT, hops=OSError(24, "Too many open files"))
     assert (found.opener_ttl, found.hops) == (None, {})
     assert found.tcp.works
 
@@ -159,9 +166,8 @@ def test_on_loopback_there_is_no_nat() -> None:
 
 def test_a_silent_server_is_given_up_after_one_question_each() -> None:
     async def main() -> None:
-        with silent_server() as server:
-            with pytest.raises(RendezvousTimeoutError):
-                await netcheck(server, timeout=0.2)
+        with silent_server() as server, pytest.raises(RendezvousTimeoutError):
+            await netcheck(server, timeout=0.2)
 
     run(main(), timeout=1)
 
