@@ -400,9 +400,14 @@ class Peer:
         tag = self.tag
         if tag is None:
             raise ConfigError("a peer that serves needs a tag", "Peer('home-nas', …), --tag or P2PTUNNEL_TAG.")
-        while up.answering is None:  # it may have been given up again by the time that we hear of it
-            await up.registering.join(None, lambda: self._answer(up, tag))
         up.answered_for += 1
+        try:
+            if up.answering is None:
+                await up.registering.join(None, lambda: self._answer(up, tag))
+        except BaseException:
+            await up.leave()
+            raise
+        assert up.answering is not None  # it stays as long as it is needed
         return up.answering
 
     async def _answer(self, up: _Started, tag: Tag) -> None:

@@ -217,7 +217,7 @@ class Registration(MachineBase):
         self._timer = None
         if self.state is RegistrationState.REGISTERED:
             self._heartbeat(now)
-        elif self.state in {RegistrationState.WAITING, RegistrationState.REFUSED}:
+        else:
             self._move(RegistrationTrigger.RETRY)
             self._register(now)
 
@@ -304,7 +304,7 @@ class Registration(MachineBase):
         elif self.state is RegistrationState.REGISTERED:
             self._move(RegistrationTrigger.SILENCE)
             self._register(now)
-        elif self.state is RegistrationState.REGISTERING:
+        else:
             self._move(RegistrationTrigger.SILENCE)
             longest = RECONNECT_FIRST * RECONNECT_FACTOR ** min(self._failures, 99)  # 1.6**1512 is more than a float holds
             wait = min(longest, RECONNECT_CAP) * self._entropy.random()

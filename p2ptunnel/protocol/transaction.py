@@ -5,6 +5,7 @@ Source: wire document W3.
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict
 from collections.abc import Hashable
 
@@ -38,6 +39,11 @@ class Request(msgspec.Struct):
     interval: float
     sends: int = 1
 
+    @property
+    def due_at(self) -> float:
+        """When something is to be done about it."""
+        return min(self.repeat_at, self.expires_at)
+
 
 class Requester:
     """The requests of one machine that wait for an answer.
@@ -48,6 +54,7 @@ class Requester:
     def __init__(self, entropy: Entropy) -> None:
         self._entropy = entropy
         self._waiting: dict[tuple[int, int], Request] = {}
+        self._due: list[tuple[float, tuple[int, int]]] = []  # a heap; what has been answered or repeated since is skipped
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -64,8 +71,9 @@ class Requester:
         timeout: float = TRANSACTION_TIMEOUT,
     ) -> Datagram:
         """Begin a transaction; `first` is the wait before the first repetition, `timeout` the end of all, in seconds."""
-        interval = self._jitter(first)
-        self._waiting[t, mid] = Request(t, mid, data, destination, now, now + timeout, now + interval, first)
+        request = Request(t, mid, data, destination, now, now + timeout, now + self._jitter(first), first)
+        self._waiting[t, mid] = request
+        heapq.heappush(self._due, (request.due_at, (t, mid)))
         return Datagram(data, destination)
 
     def answered(self, t: int, mid: int, source: Address | None = None) -> Request | None:
@@ -93,19 +101,28 @@ class Requester:
         """Return the repetitions that are due, and the requests that have expired, which are forgotten."""
         repeat: list[Datagram] = []
         expired: list[Request] = []
-        for key, request in list(self._waiting.items()):
+        while (at := self.next_deadline()) is not None and at <= now:
+            _, key = heapq.heappop(self._due)
+            request = self._waiting[key]
             if now >= request.expires_at:
                 expired.append(self._waiting.pop(key))
-            elif now >= request.repeat_at:
-                request.sends += 1
-                request.interval = min(request.interval * RETRANSMIT_FACTOR, RETRANSMIT_CAP)
-                request.repeat_at = now + self._jitter(request.interval)
-                repeat.append(Datagram(request.data, request.destination))
+                continue
+            request.sends += 1
+            request.interval = min(request.interval * RETRANSMIT_FACTOR, RETRANSMIT_CAP)
+            request.repeat_at = now + self._jitter(request.interval)
+            heapq.heappush(self._due, (request.due_at, key))
+            repeat.append(Datagram(request.data, request.destination))
         return repeat, expired
 
     def next_deadline(self) -> float | None:
         """Return when `due` has something, None if nothing waits."""
-        return min((min(request.repeat_at, request.expires_at) for request in self._waiting.values()), default=None)
+        while self._due:
+            at, key = self._due[0]
+            request = self._waiting.get(key)
+            if request is not None and request.due_at == at:
+                return at
+            heapq.heappop(self._due)
+        return None
 
     def _jitter(self, seconds: float) -> float:
         return seconds * (1 + RETRANSMIT_JITTER * (2 * self._entropy.random() - 1))

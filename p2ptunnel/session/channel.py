@@ -2,8 +2,8 @@
 
 Rule: an end of file that TLS did not announce is a loss, never an end; a byte handed on has been authenticated.
 
-Until `start` the channel is pulled: `handshake` and `read_frame` take exactly what they need, and the socket is read only
-when they ask for more.  From then on it pushes what it decrypts to its consumer.
+Until `start` the channel is pulled: `handshake` and `read_frame` take exactly what they need, and what lies in the socket
+beyond that stays there.  From then on it pushes what it decrypts to its consumer.
 
 Source: security document 2.2 and 2.3; session document 3.
 """
@@ -18,6 +18,7 @@ from typing import Final, Protocol, cast
 from p2ptunnel.defaults import CLOSE_GRACE, HANDSHAKE_MAX_BYTES
 from p2ptunnel.errors import ChannelClosedError, ChannelError, ChannelLostError, RemoteProtocolError
 from p2ptunnel.protocol.mux import BATCH_BYTES
+from p2ptunnel.transports.tcp import seconds_without_ack
 from p2ptunnel.wire.frames import HEADER, Frame, decode, payload_length
 
 __all__ = ["Channel", "Consumer"]
@@ -54,8 +55,8 @@ class Channel(asyncio.BufferedProtocol):
         self._incoming: Final = ssl.MemoryBIO()
         self._outgoing: Final = ssl.MemoryBIO()
         self.tls: Final = context.wrap_bio(self._incoming, self._outgoing, server_side=callee)
-        self._sealed: Final = memoryview(bytearray(BATCH_BYTES))  # as it comes from the transport
-        self._plain: Final = memoryview(bytearray(BATCH_BYTES))  # decrypted from it
+        self._sealed = memoryview(bytearray(HANDSHAKE_MAX_BYTES))  # as it comes from the transport
+        self._plain = memoryview(b"")  # decrypted from it; a stranger costs us no large buffers
         self._transport: asyncio.Transport | None = None
         self._consumer: Consumer | None = None
         self._handshake_room = HANDSHAKE_MAX_BYTES - len(early)  # bytes that may still come before the handshake is done
@@ -70,6 +71,12 @@ class Channel(asyncio.BufferedProtocol):
     def is_writable(self) -> bool:
         """Whether `write` would reach the transport now and not pile up."""
         return not self._is_paused and self._end is None
+
+    @property
+    def seconds_without_ack(self) -> float:
+        """How long the other side's kernel has acknowledged nothing of what is under way to it; 0 where nobody can tell."""
+        sock = self._transport.get_extra_info("socket") if self._transport else None
+        return seconds_without_ack(sock) if sock is not None else 0
 
     # --- pulled: up to the greeting -----------------------------------------------------------------------------------
 
@@ -136,6 +143,7 @@ class Channel(asyncio.BufferedProtocol):
         """Hand everything that comes from now on to `consumer`, beginning with what is here already."""
         assert self._transport is not None
         self._consumer = consumer
+        self._sealed, self._plain = memoryview(bytearray(BATCH_BYTES)), memoryview(bytearray(BATCH_BYTES))
         if self._end is None:
             self._transport.resume_reading()
             self._decrypt(consumer)
@@ -181,10 +189,9 @@ class Channel(asyncio.BufferedProtocol):
     # --- what asyncio calls -------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin; nothing is read before somebody asks."""
+        """Begin."""
         assert isinstance(transport, asyncio.Transport)
         transport.set_write_buffer_limits(high=0)  # one batch waits at most: a later small frame is not behind megabytes
-        transport.pause_reading()
         self._transport = transport
 
     def get_buffer(self, sizehint: int) -> memoryview:

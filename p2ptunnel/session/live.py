@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from p2ptunnel.defaults import ACCESS_CHECK, CLOSE_GRACE
+from p2ptunnel.defaults import CLOSE_GRACE, PATH_DEAD, SESSION_TICK, STREAMS_MAX
 from p2ptunnel.errors import (
     ChannelClosedError,
     ChannelError,
@@ -36,6 +36,7 @@ from p2ptunnel.wire.frames import Data, Fin, GoAway, GoAwayCode, Open, Opened, R
 __all__ = ["OnOpen", "OpenRequest", "Session"]
 
 _log: Final = logging.getLogger("p2ptunnel.session")
+_TASKS_MAX: Final = 2 * STREAMS_MAX  # a peer that opens and resets without end must not leave a server busy for each
 
 
 class OpenRequest:
@@ -147,6 +148,7 @@ class Session:
         self._quiet: Final = asyncio.Event()  # no stream is open, and nothing waits to be sent
         self._leaving: ChannelClosedError | None = None  # why no stream can be opened any more
         self._trace("session", "up", tag=tag, key=peer_key.short, path=path.kind, remote=format_address(path.remote))
+        self._looked_at = self._acked_at = self._loop.time()
         self._set_timer()
         self._mux.ping(self._loop.time())  # windows grow by the round trip
         channel.start(self)
@@ -382,13 +384,18 @@ class Session:
 
     def _offered(self, frame: Open) -> None:
         if self._on_open is None or not self._may_open(frame.service):
-            self._trace("session", "stream_denied", tag=self.tag, service=frame.service)
-            self._mux.reset(frame.stream_id, ResetCode.NOT_YOURS)
-            self.settle(frame.stream_id)
-            return
-        stream = SessionStream(self, self._mux, frame.stream_id, frame.service, is_ours=False)
-        self._add(stream)
-        self.spawn(_answer(self._on_open, OpenRequest(self, stream)))
+            self._turn_away(frame, ResetCode.NOT_YOURS)
+        elif len(self._tasks) >= _TASKS_MAX:
+            self._turn_away(frame, ResetCode.BUSY, "too many streams are being served")
+        else:
+            stream = SessionStream(self, self._mux, frame.stream_id, frame.service, is_ours=False)
+            self._add(stream)
+            self.spawn(_answer(self._on_open, OpenRequest(self, stream)))
+
+    def _turn_away(self, frame: Open, code: ResetCode, reason: str = "") -> None:
+        self._trace("session", "stream_denied", tag=self.tag, service=frame.service, code=code.name)
+        self._mux.reset(frame.stream_id, code, reason)
+        self.settle(frame.stream_id)
 
     def _may_open(self, service: str) -> bool:
         try:
@@ -400,19 +407,26 @@ class Session:
     # --- time -----------------------------------------------------------------------------------------------------------
 
     def _set_timer(self) -> None:
-        now = self._loop.time()
-        due = self._mux.next_deadline() or now
-        if self._access is not None:
-            due = min(due, now + ACCESS_CHECK)
-        self._timer = self._loop.call_at(due, self._on_timer)
+        self._timer = self._loop.call_later(SESSION_TICK, self._on_timer)
 
     def _on_timer(self) -> None:
-        self._mux.handle_timer(self._loop.time())
+        now = self._loop.time()
+        self._mux.handle_timer(now)
         self.flush()
+        self._check_path(now)
         if self._access is not None:
             self._check_access(self._access)
         if self.error is None:
             self._set_timer()
+
+    def _check_path(self, now: float) -> None:
+        """End the session when the path has swallowed everything for long; a peer that only stands still is waited for."""
+        if self._channel.seconds_without_ack < now - self._looked_at:
+            self._acked_at = now
+        self._looked_at = now
+        if now - self._acked_at >= PATH_DEAD:
+            self._channel.abort()
+            self._end(ChannelLostError(f"the path has been dead for {PATH_DEAD:g} s"))
 
     def _check_access(self, access: Access) -> None:
         """End the session of a peer that is no longer admitted."""

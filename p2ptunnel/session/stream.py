@@ -110,8 +110,10 @@ class SessionStream(Stream):
             TargetRefusedError: What the service stands for cannot be reached from there.
             ChannelLostError: The channel broke.
             ChannelClosedError: The session was closed, or this stream by us.
-            LocalProtocolError: Another task is reading.
+            LocalProtocolError: Another task is reading, or `n` is below 1.
         """
+        if n < 1:
+            raise LocalProtocolError("a read asks for one byte at least: no byte means the end")
         while not self._chunks:
             if self._is_closed:
                 raise ChannelClosedError
@@ -279,6 +281,7 @@ class SessionStream(Stream):
         self._wake(self._writing)
         if self._is_closed:
             self._end_if_drained()
+            self._carrier.settle(self.stream_id)
 
     def on_lost(self, error: P2PTunnelError) -> None:
         """The session has ended."""

@@ -1,6 +1,6 @@
 """The demonstration behind `make demo`: a real SSH session and a real port forward between two homes behind two NATs.
 
-    python -m p2ptunnel.testing.demo [--delay 0.02] [--size 64]
+    python -m p2ptunnel.testing.demo [--delay 0.02] [--size 64] [--loopback]
 
 Everything is real: two routers of nftables in a laboratory of network namespaces, an OpenSSH server behind one of them, a web
 server beside it, and this package's own programs on each machine, talking through a rendezvous server between them.  Where no
@@ -18,6 +18,7 @@ import os
 import queue
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -40,18 +41,22 @@ _PAGE: Final = "<h1>This page came from behind two NATs.</h1>\n"
 _WAIT: Final = 20.0
 _SSHD_PLACES: Final = "/usr/local/sbin:/usr/sbin:/sbin"
 
+_INSTALL: Final = (
+    "Debian, Ubuntu: apt install openssh-client openssh-server.  Fedora: dnf install openssh-clients openssh-server."
+)
+
 _STEPS: Final = {
     4: "caller asks the server for the callee",
-    -4: "server: the callee is being asked",
+    -4: "200: the callee is being asked",
     10: "server tells the callee who wants it",
     30: "callee opens its NAT (dies on the way); a SYN with low TTL left just before",
-    -10: "callee answers: the port it opens",
+    -10: "200: callee answers, the port it opens",
     11: "server tells the caller where the callee is",
     -11: "caller: received; its SYN leaves at the same moment",
     31: "caller tries the hole",
     -31: "callee: the hole is open both ways",
     32: "caller: open TCP for me",
-    -32: "callee: listening, here is the conkey",
+    -32: "200: callee is listening, here is the conkey",
 }
 
 
@@ -176,19 +181,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=64, metavar="MIB", help="of the file that scp copies [64]")
     parser.add_argument("--loopback", action="store_true", help="without a laboratory, on this machine alone")
     options = parser.parse_args(arguments)
-    missing = [name for name in ("ssh", "scp", "ssh-keygen") if shutil.which(name) is None]
-    if missing or _sshd() is None:
-        print(f"The demonstration needs OpenSSH's client and server (missing: {', '.join(missing) or 'sshd'}).")
+    missing = _missing_programs()
+    if missing:
+        print(f"The demonstration needs OpenSSH, and {', '.join(missing)} is not installed here.\n{_INSTALL}", file=sys.stderr)
         return 2
-    reason = "not asked for" if options.loopback else capable()
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _run("not asked for" if options.loopback else capable(), options.delay, options.size)
+    except KeyboardInterrupt:  # by then everything has ended
+        print("interrupted", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: object) -> None:
+    """Take SIGTERM for Ctrl-C: both end what runs before we go."""
+    raise KeyboardInterrupt
+
+
+def _missing_programs() -> list[str]:
+    missing = [name for name in ("ssh", "scp", "ssh-keygen") if shutil.which(name) is None]
+    return missing if _sshd() else [*missing, "sshd"]
+
+
+def _run(reason: str | None, delay: float, size_mib: int) -> int:
+    """Play it, in a laboratory unless there is a `reason` against that; return the exit status."""
     with tempfile.TemporaryDirectory(prefix="p2ptunnel-demo-") as directory, contextlib.ExitStack() as stack:
-        lab = None if reason else stack.enter_context(Lab(server_delay=options.delay))
-        stage = Stage(Path(directory), lab, options.delay)
+        lab = None if reason else stack.enter_context(Lab(server_delay=delay))
+        stage = Stage(Path(directory), lab, delay)
         stack.callback(stage.close)
-        _introduce(stage, reason, options.delay)
+        _introduce(stage, reason, delay)
         try:
-            _play(stage, options.size)
-        except DemoError as error:
+            _play(stage, size_mib)
+        except (DemoError, OSError) as error:
             stage.say(f"FAILED: {error}")
             return 1
     return 0
@@ -354,23 +380,27 @@ def _forward(stage: Stage, server: str) -> None:
 def _show_steps(stage: Stage) -> None:
     """Print the founding protocol's messages of the first call, each when it left, and how TCP came up."""
     events = sorted(_events(stage), key=lambda event: event["time"])
-    start = next((event["time"] for event in events if event["event"] == "sent" and event.get("t") == 4), None)
-    if start is None:
+    asked = next((event for event in events if event["event"] == "sent" and event.get("t") == 4), None)
+    if asked is None:
         raise DemoError("no call is in the traces")
     shown: set[int] = set()
-    for event in events:
-        at = (event["time"] - start) * 1000
-        number = event.get("t")
-        if at < 0:
-            continue
-        if event["event"] == "sent" and number in _STEPS and number not in shown:
-            shown.add(number)
-            print(f"            {at:7.1f} ms  t={number:<4} {_STEPS[number]}")
+    events.remove(asked)
+    for event in (asked, *events):  # first: without a network between them the server may write down its answer sooner
+        at = max(event["time"] - asked["time"], 0) * 1000
+        if _is_step(event, shown):
+            shown.add(event["t"])
+            print(f"            {at:7.1f} ms  t={event['t']:<4} {_STEPS[event['t']]}")
         elif event["event"] == "connection_up" and event["machine"] == _LAPTOP:
             print(f"            {at:7.1f} ms  TCP    connected to {event['remote']} ({event['how']})")
         elif event["layer"] == "session" and event["event"] == "up" and event["machine"] == _LAPTOP:
             print(f"            {at:7.1f} ms  TLS    both keys proved, {_HOME} has let us in")
             break
+
+
+def _is_step(event: dict[str, Any], shown: set[int]) -> bool:
+    """Tell whether an event is the next message to show; a -4 before t=10 is a 401 that asks for the cookie."""
+    number = event.get("t")
+    return event["event"] == "sent" and number in _STEPS and number not in shown and (number != -4 or 10 in shown)
 
 
 def _events(stage: Stage) -> Generator[dict[str, Any]]:

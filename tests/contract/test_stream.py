@@ -15,7 +15,7 @@ from typing import TypeAlias
 import pytest
 
 from p2ptunnel.abc import Stream
-from p2ptunnel.errors import ChannelError, P2PTunnelError, StreamResetError
+from p2ptunnel.errors import ChannelError, LocalProtocolError, P2PTunnelError, StreamResetError
 from p2ptunnel.net.threads import in_thread
 from tests.helpers import run
 from tests.helpers.peers import Peers, Wire, sessions
@@ -114,6 +114,19 @@ def test_a_read_gives_what_there_is_and_no_more_than_was_asked(pair: Callable[[]
         async with pair() as (one, other):
             await one.write(b"abcdef")
             assert [await other.read(2), await other.read(1), await other.read()] == [b"ab", b"c", b"def"]
+
+    run(scenario())
+
+
+def test_a_read_of_no_bytes_is_refused_since_its_answer_would_mean_the_end(pair: Callable[[], Pair]) -> None:
+    async def scenario() -> None:
+        async with pair() as (one, other):
+            await one.write(b"x")
+            for n in (0, -1):
+                with pytest.raises(LocalProtocolError):
+                    await other.read(n)
+            assert await other.readexactly(0) == b""
+            assert await other.read(1) == b"x"
 
     run(scenario())
 

@@ -15,6 +15,7 @@ import pytest
 
 from p2ptunnel.errors import ConfigError
 from p2ptunnel.testing.natlab import Lab, namespace
+from p2ptunnel.testing.natlab import lab as lab_module
 from p2ptunnel.testing.natlab.capability import capable
 
 PATIENCE = 5.0
@@ -118,10 +119,13 @@ def test_nothing_is_left_after_a_laboratory_was_closed() -> None:
     lab.close()
 
 
-def test_a_laboratory_that_could_not_be_built_leaves_nothing() -> None:
+def test_a_laboratory_that_could_not_be_built_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     before = sorted(os.listdir("/proc/self/fd"))
     with pytest.raises(ConfigError, match=r"no line can be like this: delay is not negative: -1\.0"):
         Lab(server_delay=-1.0)
+    monkeypatch.setattr(lab_module, "_SERVER_ADDRESSES", ("203.0.113.1", "203.0.113.1"))
+    with pytest.raises(FileExistsError):
+        Lab(server_delay=0.001)
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
@@ -148,6 +152,12 @@ def test_whoever_may_not_make_namespaces_is_told_so() -> None:
 def test_a_missing_tun_device_is_named() -> None:
     hide = 'mount --bind /dev/null /dev/net/tun && exec "$@"'
     assert reason_under("unshare", "--mount", "sh", "-c", hide, "sh").startswith("no TUN device can be made: [Errno ")
+
+
+def test_settings_that_cannot_be_made_are_named() -> None:
+    protect = 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"'
+    reason = reason_under("unshare", "--mount", "sh", "-c", protect, "sh")
+    assert reason.startswith("the kernel's network settings cannot be made: [Errno 30] Read-only file system")
 
 
 def test_an_nft_that_cannot_translate_is_named(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def test_a_peer_is_registered_again_as_soon_as_its_server_answers(seed: int, act
         else:
             world.timer(CALLEE)
     assert registration.state is RegistrationState.REGISTERED
-    assert world.broker.registered == ("bob",)
+    assert "bob" in world.broker.registered
 
 
 @given(st.binary(max_size=1300), st.sampled_from(ADDRESSES), st.sampled_from((*ADDRESSES, STRANGER)), st.floats(0, 1e6))

@@ -30,9 +30,18 @@ def capable() -> str | None:
     except OSError as error:
         return f"no network namespace can be made: {error} (be root, or run under `unshare -Urn`)"
     try:
-        return _lacks_tun(namespace) or _lacks_nat(namespace)
+        return _lacks_settings(namespace) or _lacks_tun(namespace) or _lacks_nat(namespace)
     finally:
         namespace.close()
+
+
+def _lacks_settings(namespace: Namespace) -> str | None:
+    try:
+        for key in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+            namespace.configure(key, 1)
+    except OSError as error:
+        return f"the kernel's network settings cannot be made: {error}"
+    return None
 
 
 def _lacks_tun(namespace: Namespace) -> str | None:

@@ -36,7 +36,8 @@ _SITES_MAX: Final = 250
 class Lab:
     """A private internet with a server; sites are added with `site`.
 
-    Use it as a context manager: leaving the block kills the programs and removes all networks.
+    Use it as a context manager: leaving the block kills the programs and removes all networks.  One thread at a time may
+    add sites; what was made may be used from all threads.
 
     Args:
         server_delay: Seconds, one way, on the server's line.
@@ -57,10 +58,11 @@ class Lab:
         self.sites: list[Site] = []
         self._numbers = itertools.count(1)
         self._plane = DataPlane()
+        server_link = _line(delay=server_delay) if server_delay else None
         self.inet = Host("inet", _GATEWAY)
         self.server = Host("server", *_SERVER_ADDRESSES, ip6=_SERVER_ADDRESS_6)
         try:
-            self._build(_line(delay=server_delay) if server_delay else None)
+            self._build(server_link)
         except BaseException:
             self.close()
             raise

@@ -92,8 +92,8 @@ def test_what_ssh_hands_on_is_what_was_given_by_flags_and_environment(monkeypatc
         (["--rendezvous", "127.0.0.1:1", "--tag", "NAS", "serve", "8888"], "'NAS' is not a tag"),
         (["--rendezvous", "a:x", "forward", "nas", "8888"], "'a:x' is not an address"),
         (
-            ["--trace", "/nonexistent/x", "--rendezvous", "a:1", "forward", "nas", "1"],
-            "cannot write the trace to /nonexistent/x: No",
+            ["--trace", "/dev/null/x", "--rendezvous", "a:1", "forward", "nas", "1"],
+            "cannot write the trace to /dev/null/x: Not a directory",
         ),
     ],
 )

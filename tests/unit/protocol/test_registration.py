@@ -218,6 +218,19 @@ def test_silence_is_told_and_tried_again_ever_more_slowly() -> None:
     assert waits[-1] == pytest.approx(RECONNECT_CAP / 2)
 
 
+def test_a_server_may_be_silent_for_weeks() -> None:
+    machine = idle()
+    machine.start(0.0)
+    lost = 0
+    while lost < 2000:
+        at = machine.next_deadline()
+        assert at is not None
+        machine.handle_timer(at)
+        machine.datagrams_to_send()
+        lost += sum(isinstance(happened, RegistrationLost) for happened in machine.events())
+    assert machine.state is State.WAITING
+
+
 def test_the_waits_after_silence_are_spread_over_everything_below() -> None:
     waits: set[float] = set()
     for seed in range(30):

@@ -119,6 +119,39 @@ def test_cancel_forgets_one_number_or_all() -> None:
     assert len(requester) == 0
 
 
+def test_what_was_answered_leaves_nothing_behind() -> None:
+    requester = Requester(random.Random(1))
+    for n in range(2000):
+        requester.send(4, n, b"question", SERVER, n * 0.01)
+        requester.answered(4, n)
+        requester.next_deadline()
+    assert len(requester._due) < 2
+
+
+def test_among_many_the_first_due_is_found() -> None:
+    rng = random.Random(1)
+    requester = Requester(rng)
+    for n in range(500):
+        requester.send(4, n, b"%d" % n, SERVER, rng.random() * 3)
+    seen: list[float] = []
+    repeated: dict[bytes, int] = {}
+    while (at := requester.next_deadline()) is not None:
+        seen.append(at)
+        for datagram in requester.due(at)[0]:
+            repeated[datagram.data] = repeated.get(datagram.data, 0) + 1
+    assert seen == sorted(seen)
+    assert len(repeated) == 500
+    assert set(repeated.values()) <= {7, 8, 9}
+
+
+def test_a_request_sent_anew_under_its_old_name_counts_once() -> None:
+    requester = Requester(Level(0.5))
+    requester.send(4, 7, b"old", SERVER, 0.0)
+    requester.send(4, 7, b"new", SERVER, 0.05)
+    assert requester.due(0.1) == ([], [])
+    assert [datagram.data for datagram in requester.due(0.2)[0]] == [b"new"]
+
+
 # --- what was answered ------------------------------------------------------------------------------------------------
 
 

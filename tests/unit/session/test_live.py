@@ -208,6 +208,21 @@ def test_more_streams_than_a_session_may_have_are_refused_here() -> None:
     run(scenario())
 
 
+def test_a_peer_that_opens_and_resets_without_end_keeps_only_so_many_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_TASKS_MAX", 5)
+
+    async def scenario() -> None:
+        peers = Peers("web")
+        async with sessions(peers) as (caller, callee):
+            for _ in range(20):
+                caller.open("web").abort()
+            with pytest.raises(StreamResetError, match="too many streams are being served"):
+                await caller.open_confirmed("web")
+            assert peers.requests.qsize() == len(callee._tasks) == 5
+
+    run(scenario())
+
+
 def test_what_is_no_service_name_is_our_own_error() -> None:
     async def scenario() -> None:
         async with sessions(Peers("web")) as (caller, _):
@@ -335,7 +350,7 @@ def test_two_tasks_do_not_use_one_direction_of_a_stream(action: str) -> None:
 def test_closing_lets_a_write_of_another_task_finish() -> None:
     async def scenario() -> None:
         peers = Peers("web")
-        async with sessions(peers) as (caller, _):
+        async with sessions(peers) as (caller, callee):
             ours, theirs = await peers.stream(caller, "web")
             block = random.Random(2).randbytes(3_000_000)
             writing = asyncio.ensure_future(ours.write(block))
@@ -344,8 +359,9 @@ def test_closing_lets_a_write_of_another_task_finish() -> None:
             await ours.close()
             assert b"".join([part async for part in theirs]) == block
             await writing
-            while caller.streams:
+            while callee.streams:  # it is told that nobody reads, although nothing else is sent
                 await asyncio.sleep(0)
+            assert caller.streams == 0
 
     run(scenario())
 
@@ -484,6 +500,7 @@ def test_a_stream_that_was_whole_when_the_channel_broke_ends_clean() -> None:
 def test_a_silent_peer_is_pinged_and_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mux_module, "KEEPALIVE_IDLE", 0.05)
     monkeypatch.setattr(mux_module, "KEEPALIVE_DEAD", 0.2)
+    monkeypatch.setattr(live, "SESSION_TICK", 0.01)
 
     async def scenario() -> None:
         peers = Peers("web")
@@ -700,7 +717,7 @@ def test_a_peer_that_is_removed_loses_its_session_within_a_second(tmp_path) -> N
 
 
 def test_a_list_that_becomes_unreadable_denies_new_streams_and_ends_none(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(live, "ACCESS_CHECK", 0.01)
+    monkeypatch.setattr(live, "SESSION_TICK", 0.01)
 
     async def scenario() -> None:
         path = tmp_path / "peers.toml"

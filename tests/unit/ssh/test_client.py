@@ -157,7 +157,7 @@ def test_a_bad_option_closes_the_stream() -> None:
     async def main() -> None:
         async with Loopback() as connector:
             with pytest.raises(SSHError):
-                await open_ssh(connector, "nas", known_host_keys=[TOLD], client_keys=["/nonexistent/key"])
+                await open_ssh(connector, "nas", known_host_keys=[TOLD], client_keys=["/dev/null/key"])
             assert connector.opened[0].sock.fileno() == -1
 
     run(main())

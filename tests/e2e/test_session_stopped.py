@@ -1,0 +1,75 @@
+"""A peer whose process is stopped stands still and is not dead: its kernel answers, and it goes on where it was."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+from p2ptunnel.session import live
+from p2ptunnel.session.session import Session
+from tests.helpers import run
+from tests.helpers.peers import Peers
+
+PATH_DEAD = 0.5
+STOPPED = 2.0
+SIZE = 20_000_000
+
+PEER = f"""
+import asyncio, hashlib, socket
+from tests.helpers.peers import Peers
+
+async def digest(request):
+    async with request.accept() as stream:
+        came = await stream.readexactly({SIZE})
+        await stream.write(hashlib.sha256(came).digest())
+
+async def main():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        print(listener.getsockname()[1], flush=True)
+        sock, _ = listener.accept()
+    sock.setblocking(False)
+    peers = Peers("digest")
+    peers.on_open = digest
+    session = await peers.accept(sock)
+    await session.closed.wait()
+    await session.close()
+
+asyncio.run(main())
+"""
+
+
+def test_a_stopped_peer_is_waited_for(monkeypatch) -> None:
+    monkeypatch.setattr(live, "SESSION_TICK", 0.1)
+    monkeypatch.setattr(live, "PATH_DEAD", PATH_DEAD)
+
+    async def scenario(port: int, pid: int) -> None:
+        sock = socket.create_connection(("127.0.0.1", port))
+        sock.setblocking(False)
+        session = await Peers().connect(sock)
+        assert isinstance(session, Session)
+        stream = session.open("digest")
+        block = os.urandom(SIZE)
+        writing = asyncio.ensure_future(stream.write(block))
+        while session.bytes_sent < SIZE // 10:
+            await asyncio.sleep(0)
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(STOPPED)  # the fault itself
+        assert session.error is None
+        assert not writing.done()
+        os.kill(pid, signal.SIGCONT)
+        await writing
+        assert await stream.readexactly(32) == hashlib.sha256(block).digest()
+        await session.close()
+
+    with subprocess.Popen([sys.executable, "-c", PEER], stdout=subprocess.PIPE, text=True) as peer:
+        assert peer.stdout is not None
+        try:
+            run(scenario(int(peer.stdout.readline()), peer.pid))
+            assert peer.wait(10) == 0
+        finally:
+            peer.kill()
