@@ -11,6 +11,9 @@ from p2ptunnel.errors import ConfigError
 from p2ptunnel.testing.natlab import KINDS, Lab, Site
 from p2ptunnel.testing.natlab.__main__ import main
 from p2ptunnel.testing.natlab.behaviour import EXPECTED, measure, proof, prove
+from p2ptunnel.testing.natlab.behaviour.sockets import Bench, address_of
+from p2ptunnel.testing.natlab.behaviour.tcp import measure_ports
+from p2ptunnel.testing.natlab.behaviour.way import measure_hops, measure_ipv6
 
 SECONDS = 30.0
 
@@ -107,6 +110,36 @@ def test_a_site_that_lets_nothing_out_is_a_verdict_too(monkeypatch: pytest.Monke
     monkeypatch.setattr(proof, "_add_site", lambda lab, _: lab.site("noSO", tcp=False))
     [verdict] = prove(["noSO"])
     assert verdict.differences == ["no connection outwards: drop"]
+
+
+def test_hops_are_unknown_where_nobody_says_that_time_was_exceeded(natlab: Lab) -> None:
+    natlab.inet.nft("table ip quiet {\n chain o {\n type filter hook output priority 0\n ip protocol icmp drop\n }\n }\n")
+    assert measure_hops(natlab.server, natlab.inet, natlab.site("pr").host) == "-"
+
+
+def test_ports_cannot_be_compared_where_udp_is_blocked(natlab: Lab) -> None:
+    assert measure_ports(natlab.server, natlab.site("noU").host) == "-"
+
+
+def test_a_host_that_does_not_get_out_over_ipv6_is_no_answer(natlab: Lab) -> None:
+    site = natlab.site("v6_drop")
+    site.router.nft("insert rule inet fw forward meta nfproto ipv6 drop")
+    with pytest.raises(ConnectionError, match="no connection outwards over IPv6: drop"):
+        measure_ipv6(natlab.server, site.host)
+
+
+def test_probers_that_ask_at_the_same_time_never_share_a_port(natlab: Lab) -> None:
+    server = natlab.server
+    server.namespace.configure("ipv4/ip_local_port_range", "40000 40015")
+    with Bench() as others, Bench() as bench:
+        for port in range(40000, 40008):  # half of them are taken at the second address
+            others.udp(server, server.ips[1], port)
+            others.listener(server, server.ips[1], port)
+        for observers in (bench.udp_observers(server), bench.tcp_observers(server)):
+            ends = [address_of(observer) for observer in observers]
+            assert [address for address, _ in ends] == [server.ips[0], server.ips[0], server.ips[1], server.ips[1]]
+            assert ends[0][1] == ends[2][1] >= 40008
+            assert len(set(ends)) == 4
 
 
 def test_an_unknown_kind_is_refused_before_anything_is_built() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import re
 import secrets
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -86,6 +87,13 @@ def test_a_peer_with_another_key_is_refused_in_the_handshake(natlab: Lab, tmp_pa
         async with Peer("home-nas", rendezvous=server, profile=home) as peer, peer.serve({SERVICE: note}):
             yield
 
-    with living(natlab.server, lambda: Rendezvous((server, 7000))), living(natlab.site("pr").host, listening):
-        natlab.site("pr").host.thread(asyncio.run, call()).result(40)
+    here, there = natlab.site("pr"), natlab.site("pr")
+    with (
+        natlab.capture(filter=f"tcp and host {here.wan_ip} and host {there.wan_ip}") as seen,
+        living(natlab.server, lambda: Rendezvous((server, 7000))),
+        living(there.host, listening),
+    ):
+        here.host.thread(asyncio.run, call()).result(40)
     assert opened == []
+    said = [int(found[1]) for line in seen.lines if (found := re.search(rf"{here.wan_ip}\.\d+ > .* length (\d+)", line))]
+    print(said)

@@ -101,7 +101,8 @@ def test_jitter_spreads_and_keeps_the_order(site: Site, pair: Pair) -> None:
         pair.client.send(b"?")
         pair.server.recv(100)
         took.append(time.perf_counter() - before)
-    assert 0.02 <= min(took) < 0.04 < max(took) < 0.08
+    assert 0.02 <= min(took) < 0.04 < max(took)
+    assert sorted(took)[len(took) * 3 // 4] < 0.08  # a busy machine may be late with a few
     for i in range(50):
         pair.client.send(bytes([i]))
     numbers = [pair.server.recv(100)[0] for _ in range(50)]

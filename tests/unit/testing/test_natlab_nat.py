@@ -111,6 +111,15 @@ def test_a_full_table_takes_no_more_until_a_mapping_expires() -> None:
     assert len(bench.nat.table) == 1
 
 
+@pytest.mark.parametrize("allocation", ["preserving", "sequential", "random"])
+def test_a_nat_whose_ports_are_all_taken_takes_no_more(allocation: str) -> None:
+    bench = Bench(allocation=allocation)
+    for port in range(1024, 65536):
+        bench.nat.table.add_static(UDP, port, (packed(NEIGHBOUR[0]), port))
+    assert bench.send(udp(HOST, PEER)) == []
+    assert bench.nat.refused["table full"] == 1
+
+
 # --- filtering ----------------------------------------------------------------------------------------------------------
 
 
