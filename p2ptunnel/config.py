@@ -57,7 +57,7 @@ def load_config(directory: Path) -> Config:
 def _understood(table: Mapping[str, Any], path: Path) -> Config:
     _check_keys(table, Config, path)
     try:
-        config = msgspec.convert(table, Config)
+        config = msgspec.convert(_with_lists(table), Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path.name}: {clean(str(error))}", f"The file is {path}.") from error
     try:
@@ -68,6 +68,14 @@ def _understood(table: Mapping[str, Any], path: Path) -> Config:
     except ConfigError as error:
         raise ConfigError(f"{error} in {path.name}, table peer", error.hint) from error
     return config
+
+
+def _with_lists(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Take one server, written without brackets, for a list of one."""
+    peer = table.get("peer")
+    if isinstance(peer, dict) and isinstance(peer.get("rendezvous"), str):
+        return {**table, "peer": {**peer, "rendezvous": [peer["rendezvous"]]}}
+    return dict(table)
 
 
 def _check_keys(table: Mapping[str, Any], kind: type[msgspec.Struct], path: Path, where: str = "the top") -> None:

@@ -236,7 +236,7 @@ class PeerOfflineError(RendezvousError):
         super().__init__(server, f"no peer is registered as {tag!r}", 404)
         self.tag = tag
         self.args = (tag, server)
-        self.hint = f"Check the tag, and that `p2ptunnel status` on {tag} says online."
+        self.hint = f"Check the tag, and that `p2ptunnel serve` is running on {tag}."
 
     def __str__(self) -> str:
         return f"no peer is registered as {self.tag!r}"

@@ -16,11 +16,13 @@ from typing import Final
 
 import msgspec
 
-from p2ptunnel.errors import ConfigError
+from p2ptunnel.errors import ConfigError, InvalidSpecError
 from p2ptunnel.ssh.knownhosts import HOST_SUFFIX
 from p2ptunnel.types import parse_tag
 
-__all__ = ["Launcher", "has_known_hosts_command", "ssh_command", "ssh_config", "ssh_options"]
+__all__ = ["Launcher", "has_known_hosts_command", "split_destination", "ssh_command", "ssh_config", "ssh_options"]
+
+_FLAGS_WITH_ARGUMENT: Final = frozenset("BbcDEeFIiJLlmOoPpQRSWw")  # ssh(1); what follows one of these is not the host
 
 _KNOWN_HOSTS_COMMAND_SINCE: Final = (8, 5)
 _VERSION: Final = re.compile(r"OpenSSH_(?:for_Windows_)?([0-9]+)\.([0-9]+)")
@@ -72,6 +74,33 @@ def ssh_options(launcher: Launcher) -> list[tuple[str, str]]:
         keys = [("UserKnownHostsFile", _for_old_ssh(launcher.known_hosts))]
         pipe = launcher.command("pipe", "--known-hosts", launcher.known_hosts)
     return [("ProxyCommand", f"{_for_shell(pipe)} %n {launcher.service}"), *keys, *_FIXED]
+
+
+def split_destination(words: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """Find the host among what people write behind `ssh`, where ssh itself would find it.
+
+    Args:
+        words: `-i key pi@home-nas -v uptime`.
+
+    Returns:
+        The destination, and all other words in their order: ssh takes its options behind the host as well.
+
+    Raises:
+        InvalidSpecError: No host is among them.
+    """
+    at = 0
+    while at < len(words) and words[at].startswith("-") and words[at] != "-":
+        if words[at] == "--":
+            break
+        flags = words[at][1:]
+        first = next((place for place, flag in enumerate(flags) if flag in _FLAGS_WITH_ARGUMENT), None)
+        at += 2 if first == len(flags) - 1 else 1
+    before = tuple(words[:at])
+    if at < len(words) and words[at] == "--":
+        at += 1
+    if at >= len(words):
+        raise InvalidSpecError(" ".join(words), "it names no peer", "For instance: p2ptunnel ssh -i key pi@home-nas uptime")
+    return words[at], (*before, *words[at + 1 :])
 
 
 def ssh_command(destination: str, arguments: Sequence[str] = (), *, launcher: Launcher, ssh: str = "ssh") -> list[str]:

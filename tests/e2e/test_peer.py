@@ -322,7 +322,7 @@ def test_a_peer_that_is_offline_is_named(tmp_path: Path) -> None:
                 there.laptop.connect(HOME),
                 PeerOfflineError,
                 "no peer is registered as 'home-nas'",
-                "Check the tag, and that `p2ptunnel status` on home-nas says online.",
+                "Check the tag, and that `p2ptunnel serve` is running on home-nas.",
             )
 
     run(main(), timeout=2)

@@ -29,7 +29,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     ("text", "problem", "hint"),
     [
         ("[peer]\ntga = 1", "unknown key `tga` at peer in config.toml", "Did you mean `tag`?"),
-        ("[peer]\nrendevous = []", "unknown key `rendevous` at peer in config.toml", "Did you mean `rendezvous`?"),
+        ("[peer]\nrendezvos = []", "unknown key `rendezvos` at peer in config.toml", "Did you mean `rendezvous`?"),
         ("[peer]\nxyzzy = 1", "unknown key `xyzzy` at peer in config.toml", "Known there: tag, rendezvous."),
         ("[pear]\n", "unknown key `pear` at the top in config.toml", "Did you mean `peer`?"),
         ('[peer]\n"a\\u001b[31mb" = 1', "unknown key `a\\x1b[31mb` at peer in config.toml", "Known there: tag, rendezvous."),

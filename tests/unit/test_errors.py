@@ -101,7 +101,7 @@ TABLE = [
     Row(
         errors.PeerOfflineError("home-nas", "rv.example:7000"),
         "no peer is registered as 'home-nas'",
-        "Check the tag, and that `p2ptunnel status` on home-nas says online.",
+        "Check the tag, and that `p2ptunnel serve` is running on home-nas.",
         404,
         "rendezvous",
     ),

@@ -24,7 +24,7 @@ FAILURES = [
     (
         errors.PeerOfflineError("nas"),
         "no peer is registered as 'nas'",
-        "Check the tag, and that `p2ptunnel status` on nas says online.",
+        "Check the tag, and that `p2ptunnel serve` is running on nas.",
         "rendezvous",
         4,
     ),

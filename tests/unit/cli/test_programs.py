@@ -251,7 +251,7 @@ def test_pipe_to_a_full_disk_says_so(network: Network) -> None:
         ),
         ("laptop", ["nas", "jupiter"], 5, "nas does not serve 'jupiter' to this machine", "Served to you: echo, dead."),
         ("laptop", ["nas", "private"], 5, "nas does not serve 'private' to this machine", "Served to you: echo, dead."),
-        ("laptop", ["shed", "echo"], 4, "no peer is registered as 'shed'", "`p2ptunnel status` on shed says online"),
+        ("laptop", ["shed", "echo"], 4, "no peer is registered as 'shed'", "`p2ptunnel serve` is running on shed"),
         ("stranger", ["nas", "echo"], 5, "nas does not know this machine's key", "`p2ptunnel id` here prints the key"),
         ("laptop", ["who", "echo"], 5, "no key is pinned for 'who'", "p2ptunnel peers add who KEY"),
         ("laptop", ["nas", "a:b"], 2, "cannot read 'a:b': 'b' is not a port", "9000:host:80"),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from p2ptunnel.errors import ConfigError, InvalidTagError
-from p2ptunnel.ssh.openssh import Launcher, has_known_hosts_command, ssh_command, ssh_config
+from p2ptunnel.errors import ConfigError, InvalidSpecError, InvalidTagError
+from p2ptunnel.ssh.openssh import Launcher, has_known_hosts_command, split_destination, ssh_command, ssh_config
 from tests.unit.ssh.sshd import needs_openssh, running_sshd
 
 LAUNCHER = Launcher(("--profile", "/home/me/my profile"), python="/usr/bin/python3")
@@ -166,3 +166,26 @@ def test_what_is_no_tag_never_reaches_ssh(destination: str) -> None:
 def test_what_ssh_cannot_read_is_an_error_here(launcher: Launcher) -> None:
     with pytest.raises(ConfigError, match="cannot be written for ssh"):
         ssh_config(launcher)
+
+
+@pytest.mark.parametrize(
+    ("words", "destination", "rest"),
+    [
+        (("nas",), "nas", ()),
+        (("pi@nas", "uptime", "-p"), "pi@nas", ("uptime", "-p")),
+        (("-i", "key", "pi@nas", "uptime"), "pi@nas", ("-i", "key", "uptime")),
+        (("-ikey", "-vv", "pi@nas"), "pi@nas", ("-ikey", "-vv")),
+        (("-vvi", "key", "pi@nas"), "pi@nas", ("-vvi", "key")),
+        (("-NL", "5432:db:5432", "nas", "-C"), "nas", ("-NL", "5432:db:5432", "-C")),
+        (("-o", "User=pi", "-l", "root", "nas"), "nas", ("-o", "User=pi", "-l", "root")),
+        (("-A", "--", "nas", "ls"), "nas", ("-A", "ls")),
+    ],
+)
+def test_the_host_is_found_where_ssh_would_find_it(words: tuple[str, ...], destination: str, rest: tuple[str, ...]) -> None:
+    assert split_destination(words) == (destination, rest)
+
+
+@pytest.mark.parametrize("words", [("-i", "key"), ("-v",), ("-L", "1:2:3"), ("--",)])
+def test_words_without_a_host_are_refused(words: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidSpecError, match="it names no peer"):
+        split_destination(words)
