@@ -61,7 +61,7 @@ class ControlConnections:
     def opened(self, protocol: ControlConnection) -> None:
         """Take note of a connection; cut it off if there are too many."""
         self._open[protocol.number] = protocol
-        if False:
+        if self._is_closed:
             protocol.abort()
         elif len(self._open) > CONTROL_CONNECTIONS_MAX:
             protocol.cut_off("too many connections")
