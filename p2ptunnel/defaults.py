@@ -31,6 +31,8 @@ HEARTBEAT_MAX: Final = 26.0
 TOKEN_TTL: Final = 60.0  # an attempt is over long before
 REGISTRATIONS_MAX: Final = 100_000  # one server's memory, about 1 KiB each
 ATTEMPTS_MAX: Final = 10_000
+ATTEMPTS_OF_SOURCE_MAX: Final = 64  # of one host at a time; an attempt ends when its caller acknowledges the result
+ATTEMPTS_OF_CALLEE_MAX: Final = 32  # to one callee at a time
 COMPAT_REQUESTS_PER_MINUTE: Final = 3  # cookie-less t=4 and unsigned t=1 of one source, only with --compat seed
 COMPAT_REQUESTS_PER_SECOND: Final = 5  # of all sources together: sources can be forged
 

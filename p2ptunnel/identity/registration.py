@@ -63,8 +63,8 @@ def verify_registration(tag: Tag, extra: RegisterExtra, server_key: str) -> bool
     """
     try:
         key = PublicKey.parse(extra.key)
-        cookie = _from_base64(extra.cookie) or bytes(_COOKIE_BYTES)  # over TCP there is none
-        payload = registration_payload(_server_key(server_key), tag, key.raw, extra.ts, _from_base64(extra.nonce), cookie)
+        nonce, cookie = _from_base64(extra.nonce), _from_base64(extra.cookie)
+        payload = registration_payload(_server_key(server_key), tag, key.raw, extra.ts, nonce, cookie)
     except (InvalidKeyError, ValueError):
         return False
     return key.verify(_from_base64(extra.sig), payload)

@@ -134,8 +134,7 @@ class PeerStore:
 
     def __init__(self, path: Path) -> None:
         self._path: Final = path
-        self._peers: _Peers = {}
-        self._version: _Version = None
+        self._state: tuple[_Version, _Peers] = (None, {})
 
     def add(self, tag: Tag, key: PublicKey, services: tuple[str, ...] = ()) -> PinnedPeer:
         """Pin `key` to `tag`, or grant a pinned peer more services.
@@ -210,10 +209,11 @@ class PeerStore:
 
     def _current(self) -> _Peers:
         version = self._version_on_disk()
-        if version != self._version:
-            self._peers = self._load()
-            self._version = version
-        return self._peers
+        known, peers = self._state
+        if version != known:
+            peers = self._load()
+            self._state = (version, peers)  # in one step: two threads may ask at once
+        return peers
 
     def _version_on_disk(self) -> _Version:
         try:
@@ -250,7 +250,7 @@ class PeerStore:
             peers = self._load()
             yield peers
             write_private(self._path, _to_toml(peers))
-            self._peers, self._version = peers, self._version_on_disk()
+            self._state = (self._version_on_disk(), peers)
 
 
 def _known(peers: _Peers, tag: Tag) -> PinnedPeer:

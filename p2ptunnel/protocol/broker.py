@@ -7,6 +7,7 @@ source is never longer than its question.  Source: wire document, sections 1 to 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -14,6 +15,8 @@ import msgspec
 
 from p2ptunnel.defaults import (
     ATTEMPTS_MAX,
+    ATTEMPTS_OF_CALLEE_MAX,
+    ATTEMPTS_OF_SOURCE_MAX,
     COMPAT_REQUESTS_PER_MINUTE,
     COMPAT_REQUESTS_PER_SECOND,
     DATAGRAM_MAX_BYTES,
@@ -108,6 +111,8 @@ class _Registration(msgspec.Struct):
     ts: int
     epoch: int
     expires_at: float
+    is_validated: bool
+    """It has shown that it receives at its address; only a program of the seed need not."""
 
 
 class _Attempt(msgspec.Struct):
@@ -155,6 +160,7 @@ class Broker(MachineBase):
         self._compat_uses: list[tuple[float, str]] = []
         self._registrations: dict[Tag, _Registration] = {}
         self._attempts: dict[str, _Attempt] = {}
+        self._busy: Counter[str | Endpoint] = Counter()  # attempts by the caller's host and by the callee
         self._requester = Requester(entropy)
         self._answers = AnswerMemory()
         self._sweep_at: float | None = None
@@ -199,8 +205,7 @@ class Broker(MachineBase):
             case PunchAnswer():
                 self._on_punch_answer(message, source, now)
             case PunchResultAck():
-                if self._requester.answered(11, message.mid) is None:
-                    self._drop("unexpected answer")
+                self._on_result_ack(message)
             case _:
                 self._drop("not for a server")
 
@@ -231,7 +236,10 @@ class Broker(MachineBase):
             return
         is_seed = not (extra.v or extra.key or extra.sig)
         is_complete = is_seed or bool(extra.sig or extra.cookie)  # else it waits for a cookie to sign, over TCP as well
-        is_known = self._is_known(extra.cookie, source, now) and is_complete
+        if is_seed:
+            is_known = self._is_known(extra.cookie, source, now)
+        else:  # what is signed is our cookie for that address: over TCP as well, or an old registration could be replayed there
+            is_known = is_complete and self._cookies.is_valid(extra.cookie, source.address[0], now)
         if not is_known and not (is_seed and self._is_seed_allowed(source, now)):
             self._challenge(RegisterAnswer, message.mid, source, size, now)
             return
@@ -252,14 +260,14 @@ class Broker(MachineBase):
         elif held is None and len(self._registrations) >= REGISTRATIONS_MAX:
             self._answer(RegisterAnswer(mid=message.mid, code=429, em="server full", extra=Observed(retry_after=60)), source)
         else:
-            self._register(message, extra, source, now)
+            self._register(message, extra, source, now, is_validated=is_known)
 
-    def _register(self, message: Register, extra: RegisterExtra, source: Endpoint, now: float) -> None:
+    def _register(self, message: Register, extra: RegisterExtra, source: Endpoint, now: float, *, is_validated: bool) -> None:
         epoch = new_mid(self._entropy)
         if message.ltag in self._registrations:
             self._remove(message.ltag, "replaced")
         self._registrations[message.ltag] = _Registration(
-            message.ltag, source, extra.key, extra.ts, epoch, now + REGISTRATION_TTL
+            message.ltag, source, extra.key, extra.ts, epoch, now + REGISTRATION_TTL, is_validated
         )
         self._events.append(PeerRegistered(message.ltag, source.address))
         self._confirm_registration(message.mid, epoch, source, now)
@@ -328,9 +336,8 @@ class Broker(MachineBase):
         if callee is None:
             self._events.append(Introduced(message.ltag, extra.rtag, 404))
             return ConnectAnswer(mid=message.mid, code=404, em="no such peer is online")
-        if len(self._attempts) >= ATTEMPTS_MAX:
-            busy = ConnectAnswerExtra(retry_after=5)
-            return ConnectAnswer(mid=message.mid, code=429, em="server busy", extra=busy)
+        if busy := self._is_too_much(source, callee, now):
+            return ConnectAnswer(mid=message.mid, code=429, em=busy, extra=ConnectAnswerExtra(retry_after=5))
         token = new_secret(self._entropy)
         host, port = source.address
         said = PunchNoticeExtra(
@@ -343,8 +350,40 @@ class Broker(MachineBase):
         self._attempts[token] = _Attempt(
             token, source, message.ltag, callee.endpoint, extra.rtag, answer_by, expires_at, is_known
         )
-        self._request(10, self._mid_of(token), notice, callee.endpoint, now)
+        self._busy[source.address[0]] += 1
+        self._busy[callee.endpoint] += 1
+        if callee.is_validated:
+            self._request(10, self._mid_of(token), notice, callee.endpoint, now)
+        else:  # once: it may be a victim's address
+            self._send(notice, callee.endpoint)
         return ConnectAnswer(mid=message.mid, code=200, em="", extra=ConnectAnswerExtra(token=token, host=host, port=port))
+
+    def _is_too_much(self, source: Endpoint, callee: _Registration, now: float) -> str:
+        """Return why there can be no introduction now, empty if there can."""
+        if len(self._attempts) >= ATTEMPTS_MAX:
+            return "server busy"
+        if self._busy[source.address[0]] >= ATTEMPTS_OF_SOURCE_MAX:
+            return "too many calls from there"
+        if self._busy[callee.endpoint] >= ATTEMPTS_OF_CALLEE_MAX:
+            return "too many calls to that peer"
+        if not callee.is_validated and not self._is_seed_allowed(callee.endpoint, now):
+            return "too many calls to that program"
+        return ""
+
+    def _forget(self, attempt: _Attempt) -> None:
+        """End an attempt: it counts no more."""
+        del self._attempts[attempt.token]
+        for key in (attempt.caller.address[0], attempt.callee):
+            self._busy[key] -= 1
+            if not self._busy[key]:
+                del self._busy[key]
+
+    def _on_result_ack(self, message: PunchResultAck) -> None:
+        attempt = self._attempts.get(message.token)
+        if self._requester.answered(11, message.mid) is None or attempt is None:
+            self._drop("unexpected answer")
+        elif message.mid == self._mid_of(message.token):
+            self._forget(attempt)
 
     def _on_punch_answer(self, message: PunchAnswer, source: Endpoint, now: float) -> None:
         attempt = self._attempts.get(message.token)
@@ -451,8 +490,8 @@ class Broker(MachineBase):
             if not attempt.answered and now >= attempt.answer_by:
                 attempt.answered = True
                 self._result(attempt, 408, "the callee did not answer", None, now)
-        for token in [token for token, attempt in self._attempts.items() if attempt.expires_at <= now]:
-            del self._attempts[token]
+        for attempt in [attempt for attempt in self._attempts.values() if attempt.expires_at <= now]:
+            self._forget(attempt)
         for tag in [tag for tag, held in self._registrations.items() if held.expires_at <= now]:
             self._remove(tag, "expired")
         self._sweep_at = now + _SWEEP if self._registrations or self._attempts else None

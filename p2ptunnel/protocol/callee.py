@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -147,12 +148,16 @@ class CalleeAgent(MachineBase):
         self._phase_ends = self._expires_at = None
         self._events += [ConnectionChosen(self.token, connection), StopDialing(self.token)]
 
+    def give_up(self) -> None:
+        """End the attempt, as if its time were up."""
+        self._move(CalleeTrigger.EXPIRED)
+        self._phase_ends = self._expires_at = None
+        self._events.append(StopDialing(self.token))
+
     def handle_timer(self, now: float) -> None:
         """Begin the next phase or end the attempt."""
         if self._expires_at is not None and now >= self._expires_at:
-            self._move(CalleeTrigger.EXPIRED)
-            self._phase_ends = self._expires_at = None
-            self._events.append(StopDialing(self.token))
+            self.give_up()
         elif self._phase_ends is not None and now >= self._phase_ends:
             self._begin_phase(self._phase + 1, now)
 
@@ -292,17 +297,27 @@ class CalleePort(MachineBase):
         if self._answered.recall(token, now) is not None:
             self._drop("attempt over")
             return
-        refusal = self._screen(message) if len(self._agents) < CALLS_MAX else (429, "too many calls")
+        refusal = self._screen(message)
         if refusal is not None:
             code, text = refusal
             answer = PunchAnswer(mid=message.mid, token=token, code=code, em=text)
             self._datagrams.append(Datagram(encode(answer), source))
             return
+        if len(self._agents) >= CALLS_MAX:
+            self._make_room()
         agent = CalleeAgent(message, source, self.view, self._entropy, udp_port=self._udp_port)
         self._agents[token] = agent
         self._answered.remember(token, b"", now)  # a late repetition of t=10 must not begin it anew
         self._events.append(CallAnswered(token, agent.caller, agent.is_seed_only))
         agent.start(now)
+
+    def _make_room(self) -> None:
+        """End the oldest call of the host that has most: a stranger's calls can push out no calls but a stranger's."""
+        of_host = Counter(agent.caller[0] for agent in self._agents.values())
+        [(busiest, _)] = of_host.most_common(1)
+        next(agent for agent in self._agents.values() if agent.caller[0] == busiest).give_up()
+        self._drop("call pushed out")
+        self._collect()
 
     def _collect(self) -> None:
         for machine in self._machines():

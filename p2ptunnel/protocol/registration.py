@@ -259,7 +259,11 @@ class Registration(MachineBase):
             self._challenges += 1
             self.cookie, self._server_key, self._ts = extra.cookie, extra.key or self._server_key, max(self._ts, extra.ts)
             self._move(RegistrationTrigger.CHALLENGED)
-            self._register(now)
+            try:
+                self._register(now)
+            except ValueError:  # the credentials cannot sign what it sent: a key that is none, a counter at its end
+                self._server_key, self._ts = "", 0
+                self._refused(400, "its challenge is malformed", 0.0, now)
         elif message.code == 200 and extra.host:
             self._challenges = self._failures = 0
             self._move(RegistrationTrigger.ACCEPTED)

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import struct
 import sys
+from asyncio.trsock import TransportSocket
 from collections.abc import Callable
 from typing import Final
 
@@ -72,7 +73,7 @@ def _prepare(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, UNSENT_MAX_BYTES)
 
 
-def seconds_without_ack(sock: socket.socket) -> float:
+def seconds_without_ack(sock: socket.socket | TransportSocket) -> float:
     """Return how long the other side's kernel has acknowledged nothing while bytes are under way to it.
 
     0 when nothing is under way, and where the system does not tell.  A process that is stopped does not show here: its

@@ -113,7 +113,7 @@ class Observed(_Wire, frozen=True):
     epoch: MessageId = 0
     cookie: Blob = ""
     retry_after: Annotated[float, Meta(ge=0, le=86_400)] = 0
-    ts: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    ts: Annotated[int, Meta(ge=0, le=2**62)] = 0
     key: Blob = ""  # the server's public key, where it has one
     other: Annotated[tuple[tuple[Host, Port], ...], Meta(max_length=4)] = ()  # where else this server observes (RFC 5780)
 

@@ -25,6 +25,7 @@ from p2ptunnel.errors import (
     ConfigError,
     InvalidSpecError,
     InvalidTagError,
+    PeerOfflineError,
 )
 from p2ptunnel.peer import Peer
 from p2ptunnel.server import Rendezvous
@@ -189,6 +190,22 @@ def test_who_waits_for_a_connection_hears_of_the_end(tmp_path: Path) -> None:
             assert isinstance(results[0], ChannelError)
             if isinstance(results[1], Serving):  # it was faster
                 await results[1].close()
+
+    run(main())
+
+
+def test_a_session_that_is_about_to_end_is_used_no_more(tmp_path: Path) -> None:
+    """The peer has said good-bye, but gives its open streams some time: a new stream needs a new connection."""
+
+    async def main() -> None:
+        async with meeting(tmp_path, "echo") as there, there.home.serve({"echo": echo}):
+            stream = await there.laptop.connect(HOME, "echo")
+            closing = asyncio.create_task(there.home.close())
+            await there.laptop_events.told("peer_goes")
+            with pytest.raises(PeerOfflineError):  # it was asked for anew
+                await there.laptop.connect(HOME, "echo")
+            assert await conversation(stream) == HELLO  # and the old stream had its time
+            await closing
 
     run(main())
 

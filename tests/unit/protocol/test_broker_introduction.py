@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from p2ptunnel.defaults import ANSWER_MEMORY, DATAGRAM_MAX_BYTES, TOKEN_TTL, TRANSACTION_TIMEOUT
+from p2ptunnel.defaults import (
+    ANSWER_MEMORY,
+    ATTEMPTS_OF_CALLEE_MAX,
+    ATTEMPTS_OF_SOURCE_MAX,
+    DATAGRAM_MAX_BYTES,
+    TOKEN_TTL,
+    TRANSACTION_TIMEOUT,
+)
 from p2ptunnel.protocol import broker as broker_module
 from p2ptunnel.protocol.broker import Broker, Introduced, LineToSend
 from p2ptunnel.protocol.machine import Event
@@ -143,9 +150,9 @@ def long_candidates(count: int) -> tuple[Candidate, ...]:
 
 @pytest.mark.parametrize("direction", ["question", "answer"])
 def test_nothing_is_ever_sent_that_is_longer_than_a_datagram(direction: str) -> None:
-    server, _ = with_bob()
     codes: set[int] = set()
     for mid, length in enumerate(range(0, 513, 8)):
+        server, _ = with_bob()
         intent = '"intent":"' + "x" * length + '",'
         if direction == "question":
             body = connect(mid=mid, cands=long_candidates(12)).replace(b'"cands"', intent.encode() + b'"cands"')
@@ -275,9 +282,47 @@ def test_message_ids_are_as_hard_to_guess_as_tokens() -> None:
     mids: set[int] = set()
     for n in range(300):
         server.receive_datagram(connect(mid=n), CALLER, 0.0)
-        mids.add(only(PunchNotice, server.datagrams_to_send()).mid)
+        notice = only(PunchNotice, server.datagrams_to_send())
+        mids.add(notice.mid)
+        _finish(server, notice)
     assert len(mids) == 300
     assert max(mids) > 2**51
+
+
+def _finish(server: Broker, notice: PunchNotice) -> None:
+    """Say yes to a notice, and acknowledge the result."""
+    server.receive_datagram(yes(notice.mid, notice.extra.token), CALLEE, 0.1)
+    result = only(PunchResult, server.datagrams_to_send())
+    server.receive_datagram(encode(PunchResultAck(mid=result.mid, token=result.token)), CALLER, 0.2)
+
+
+def test_calls_of_one_host_and_to_one_callee_are_bounded_until_they_are_over() -> None:
+    server, _ = with_bob()
+    notices: list[PunchNotice] = []
+    for n in range(ATTEMPTS_OF_CALLEE_MAX):
+        server.receive_datagram(connect(mid=n), CALLER, 0.0)
+        notices.append(only(PunchNotice, server.datagrams_to_send()))
+    server.receive_datagram(connect(mid=1000), CALLER, 0.0)
+    refusal = only(ConnectAnswer, server.datagrams_to_send())
+    assert (refusal.code, refusal.em) == (429, "too many calls to that peer")
+    _finish(server, notices[0])
+    assert server.attempts == ATTEMPTS_OF_CALLEE_MAX - 1
+    server.receive_datagram(connect(mid=1001), CALLER, 0.3)
+    assert only(PunchNotice, server.datagrams_to_send())
+
+
+def test_calls_of_one_host_are_bounded_whoever_they_are_for() -> None:
+    server, _ = with_bob()
+    for tag in ("carol", "dave"):
+        server.receive_datagram(register(tag), CALLEE, 0.0)
+    server.datagrams_to_send()
+    for n in range(ATTEMPTS_OF_SOURCE_MAX):
+        server.receive_datagram(connect(mid=n, wanted=("bob", "carol", "dave")[n % 3]), CALLER, 0.0)
+        server.datagrams_to_send()
+    assert server.attempts <= ATTEMPTS_OF_SOURCE_MAX
+    server.receive_datagram(connect(mid=1000, wanted="dave"), CALLER, 0.0)
+    refusal = only(ConnectAnswer, server.datagrams_to_send())
+    assert refusal.code == 429
 
 
 # --- over TCP -----------------------------------------------------------------------------------------------------------------
@@ -285,7 +330,7 @@ def test_message_ids_are_as_hard_to_guess_as_tokens() -> None:
 
 def test_on_tcp_the_same_lines_pass_and_nothing_is_repeated() -> None:
     server = broker()
-    server.receive(register(cookie=""), over_tcp(CALLEE, 1), 0.0)
+    server.receive(register(), over_tcp(CALLEE, 1), 0.0)
     server.events()
     server.receive(connect(cookie=""), over_tcp(CALLER, 2), 0.0)
     written = server.events()
@@ -311,7 +356,7 @@ def test_a_line_shows_nothing_of_itself() -> None:
 
 def test_a_callee_that_goes_in_the_middle_is_408() -> None:
     server = broker()
-    server.receive(register(cookie=""), over_tcp(CALLEE, 1), 0.0)
+    server.receive(register(), over_tcp(CALLEE, 1), 0.0)
     server.receive_datagram(connect(), CALLER, 0.0)
     server.connection_closed(1)
     server.datagrams_to_send()

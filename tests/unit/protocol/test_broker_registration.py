@@ -73,9 +73,15 @@ def test_the_challenge_names_the_server_and_how_the_peer_looks() -> None:
     assert (answer.code, answer.extra.key, answer.extra.host, answer.extra.port) == (401, "server's key", *CALLEE)
 
 
-def test_over_tcp_no_cookie_is_needed() -> None:
+def test_over_tcp_a_signature_needs_the_cookie_of_that_address_as_well() -> None:
+    """Else whoever once saw a registration could replay it there, from anywhere and for ever."""
     server = broker()
-    server.receive(register(cookie=""), over_tcp(CALLEE, 7), 0.0)
+    for cookie in ("", JAR.make(STRANGER[0], 0.0)):
+        server.receive(register(cookie=cookie), over_tcp(CALLEE, 7), 0.0)
+        [answer] = lines(server, 7)
+        assert isinstance(answer, RegisterAnswer)
+        assert answer.code == 401
+    server.receive(register(), over_tcp(CALLEE, 7), 0.0)
     [answer] = lines(server, 7)
     assert isinstance(answer, RegisterAnswer)
     assert answer.code == 200
@@ -264,8 +270,8 @@ def test_nobody_leaves_for_another(source: Address) -> None:
 
 def test_a_peer_on_tcp_is_gone_with_its_connection() -> None:
     server = broker()
-    server.receive(register("bob", cookie=""), over_tcp(CALLEE, 1), 0.0)
-    server.receive(register("carol", cookie=""), over_tcp(STRANGER, 2), 0.0)
+    server.receive(register("bob"), over_tcp(CALLEE, 1), 0.0)
+    server.receive(register("carol", host=STRANGER[0]), over_tcp(STRANGER, 2), 0.0)
     server.receive_datagram(register("dave", host=CALLER[0]), CALLER, 0.0)
     server.events()
     server.connection_closed(1)

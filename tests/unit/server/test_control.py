@@ -189,5 +189,6 @@ def test_closing_ends_all_and_lets_nobody_in_any_more() -> None:
                 await late.ended()
             assert [await there.closed.get(), await there.closed.get()] == [1, 2]
             assert len(there.connections) == 0
+            assert there.connections.cut_off == {}  # at once, and not for having been silent
 
     run(main())

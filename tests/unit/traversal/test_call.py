@@ -270,8 +270,8 @@ def test_where_nothing_answers_each_target_is_named(monkeypatch: pytest.MonkeyPa
                 callee.ports = [closed.getsockname()[1]]
                 with pytest.raises(NoPathError) as caught:
                     await reach(server, never)
+            assert len(caught.value.attempts) >= 2  # one each phase
             assert all(line.startswith(f"127.0.0.1:{callee.ports[0]} SYN") for line in caught.value.attempts)
-            assert any("Connection refused" in line for line in caught.value.attempts)
 
     run(main())
 
