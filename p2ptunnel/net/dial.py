@@ -21,7 +21,16 @@ from p2ptunnel.defaults import PUNCH_MSS_BYTES, PUNCH_TIMEOUT, REDIAL_MAX, REDIA
 from p2ptunnel.errors import DialError, InvalidAddressError
 from p2ptunnel.net.interfaces import is_on_link
 from p2ptunnel.net.low import LowConnect
-from p2ptunnel.net.sockets import family_of, is_loopback, is_sendable, limit_segments, progress, reset_close, share_port
+from p2ptunnel.net.sockets import (
+    family_of,
+    is_half_open,
+    is_loopback,
+    is_sendable,
+    limit_segments,
+    progress,
+    reset_close,
+    share_port,
+)
 from p2ptunnel.net.watch import Watch
 from p2ptunnel.protocol.machine import Entropy
 from p2ptunnel.types import Address, format_address
@@ -139,6 +148,11 @@ class Dial:
     def record(self) -> DialRecord:
         """What has become of it so far."""
         return DialRecord(self.target, self.low_ttl, self._started, self._ended, self._outcome, self._reason)
+
+    @property
+    def is_half_open(self) -> bool:
+        """The peer's SYN is here: to begin anew would throw away a hole that is open."""
+        return self._socket is not None and is_half_open(self._socket)
 
     def connect(self) -> None:
         """Send the first SYN, before returning."""

@@ -24,6 +24,7 @@ __all__ = [
     "family_of",
     "forbid_fragments",
     "get_ttl",
+    "is_half_open",
     "is_loopback",
     "is_sendable",
     "keep_alive",
@@ -160,6 +161,11 @@ def progress(sock: socket.socket) -> tuple[Progress, int]:
     if state in (_TCP_ESTABLISHED, _TCP_CLOSE_WAIT):
         return "up", error
     return ("waiting" if state in (_TCP_SYN_SENT, _TCP_SYN_RECV) else "closed"), error
+
+
+def is_half_open(sock: socket.socket) -> bool:
+    """Tell whether the peer's SYN has met ours, and only its acknowledgement is missing; False where nobody can tell."""
+    return _TCP_INFO is not None and sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1)[0] == _TCP_SYN_RECV
 
 
 def _progress_without_tcp_info(sock: socket.socket, error: int) -> Progress:

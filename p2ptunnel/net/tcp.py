@@ -160,7 +160,8 @@ class Dialer:
         """Replace the dials that run by new ones to `targets`; the SYNs have left in that order when this returns.
 
         The new sockets are made before, so that a target is without one for the time of a system call: a peer's SYN that
-        came in between would find the listener and be answered with another sequence number than NATs have seen.
+        came in between would find the listener and be answered with another sequence number than NATs have seen.  A dial
+        that the peer's SYN has met already goes on.
 
         Args:
             targets: Numeric addresses, best first.
@@ -168,12 +169,14 @@ class Dialer:
             hop_rtt: Seconds.
             patience: Seconds; by default a dial waits until it is replaced or closed.
         """
+        met = [running for running in self._running if running.is_half_open]
+        old = {running.target: running for running in self._running if running not in met}
         new = [
             Dial(self._local, target, self._on_end, rng=self._rng, low_ttl=low_ttl, hop_rtt=hop_rtt, patience=patience)
             for target in dict.fromkeys(targets)
+            if not any(running.target == target for running in met)
         ]
-        old = {running.target: running for running in self._running}
-        self._running = new
+        self._running = [*met, *new]
         for starting in new:
             if starting.target in old:
                 self._give_up(old.pop(starting.target))

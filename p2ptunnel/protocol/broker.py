@@ -380,10 +380,11 @@ class Broker(MachineBase):
 
     def _on_result_ack(self, message: PunchResultAck) -> None:
         attempt = self._attempts.get(message.token)
-        if self._requester.answered(11, message.mid) is None or attempt is None:
+        if attempt is None or not attempt.answered or message.mid != self._mid_of(message.token):
             self._drop("unexpected answer")
-        elif message.mid == self._mid_of(message.token):
-            self._forget(attempt)
+            return
+        self._requester.answered(11, message.mid)  # over TCP nothing was waiting to be repeated
+        self._forget(attempt)
 
     def _on_punch_answer(self, message: PunchAnswer, source: Endpoint, now: float) -> None:
         attempt = self._attempts.get(message.token)
