@@ -184,7 +184,7 @@ def registration_payload(server_key: bytes, tag: str, key: bytes, ts: int, nonce
     Raises:
         ValueError: A field is not of its width.
 
-    Source: security document 2.6.
+    Source: docs/explanation/security.md.
     """
     fields = (server_key, tag.encode("ascii").ljust(_TAG_BYTES, b"\0"), key, _counter(ts), nonce, cookie)
     widths = (KEY_BYTES, _TAG_BYTES, KEY_BYTES, 8, 16, 16)

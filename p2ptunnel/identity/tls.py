@@ -1,7 +1,7 @@
 """TLS 1.3 pinned to keys instead of names.  Rule: whatever is wrong with the other side's key fails the handshake itself.
 
 The other side's key becomes a trust anchor that is forged here and never sent; its leaf certificate names that key as issuer.
-So OpenSSL refuses every other key, with no callback that could fail open (security document 2.2).
+So OpenSSL refuses every other key, with no callback that could fail open (docs/explanation/security.md).
 """
 
 from __future__ import annotations

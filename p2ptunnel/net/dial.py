@@ -3,7 +3,7 @@
 Rule: a socket in SYN_SENT takes the peer's SYN, so one that is given up is reset and closed at once, in the same tick,
 and never merely forgotten.  Nothing here awaits between a SYN and that.
 
-Source: design document on traversal 2.8, 3.1, 3.2.
+Source: docs/explanation/nat.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The first gate of a UDP port under flood: a classic BPF program, so that junk never wakes the process.
 
-Source: linux/filter.h; design document on reliability 2.6.
+Source: linux/filter.h.
 """
 
 from __future__ import annotations

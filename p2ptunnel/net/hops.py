@@ -1,6 +1,6 @@
 """The TTL with which a packet leaves our own NATs and gets no further: a traceroute in one round trip, without privilege.
 
-Source: design document on traversal 3.3; ip(7) and ipv6(7) on IP_RECVERR.
+Source: docs/explanation/nat.md; ip(7) and ipv6(7) on IP_RECVERR.
 """
 
 from __future__ import annotations

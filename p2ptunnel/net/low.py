@@ -3,7 +3,7 @@
 The peer's NAT thus never sees a SYN that it would answer with RST or remember.  The socket stays in SYN_SENT, so the
 peer's SYN, when it comes through the hole, is answered with the sequence number that our NAT has seen.
 
-Source: design document on traversal 3.3.
+Source: docs/explanation/nat.md.
 """
 
 from __future__ import annotations

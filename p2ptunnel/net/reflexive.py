@@ -2,7 +2,7 @@
 
 Rule: both leave from the local port that will be punched, since the view of another port says nothing about it.
 
-Source: wire document, t=5; design document on traversal 2.2, 2.4.
+Source: wire document, t=5; docs/explanation/nat.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Rule: a host is numeric here.  The system call would look a name up, and the whole loop would stand still meanwhile.
 
-Source: ip(7), ipv6(7), tcp(7), linux/filter.h; design document on traversal 3.1 and 3.3.
+Source: ip(7), ipv6(7), tcp(7), linux/filter.h; docs/explanation/nat.md.
 """
 
 from __future__ import annotations

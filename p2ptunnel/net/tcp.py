@@ -2,7 +2,7 @@
 
 Rule: every socket of the port is made by `punch_socket`; one that says no SO_REUSEPORT blocks the port for all.
 
-Source: design document on traversal 2.7, 2.8, 3.1.
+Source: docs/explanation/nat.md.
 """
 
 from __future__ import annotations

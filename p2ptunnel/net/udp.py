@@ -2,7 +2,7 @@
 
 Rule: nothing that arrives, and no refusal of the system's to send, raises out of here; it is counted and traced.
 
-Source: design document on reliability 2.2, 2.6.
+Source: docs/explanation/architecture.md.
 """
 
 from __future__ import annotations

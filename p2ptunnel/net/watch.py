@@ -3,7 +3,7 @@
 Rule: a watch is stopped before its socket is closed.  Otherwise the selector keeps a stale entry, the next socket with the
 same number is never watched at all, and its callback never comes.
 
-Source: design document on traversal 3.1.
+Source: docs/explanation/nat.md.
 """
 
 from __future__ import annotations

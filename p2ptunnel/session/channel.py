@@ -5,7 +5,7 @@ Rule: an end of file that TLS did not announce is a loss, never an end; a byte h
 Until `start` the channel is pulled: `handshake` and `read_frame` take exactly what they need, and what lies in the socket
 beyond that stays there.  From then on it pushes what it decrypts to its consumer.
 
-Source: security document 2.2 and 2.3; session document 3.
+Source: docs/explanation/security.md; docs/protocol/frames.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """HELLO and ACCEPT: the proofs by which a channel comes up.  Rule: nobody is told more than that it worked, or did not.
 
 TLS proves the leaves only, and in TLS 1.3 the caller finishes before the callee has judged it.  So each side signs, with its
-identity key, both identities, both leaves, the selector and a nonce (security document 2.3).
+identity key, both identities, both leaves, the selector and a nonce (docs/explanation/security.md).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from tests.unit.cli.running import call, environment, program
 
 KEY = "p2p:k5xq7m2a"
 
-# What each failure says and how the program ends; design document on interfaces 2.6 and 2.14.
+# What each failure says and how the program ends; docs/reference/cli.md.
 FAILURES = [
     (
         errors.PeerOfflineError("nas"),
