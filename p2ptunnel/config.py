@@ -72,10 +72,12 @@ def _understood(table: Mapping[str, Any], path: Path) -> Config:
 
 def _with_lists(table: Mapping[str, Any]) -> dict[str, Any]:
     """Take one server, written without brackets, for a list of one."""
-    peer = table.get("peer")
-    if isinstance(peer, dict) and isinstance(peer.get("rendezvous"), str):
-        return {**table, "peer": {**peer, "rendezvous": [peer["rendezvous"]]}}
-    return dict(table)
+    if not isinstance(table.get("peer"), dict):
+        return dict(table)
+    peer = cast("dict[str, Any]", table["peer"])
+    if isinstance(server := peer.get("rendezvous"), str):
+        peer = {**peer, "rendezvous": [server]}
+    return {**table, "peer": peer}
 
 
 def _check_keys(table: Mapping[str, Any], kind: type[msgspec.Struct], path: Path, where: str = "the top") -> None:

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -201,6 +202,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _milliseconds(seconds: float) -> str:
+    return "-" if math.isinf(seconds) else f"{seconds * 1000:.0f}"
+
+
 def _table(cells: Sequence[Cell], kinds: Sequence[str], delay: float) -> str:
     by_pair = {(cell.caller, cell.callee): cell for cell in cells}
     width = max(9, *(len(kind) + 1 for kind in kinds))
@@ -208,7 +213,7 @@ def _table(cells: Sequence[Cell], kinds: Sequence[str], delay: float) -> str:
     lines.append("".join(text.rjust(width) for text in ("", *kinds)))
     for caller in kinds:
         shown = [by_pair[caller, callee] for callee in kinds]
-        texts = [f"{cell.direct}/{len(cell.attempts)} {cell.median * 1000:.0f}" for cell in shown]
+        texts = [f"{cell.direct}/{len(cell.attempts)} {_milliseconds(cell.median)}" for cell in shown]
         lines.append("".join(text.rjust(width) for text in (caller, *texts)))
     total, direct = sum(len(cell.attempts) for cell in cells), sum(cell.direct for cell in cells)
     lines.append(f"{direct} of {total} calls ended in a direct TCP stream.")

@@ -28,6 +28,8 @@ from p2ptunnel.wire.messages import (
     Opener,
     ReflexiveAnswer,
     ReflexiveProbe,
+    Signal,
+    SignalExtra,
     decode,
     encode,
 )
@@ -302,7 +304,7 @@ def test_server_that_does_not_read_is_given_up() -> None:
             control = await TcpControl.open(0, address, on_lost=lost.put_nowait)
             server.made.result().pause_reading()
             sent = 0
-            while control.send(HoleProbe(mid=1, token="t" * 64)):
+            while control.send(Signal(mid=1, extra=SignalExtra(token="t" * 64, sealed="s" * 1024))):
                 sent += 1
                 assert sent < 1_000_000
             assert await lost.get() == "the server does not read"
