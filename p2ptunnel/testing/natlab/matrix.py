@@ -208,7 +208,7 @@ def _milliseconds(seconds: float) -> str:
 
 def _table(cells: Sequence[Cell], kinds: Sequence[str], delay: float) -> str:
     by_pair = {(cell.caller, cell.callee): cell for cell in cells}
-    width = max(9, *(len(kind) + 1 for kind in kinds))
+    width = max(11, *(len(kind) + 1 for kind in kinds))
     lines = [f"One way {delay * 1000:g} ms a line.  Rows call columns: direct TCP streams of all calls, median ms."]
     lines.append("".join(text.rjust(width) for text in ("", *kinds)))
     for caller in kinds:
