@@ -107,7 +107,7 @@ NEAR_MISSES = {
     "8000-8010": ("ranges of ports are not forwarded", "SPEC of its own"),
     "8000-8010:9000-9010": ("ranges of ports are not forwarded", "SPEC of its own"),
     "9000:/run/db.sock": ("unix sockets are not forwarded", "serve db=unix:/run/db.sock"),
-    "/tmp/here.sock:db:80": ("unix sockets are not forwarded", "serve db=unix:/run/db.sock"),
+    "/run/here.sock:db:80": ("unix sockets are not forwarded", "serve db=unix:/run/db.sock"),
 }
 
 SERVICES = {
