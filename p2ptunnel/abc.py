@@ -7,11 +7,13 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
+
+import msgspec
 
 from p2ptunnel.types import Address, Path
 
-__all__ = ["Closable", "Connector", "Opening", "Pipe", "Stream"]
+__all__ = ["Closable", "Connector", "Opening", "Pipe", "Splice", "Spliceable", "Stream", "StreamStats"]
 
 
 class Closable(Protocol):
@@ -46,14 +48,32 @@ class Pipe(abc.ABC):
         """Close at once, by RST where there is one; closing twice is fine."""
 
 
+class StreamStats(msgspec.Struct, frozen=True):
+    """How far a stream has got, in bytes.
+
+    `sent` counts what has left `write`; all of it but `unacknowledged` has certainly come.  `received` counts what came, also
+    what has not been read.
+    """
+
+    sent: int
+    unacknowledged: int
+    received: int
+
+
 class Stream(abc.ABC):
     """One ordered byte flow to a service of a peer, authenticated and encrypted end to end.
 
-    A stream ends with the peer's FIN (`read` returns `b""`) or with an error, never silently short.
+    A stream ends with the peer's FIN (`read` returns `b""`) or with an error, never silently short.  The loss of a connection
+    is no such error: the stream waits, and goes on over the next one where the bytes stopped.
     """
 
     service: str
     tag: str
+
+    @property
+    @abc.abstractmethod
+    def stats(self) -> StreamStats:
+        """How far it has got; also after its end."""
 
     @property
     @abc.abstractmethod
@@ -66,7 +86,8 @@ class Stream(abc.ABC):
 
         Raises:
             StreamResetError: The peer reset the stream.
-            ChannelLostError: The channel broke; how far the stream got is what has been read.
+            ResumeExpiredError: The connection was lost, and no other came in time; `stats` says how far the stream got.
+            ChannelLostError: The channel broke for good.
         """
 
     @abc.abstractmethod
@@ -126,6 +147,50 @@ class Stream(abc.ABC):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while part := await self.read():
             yield part
+
+
+class Splice(Protocol):
+    """What a stream is joined to, instead of being read and written: bytes go from one to the other without a copy in between.
+
+    The stream calls these whenever it can; none of them may wait, raise, or call back.
+    """
+
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        """Put bytes for the peer into `buffer` and return how many: 0 at the end, None while there are none."""
+        ...
+
+    def take(self, data: memoryview, /) -> int:
+        """Take bytes that came and return how many; the stream keeps the rest until `Spliceable.sink_ready`."""
+        ...
+
+    def stopped(self) -> None:
+        """Learn that the peer takes no more: `readinto` is not called again."""
+        ...
+
+    def ended(self) -> None:
+        """Learn that the peer's FIN came behind all that was taken."""
+        ...
+
+    def broke(self, error: Exception) -> None:
+        """Learn that instead of a FIN this error came behind all that was taken."""
+        ...
+
+
+@runtime_checkable
+class Spliceable(Protocol):
+    """A stream that can be spliced; whatever cannot is read and written."""
+
+    def splice(self, other: Splice) -> None:
+        """Join the stream to `other`: from now on it is neither read nor written otherwise."""
+        ...
+
+    def source_ready(self) -> None:
+        """Say that `readinto` may have bytes again; it is called now, or when its turn comes."""
+        ...
+
+    def sink_ready(self) -> bool:
+        """Say that `take` can take more; tell whether it has taken all there was."""
+        ...
 
 
 class Connector(Protocol):

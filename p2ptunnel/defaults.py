@@ -62,6 +62,8 @@ HANDSHAKE_TIMEOUT: Final = 5.0
 HANDSHAKE_MAX_BYTES: Final = 16 * 1024  # fed before the handshake is done; measured flights are under 1 KiB
 STREAM_WINDOW_BYTES: Final = 256 * 1024  # what the peer may send before we have read
 UNSENT_MAX_BYTES: Final = 128 * 1024  # TCP_NOTSENT_LOWAT: what the kernel queues beyond what the path takes
+BATCH_MIN_BYTES: Final = 16 * 1024  # sealed and written at a time on slow paths; 256 KiB on fast ones
+BATCH_SLOW: Final = 0.02  # what a batch may take to leave: all else on the channel waits as long
 STREAM_WINDOW_MAX_BYTES: Final = 16 * 1024 * 1024  # a window half read within one round trip doubles up to this
 WINDOW_GROWTH_MAX_BYTES: Final = 64 * 1024 * 1024  # all windows of one session together, beyond their first size
 STREAMS_MAX: Final = 1024  # of one peer
@@ -69,9 +71,22 @@ SERVICE_MAX_BYTES: Final = 200  # a service name in UTF-8
 CONNECT_TIMEOUT: Final = 15.0
 CLOSE_GRACE: Final = 2.0
 SESSION_TICK: Final = 1.0  # how soon a peer that is no longer admitted is cut off, and how often the path is looked at
-PATH_DEAD: Final = 10.0  # bytes under way and no ACK of the other kernel; a peer that is merely stopped still sends ACKs
-KEEPALIVE_IDLE: Final = 15.0  # PING on a quiet channel
-KEEPALIVE_DEAD: Final = 45.0  # three unanswered ones
+PING_ACTIVE: Final = 0.4  # of silence on a channel, while bytes move or wait for their acknowledgement
+PING_IDLE: Final = 4.0  # with streams open and nothing moving
+PING_DORMANT: Final = 15.0  # without a stream for a while: spares radios, and NATs remember for longer
+SUSPECT_AFTER: Final = 1.0  # of silence, when active: another channel is looked for; 4 round trips where that is more
+DEAD_ACTIVE: Final = 3.0  # of silence: nothing is written to the channel any more
+DEAD_IDLE: Final = 9.0
+DEAD_DORMANT: Final = 45.0
+ACTIVE_FOR: Final = 5.0  # after the last byte moved
+DORMANT_AFTER: Final = 45.0  # without a stream
+USER_TIMEOUT: Final = 45.0  # TCP_USER_TIMEOUT: frees the descriptor; it runs for stopped peers too, so it is no judge
+STARVED: Final = 1.0  # a timer that comes so late says that we stood still, not that the peer is silent
+ACK_EVERY_BYTES: Final = 256 * 1024  # received; PONG brings one for the rest
+RESUME_BUFFER_BYTES: Final = 16 * 1024 * 1024  # sent and not acknowledged, of one session
+RESUME_TIMEOUT: Final = 600.0  # how long a session waits for a new channel
+RESUME_LINGER: Final = 30.0  # the same for a session without streams
+SUSPENDED_SESSIONS_MAX: Final = 8  # of one peer that wait for a channel; the oldest ends
 TARGET_TIMEOUT: Final = 10.0  # connecting to what a service stands for
 
 # --- reconnecting -----------------------------------------------------------------------------------------------------
@@ -80,6 +95,8 @@ RECONNECT_FACTOR: Final = 1.6
 RECONNECT_CAP: Final = 10.0
 RECONNECT_QUICK: Final = 30.0  # of trying, in which the cap is lower: most servers are back by then
 RECONNECT_QUICK_CAP: Final = 1.0
+REDIAL_STAGGER: Final = 2.0  # after which a fresh attempt begins beside one that has not come up yet
+REDIALS_AT_ONCE: Final = 3
 
 # --- tunnels and ssh ----------------------------------------------------------------------------------------------------------
 FORWARD_CONNECTIONS_MAX: Final = 1000  # of one forward; more clients wait in the kernel's backlog
@@ -101,3 +118,9 @@ CONTROL_KEEPALIVE: Final = 45.0
 # --- the network around us --------------------------------------------------------------------------------------------
 OPENER_TTL_MEMORY: Final = 300.0  # the number of our own NATs changes with the network, not from call to call
 CONTROL_GRACE: Final = 3.5  # a server that has answered over UDP gets so much longer over TCP: two lost SYNs cost 3 s
+NETWORK_TICK: Final = 1.0  # how often clocks are compared
+NETWORK_SETTLE: Final = 0.2  # news of addresses come in bursts: a change of uplink is a dozen messages
+NETWORK_POLL: Final = 2.0  # where nobody tells of changes
+SLEEP_MIN: Final = 2.0  # between two ticks, by the difference of CLOCK_BOOTTIME and CLOCK_MONOTONIC
+SLEEP_MIN_BY_WALL_CLOCK: Final = 5.0  # the same where only the wall clock tells, which is also set by hand and by NTP
+LOOP_LATE: Final = 1.0  # a tick that comes so late without sleep: something blocks the loop

@@ -459,6 +459,25 @@ class ChannelLostError(ChannelError):
         return f"the channel was lost: {self.cause}"
 
 
+class ResumeExpiredError(ChannelLostError):
+    """No new channel came up in time, or too late for the peer: what was not acknowledged may be lost.
+
+    Args:
+        gap: Seconds without a channel.
+        unacknowledged_bytes: Sent, of all streams, without the peer having confirmed them.
+    """
+
+    hint = "Longer cuts: raise the resume timeout on both sides, as in Peer(resume_timeout=3600)."
+
+    def __init__(self, cause: str, gap: float, unacknowledged_bytes: int) -> None:
+        super().__init__(cause)
+        self.gap = gap
+        self.unacknowledged_bytes = unacknowledged_bytes
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}, after {self.gap:.0f} s without it; {self.unacknowledged_bytes} bytes are unconfirmed"
+
+
 class StreamResetError(ChannelError):
     """One stream was reset; its siblings live on."""
 

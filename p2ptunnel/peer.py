@@ -17,7 +17,13 @@ import msgspec
 from typeguard import typechecked
 
 from p2ptunnel.abc import Opening, Pipe, Stream
-from p2ptunnel.defaults import CONNECT_TIMEOUT, RENDEZVOUS_PORT
+from p2ptunnel.defaults import (
+    CONNECT_TIMEOUT,
+    RENDEZVOUS_PORT,
+    RESUME_BUFFER_BYTES,
+    RESUME_TIMEOUT,
+    SUSPENDED_SESSIONS_MAX,
+)
 from p2ptunnel.errors import (
     ChannelClosedError,
     ChannelLostError,
@@ -27,12 +33,21 @@ from p2ptunnel.errors import (
     RemoteProtocolError,
     UnknownPeerError,
 )
+from p2ptunnel.events import EventHub, EventsDropped, PeerEvent
 from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.registration import KeyCredentials
 from p2ptunnel.identity.store import PeerStore, PinnedPeer, Profile
+from p2ptunnel.net.changes import NetworkWatch
 from p2ptunnel.net.threads import in_thread
 from p2ptunnel.serving import Allow, ServiceTable, Serving
-from p2ptunnel.session.session import Session, accept_session, connect_session
+from p2ptunnel.session.session import (
+    Rejoined,
+    Session,
+    SessionOptions,
+    accept_session,
+    connect_session,
+    resume_session,
+)
 from p2ptunnel.ssh.client import SSH, open_ssh
 from p2ptunnel.ssh.hostkeys import fetch_host_keys
 from p2ptunnel.trace import Tracer
@@ -89,6 +104,9 @@ class Peer:
         profile: Where key and pinned peers are kept: a directory, or None for the user's own.
         allow_unauthenticated: Also reach, and be reached by, programs that speak the founding protocol only, by `connect_raw`
             and `listen_raw`; nothing else changes.
+        resume_timeout: Seconds for which streams wait, when the connection to a peer is lost, until there is another one; both
+            sides have their own. 0: streams end with their connection.
+        resume_buffer: Bytes sent and not acknowledged that are kept for each peer; more wait with their writers.
         tracer: Gets the events of every layer.
 
     Raises:
@@ -104,6 +122,8 @@ class Peer:
         rendezvous: str | Sequence[str] | None = None,
         profile: Profile | str | os.PathLike[str] | None = None,
         allow_unauthenticated: bool = False,
+        resume_timeout: float = RESUME_TIMEOUT,
+        resume_buffer: int = RESUME_BUFFER_BYTES,
         tracer: Tracer | None = None,
     ) -> None:
         self.tag = None if tag is None else parse_tag(tag)
@@ -113,6 +133,8 @@ class Peer:
         servers = (rendezvous,) if isinstance(rendezvous, str) else rendezvous or ()
         self._servers = Servers(servers, default_port=RENDEZVOUS_PORT, tracer=self._trace)
         self._ttl = OpenerTtl()
+        self._events: Final = EventHub()
+        self._options: Final = SessionOptions(resume_timeout, resume_buffer, self._events)
         self._started: _Started | None = None
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -129,13 +151,17 @@ class Peer:
         identity = await in_thread(self.profile.identity)
         store = self.profile.peers()
         await in_thread(store.all)
-        self._started = self._started or _Started(identity, store, ServiceTable(store, self._trace))  # others may start it, too
+        if self._started is None:  # others may have started it, too
+            self._started = _Started(identity, store, ServiceTable(store, self._trace), self._trace)
 
     async def close(self) -> None:
         """Leave the server, close tunnels, sessions and sockets; waits at most about two seconds.  Closing twice is fine."""
         started, self._started = self._started, None
-        if started is not None:
-            await started.close()
+        try:
+            if started is not None:
+                await started.close()
+        finally:
+            self._events.close()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -183,6 +209,15 @@ class Peer:
         peers = tuple(_status(pinned, up.session_with(pinned)) for pinned in up.store.all())
         return Snapshot(self.tag, str(self.key), self._servers.texts, self.local_address, up.table.names, peers)
 
+    def events(self, *kinds: type[PeerEvent], buffer: int = 1000) -> AsyncIterator[PeerEvent | EventsDropped]:
+        """Return what happens to connections from now on; see `p2ptunnel.events`.
+
+        Args:
+            kinds: Which events; none for all.
+            buffer: How many wait to be read before the oldest are dropped, which an EventsDropped then tells.
+        """
+        return self._events.listen(*kinds, buffer=buffer)
+
     # --- streams ------------------------------------------------------------------------------------------------------
 
     async def connect(self, tag: str, service: str = "default", *, timeout: float | None = CONNECT_TIMEOUT) -> Stream:
@@ -224,12 +259,28 @@ class Peer:
         async def establish(pipe: Pipe, conkey: str) -> Session:
             selector = _selector(conkey, pinned.tag)
             return await connect_session(
-                pipe, identity=up.identity, tag=pinned.tag, peer_key=pinned.key, selector=selector, tracer=self._trace
+                pipe,
+                identity=up.identity,
+                tag=pinned.tag,
+                peer_key=pinned.key,
+                selector=selector,
+                options=self._options,
+                tracer=self._trace,
             )
 
         session = await self._call(pinned.tag, establish)
         up.keep(session, pinned)
+        session.keep_up(lambda: self._redial(session))
         return session
+
+    async def _redial(self, session: Session) -> None:
+        """Bring up another channel for a session that has lost its own."""
+        identity = self._up.identity
+
+        async def establish(pipe: Pipe, conkey: str) -> Rejoined:
+            return await resume_session(session, pipe, identity=identity, selector=_selector(conkey, session.tag))
+
+        await self._call(session.tag, establish)
 
     async def _call(self, tag: Tag, establish: Callable[[Pipe, str], Awaitable[A]], *, raw: bool = False) -> A:
         own_tag = self.tag or f"p-{self.key.short}"
@@ -419,6 +470,8 @@ class Peer:
                 access=up.table,
                 selector=selector,
                 on_open=up.table.handle,
+                find=up.find,
+                options=self._options,
                 tracer=self._trace,
             )
             up.keep(session)
@@ -439,7 +492,7 @@ class Peer:
 class _Started:
     """What a peer holds between start and close."""
 
-    def __init__(self, identity: Identity, store: PeerStore, table: ServiceTable) -> None:
+    def __init__(self, identity: Identity, store: PeerStore, table: ServiceTable, tracer: Tracer) -> None:
         self.identity: Final = identity
         self.store: Final = store
         self.table: Final = table
@@ -452,6 +505,8 @@ class _Started:
         self._sessions: list[Session] = []
         self._called: dict[Tag, Session] = {}
         self._forwards: list[Forward] = []
+        self._watch: Final = NetworkWatch(lambda _: self.network_changed(), tracer=tracer)
+        self._watch.start()
 
     def session(self, pinned: PinnedPeer) -> Session | None:
         """Return the live session with a peer that we called."""
@@ -465,12 +520,33 @@ class _Started:
 
     def keep(self, session: Session, called: PinnedPeer | None = None) -> None:
         """Close the session with us; use it for later streams if we `called`."""
-        self._sessions = [other for other in self._sessions if not other.closed.is_set()]
+        self._sessions = [other for other in self._sessions if not other.closed.is_set() and other is not session]
         self._sessions.append(session)
+        self._end_oldest(session.peer_key)
         if self._is_closed:
             session.abort()
         if called is not None:
             self._called[called.tag] = session
+
+    def find(self, key: PublicKey, session_id: bytes) -> Session | None:
+        """Return the living session with a peer that has called us, by its id."""
+        for session in self._sessions:
+            if session.peer_key == key and session.session_id == session_id and session.error is None:
+                return session
+        return None
+
+    def network_changed(self) -> None:
+        """Look at every path anew."""
+        for session in self._sessions:
+            session.network_changed()
+        if self.answering is not None:
+            self.answering.network_changed()
+
+    def _end_oldest(self, key: PublicKey) -> None:
+        """Keep few sessions of a peer that only wait: a peer that was restarted often must not fill our memory."""
+        waiting = [session for session in self._sessions if session.peer_key == key and session.state == "suspended"]
+        for session in waiting[:-SUSPENDED_SESSIONS_MAX]:
+            session.abort("too many sessions of this peer wait for a channel")
 
     def keep_forward(self, forward: Forward) -> None:
         """Close the forward with us."""
@@ -488,6 +564,7 @@ class _Started:
     async def close(self) -> None:
         """Close everything; cancelled, at once."""
         self._is_closed = True
+        self._watch.close()
         self.dialing.cancel()
         self.registering.cancel()
         try:

@@ -54,7 +54,8 @@ class Candidate(msgspec.Struct, frozen=True, array_like=True):
 class Path(msgspec.Struct, frozen=True, kw_only=True):
     """Where a channel runs.
 
-    `rtt` is in seconds, None until measured; `why` says in words how the path came to be.
+    `rtt` is in seconds, `loss` the share of segments that had to be sent again lately, both None until measured; `why` says
+    in words how the path came to be.
     """
 
     kind: Literal["lan", "direct", "relay"]
@@ -62,6 +63,7 @@ class Path(msgspec.Struct, frozen=True, kw_only=True):
     local: Address
     remote: Address
     rtt: float | None = None
+    loss: float | None = None
     why: str = ""
 
 

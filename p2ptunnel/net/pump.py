@@ -7,8 +7,9 @@ import socket
 import struct
 from typing import Final
 
-from p2ptunnel.abc import Stream
+from p2ptunnel.abc import Spliceable, Stream
 from p2ptunnel.errors import StreamResetError
+from p2ptunnel.net.splice import SocketSplice
 
 __all__ = ["pump"]
 
@@ -33,18 +34,32 @@ async def pump(stream: Stream, sock: socket.socket) -> None:
     sock.setblocking(False)
     reason = "the local connection was reset"
     try:
-        async with asyncio.TaskGroup() as directions:
-            directions.create_task(_to_stream(sock, stream))
-            directions.create_task(_to_socket(stream, sock))
+        await (_spliced(stream, sock) if isinstance(stream, Spliceable) else _copied(stream, sock))
         await stream.close()
         reason = ""
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
     finally:
         if reason:
             stream.abort(reason)
             _reset(sock)
         sock.close()
+
+
+async def _spliced(stream: Spliceable, sock: socket.socket) -> None:
+    splice = SocketSplice(stream, sock)
+    try:
+        splice.start()
+        await asyncio.gather(splice.sent_all, splice.read_all)
+    finally:
+        splice.stop()
+
+
+async def _copied(stream: Stream, sock: socket.socket) -> None:
+    try:
+        async with asyncio.TaskGroup() as directions:
+            directions.create_task(_to_stream(sock, stream))
+            directions.create_task(_to_socket(stream, sock))
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
 
 
 async def _to_stream(sock: socket.socket, stream: Stream) -> None:

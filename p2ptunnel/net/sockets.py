@@ -49,8 +49,14 @@ _TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None)
 _SO_REUSEPORT: Final[int | None] = getattr(socket, "SO_REUSEPORT", None)
 _TCP_ESTABLISHED, _TCP_SYN_SENT, _TCP_SYN_RECV, _TCP_CLOSE_WAIT = 1, 2, 3, 8
 
-_KEEPALIVE: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 10_000))
-"""Seconds, seconds, probes, milliseconds: a backstop behind the judge above, which is faster."""
+_KEEPALIVE: Final = (
+    ("TCP_KEEPIDLE", 15),  # seconds
+    ("TCP_KEEPALIVE", 15),  # the same, by macOS's name
+    ("TCP_KEEPINTVL", 5),  # seconds
+    ("TCP_KEEPCNT", 3),
+    ("TCP_USER_TIMEOUT", 10_000),  # milliseconds
+)
+"""A backstop behind the judge above, which is faster."""
 
 Progress: TypeAlias = Literal["waiting", "up", "closed"]
 
@@ -130,9 +136,14 @@ def set_min_ttl(sock: socket.socket, ttl: int) -> None:
 
 
 def limit_segments(sock: socket.socket, mss_bytes: int) -> None:
-    """Announce a smaller MSS, and send no larger segments; works before connect() or listen() only.
+    """Announce a smaller MSS, and send no larger segments: one end that does so binds both directions.
 
-    A connection through an MTU black hole otherwise moves nothing at all.
+    A connection through an MTU black hole otherwise moves nothing at all.  It works before connect(), and on a listener for
+    connections whose SYN comes later.
+
+    Args:
+        sock: Not connected.
+        mss_bytes: Without headers; 0 lifts the limit.
     """
     option: int | None = getattr(socket, "TCP_MAXSEG", None)
     if option is not None:

@@ -15,10 +15,11 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import Final, Literal, TypeAlias
 
-from p2ptunnel.defaults import PUNCH_ACCEPT_PAUSE, PUNCH_TIMEOUT
+from p2ptunnel.defaults import PUNCH_ACCEPT_PAUSE, PUNCH_MSS_BYTES, PUNCH_TIMEOUT
 from p2ptunnel.errors import BindError
 from p2ptunnel.net.dial import Dial, DialOutcome, DialRecord, dial, punch_socket
-from p2ptunnel.net.sockets import can_open_low, reset_close
+from p2ptunnel.net.interfaces import is_on_link
+from p2ptunnel.net.sockets import can_open_low, is_loopback, limit_segments, reset_close
 from p2ptunnel.net.watch import Watch
 from p2ptunnel.protocol.machine import Entropy
 from p2ptunnel.trace import Tracer
@@ -71,6 +72,19 @@ class Listener:
         self._socket = _listening_socket(local)
         self._watch = Watch(self._socket, self._accept)
         self.address: Final[Address] = self._socket.getsockname()[:2]
+
+    def expect(self, hosts: Iterable[str]) -> None:
+        """Tell from whom connections are expected from now on; until told, from peers behind routers.
+
+        One peer on our link is enough to lift the limit that a MTU black hole asks for: a listener cannot have it for some
+        connections only, it costs the near ones up to a third of their throughput, and peers of ours that dial through
+        routers limit their side, which binds both.
+
+        Args:
+            hosts: Numeric.
+        """
+        is_limited = not is_loopback(self.address[0]) and not any(is_on_link(host) for host in hosts)
+        limit_segments(self._socket, PUNCH_MSS_BYTES if is_limited else 0)
 
     def close(self) -> None:
         """Stop; closing twice is fine."""

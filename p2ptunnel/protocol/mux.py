@@ -1,17 +1,18 @@
-"""Many streams over one ordered byte pipe: windows, fairness, half-close.  Rule: no clock and no socket; `now` comes in.
+"""Many streams in one ordered sequence of frames: windows, fairness, half-close.  Rule: no clock and no socket; `now` comes in.
 
-The driver hands in what arrived (`receive_data`), writes out what waits (`data_to_send`) and acts on `events()`, which are the
-frames that passed every check here, and what happened to our own.  The caller opens odd stream ids, the callee even ones.
+What the peer sent comes in as frames (`receive`), what waits is written as whole frames into memory of the caller's (`fill`),
+and `events()` are the frames that passed every check here, and what happened to our own.  How the frames travel, and how often,
+is not known here (protocol/resume.py).  The caller opens odd stream ids, the callee even ones.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
+
+import msgspec
 
 from p2ptunnel.defaults import (
-    KEEPALIVE_DEAD,
-    KEEPALIVE_IDLE,
     STREAM_WINDOW_BYTES,
     STREAM_WINDOW_MAX_BYTES,
     STREAMS_MAX,
@@ -22,27 +23,21 @@ from p2ptunnel.protocol.machine import Event
 from p2ptunnel.wire.frames import (
     HEADER,
     PAYLOAD_MAX_BYTES,
-    Accept,
     Data,
     Fin,
     Frame,
-    FrameReader,
     FrameType,
     GoAway,
-    Hello,
     Open,
     Opened,
-    Ping,
-    Pong,
     Reset,
     ResetCode,
     Window,
     encode,
 )
 
-__all__ = ["BATCH_BYTES", "Drained", "Mux", "MuxEvent", "PeerSilent"]
+__all__ = ["Counts", "Drained", "Mux", "MuxEvent", "Source"]
 
-BATCH_BYTES: Final = 256 * 1024  # sealed and written at a time; more costs latency, less costs calls
 _FAIR_PAYLOAD_BYTES: Final = 16 * 1024 - HEADER.size  # of one turn while other streams wait
 _BULK_TURN: Final = 4  # every fourth turn is a bulk stream's, however many interactive ones wait
 _NOTHING: Final = memoryview(b"")
@@ -51,23 +46,38 @@ _STREAM_ID_MAX: Final = 2**32 - 1
 _CONTROL_MAX_BYTES: Final = 512 * 1024  # of answers to a peer that asks and does not read; 1024 openings take at most half
 
 
+class Source(Protocol):
+    """Where a stream takes its bytes from when its turn comes: a raw file, as `io.RawIOBase` has it."""
+
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        """Put bytes into `buffer` and return how many; 0 at the end, None while there are none.
+
+        Fewer than fit mean that there are no more for now.  It may not call the mux.
+        """
+        ...
+
+
 class Drained(Event, frozen=True):
-    """What was written to the stream has left `data_to_send` whole: its buffer is free again."""
+    """What was written to the stream has been taken whole: its buffer is free again."""
 
     stream_id: int
 
 
-class PeerSilent(Event, frozen=True):
-    """Nothing came for `KEEPALIVE_DEAD`: the channel is dead."""
+MuxEvent: TypeAlias = Open | Opened | Data | Fin | Reset | GoAway | Drained
 
 
-MuxEvent: TypeAlias = Open | Opened | Data | Fin | Reset | GoAway | Drained | PeerSilent
+class Counts(msgspec.Struct):
+    """Bytes of one stream, so far."""
+
+    sent: int = 0
+    received: int = 0
 
 
 class _Stream:
     """Both directions of one stream, as far as bytes and credit go."""
 
     __slots__ = (
+        "counts",
         "credit",
         "fin_received",
         "fin_sent",
@@ -79,6 +89,7 @@ class _Stream:
         "pending",
         "queued",
         "room",
+        "source",
         "stream_id",
         "window",
     )
@@ -86,9 +97,11 @@ class _Stream:
     def __init__(self, stream_id: int, *, interactive: bool, credit: int, now: float) -> None:
         self.stream_id = stream_id
         self.interactive = interactive
+        self.counts = Counts()
         self.is_opened = False  # OPENED went over the pipe, either way
         # sending
         self.pending = _NOTHING  # written and not yet taken
+        self.source: Source | None = None  # instead of writes
         self.credit = credit  # bytes that the peer will take
         self.queued = False  # waits for its turn
         self.fin_wanted = False
@@ -102,14 +115,18 @@ class _Stream:
 
 
 class Mux:
-    """One end of a multiplexed pipe.
+    """One end of the streams of a session.
 
     Args:
         caller: Which end: the one that opens odd stream ids.
-        now: Monotonic seconds.
+
+    Attributes:
+        bytes_sent: Of all streams.
+        bytes_received: Of all streams.
+        rtt: Seconds of a round trip, None while unknown; set from outside, windows grow by it.
     """
 
-    def __init__(self, *, caller: bool, now: float) -> None:
+    def __init__(self, *, caller: bool) -> None:
         self.bytes_sent = 0
         self.bytes_received = 0
         self.rtt: float | None = None
@@ -118,20 +135,14 @@ class Mux:
         self._next_id = 1 if caller else 2
         self._last_theirs = 0
         self._own_count = 0
-        self._reader: Final = FrameReader()
-        self._control = bytearray()
-        self._batch: Final = bytearray(BATCH_BYTES)
+        self._control: Final[deque[bytes]] = deque()
+        self._control_bytes = 0
         self._interactive: Final[deque[_Stream]] = deque()
         self._bulk: Final[deque[_Stream]] = deque()
         self._turn = 0
         self._events: list[MuxEvent] = []
         self._growth = 0  # by how much windows together exceed the constant
         self._leaving = False
-        self._received_at = now
-        self._pinged_at = now
-        self._ping: bytes | None = None
-        self._ping_count = 0
-        self._silent = False
 
     # --- streams ------------------------------------------------------------------------------------------------------
 
@@ -144,7 +155,7 @@ class Mux:
 
     @property
     def has_output(self) -> bool:
-        """Whether `data_to_send` has something to give."""
+        """Whether `fill` has something to give."""
         return bool(self._control or self._interactive or self._bulk)
 
     def open(self, service: str, now: float, *, interactive: bool = True) -> int:
@@ -159,7 +170,7 @@ class Mux:
         if self._own_count >= STREAMS_MAX or self._next_id > _STREAM_ID_MAX:
             raise ChannelBusyError(STREAMS_MAX)
         stream_id = self._next_id
-        self._control += encode(Open(stream_id, STREAM_WINDOW_BYTES, service, interactive))
+        self._say(Open(stream_id, STREAM_WINDOW_BYTES, service, interactive))
         self._streams[stream_id] = _Stream(stream_id, interactive=interactive, credit=STREAM_WINDOW_BYTES, now=now)
         self._next_id += 2
         self._own_count += 1
@@ -169,7 +180,7 @@ class Mux:
         """Accept a stream that the peer opened; nothing happens if it is gone by now."""
         if stream := self._streams.get(stream_id):
             stream.is_opened = True
-            self._control += encode(Opened(stream_id, stream.window))
+            self._say(Opened(stream_id, stream.window))
 
     def write(self, stream_id: int, data: memoryview) -> None:
         """Queue bytes; they are not copied, so the buffer must stay as it is until `Drained`.
@@ -181,11 +192,35 @@ class Mux:
         Raises:
             LocalProtocolError: What was written before has not drained, or the stream is over, or `write_eof` was called.
         """
+        self._writable(stream_id).pending = data
+        self._queue(self._streams[stream_id])
+
+    def feed_from(self, stream_id: int, source: Source) -> None:
+        """Take the stream's bytes from `source` from now on, as credit and turns allow, and FIN from its end.
+
+        Nothing is read from it before `source_ready`.
+
+        Raises:
+            LocalProtocolError: As `write`.
+        """
+        self._writable(stream_id).source = source
+
+    def source_ready(self, stream_id: int) -> None:
+        """Queue a stream whose source may have bytes again; without credit it is queued when credit comes."""
         stream = self._streams.get(stream_id)
-        if stream is None or stream.pending or stream.fin_wanted:
+        if stream is not None and stream.source is not None:
+            self._queue(stream)
+
+    def counts(self, stream_id: int) -> Counts:
+        """Return the counts of a stream; they are kept up to date, and stay when it ends."""
+        stream = self._streams.get(stream_id)
+        return Counts() if stream is None else stream.counts
+
+    def _writable(self, stream_id: int) -> _Stream:
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.pending or stream.source or stream.fin_wanted:
             raise LocalProtocolError("a stream takes one write at a time, and none after its end")
-        stream.pending = data
-        self._queue(stream)
+        return stream
 
     def is_drained(self, stream_id: int) -> bool:
         """Tell whether the stream holds no buffer of ours."""
@@ -205,6 +240,7 @@ class Mux:
         stream = self._streams.get(stream_id)
         if stream and not stream.fin_wanted:
             stream.fin_wanted = True
+            stream.source = None
             if not stream.pending:
                 self._send_fin(stream)
 
@@ -212,7 +248,7 @@ class Mux:
         """End the stream in both directions at once; nothing happens if it is gone."""
         if stream := self._streams.get(stream_id):
             self._forget(stream)
-            self._control += encode(Reset(stream_id, code, reason))
+            self._say(Reset(stream_id, code, reason))
 
     def consumed(self, stream_id: int, count: int, now: float) -> bool:
         """Note that `count` received bytes have left for the application; tell whether credit for them waits to be sent."""
@@ -223,7 +259,7 @@ class Mux:
         if stream.owed * 2 < stream.window:
             return False
         self._grow(stream, now)
-        self._control += encode(Window(stream_id, stream.owed))
+        self._say(Window(stream_id, stream.owed))
         stream.room += stream.owed
         stream.owed = 0
         stream.granted_at = now
@@ -244,63 +280,50 @@ class Mux:
         """Tell the peer that the session ends: neither side opens a stream any more."""
         if not self._leaving:
             self._leaving = True
-            self._control += encode(GoAway(code, reason))
+            self._say(GoAway(code, reason))
 
-    def ping(self, now: float) -> None:
-        """Ask for a sign of life, and measure the round trip by it."""
-        self._ping_count += 1
-        self._ping = self._ping_count.to_bytes(8, "big")
-        self._pinged_at = now
-        self._control += encode(Ping(self._ping))
-
-    def next_deadline(self) -> float | None:
-        """Return the monotonic second at which `handle_timer` wants to be called, None for never."""
-        if self._silent:
-            return None
-        return min(self._received_at + KEEPALIVE_DEAD, max(self._received_at, self._pinged_at) + KEEPALIVE_IDLE)
-
-    def handle_timer(self, now: float) -> None:
-        """Do what is due at `now`; calling early is harmless."""
-        if self._silent:
-            return
-        if now >= self._received_at + KEEPALIVE_DEAD:
-            self._silent = True
-            self._events.append(PeerSilent())
-        elif now >= max(self._received_at, self._pinged_at) + KEEPALIVE_IDLE:
-            self.ping(now)
-
-    # --- the pipe -----------------------------------------------------------------------------------------------------
+    # --- the sequence of frames ---------------------------------------------------------------------------------------
 
     def events(self) -> list[MuxEvent]:
         """Return and forget what happened, in order; the payloads in it live until the fed buffer is reused."""
         happened, self._events = self._events, []
         return happened
 
-    def receive_data(self, data: memoryview, now: float) -> None:
-        """Take what arrived.
+    def receive(self, frame: Frame, now: float) -> None:
+        """Take one frame, or part of a Data frame.
 
         Raises:
-            RemoteProtocolError: The peer broke a rule: the channel is of no more use.
+            RemoteProtocolError: The peer broke a rule: the session is of no more use.
         """
-        self._received_at = now
-        for frame in self._reader.feed(data):
-            if isinstance(frame, Data):  # nearly all bytes come this way
-                self._on_data(frame)
-            else:
-                self._on_control(frame, now)
+        if isinstance(frame, Data):  # nearly all bytes come this way
+            self._on_data(frame)
+        else:
+            self._on_control(frame, now)
 
-    def data_to_send(self) -> memoryview:
-        """Return the next at most 256 KiB to write, empty if nothing waits; good until the next call.
+    def fill(self, room: memoryview) -> int:
+        """Write what waits, as whole frames, into `room`; return how many bytes of it were used.
 
         Ready streams take turns: 16 KiB each while several wait, a whole frame for one alone.
         """
-        batch, control = self._batch, self._control
-        used = min(len(control), BATCH_BYTES)
-        batch[:used] = control[:used]
-        del control[:used]
-        while used + HEADER.size < BATCH_BYTES and (stream := self._take_turn()):
-            used += self._fill(stream, used)
-        return memoryview(batch)[:used]
+        used = self._fill_control(room)
+        while not self._control and used + HEADER.size < len(room) and (stream := self._take_turn()):
+            used += self._fill_one(stream, room[used:])
+            used += self._fill_control(room[used:])  # a FIN goes behind its bytes
+        return used
+
+    def _fill_control(self, room: memoryview) -> int:
+        used = 0
+        while self._control and used + len(self._control[0]) <= len(room):
+            frame = self._control.popleft()
+            room[used : used + len(frame)] = frame
+            used += len(frame)
+        self._control_bytes -= used
+        return used
+
+    def _say(self, frame: Frame) -> None:
+        data = encode(frame)
+        self._control.append(data)
+        self._control_bytes += len(data)
 
     def _take_turn(self) -> _Stream | None:
         self._turn += 1
@@ -314,42 +337,61 @@ class Mux:
         stream.queued = False
         return stream
 
-    def _fill(self, stream: _Stream, at: int) -> int:
-        """Put one frame of the stream into the batch; return its length."""
+    def _fill_one(self, stream: _Stream, room: memoryview) -> int:
+        """Put one frame of the stream into `room`; return its length."""
         alone = not self._interactive and not self._bulk
-        limit = PAYLOAD_MAX_BYTES if alone else _FAIR_PAYLOAD_BYTES
-        count = min(len(stream.pending), stream.credit, limit, BATCH_BYTES - at - HEADER.size)
+        limit = min(stream.credit, PAYLOAD_MAX_BYTES if alone else _FAIR_PAYLOAD_BYTES, len(room) - HEADER.size)
+        payload = room[HEADER.size : HEADER.size + limit]
+        count = self._pull(stream, stream.source, payload) if stream.source else self._take(stream, payload)
         if count == 0:  # taken back, reset or out of credit since it was queued
             return 0
-        HEADER.pack_into(self._batch, at, FrameType.DATA, 0, count, stream.stream_id)
-        at += HEADER.size
-        self._batch[at : at + count] = stream.pending[:count]
+        HEADER.pack_into(room, 0, FrameType.DATA, 0, count, stream.stream_id)
         stream.credit -= count
+        stream.counts.sent += count
         self.bytes_sent += count
+        if not stream.source or count == limit:
+            self._queue(stream)
+        return HEADER.size + count
+
+    def _take(self, stream: _Stream, payload: memoryview) -> int:
+        """Copy what fits of a write."""
+        count = min(len(stream.pending), len(payload))
+        payload[:count] = stream.pending[:count]
         if count < len(stream.pending):
             stream.pending = stream.pending[count:]
-            self._queue(stream)
-        else:
+        elif count:
             stream.pending = _NOTHING  # an empty part would still hold the buffer
             self._events.append(Drained(stream.stream_id))
             if stream.fin_wanted:
                 self._send_fin(stream)
-        return HEADER.size + count
+        return count
+
+    def _pull(self, stream: _Stream, source: Source, payload: memoryview) -> int:
+        """Let the source fill `payload`."""
+        if not payload:
+            return 0
+        count = source.readinto(payload)
+        if count == 0:
+            stream.source = None
+            stream.fin_wanted = True
+            self._send_fin(stream)
+        return count or 0
 
     def _queue(self, stream: _Stream) -> None:
-        if not stream.queued and stream.pending and stream.credit:
+        if not stream.queued and (stream.pending or stream.source) and stream.credit:
             stream.queued = True
             (self._interactive if stream.interactive else self._bulk).append(stream)
 
     def _send_fin(self, stream: _Stream) -> None:
         stream.fin_sent = True
-        self._control += encode(Fin(stream.stream_id))
+        self._say(Fin(stream.stream_id))
         if stream.fin_received:
             self._forget(stream)
 
     def _forget(self, stream: _Stream) -> None:
         del self._streams[stream.stream_id]
         stream.pending = _NOTHING
+        stream.source = None
         self._growth -= stream.window - STREAM_WINDOW_BYTES
         if stream.stream_id % 2 == self._own_parity:
             self._own_count -= 1
@@ -365,6 +407,7 @@ class Mux:
         if count > stream.room:
             raise RemoteProtocolError(f"{count - stream.room} bytes beyond the window of a stream")
         stream.room -= count
+        stream.counts.received += count
         self.bytes_received += count
         self._events.append(frame)
 
@@ -380,15 +423,10 @@ class Mux:
                 self._on_fin(frame)
             case Reset():
                 self._on_reset(frame)
-            case Ping(payload):
-                self._check_answers()
-                self._control += encode(Pong(payload))
-            case Pong(payload):
-                self._on_pong(payload, now)
             case GoAway():
                 self._leaving = True
                 self._events.append(frame)
-            case Hello() | Accept() | Data():
+            case _:
                 raise RemoteProtocolError("a second greeting")
 
     def _known(self, stream_id: int) -> _Stream | None:
@@ -418,7 +456,7 @@ class Mux:
         self._check_answers()
         self._last_theirs = frame.stream_id
         if self._leaving:  # it was on its way when we said that we go
-            self._control += encode(Reset(frame.stream_id, ResetCode.BUSY, "the session ends"))
+            self._say(Reset(frame.stream_id, ResetCode.BUSY, "the session ends"))
             return
         credit = min(frame.window, _CREDIT_MAX)
         self._streams[frame.stream_id] = _Stream(frame.stream_id, interactive=frame.interactive, credit=credit, now=now)
@@ -461,11 +499,6 @@ class Mux:
             self._forget(stream)
             self._events.append(frame)
 
-    def _on_pong(self, payload: bytes, now: float) -> None:
-        if payload == self._ping:
-            self._ping = None
-            self.rtt = now - self._pinged_at
-
     def _check_answers(self) -> None:
-        if len(self._control) > _CONTROL_MAX_BYTES:
+        if self._control_bytes > _CONTROL_MAX_BYTES:
             raise RemoteProtocolError("it asks and does not read the answers")

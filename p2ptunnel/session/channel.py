@@ -15,10 +15,10 @@ import contextlib
 import ssl
 from typing import Final, Protocol, cast
 
-from p2ptunnel.defaults import CLOSE_GRACE, HANDSHAKE_MAX_BYTES
+from p2ptunnel.defaults import BATCH_MIN_BYTES, BATCH_SLOW, CLOSE_GRACE, HANDSHAKE_MAX_BYTES
 from p2ptunnel.errors import ChannelClosedError, ChannelError, ChannelLostError, RemoteProtocolError
-from p2ptunnel.protocol.mux import BATCH_BYTES
-from p2ptunnel.transports.tcp import seconds_without_ack
+from p2ptunnel.net.tcpinfo import TcpInfo, read_tcp_info
+from p2ptunnel.protocol.replay import PIECE_BYTES as BATCH_BYTES
 from p2ptunnel.wire.frames import HEADER, Frame, decode, payload_length
 
 __all__ = ["Channel", "Consumer"]
@@ -62,6 +62,9 @@ class Channel(asyncio.BufferedProtocol):
         self._handshake_room = HANDSHAKE_MAX_BYTES - len(early)  # bytes that may still come before the handshake is done
         self._is_secure = False
         self._is_paused = False
+        self._paused_at = 0.0
+        self.batch_bytes = BATCH_BYTES
+        """What to write at a time: so much as the path takes in a few milliseconds, since all else waits behind it."""
         self._arrived: Final = asyncio.Event()
         self._end: ChannelError | None = None
         self._lingering: asyncio.TimerHandle | None = None
@@ -73,10 +76,20 @@ class Channel(asyncio.BufferedProtocol):
         return not self._is_paused and self._end is None
 
     @property
-    def seconds_without_ack(self) -> float:
-        """How long the other side's kernel has acknowledged nothing of what is under way to it; 0 where nobody can tell."""
+    def seconds_without_ack(self) -> float | None:
+        """How long the other side's kernel has acknowledged nothing of what is under way to it; None where nobody can tell."""
+        info = self._tcp_info()
+        return None if info is None else info.seconds_without_ack
+
+    @property
+    def loss(self) -> float | None:
+        """Share of the segments that had to be sent again, since the beginning; None where nobody can tell."""
+        info = self._tcp_info()
+        return info.retransmitted / info.sent if info and info.sent else None
+
+    def _tcp_info(self) -> TcpInfo | None:
         sock = self._transport.get_extra_info("socket") if self._transport else None
-        return seconds_without_ack(sock) if sock is not None else 0
+        return None if sock is None else read_tcp_info(sock)
 
     # --- pulled: up to the greeting -----------------------------------------------------------------------------------
 
@@ -225,14 +238,23 @@ class Channel(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         """Learn that the transport has not taken all of the last batch."""
         self._is_paused = True
+        self._paused_at = asyncio.get_running_loop().time()
 
     def resume_writing(self) -> None:
         """Learn that it has by now."""
         self._is_paused = False
+        self._adapt(asyncio.get_running_loop().time() - self._paused_at)
         if self._consumer is not None and self._end is None:
             self._consumer.writable()
 
     # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _adapt(self, took: float) -> None:
+        """Write less at a time where the last batch took long to leave, and more where it did not."""
+        if took > BATCH_SLOW:
+            self.batch_bytes = max(self.batch_bytes // 2, BATCH_MIN_BYTES)
+        elif took < BATCH_SLOW / 4:
+            self.batch_bytes = min(self.batch_bytes * 2, BATCH_BYTES)
 
     def _advance(self) -> None:
         if self._consumer is not None:

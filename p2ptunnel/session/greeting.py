@@ -43,16 +43,35 @@ class _Transcript(msgspec.Struct, frozen=True):
     caller: Proof
     callee: Proof
     selector: bytes
+    session: bytes
     nonce: bytes
 
     def bytes_for(self, purpose: Purpose) -> bytes:
         """Return the bytes to sign for HELLO or ACCEPT."""
         keys = (self.caller.key.raw, self.callee.key.raw, self.caller.leaf, self.callee.leaf)
-        return signed_bytes(purpose, *keys, self.selector, self.nonce)
+        return signed_bytes(purpose, *keys, self.selector, self.session, self.nonce)
 
 
-async def greet(channel: Channel, identity: Identity, tag: Tag, peer_key: PublicKey, selector: bytes) -> tuple[str, ...]:
+async def greet(
+    channel: Channel,
+    identity: Identity,
+    tag: Tag,
+    peer_key: PublicKey,
+    selector: bytes,
+    *,
+    session: bytes = b"",
+    behind: bytes = b"",
+) -> tuple[str, ...]:
     """Bring the channel up as the caller; return the services that the callee grants us.
+
+    Args:
+        channel: Fresh.
+        identity: Ours.
+        tag: The peer's name, for errors.
+        peer_key: The only key that is accepted.
+        selector: 16 bytes: of this attempt.
+        session: The session that goes on over this channel; empty for a new one.
+        behind: Frames that follow HELLO at once.
 
     Raises:
         PeerKeyChangedError: The other side did not prove `peer_key`.
@@ -68,9 +87,10 @@ async def greet(channel: Channel, identity: Identity, tag: Tag, peer_key: Public
             raise PeerKeyChangedError(tag, str(peer_key)) from error
         raise ChannelLostError(_failure(error)) from error
     own = Proof(identity.public, leaf_key(identity))
-    transcript = _Transcript(own, prove(channel.tls, identity.public, peer_key), selector, os.urandom(_NONCE_BYTES))
+    proof = prove(channel.tls, identity.public, peer_key)
+    transcript = _Transcript(own, proof, selector, session or selector, os.urandom(_NONCE_BYTES))
     signature = identity.sign(transcript.bytes_for(Purpose.HELLO))
-    channel.write(encode(Hello(selector, transcript.nonce, signature)))
+    channel.write(encode(Hello(selector, transcript.session, transcript.nonce, signature)) + behind)
     try:
         answer = await channel.read_frame()
     except (ssl.SSLError, ChannelError) as error:  # an alert, or the end: the callee has judged us
@@ -82,8 +102,10 @@ async def greet(channel: Channel, identity: Identity, tag: Tag, peer_key: Public
     return answer.services
 
 
-async def welcome(channel: Channel, identity: Identity, access: Access, selector: bytes) -> PublicKey:
-    """Bring the channel up as the callee; return the caller's key, which is admitted.
+async def welcome(channel: Channel, identity: Identity, access: Access, selector: bytes) -> tuple[PublicKey, bytes]:
+    """Bring the channel up as the callee; return the caller's key, which is admitted, and the session that it is for.
+
+    A session of another channel's selector is one that began there.
 
     Raises:
         AuthenticationError: The caller proved no key that is admitted, or does not take ours.
@@ -103,7 +125,7 @@ async def welcome(channel: Channel, identity: Identity, access: Access, selector
         raise ChannelLostError(_failure(error)) from error
     if not isinstance(hello, Hello) or hello.v != FRAMES_VERSION:
         raise RemoteProtocolError("no HELLO of our version", "the caller")
-    transcript = _Transcript(proof, Proof(identity.public, leaf_key(identity)), hello.selector, hello.nonce)
+    transcript = _Transcript(proof, Proof(identity.public, leaf_key(identity)), hello.selector, hello.session, hello.nonce)
     if not hmac.compare_digest(hello.selector, selector):
         raise AuthenticationError("the caller's HELLO is for another attempt")
     if not proof.key.verify(hello.signature, transcript.bytes_for(Purpose.HELLO)):
@@ -112,7 +134,7 @@ async def welcome(channel: Channel, identity: Identity, access: Access, selector
         raise AuthenticationError("the caller is no longer admitted here")
     signature = identity.sign(transcript.bytes_for(Purpose.ACCEPT))
     channel.write(encode(Accept(signature, access.granted(proof.key))))
-    return proof.key
+    return proof.key, hello.session
 
 
 def _failure(error: ssl.SSLError) -> str:

@@ -1,6 +1,6 @@
-"""A session that is up: many streams over one channel, between two identities that have proved themselves.
+"""A session: many streams between two identities that have proved themselves, over one channel after the other.
 
-Rule: every task, timer and stream here ends with the session, and nothing that the peer does can raise out of it.
+Rule: every task, timer, channel and stream here ends with the session, and nothing that the peer does can raise out of it.
 """
 
 from __future__ import annotations
@@ -9,11 +9,18 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from p2ptunnel.defaults import CLOSE_GRACE, PATH_DEAD, SESSION_TICK, STREAMS_MAX
+from p2ptunnel.defaults import (
+    CLOSE_GRACE,
+    RESUME_BUFFER_BYTES,
+    RESUME_LINGER,
+    SESSION_TICK,
+    STARVED,
+    STREAMS_MAX,
+)
 from p2ptunnel.errors import (
     ChannelClosedError,
     ChannelError,
@@ -21,19 +28,33 @@ from p2ptunnel.errors import (
     LocalProtocolError,
     P2PTunnelError,
     RemoteProtocolError,
+    ResumeExpiredError,
     StoreError,
     TargetRefusedError,
 )
+from p2ptunnel.events import (
+    ChannelLost,
+    ChannelOpened,
+    PathChanged,
+    PeerEvent,
+    SessionExpired,
+    SessionResumed,
+    SessionStalled,
+)
 from p2ptunnel.identity.acl import Access
 from p2ptunnel.identity.keys import PublicKey
-from p2ptunnel.protocol.mux import Drained, Mux, MuxEvent, PeerSilent
+from p2ptunnel.protocol.link import ACTIVE, Health
+from p2ptunnel.protocol.mux import Drained, Mux, Source
+from p2ptunnel.protocol.resume import Endpoint, EndpointEvent, Forgotten, HealthChanged, Resumed
 from p2ptunnel.session.channel import Channel
+from p2ptunnel.session.leg import Leg
+from p2ptunnel.session.migration import Migration
 from p2ptunnel.session.stream import SessionStream
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Path, Tag, format_address
 from p2ptunnel.wire.frames import Data, Fin, GoAway, GoAwayCode, Open, Opened, Reset, ResetCode
 
-__all__ = ["OnOpen", "OpenRequest", "Session"]
+__all__ = ["OnOpen", "OpenRequest", "Session", "SessionOptions", "SessionState"]
 
 _log: Final = logging.getLogger("p2ptunnel.session")
 _TASKS_MAX: Final = 2 * STREAMS_MAX  # a peer that opens and resets without end must not leave a server busy for each
@@ -84,6 +105,24 @@ class OpenRequest:
         self._is_decided = True
 
 
+SessionState: TypeAlias = Literal["open", "stalled", "suspended", "closed"]
+"""`stalled`: the peer's machine answers, its program does not; `suspended`: there is no channel, a new one is waited for."""
+
+
+class SessionOptions(msgspec.Struct, frozen=True):
+    """What a session does when its channel is lost.
+
+    Attributes:
+        resume_timeout: Seconds to wait for a new channel before every stream ends; 0: end with the channel.
+        resume_buffer: Bytes sent and not acknowledged that are kept at most; more wait with their writers.
+        on_event: Told what happens to the session.
+    """
+
+    resume_timeout: float = 0
+    resume_buffer: int = RESUME_BUFFER_BYTES
+    on_event: Callable[[PeerEvent], None] = lambda _: None
+
+
 OnOpen: TypeAlias = Callable[[OpenRequest], Awaitable[None]]
 
 
@@ -109,17 +148,21 @@ class Session:
     """Streams to and from one peer; `connect_session` and `accept_session` make it.
 
     Attributes:
+        session_id: 16 bytes, the same on both sides: the selector of the channel with which the session began.
         tag: The peer's name here.
         peer_key: The key that the peer has proved.
         granted: The services that the peer grants us, as it said when the session began.
         closed: Set when the session has ended; `error` then tells why.
         error: What every stream that was still open raises; None while the session lives.
+        in_doubt: Set while another channel is wanted: the one in use is silent or gone, or the network has changed.
+        settled: Set while none is.
     """
 
     def __init__(
         self,
         channel: Channel,
         *,
+        session_id: bytes,
         is_caller: bool,
         tag: Tag,
         peer_key: PublicKey,
@@ -127,41 +170,68 @@ class Session:
         granted: tuple[str, ...] = (),
         access: Access | None = None,
         on_open: OnOpen | None = None,
+        options: SessionOptions | None = None,
         tracer: Tracer | None = None,
     ) -> None:
+        self.session_id: Final = session_id
         self.tag: Final = tag
         self.peer_key: Final = peer_key
         self.granted: Final = granted
         self.closed: Final = asyncio.Event()
         self.error: ChannelError | None = None
+        self.in_doubt: Final = asyncio.Event()
+        self.settled: Final = asyncio.Event()
+        self.settled.set()
+        self._migration: Migration | None = None
+        options = options or SessionOptions()
+        self._resume_timeout: Final = options.resume_timeout
+        self._tell: Final = options.on_event
         self._loop: Final = asyncio.get_running_loop()
-        self._mux: Final = Mux(caller=is_caller, now=self._loop.time())
-        self._channel: Final = channel
-        self._path: Final = path
+        self._endpoint: Final = Endpoint(caller=is_caller, now=self._loop.time(), resume_buffer=options.resume_buffer)
+        self._mux: Final[Mux] = self._endpoint.mux
+        self._is_caller: Final = is_caller
+        self._path = path
         self._access: Final = access
         self._on_open: Final = on_open
         self._trace: Final = tracer or Tracer()
         self._streams: Final[dict[int, SessionStream]] = {}
+        self._legs: Final[dict[int, Leg]] = {}
+        self._channels: set[Channel] = set()  # those whose socket is not closed yet
         self._tasks: Final[set[asyncio.Task[None]]] = set()
         self._flushing: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._quiet: Final = asyncio.Event()  # no stream is open, and nothing waits to be sent
+        self._quiet: Final = asyncio.Event()  # no stream is open, and everything is acknowledged
         self._leaving: ChannelClosedError | None = None  # why no stream can be opened any more
+        self._suspended_at: float | None = None  # since when no channel carries what we send
+        self._cause = ""  # of that
+        self._resumes = self._replayed_bytes = 0
+        self._doubted_trips = 0
+        self._is_closing = False
+        self._pace = ACTIVE
+        self._due = 0.0
         self._trace("session", "up", tag=tag, key=peer_key.short, path=path.kind, remote=format_address(path.remote))
-        self._looked_at = self._acked_at = self._loop.time()
-        self._set_timer()
-        self._mux.ping(self._loop.time())  # windows grow by the round trip
-        channel.start(self)
-        self.flush()
+        self._set_timer(self._loop.time())
+        self._use(channel, path, self._endpoint.begin(self._loop.time()))
 
     def __repr__(self) -> str:
-        state = "open" if self.error is None else str(self.error)
+        state = self.state if self.error is None else str(self.error)
         return f"<Session with {self.tag} ({self.peer_key.short}): {self.streams} streams, {state}>"
 
     @property
+    def state(self) -> SessionState:
+        """How it is now."""
+        if self.error is not None:
+            return "closed"
+        if self._suspended_at is not None:
+            return "suspended"
+        leg = self._active
+        return "stalled" if leg and self._endpoint.link(leg.number).health is Health.STALLED else "open"
+
+    @property
     def path(self) -> Path:
-        """Where the channel runs, with the round trip measured last."""
-        return msgspec.structs.replace(self._path, rtt=self.rtt)
+        """Where the channel runs, or ran last, with what was measured last."""
+        leg = self._active
+        return msgspec.structs.replace(self._path, rtt=self.rtt, loss=leg.channel.loss if leg else None)
 
     @property
     def rtt(self) -> float | None:
@@ -182,6 +252,20 @@ class Session:
     def bytes_received(self) -> int:
         """Bytes of all streams that came."""
         return self._mux.bytes_received
+
+    @property
+    def resumes(self) -> int:
+        """How often the session has gone on over another channel."""
+        return self._resumes
+
+    @property
+    def suspended_for(self) -> float | None:
+        """For how many seconds no channel has carried what we send; None while one does."""
+        return None if self._suspended_at is None else self._loop.time() - self._suspended_at
+
+    def unacknowledged_of(self, stream_id: int) -> int:
+        """Return how many bytes of a stream were sent and are not acknowledged."""
+        return self._endpoint.unacknowledged_of().get(stream_id, 0)
 
     # --- streams ------------------------------------------------------------------------------------------------------
 
@@ -222,6 +306,78 @@ class Session:
             raise
         return stream
 
+    # --- channels -----------------------------------------------------------------------------------------------------
+
+    def join(self) -> tuple[int, bytes]:
+        """Ask for going on over a channel that is coming up; return its number, and what to send behind HELLO."""
+        number = self._endpoint.attach(self._loop.time())
+        self._endpoint.resume(number)
+        return number, bytes(self._endpoint.data_to_send(number, self._loop.time()))
+
+    def withdraw(self, number: int) -> None:
+        """Forget a channel that did not come up, or is wanted no more."""
+        leg = self._legs.pop(number, None)
+        self._endpoint.detach(number)
+        if leg is not None:
+            leg.channel.abort()
+
+    def adopt(self, channel: Channel, path: Path, number: int | None = None) -> None:
+        """Take over a channel that came up with the same peer.
+
+        Args:
+            channel: Greeted, and not started.
+            path: Where it runs.
+            number: From `join`; None on the side of the callee, which goes on over it when the caller says so.
+
+        Raises:
+            ChannelError: The session has ended meanwhile.
+        """
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+        self._use(channel, path, self._endpoint.attach(self._loop.time()) if number is None else number)
+
+    def network_changed(self) -> None:
+        """Find out whether the path still lives; the caller looks for another one beside."""
+        if self.error is None:
+            active = self._active
+            self._doubted_trips = self._endpoint.link(active.number).round_trips if active else 0
+            self._endpoint.probe(self._loop.time())
+            if self._can_wait():
+                self._doubt()
+            if self._migration is not None:
+                self._migration.hurry()
+            self.flush()
+
+    def keep_up(self, redial: Callable[[], Awaitable[None]]) -> None:
+        """Look for another channel whenever one is wanted, from now on; only the caller can."""
+        self._migration = Migration(self, redial, self._redial_failed)
+        self.spawn(self._migration.run())
+
+    def _redial_failed(self, error: Exception) -> None:
+        self._trace("session", "redial_failed", tag=self.tag, reason=str(error))
+
+    def _doubt(self) -> None:
+        self.in_doubt.set()
+        self.settled.clear()
+
+    def _settle(self) -> None:
+        self.in_doubt.clear()
+        self.settled.set()
+
+    @property
+    def _active(self) -> Leg | None:
+        """The leg that carries what we send."""
+        return self._legs.get(self._endpoint.active or 0)
+
+    def _use(self, channel: Channel, path: Path, number: int) -> None:
+        leg = self._legs[number] = Leg(self, channel, path, number)
+        self._channels = {known for known in self._channels if not known.gone.is_set()} | {channel}
+        self._tell(ChannelOpened(tag=self.tag, path=path))
+        self._endpoint.link(number).heard(self._loop.time())
+        self._endpoint.link(number).ping(self._loop.time())  # windows grow by the round trip
+        channel.start(leg)
+        self.flush()
+
     # --- the end ------------------------------------------------------------------------------------------------------
 
     async def close(self, grace: float = CLOSE_GRACE) -> None:
@@ -231,19 +387,23 @@ class Session:
         """
         try:
             if self.error is None:
+                self._is_closing = True
                 self._go_away(GoAwayCode.CLOSED)
-                await _wait(self._quiet, grace)
+                if self._active is not None:
+                    await _wait(self._quiet, grace)
                 self._leave()
-            await _wait(self._channel.gone, CLOSE_GRACE)
+            for channel in self._channels:
+                await _wait(channel.gone, CLOSE_GRACE)
         finally:
             self.abort()
-        await self._channel.gone.wait()
+        await asyncio.gather(*(channel.gone.wait() for channel in self._channels))
         await asyncio.gather(*(self._tasks - {asyncio.current_task()}), return_exceptions=True)
 
     def abort(self, reason: str = "") -> None:
         """End the session at once; bytes under way are lost."""
-        self._channel.abort()
         self._end(ChannelClosedError(f"us: {reason}" if reason else "us"))
+        for channel in self._channels:
+            channel.abort()
 
     def _go_away(self, code: GoAwayCode, reason: str = "") -> None:
         self._leaving = self._leaving or ChannelClosedError(f"us: {reason}" if reason else "us")
@@ -252,7 +412,9 @@ class Session:
 
     def _leave(self, error: ChannelError | None = None) -> None:
         """Say goodbye and end; `error` None: because we went away.  The peer's streams end by what GOAWAY said."""
-        self._channel.close()
+        for leg in self._legs.values():
+            leg.channel.close()
+        self._legs.clear()
         self._end(error or self._leaving or ChannelClosedError())
 
     def _end(self, error: ChannelError) -> None:
@@ -263,11 +425,16 @@ class Session:
         for handle in (self._timer, self._flushing):
             if handle is not None:
                 handle.cancel()
-        for stream in self._streams.values():
-            stream.on_lost(error)
+        for leg in self._legs.values():
+            leg.channel.abort()
+        self._legs.clear()
+        waiting = self._endpoint.unacknowledged_of() if self._streams else {}
+        for stream_id, stream in self._streams.items():
+            stream.on_lost(error, waiting.get(stream_id, 0))
         self._streams.clear()
         for task in self._tasks - {asyncio.current_task()}:  # a service may close the session that it serves
             task.cancel()
+        self._settle()
         self._quiet.set()
         self.closed.set()
 
@@ -275,24 +442,41 @@ class Session:
 
     def flush(self) -> None:
         """Send what waits now, as far as the transport takes it."""
-        while self._channel.is_writable and (batch := self._mux.data_to_send()):
-            self._channel.write(batch)
-        events = self._mux.events()
+        now = self._loop.time()
+        for leg in tuple(self._legs.values()):
+            self._endpoint.limit_batches(leg.channel.batch_bytes)
+            while leg.channel.is_writable and (batch := self._endpoint.data_to_send(leg.number, now)):
+                leg.channel.write(batch)
+        events = self._endpoint.events()
         for event in events:
             self._handle(event)
         for event in events:  # only now: a reset may follow a FIN at once, and the stream must hear of both
             if isinstance(event, (Fin, Reset, Drained)):
                 self._forget_if_over(event.stream_id)
         self._note_quiet()
+        if self._pace is not ACTIVE and self.error is None and self._endpoint.pace(now) is ACTIVE:
+            self._set_timer(now)
 
     def settle(self, stream_id: int) -> None:
         """Send what waits before the loop sleeps again, and forget the stream if it is over."""
         self._forget_if_over(stream_id)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
         if self._flushing is None and self.error is None:
             self._flushing = self._loop.call_soon(self._flush_now)
 
     def _flush_now(self) -> None:
         self._flushing = None
+        self.flush()
+
+    def feed_from(self, stream_id: int, source: Source) -> None:
+        """Take the stream's bytes from `source` from now on."""
+        self._mux.feed_from(stream_id, source)
+
+    def source_ready(self, stream_id: int) -> None:
+        """Take what the source has, now or when the stream's turn comes."""
+        self._mux.source_ready(stream_id)
         self.flush()
 
     def consumed(self, stream_id: int, count: int) -> None:
@@ -323,29 +507,37 @@ class Session:
             self._streams.pop(stream_id, None)
 
     def _note_quiet(self) -> None:
-        if self._streams or self._mux.has_output:
+        if self._streams or not self._endpoint.is_settled:
             self._quiet.clear()
+            if self._is_closing and not self._streams and self._endpoint.request_ack():
+                self._flush_soon()
         else:
             self._quiet.set()
 
-    # --- what the channel tells ---------------------------------------------------------------------------------------
+    # --- what the channels tell ---------------------------------------------------------------------------------------
 
-    def data_received(self, data: memoryview) -> None:
-        """Take bytes that the channel has authenticated."""
+    def received(self, leg: Leg, data: memoryview) -> None:
+        """Take bytes that a channel has authenticated."""
         try:
-            self._mux.receive_data(data, self._loop.time())
+            self._endpoint.receive_data(leg.number, data, self._loop.time())
         except RemoteProtocolError as error:
             self._violated(error)
         else:
             self.flush()
 
-    def writable(self) -> None:
-        """Write on."""
-        self.flush()
-
-    def channel_ended(self, error: ChannelError) -> None:
-        """The channel is gone; a goodbye that the peer had announced is its doing, for the reason that it gave."""
-        self._end(self._leaving if self._leaving and isinstance(error, ChannelClosedError) else error)
+    def leg_ended(self, leg: Leg, error: ChannelError) -> None:
+        """A channel is gone; a goodbye that the peer had announced is its doing, for the reason that it gave."""
+        was_active = self._endpoint.active == leg.number
+        self._legs.pop(leg.number, None)
+        self._endpoint.detach(leg.number)
+        if not was_active:
+            self._trace("session", "channel_ended", tag=self.tag, reason=str(error))
+        elif self._leaving and isinstance(error, ChannelClosedError):
+            self._end(self._leaving)
+        elif self._can_wait():
+            self._suspend(str(error))
+        else:
+            self._end(error)
 
     def _violated(self, violation: RemoteProtocolError) -> None:
         """Tell the peer what it did wrong, and go."""
@@ -354,7 +546,7 @@ class Session:
         self._go_away(GoAwayCode.PROTOCOL, violation.problem)
         self._leave(error)
 
-    def _handle(self, event: MuxEvent) -> None:
+    def _handle(self, event: EndpointEvent) -> None:
         match event:
             case Data(stream_id, payload):
                 if stream := self._streams.get(stream_id):
@@ -376,9 +568,85 @@ class Session:
             case GoAway(_, reason):
                 self._leaving = self._leaving or ChannelClosedError(f"the peer: {reason}" if reason else "the peer")
                 self._trace("session", "peer_goes", tag=self.tag, reason=reason)
-            case PeerSilent():
-                self._channel.abort()
-                self._end(ChannelLostError("the peer has fallen silent"))
+            case HealthChanged(number, health):
+                self._on_health(number, health)
+            case Resumed(number, replayed_bytes):
+                self._on_resumed(number, replayed_bytes)
+            case Forgotten(reason):
+                self._expire(f"{self.tag} does not know the session any more" + (f" ({reason})" if reason else ""))
+
+    # --- from one channel to the next ---------------------------------------------------------------------------------
+
+    def _can_wait(self) -> bool:
+        """Tell whether the session outlives its channel: a caller without streams has nothing to wait for."""
+        return self._resume_timeout > 0 and bool(not self._is_caller or self._streams or self._endpoint.unacknowledged)
+
+    def _on_health(self, number: int, health: Health) -> None:
+        self._trace("session", "path_health", tag=self.tag, channel=number, health=health.value)
+        if number != self._endpoint.active:
+            if health is Health.DEAD and number in self._legs:
+                self.withdraw(number)
+            return
+        match health:
+            case Health.UP:
+                self._settle()
+                self._flowing(0)
+            case Health.SUSPECT:
+                if self._can_wait():
+                    self._doubt()
+            case Health.STALLED:
+                self._tell(SessionStalled(tag=self.tag))
+            case Health.DEAD:
+                self._on_dead()
+
+    def _on_dead(self) -> None:
+        cause = f"the path has been dead for {self._endpoint.silence(self._loop.time()):.1f} s"
+        if self._can_wait():
+            self._suspend(cause)
+        else:
+            self._end(ChannelLostError(cause))
+
+    def _suspend(self, cause: str) -> None:
+        """Wait for another channel; a dead one is still read, for it may come back first."""
+        if self._suspended_at is None:
+            self._suspended_at, self._cause = self._loop.time(), cause
+            self._trace("session", "suspended", tag=self.tag, reason=cause)
+            self._tell(ChannelLost(tag=self.tag, cause=cause))
+        self._doubt()
+
+    def _on_resumed(self, number: int, replayed_bytes: int) -> None:
+        """Go on over another channel, and close those before it."""
+        leg = self._legs[number]
+        for other in [other for other in self._legs.values() if other is not leg]:
+            del self._legs[other.number]
+            self._endpoint.detach(other.number)
+            other.channel.close()
+        old, self._path = self.path, leg.path
+        self._resumes += 1
+        self._replayed_bytes += replayed_bytes
+        self._trace("session", "resumed", tag=self.tag, remote=format_address(leg.path.remote), replayed_bytes=replayed_bytes)
+        self._tell(PathChanged(tag=self.tag, old=old, new=leg.path))
+        self._settle()
+        self._flowing(replayed_bytes)
+        self._flush_soon()
+
+    def _flowing(self, replayed_bytes: int) -> None:
+        """Bytes flow again, if they did not."""
+        if self._suspended_at is not None:
+            gap, self._suspended_at = self._loop.time() - self._suspended_at, None
+            self._tell(SessionResumed(tag=self.tag, gap=gap, replayed_bytes=replayed_bytes))
+
+    def _check_patience(self, now: float) -> None:
+        if self._suspended_at is None:
+            return
+        is_used = self._streams or self._endpoint.unacknowledged
+        if now - self._suspended_at >= (self._resume_timeout if is_used else min(self._resume_timeout, RESUME_LINGER)):
+            self._expire(self._cause)
+
+    def _expire(self, cause: str) -> None:
+        gap, unacknowledged = self.suspended_for or 0.0, self._endpoint.unacknowledged
+        self._tell(SessionExpired(tag=self.tag, gap=gap, unacknowledged_bytes=unacknowledged))
+        self._end(ResumeExpiredError(cause, gap, unacknowledged))
 
     # --- streams that the peer opens ----------------------------------------------------------------------------------
 
@@ -406,27 +674,38 @@ class Session:
 
     # --- time -----------------------------------------------------------------------------------------------------------
 
-    def _set_timer(self) -> None:
-        self._timer = self._loop.call_later(SESSION_TICK, self._on_timer)
+    def _set_timer(self, now: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._pace = self._endpoint.pace(now)
+        self._due = min(self._endpoint.next_deadline(now), now + SESSION_TICK)
+        self._timer = self._loop.call_at(self._due, self._on_timer)
 
     def _on_timer(self) -> None:
         now = self._loop.time()
-        self._mux.handle_timer(now)
+        if now - self._due > STARVED:  # what came meanwhile has not been read: it speaks for the peer
+            self._endpoint.forgive(now - self._due)
+            self._trace("session", "loop_starved", tag=self.tag, seconds=now - self._due)
+        self._endpoint.handle_timer(now, self._seconds_without_ack)
+        self._check_doubt()
         self.flush()
-        self._check_path(now)
-        if self._access is not None:
+        self._check_patience(now)
+        if self._access is not None and self.error is None:
             self._check_access(self._access)
         if self.error is None:
-            self._set_timer()
+            self._set_timer(now)
 
-    def _check_path(self, now: float) -> None:
-        """End the session when the path has swallowed everything for long; a peer that only stands still is waited for."""
-        if self._channel.seconds_without_ack < now - self._looked_at:
-            self._acked_at = now
-        self._looked_at = now
-        if now - self._acked_at >= PATH_DEAD:
-            self._channel.abort()
-            self._end(ChannelLostError(f"the path has been dead for {PATH_DEAD:g} s"))
+    def _seconds_without_ack(self, number: int) -> float | None:
+        leg = self._legs.get(number)
+        return None if leg is None else leg.channel.seconds_without_ack
+
+    def _check_doubt(self) -> None:
+        """The network has changed, and the path has answered since: nothing else is wanted."""
+        leg = self._active
+        if leg is not None and self.in_doubt.is_set() and self._suspended_at is None:
+            link = self._endpoint.link(leg.number)
+            if link.health is Health.UP and link.round_trips > self._doubted_trips:
+                self._settle()
 
     def _check_access(self, access: Access) -> None:
         """End the session of a peer that is no longer admitted."""

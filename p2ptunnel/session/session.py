@@ -6,25 +6,47 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncGenerator, Callable
+from typing import TypeAlias
 
 from p2ptunnel.abc import Pipe
 from p2ptunnel.defaults import HANDSHAKE_TIMEOUT
-from p2ptunnel.errors import AuthenticationError, ChannelLostError
+from p2ptunnel.errors import AuthenticationError, ChannelClosedError, ChannelLostError
 from p2ptunnel.identity.acl import Access
 from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.tls import callee_context, caller_context
 from p2ptunnel.net.threads import in_thread
 from p2ptunnel.session.channel import Channel
 from p2ptunnel.session.greeting import greet, welcome
-from p2ptunnel.session.live import OnOpen, OpenRequest, Session
+from p2ptunnel.session.live import OnOpen, OpenRequest, Session, SessionOptions
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Tag
+from p2ptunnel.wire.frames import GoAway, GoAwayCode, encode
 
-__all__ = ["OnOpen", "OpenRequest", "Session", "accept_session", "connect_session"]
+__all__ = [
+    "FindSession",
+    "OnOpen",
+    "OpenRequest",
+    "Rejoined",
+    "Session",
+    "SessionOptions",
+    "accept_session",
+    "connect_session",
+    "resume_session",
+]
+
+FindSession: TypeAlias = Callable[[PublicKey, bytes], Session | None]
+"""Finds the living session with a peer by its id."""
 
 
 async def connect_session(
-    pipe: Pipe, *, identity: Identity, tag: Tag, peer_key: PublicKey, selector: bytes, tracer: Tracer | None = None
+    pipe: Pipe,
+    *,
+    identity: Identity,
+    tag: Tag,
+    peer_key: PublicKey,
+    selector: bytes,
+    options: SessionOptions | None = None,
+    tracer: Tracer | None = None,
 ) -> Session:
     """Open a session as the caller: preamble, TLS, HELLO, ACCEPT, in at most 5 s.
 
@@ -36,6 +58,7 @@ async def connect_session(
         tag: The peer's name, for errors.
         peer_key: The only key that is accepted.
         selector: 16 bytes: the conkey, or the attempt's own.
+        options: What to do when the channel is lost; None: end with it.
         tracer: Told what happens.
 
     Raises:
@@ -46,15 +69,66 @@ async def connect_session(
         RemoteProtocolError: The peer broke the protocol.
         OSError: The pipe was broken before.
     """
+    async with _channel(pipe, _pinned(identity, peer_key), callee=False) as channel:
+        granted = await greet(channel, identity, tag, peer_key, selector)
+        return Session(
+            channel,
+            session_id=selector,
+            is_caller=True,
+            tag=tag,
+            peer_key=peer_key,
+            path=pipe.path,
+            granted=granted,
+            options=options,
+            tracer=tracer,
+        )
 
+
+async def resume_session(session: Session, pipe: Pipe, *, identity: Identity, selector: bytes) -> Rejoined:
+    """Bring up another channel for a session that we called, and ask the peer to go on over it; in at most 5 s.
+
+    The pipe is spent, whatever happens.  The session moves when the peer answers; until then it stays where it is.
+
+    Args:
+        session: Not ended.
+        pipe: To whoever claims to be the peer.
+        identity: Ours.
+        selector: 16 bytes: the conkey of this attempt.
+
+    Raises:
+        P2PTunnelError: As `connect_session`.
+        OSError: The pipe was broken before.
+    """
+    number, behind = session.join()
+    try:
+        async with _channel(pipe, _pinned(identity, session.peer_key), callee=False) as channel:
+            await greet(channel, identity, session.tag, session.peer_key, selector, session=session.session_id, behind=behind)
+            session.adopt(channel, pipe.path, number)
+    except BaseException:
+        session.withdraw(number)
+        raise
+    return Rejoined(session, number)
+
+
+class Rejoined:
+    """A channel that came up for a session."""
+
+    def __init__(self, session: Session, number: int) -> None:
+        self._session = session
+        self._number = number
+
+    def abort(self, reason: str = "") -> None:
+        """Close the channel at once; the session stays, and finds another one."""
+        self._session.withdraw(self._number)
+
+
+def _pinned(identity: Identity, peer_key: PublicKey) -> Callable[[], ssl.SSLContext]:
     def context() -> ssl.SSLContext:
         if peer_key == identity.public:
             raise AuthenticationError("the peer's key is this machine's own")
         return caller_context(identity, peer_key)
 
-    async with _channel(pipe, context, callee=False) as channel:
-        granted = await greet(channel, identity, tag, peer_key, selector)
-        return Session(channel, is_caller=True, tag=tag, peer_key=peer_key, path=pipe.path, granted=granted, tracer=tracer)
+    return context
 
 
 async def accept_session(
@@ -64,10 +138,12 @@ async def accept_session(
     access: Access,
     selector: bytes,
     on_open: OnOpen,
+    find: FindSession = lambda key, session_id: None,
+    options: SessionOptions | None = None,
     early: bytes = b"",
     tracer: Tracer | None = None,
 ) -> Session:
-    """Open a session as the callee, on a pipe whose preamble has been read; in at most 5 s.
+    """Open a session as the callee, on a pipe whose preamble has been read, or go on with one; in at most 5 s.
 
     The pipe is spent, whatever happens.
 
@@ -77,11 +153,14 @@ async def accept_session(
         access: Who may connect, and open what; asked anew for each stream.
         selector: 16 bytes, as the preamble had it and the caller must repeat it inside TLS.
         on_open: Called in a task of the session for each stream that the peer may open.
+        find: Finds the session that a caller wants to go on with.
+        options: What to do when the channel is lost; None: end with it.
         early: Bytes read beyond the preamble.
         tracer: Told what happens.
 
     Raises:
         AuthenticationError: The caller proved no key that is admitted, or did not take ours.
+        ChannelClosedError: The caller wants to go on with a session that has ended; it has been told.
         ChannelLostError: The connection broke, or took too long.
         RemoteProtocolError: The caller broke the protocol.
         StoreError: Who is admitted cannot be read.
@@ -92,11 +171,32 @@ async def accept_session(
         return callee_context(identity, access.admitted())
 
     async with _channel(pipe, context, callee=True, early=early) as channel:
-        peer_key = await welcome(channel, identity, access, selector)
+        peer_key, session_id = await welcome(channel, identity, access, selector)
+        if session_id != selector:
+            return _go_on(find(peer_key, session_id), channel, pipe)
         tag = access.name_of(peer_key)
         return Session(
-            channel, is_caller=False, tag=tag, peer_key=peer_key, path=pipe.path, access=access, on_open=on_open, tracer=tracer
+            channel,
+            session_id=session_id,
+            is_caller=False,
+            tag=tag,
+            peer_key=peer_key,
+            path=pipe.path,
+            access=access,
+            on_open=on_open,
+            options=options,
+            tracer=tracer,
         )
+
+
+def _go_on(session: Session | None, channel: Channel, pipe: Pipe) -> Session:
+    """Give the channel to the session that it is for."""
+    if session is None:
+        channel.write(encode(GoAway(GoAwayCode.EXPIRED)))
+        channel.close()
+        raise ChannelClosedError("us: the session that the caller wants to go on with has ended")
+    session.adopt(channel, pipe.path)
+    return session
 
 
 @contextlib.asynccontextmanager
@@ -111,6 +211,8 @@ async def _channel(
             channel = Channel(await in_thread(context), callee=callee, early=early)  # a thousand anchors take 0.4 s
             await pipe.attach(lambda: channel)
             yield channel
+    except ChannelClosedError:  # by us, in order
+        raise
     except BaseException as error:
         if channel is None:
             pipe.abort()

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Final, Protocol
 
-from p2ptunnel.abc import Stream
+from p2ptunnel.abc import Splice, Stream, StreamStats
 from p2ptunnel.errors import (
     AccessDeniedError,
     ChannelClosedError,
@@ -22,7 +22,7 @@ from p2ptunnel.errors import (
     TargetRefusedError,
 )
 from p2ptunnel.net.pump import pump
-from p2ptunnel.protocol.mux import Mux
+from p2ptunnel.protocol.mux import Mux, Source
 from p2ptunnel.types import Path, Tag
 from p2ptunnel.wire.frames import Reset, ResetCode
 
@@ -61,6 +61,18 @@ class Carrier(Protocol):
         """Let the peer send as much again."""
         ...
 
+    def feed_from(self, stream_id: int, source: Source) -> None:
+        """Take the stream's bytes from `source` from now on."""
+        ...
+
+    def source_ready(self, stream_id: int) -> None:
+        """Take what the source has, now or when the stream's turn comes."""
+        ...
+
+    def unacknowledged_of(self, stream_id: int) -> int:
+        """Return how many bytes of a stream were sent and are not acknowledged."""
+        ...
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` as long as the session lives."""
         ...
@@ -80,6 +92,9 @@ class SessionStream(Stream):
         """Whether this side has opened it."""
         self._carrier: Final = carrier
         self._mux: Final = mux
+        self._counts: Final = mux.counts(stream_id)
+        self._splice: Splice | None = None
+        self._unacknowledged: int | None = None  # when the session ended
         self._chunks: Final[deque[bytes]] = deque()
         self._offset = 0  # bytes of the first chunk that have been read
         self._is_opened = False
@@ -96,6 +111,14 @@ class SessionStream(Stream):
     def path(self) -> Path:
         """The path that carries the bytes now."""
         return self._carrier.path
+
+    @property
+    def stats(self) -> StreamStats:
+        """How far it has got; also after its end."""
+        waiting = self._unacknowledged
+        if waiting is None:
+            waiting = self._carrier.unacknowledged_of(self.stream_id)
+        return StreamStats(self._counts.sent, waiting, self._counts.received)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -188,6 +211,56 @@ class SessionStream(Stream):
         self._mux.write_eof(self.stream_id)
         self._carrier.settle(self.stream_id)
 
+    # --- spliced ------------------------------------------------------------------------------------------------------
+
+    def splice(self, other: Splice) -> None:
+        """Join the stream to `other`; see `p2ptunnel.abc.Spliceable`.
+
+        Raises:
+            StreamResetError: The peer reset the stream.
+            ChannelError: The session has ended, or the stream was closed by us.
+            LocalProtocolError: It is being read or written.
+        """
+        if self._is_closed:
+            raise ChannelClosedError
+        self._raise_error()
+        if self._reading is not None:
+            raise LocalProtocolError("another task is reading this stream")
+        self._carrier.feed_from(self.stream_id, other)
+        self._splice = other
+        self.sink_ready()
+
+    def source_ready(self) -> None:
+        """Take what the splice has, as far as credit and turns go."""
+        self._carrier.source_ready(self.stream_id)
+
+    def sink_ready(self) -> bool:
+        """Give the splice what waits for it; tell whether that was all."""
+        assert self._splice is not None
+        taken = 0
+        while self._chunks:
+            chunk = memoryview(self._chunks[0])[self._offset :]
+            count = self._splice.take(chunk)
+            taken += count
+            if count < len(chunk):
+                self._offset += count
+                break
+            self._chunks.popleft()
+            self._offset = 0
+        if taken:
+            self._carrier.consumed(self.stream_id, taken)
+        self._end_splice()
+        return not self._chunks
+
+    def _end_splice(self) -> None:
+        """Tell the splice how the peer's bytes ended, when it has taken all of them."""
+        if self._splice is None or self._chunks:
+            return
+        if self._is_ended:
+            self._splice.ended()
+        elif self._error is not None:
+            self._splice.broke(self._error)
+
     # --- the end ------------------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
@@ -261,6 +334,12 @@ class SessionStream(Stream):
         """Keep bytes that came; nobody has to be there to read them."""
         if self._is_closed:
             return
+        if self._splice is not None and not self._chunks:
+            taken = self._splice.take(payload)
+            self._carrier.consumed(self.stream_id, taken)
+            payload = payload[taken:]
+            if not payload:
+                return
         if self._chunks and len(self._chunks[-1]) + len(payload) <= _MERGE_BYTES:
             self._chunks[-1] += payload
         else:
@@ -271,6 +350,7 @@ class SessionStream(Stream):
         """The peer has finished writing."""
         self._is_ended = True
         self._wake(self._reading)
+        self._end_splice()
 
     def on_reset(self, frame: Reset) -> None:
         """The peer has reset the stream."""
@@ -283,8 +363,9 @@ class SessionStream(Stream):
             self._end_if_drained()
             self._carrier.settle(self.stream_id)
 
-    def on_lost(self, error: P2PTunnelError) -> None:
-        """The session has ended."""
+    def on_lost(self, error: P2PTunnelError, unacknowledged: int) -> None:
+        """The session has ended, and the peer has not acknowledged so many bytes of this stream."""
+        self._unacknowledged = unacknowledged
         self._fail(error)
 
     def _meaning(self, frame: Reset) -> P2PTunnelError:
@@ -298,6 +379,9 @@ class SessionStream(Stream):
     def _fail(self, error: P2PTunnelError) -> None:
         if self._error is None:
             self._error = error
+            if self._splice is not None:
+                self._splice.stopped()
+                self._end_splice()
         self._wake(self._reading)
         self._wake(self._writing)
 

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
-import sys
-from asyncio.trsock import TransportSocket
 from collections.abc import Callable
 from typing import Final
 
 from p2ptunnel.abc import Pipe
-from p2ptunnel.defaults import KEEPALIVE_DEAD, PREAMBLE_TIMEOUT, UNSENT_MAX_BYTES
+from p2ptunnel.defaults import PREAMBLE_TIMEOUT, UNSENT_MAX_BYTES, USER_TIMEOUT
 from p2ptunnel.errors import LocalProtocolError, RemoteProtocolError
 from p2ptunnel.net.sockets import keep_alive, reset_close
 from p2ptunnel.types import Path
 from p2ptunnel.wire.frames import PREAMBLE_BYTES, parse_preamble
 
-__all__ = ["TcpPipe", "read_preamble", "seconds_without_ack"]
+__all__ = ["TcpPipe", "read_preamble"]
 
 _NOTSENT_LOWAT: Final[int | None] = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 _USER_TIMEOUT: Final[int | None] = getattr(socket, "TCP_USER_TIMEOUT", None)
-_TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
-_INFO: Final = struct.Struct("@8x15I")  # linux/tcp.h, struct tcp_info: its bytes, then what counts here of its numbers
-_UNACKED, _LAST_ACK_MS = 4, 12
 
 
 class TcpPipe(Pipe):
@@ -68,24 +62,9 @@ def _prepare(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else Nagle and delayed acks cost an echo 40 to 90 ms
     keep_alive(sock)
     if _USER_TIMEOUT is not None:  # it also runs while a stopped peer's window is closed, so it must not be the first judge
-        sock.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, round(KEEPALIVE_DEAD * 1000))
+        sock.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, round(USER_TIMEOUT * 1000))
     if _NOTSENT_LOWAT is not None:  # a small frame does not wait behind megabytes of a big one
         sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, UNSENT_MAX_BYTES)
-
-
-def seconds_without_ack(sock: socket.socket | TransportSocket) -> float:
-    """Return how long the other side's kernel has acknowledged nothing while bytes are under way to it.
-
-    0 when nothing is under way, and where the system does not tell.  A process that is stopped does not show here: its
-    kernel goes on acknowledging, until its buffer is full and nothing is sent any more.
-    """
-    if _TCP_INFO is None:
-        return 0
-    try:
-        info = _INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _INFO.size))
-    except OSError:  # no TCP socket, or closed by now
-        return 0
-    return info[_LAST_ACK_MS] / 1000 if info[_UNACKED] else 0
 
 
 async def read_preamble(sock: socket.socket, timeout: float = PREAMBLE_TIMEOUT) -> bytes:

@@ -19,10 +19,6 @@ from p2ptunnel.defaults import (
     PENDING_CONNECTIONS,
     PREAMBLE_TIMEOUT,
     RECONNECT_CAP,
-    RECONNECT_FACTOR,
-    RECONNECT_FIRST,
-    RECONNECT_QUICK,
-    RECONNECT_QUICK_CAP,
     TRANSACTION_TIMEOUT,
 )
 from p2ptunnel.errors import (
@@ -33,6 +29,7 @@ from p2ptunnel.errors import (
     RendezvousTimeoutError,
     TagInUseError,
 )
+from p2ptunnel.net.backoff import Backoff
 from p2ptunnel.net.tcp import Dialer, Listener, reset_close
 from p2ptunnel.net.udp import UdpDriver
 from p2ptunnel.protocol.callee import CalleeAgent, CalleePort, Refusal
@@ -129,6 +126,13 @@ class AnsweringPort:
         self._watching = asyncio.create_task(self._watch_control())
         return observed
 
+    def network_changed(self) -> None:
+        """Register anew at once, and look anew at how we are seen: our address may be another."""
+        if self._watching is not None and not self._is_closing:
+            self._port.forget_control()
+            self._machine.registration.network_changed(time.monotonic())
+            self._driver.wake()
+
     async def close(self) -> None:
         """Answer nobody any more, leave the server (waits at most a second), close every socket.
 
@@ -169,11 +173,11 @@ class AnsweringPort:
 
     async def _watch_control(self) -> None:
         """Keep the standing TCP connection open; what ended it may have ended the registration or changed our address."""
-        opened, backoff = time.monotonic(), _Backoff()
+        opened, backoff = time.monotonic(), Backoff()
         while True:
             await self._port.wait_control_lost()
             if time.monotonic() - opened > RECONNECT_CAP:  # it stood: this is new trouble
-                backoff = _Backoff()
+                backoff = Backoff()
             await backoff.until_done(self._port.observe)
             opened = time.monotonic()
             self._take_view()
@@ -285,26 +289,6 @@ class AnsweringPort:
         if exact is not None or not agents or not all(agent.is_seed_only for agent in agents):
             return exact
         return agents[0]
-
-
-class _Backoff:
-    """Pauses before tries: longer each time, with full jitter, short ones for the first half minute."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._next = RECONNECT_FIRST
-
-    async def until_done(self, attempt: Callable[[], Awaitable[bool]]) -> None:
-        """Pause and try, until a try has worked."""
-        is_done = False
-        while not is_done:
-            await asyncio.sleep(self._pause())
-            is_done = await attempt()
-
-    def _pause(self) -> float:
-        cap = RECONNECT_QUICK_CAP if time.monotonic() - self._began < RECONNECT_QUICK else RECONNECT_CAP
-        seconds, self._next = min(self._next, cap), min(self._next * RECONNECT_FACTOR, RECONNECT_CAP)
-        return seconds * _dice.random()
 
 
 def _retrieve(outcome: asyncio.Future[Address]) -> None:

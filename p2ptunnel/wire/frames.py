@@ -23,6 +23,7 @@ __all__ = [
     "PREAMBLE_BYTES",
     "SELECTOR_BYTES",
     "Accept",
+    "Ack",
     "Data",
     "Fin",
     "Frame",
@@ -37,6 +38,7 @@ __all__ = [
     "Pong",
     "Reset",
     "ResetCode",
+    "Resume",
     "Window",
     "conkey_to_selector",
     "decode",
@@ -57,7 +59,7 @@ _REASON_MAX_BYTES: Final = 200
 
 
 class FrameType(enum.IntEnum):
-    """First byte of a frame; 12 (ACK) and 13 (RESUME) are kept for sessions that outlive their channel."""
+    """First byte of a frame."""
 
     HELLO = 1
     ACCEPT = 2
@@ -70,6 +72,8 @@ class FrameType(enum.IntEnum):
     PING = 9
     PONG = 10
     GOAWAY = 11
+    ACK = 12
+    RESUME = 13
 
 
 class ResetCode(enum.IntEnum):
@@ -89,15 +93,20 @@ class GoAwayCode(enum.IntEnum):
     CLOSED = 0
     REVOKED = 1
     PROTOCOL = 2
+    EXPIRED = 3  # whoever wants to resume it comes too late, or to a peer that was restarted
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
 class Hello(Struct, frozen=True):
-    """First frame of the caller: the identity's proof, bound to this TLS connection and attempt."""
+    """First frame of the caller: the identity's proof, bound to this TLS connection and attempt.
+
+    `session` is the selector of the channel with which the session began; a new session begins where it is this one's own.
+    """
 
     selector: bytes
+    session: bytes
     nonce: bytes
     signature: bytes
     v: int = FRAMES_VERSION
@@ -183,7 +192,24 @@ class GoAway(Struct, frozen=True):
     reason: str = ""
 
 
-Frame: TypeAlias = Hello | Accept | Open | Opened | Data | Fin | Reset | Window | Ping | Pong | GoAway
+class Ack(Struct, frozen=True):
+    """Every sequenced byte below the offset `received` has come."""
+
+    received: int
+
+
+class Resume(Struct, frozen=True):
+    """The session goes on over this channel: its sender has `received` so much, and sends from `start` on what follows here.
+
+    The answer repeats `number`.  The caller leaves `start` 0: it is what the answer says to have been received.
+    """
+
+    number: int
+    received: int
+    start: int = 0
+
+
+Frame: TypeAlias = Hello | Accept | Open | Opened | Data | Fin | Reset | Window | Ping | Pong | GoAway | Ack | Resume
 
 
 # --- the preamble -------------------------------------------------------------------------------------------------------
@@ -229,11 +255,13 @@ def conkey_to_selector(conkey: str) -> bytes:
 
 # --- frames to bytes ------------------------------------------------------------------------------------------------------
 
-_HELLO: Final = struct.Struct("!B16s16s64s")
+_HELLO: Final = struct.Struct("!B16s16s16s64s")
 _ACCEPT: Final = struct.Struct("!B64s")
 _OPEN: Final = struct.Struct("!IB")
 _CREDIT: Final = struct.Struct("!I")
 _CODE: Final = struct.Struct("!H")
+_OFFSET: Final = struct.Struct("!Q")
+_RESUME: Final = struct.Struct("!IQQ")
 
 
 def encode(frame: Frame) -> bytes:
@@ -269,8 +297,12 @@ def _encoded(frame: Frame) -> tuple[FrameType, int, bytes | memoryview]:
             return FrameType.PONG, 0, payload
         case GoAway(code, reason):
             return FrameType.GOAWAY, 0, _CODE.pack(code) + _encode_reason(reason)
-        case Hello(selector, nonce, signature, v):
-            return FrameType.HELLO, 0, _HELLO.pack(v, selector, nonce, signature)
+        case Ack(received):
+            return FrameType.ACK, 0, _OFFSET.pack(received)
+        case Resume(number, received, start):
+            return FrameType.RESUME, 0, _RESUME.pack(number, received, start)
+        case Hello(selector, session, nonce, signature, v):
+            return FrameType.HELLO, 0, _HELLO.pack(v, selector, session, nonce, signature)
         case Accept(signature, services, v):
             return FrameType.ACCEPT, 0, _ACCEPT.pack(v, signature) + _encode_services(services)
 
@@ -326,13 +358,24 @@ class FrameReader:
 
     A Data frame that the end of a buffer cuts comes in parts, so that no payload is ever held back or moved; of the other
     frames at most one, incomplete, is kept here.
+
+    Attributes:
+        offset: Of the sequenced bytes, where the next one will be; set it where they begin at another than 0.
+        frame_start: The offset at which the sequenced frame begins that came last, or whose parts are coming.
     """
 
     def __init__(self) -> None:
+        self.offset = 0
+        self.frame_start = 0
         self._held: Final = bytearray()  # the beginning of a header or of a frame other than DATA
         self._needed = HEADER.size  # bytes that the held beginning must have before it can be looked at
         self._stream_id = 0  # of the DATA frame under way
         self._missing = 0  # bytes of its payload still to come
+
+    @property
+    def is_between_frames(self) -> bool:
+        """Whether the last sequenced frame came whole."""
+        return not self._missing
 
     def feed(self, data: memoryview) -> Iterator[Frame]:
         """Yield the frames, and parts of Data frames, in `data`; run it to its end before `data` is reused.
@@ -344,6 +387,7 @@ class FrameReader:
             if self._missing:
                 payload, data = data[: self._missing], data[self._missing :]
                 self._missing -= len(payload)
+                self.offset += len(payload)
                 yield Data(self._stream_id, payload)
             elif self._held or len(data) < HEADER.size:
                 data = self._hold(data)
@@ -360,11 +404,18 @@ class FrameReader:
         rest = data[HEADER.size :]
         if kind == FrameType.DATA:
             self._stream_id, self._missing = stream_id, length
+            self._advance(HEADER.size)
             return rest, None
         if len(rest) < length:
             self._needed = HEADER.size + length
             return self._hold(data), None
+        if kind not in _OF_THE_CHANNEL:
+            self._advance(HEADER.size + length)
         return rest[length:], _DECODERS[kind](stream_id, rest[:length])
+
+    def _advance(self, count: int) -> None:
+        self.frame_start = self.offset
+        self.offset += count
 
     def _hold(self, data: memoryview) -> memoryview:
         """Keep what the incomplete frame lacks, as far as `data` has it; return the rest."""
@@ -388,14 +439,14 @@ def _read_header(data: memoryview | bytearray | bytes) -> tuple[int, int, int]:
     """Return type, payload length and stream id of a header that is legal by itself."""
     kind, flags, length, stream_id = HEADER.unpack_from(data)
     shortest, longest = _LENGTHS.get(kind, (1, 0))
-    if flags or not shortest <= length <= longest or (stream_id == 0) != (kind in _OF_THE_SESSION):
+    if flags or not shortest <= length <= longest or (stream_id == 0) != (kind in _WITHOUT_STREAM):
         raise RemoteProtocolError(f"no frame has type {kind}, flags {flags}, length {length}, stream {stream_id}")
     return kind, length, stream_id
 
 
 def _decode_hello(_: int, payload: memoryview) -> Hello:
-    v, selector, nonce, signature = _HELLO.unpack(payload)
-    return Hello(selector, nonce, signature, v)
+    v, selector, session, nonce, signature = _HELLO.unpack(payload)
+    return Hello(selector, session, nonce, signature, v)
 
 
 def _decode_accept(_: int, payload: memoryview) -> Accept:
@@ -442,6 +493,8 @@ _DECODERS: Final[dict[int, Callable[[int, memoryview], Frame]]] = {
     FrameType.PING: lambda _, payload: Ping(bytes(payload)),
     FrameType.PONG: lambda _, payload: Pong(bytes(payload)),
     FrameType.GOAWAY: lambda _, payload: GoAway(*_decode_reason(payload)),
+    FrameType.ACK: lambda _, payload: Ack(*_OFFSET.unpack(payload)),
+    FrameType.RESUME: lambda _, payload: Resume(*_RESUME.unpack(payload)),
 }
 
 _LENGTHS: Final[dict[int, tuple[int, int]]] = {
@@ -456,6 +509,12 @@ _LENGTHS: Final[dict[int, tuple[int, int]]] = {
     FrameType.PING: (8, 8),
     FrameType.PONG: (8, 8),
     FrameType.GOAWAY: (_CODE.size, _CODE.size + _REASON_MAX_BYTES),
+    FrameType.ACK: (_OFFSET.size, _OFFSET.size),
+    FrameType.RESUME: (_RESUME.size, _RESUME.size),
 }
 
-_OF_THE_SESSION: Final = frozenset({FrameType.HELLO, FrameType.ACCEPT, FrameType.PING, FrameType.PONG, FrameType.GOAWAY})
+_OF_THE_CHANNEL: Final = frozenset(
+    {FrameType.HELLO, FrameType.ACCEPT, FrameType.PING, FrameType.PONG, FrameType.ACK, FrameType.RESUME}
+)
+"""What concerns one channel and is not sent again on the next; all other frames are sequenced."""
+_WITHOUT_STREAM: Final = _OF_THE_CHANNEL | {FrameType.GOAWAY}

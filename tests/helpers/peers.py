@@ -9,8 +9,16 @@ import socket
 from collections.abc import AsyncGenerator
 
 from p2ptunnel.identity.acl import AccessList
-from p2ptunnel.identity.keys import Identity
-from p2ptunnel.session.session import OnOpen, OpenRequest, Session, accept_session, connect_session
+from p2ptunnel.identity.keys import Identity, PublicKey
+from p2ptunnel.session.session import (
+    OnOpen,
+    OpenRequest,
+    Session,
+    SessionOptions,
+    accept_session,
+    connect_session,
+    resume_session,
+)
 from p2ptunnel.session.stream import SessionStream
 from p2ptunnel.trace import TraceEvent, Tracer
 from p2ptunnel.transports.tcp import TcpPipe, read_preamble
@@ -54,6 +62,9 @@ class Peers:
         self.events: list[TraceEvent] = []
         self.tracer = Tracer(self.events.append)
         self.on_open: OnOpen = self._on_open
+        self.options = SessionOptions()
+        self.accepted: list[Session] = []
+        """The callee's sessions, in the order in which they began."""
 
     async def _on_open(self, request: OpenRequest) -> None:
         """Leave the decision to the test, which takes the request from the queue."""
@@ -68,6 +79,7 @@ class Peers:
             tag="home-nas",
             peer_key=self.expected,
             selector=self.selector,
+            options=self.options,
             tracer=self.tracer,
         )
 
@@ -78,14 +90,33 @@ class Peers:
         except BaseException:
             sock.close()
             raise
-        return await accept_session(
+        session = await accept_session(
             new_pipe(sock),
             identity=self.callee,
             access=self.access,
             selector=selector,
             on_open=self.on_open,
+            find=self.find,
+            options=self.options,
             tracer=self.tracer,
         )
+        if session not in self.accepted:
+            self.accepted.append(session)
+        return session
+
+    def find(self, key: PublicKey, session_id: bytes) -> Session | None:
+        """The callee's living session of that id."""
+        return next((s for s in self.accepted if s.error is None and (s.peer_key, s.session_id) == (key, session_id)), None)
+
+    async def rejoin(self, caller: Session, ends: tuple[socket.socket, socket.socket] | None = None) -> None:
+        """Bring up another channel for the caller's session."""
+        client, server = ends or tcp_pair()
+        self.selector = os.urandom(16)
+        accepting = asyncio.ensure_future(self.accept(server))
+        try:
+            await resume_session(caller, new_pipe(client), identity=self.caller, selector=self.selector)
+        finally:
+            await asyncio.gather(accepting, return_exceptions=True)
 
     async def meet(
         self, ends: tuple[socket.socket, socket.socket] | None = None

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from p2ptunnel.errors import RemoteProtocolError
 from p2ptunnel.wire.frames import (
     Accept,
+    Ack,
     Data,
     Fin,
     Frame,
@@ -21,12 +22,13 @@ from p2ptunnel.wire.frames import (
     Ping,
     Pong,
     Reset,
+    Resume,
     Window,
     decode,
     encode,
 )
 
-u16, u32 = st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1)
+u16, u32, u64 = (st.integers(0, 2**bits - 1) for bits in (16, 32, 64))
 stream_ids = st.integers(1, 2**32 - 1)
 printable = st.characters(codec="utf-8", exclude_categories=("C", "Z"))
 services = st.text(printable, min_size=1, max_size=50)
@@ -34,7 +36,7 @@ reasons = st.text(printable, max_size=50)
 eight = st.binary(min_size=8, max_size=8)
 
 frames: st.SearchStrategy[Frame] = st.one_of(
-    st.builds(Hello, *(st.binary(min_size=n, max_size=n) for n in (16, 16, 64)), st.integers(0, 255)),
+    st.builds(Hello, *(st.binary(min_size=n, max_size=n) for n in (16, 16, 16, 64)), st.integers(0, 255)),
     st.builds(Accept, st.binary(min_size=64, max_size=64), st.lists(services, max_size=4).map(tuple), st.integers(0, 255)),
     st.builds(Open, stream_ids, u32, services, st.booleans()),
     st.builds(Opened, stream_ids, u32),
@@ -45,6 +47,8 @@ frames: st.SearchStrategy[Frame] = st.one_of(
     st.builds(Ping, eight),
     st.builds(Pong, eight),
     st.builds(GoAway, u16, reasons),
+    st.builds(Ack, u64),
+    st.builds(Resume, u32, u64, u64),
 )
 
 
@@ -75,6 +79,11 @@ def cut(wire: bytes, places: list[int]) -> list[bytes]:
     return [wire[begin:end] for begin, end in itertools.pairwise(at)]
 
 
+def sequenced(frames: list[Frame]) -> int:
+    """How many bytes of these frames are counted."""
+    return sum(len(encode(frame)) for frame in frames if not isinstance(frame, Hello | Accept | Ping | Pong | Ack | Resume))
+
+
 @given(frames)
 def test_a_frame_comes_back_as_it_was(frame: Frame) -> None:
     assert decode(encode(frame)) == frame
@@ -88,6 +97,27 @@ def test_frames_are_the_same_however_the_bytes_are_cut(sent: list[Frame], places
     for frame in sent:
         add(expected, frame)
     assert read([wire]) == (expected, False)
+
+
+@given(st.lists(frames, max_size=8), st.lists(frames, min_size=1, max_size=2), u16, st.lists(u16, max_size=8))
+def test_offsets_are_the_same_however_the_bytes_are_cut(
+    before: list[Frame], last: list[Frame], end: int, places: list[int]
+) -> None:
+    """A frame counts from when its header came if it is DATA, and when it is whole if not."""
+    reader = FrameReader()
+    for part in cut(b"".join(map(encode, before)), places):
+        list(reader.feed(memoryview(part)))
+    assert (reader.offset, reader.is_between_frames) == (sequenced(before), True)
+    wire = b"".join(map(encode, last))
+    wire = wire[: end % (len(wire) + 1)]
+    whole, pieces = FrameReader(), FrameReader()
+    list(whole.feed(memoryview(wire)))
+    for part in cut(wire, places):
+        list(pieces.feed(memoryview(part)))
+    for reader in (whole, pieces):
+        assert reader.frame_start <= reader.offset <= len(wire)
+    assert (whole.offset, whole.frame_start) == (pieces.offset, pieces.frame_start)
+    assert whole.is_between_frames == pieces.is_between_frames
 
 
 @given(st.lists(frames, min_size=1, max_size=6), u16, st.integers(1, 255), st.lists(u16, max_size=6))

@@ -15,7 +15,7 @@ from typing import Final
 __all__ = ["Netlink", "exchange", "open_netlink"]
 
 _REQUEST, _ACKNOWLEDGE, _EXCLUSIVE, _CREATE = 0x1, 0x4, 0x200, 0x400
-_NEW_LINK, _GET_LINK, _NEW_ADDRESS, _NEW_ROUTE = 16, 18, 20, 24
+_NEW_LINK, _GET_LINK, _NEW_ADDRESS, _DELETE_ADDRESS, _NEW_ROUTE = 16, 18, 20, 21, 24
 _NETLINK_ROUTE: Final = 0
 _IPV6_ADDRESS_NEWS: Final = 0x100
 _PATIENCE: Final = 5.0
@@ -78,13 +78,13 @@ class Netlink:
     def add_address(self, device: str, address: str) -> None:
         """Give a device an address with its prefix length, usable when this returns; without duplicate detection."""
         interface = ipaddress.ip_interface(address)
-        flags = _IFA_PERMANENT | (_IFA_NO_DAD if interface.version == 6 else 0)
-        header = _ADDRESS.pack(_family(interface.version), interface.network.prefixlen, flags, 0, self._index(device))
-        packed = interface.ip.packed
-        body = header + _attribute(_IFA_ADDRESS, packed) + _attribute(_IFA_LOCAL, packed)
-        self._request(_NEW_ADDRESS, _CREATE | _EXCLUSIVE, body)
+        self._request(_NEW_ADDRESS, _CREATE | _EXCLUSIVE, self._address(device, interface))
         if interface.version == 6:
-            self._wait_for_address(device, packed)
+            self._wait_for_address(device, interface.ip.packed)
+
+    def remove_address(self, device: str, address: str) -> None:
+        """Take an address from a device; with the last IPv4 address go all its IPv4 routes."""
+        self._request(_DELETE_ADDRESS, 0, self._address(device, ipaddress.ip_interface(address)))
 
     def add_route(self, destination: str, device: str, *, via: str | None = None) -> None:
         """Add a route; `destination` is a prefix, `0.0.0.0/0` and `::/0` the defaults; the gateway need not be on a subnet."""
@@ -99,6 +99,12 @@ class Netlink:
             body += _attribute(_RTA_GATEWAY, ipaddress.ip_address(via).packed)
         body += _attribute(_RTA_OUTPUT, struct.pack("=i", self._index(device)))
         self._request(_NEW_ROUTE, _CREATE | _EXCLUSIVE, body)
+
+    def _address(self, device: str, interface: ipaddress.IPv4Interface | ipaddress.IPv6Interface) -> bytes:
+        flags = _IFA_PERMANENT | (_IFA_NO_DAD if interface.version == 6 else 0)
+        header = _ADDRESS.pack(_family(interface.version), interface.network.prefixlen, flags, 0, self._index(device))
+        packed = interface.ip.packed
+        return header + _attribute(_IFA_ADDRESS, packed) + _attribute(_IFA_LOCAL, packed)
 
     def _wait_for_address(self, device: str, packed: bytes) -> None:
         """Wait until an IPv6 address is in use.

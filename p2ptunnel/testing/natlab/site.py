@@ -109,6 +109,17 @@ class Site(abc.ABC):
         return self.hosts[0]
 
     @property
+    def lan(self) -> ipaddress.IPv4Network:
+        """Its inside network; the router has the first address."""
+        return self._plan.lan
+
+    @property
+    def upper_end(self) -> tuple[Host, str] | None:
+        """The machine above it and its line's device there; None below a user-space NAT."""
+        above = self._uplink.machine
+        return None if above is None else (above, self._plan.device)
+
+    @property
     def router(self) -> Host:
         """The Linux router.
 

@@ -16,7 +16,7 @@ from p2ptunnel.testing.natlab.host import Host
 from p2ptunnel.testing.natlab.kinds import Router
 from p2ptunnel.testing.natlab.rules import HOST_FIREWALL, flush_rules, mapping_rule, router_rules
 from p2ptunnel.testing.natlab.site import Plan, Site, Uplink
-from p2ptunnel.testing.natlab.wiring import DEFAULT_ROUTE, DEFAULT_ROUTE_6, attach_prefix, open_line, open_tail, plug_in
+from p2ptunnel.testing.natlab.wiring import DEFAULT_ROUTE, DEFAULT_ROUTE_6, TAIL, attach_prefix, open_line, open_tail, plug_in
 from p2ptunnel.types import Transport
 
 __all__ = ["CARRIER_GATEWAY", "SITE_CLASSES", "be_router"]
@@ -30,7 +30,7 @@ _TIMEOUTS: Final[Mapping[str, tuple[str, ...]]] = {
     "tcp_opening_timeout": ("tcp_timeout_syn_sent", "tcp_timeout_syn_recv"),
     "tcp_timeout": ("tcp_timeout_established", "tcp_timeout_unacknowledged"),
 }
-_BRIDGE, _TAIL = "lan", "eth0"
+_BRIDGE: Final = "lan"
 
 
 class BareSite(Site):
@@ -113,13 +113,13 @@ class KernelSite(Site):
         ip6 = f"{self._plan.prefix6}:{number:x}" if has_ipv6 else None
         host = Host(f"{self.name}-{number}", str(self._plan.lan[number]), ip6=ip6)
         self.hosts.append(host)
-        plug_in(self.router, _BRIDGE, f"h{number}", host, _TAIL)
+        plug_in(self.router, _BRIDGE, f"h{number}", host, TAIL)
         netlink = host.namespace.netlink
-        netlink.add_address(_TAIL, f"{host.ip}/{self._plan.lan.prefixlen}")
-        netlink.add_route(DEFAULT_ROUTE, _TAIL, via=self._plan.gateway)
+        netlink.add_address(TAIL, f"{host.ip}/{self._plan.lan.prefixlen}")
+        netlink.add_route(DEFAULT_ROUTE, TAIL, via=self._plan.gateway)
         if ip6 is not None:
-            netlink.add_address(_TAIL, f"{ip6}/64")
-            netlink.add_route(DEFAULT_ROUTE_6, _TAIL, via=f"{self._plan.prefix6}:1")
+            netlink.add_address(TAIL, f"{ip6}/64")
+            netlink.add_route(DEFAULT_ROUTE_6, TAIL, via=f"{self._plan.prefix6}:1")
         return host
 
     def flush(self) -> None:
@@ -179,7 +179,7 @@ class UserSite(Site):
         number = len(self.hosts) + 2
         host = Host(f"{self.name}-{number}", str(self._plan.lan[number]))
         self.hosts.append(host)
-        with open_tail(host, _TAIL, self._plan.lan.prefixlen) as tail:
+        with open_tail(host, TAIL, self._plan.lan.prefixlen) as tail:
             self._plane.add_host(self._plan.device, host.ip, tail)
         return host
 

@@ -11,9 +11,21 @@ from p2ptunnel.testing.natlab.engine.link import LinkSettings
 from p2ptunnel.testing.natlab.host import Host
 from p2ptunnel.testing.natlab.tun import open_tun
 
-__all__ = ["DEFAULT_ROUTE", "DEFAULT_ROUTE_6", "WAN", "attach_prefix", "connect_line", "open_line", "open_tail", "plug_in"]
+__all__ = [
+    "DEFAULT_ROUTE",
+    "DEFAULT_ROUTE_6",
+    "TAIL",
+    "WAN",
+    "attach_prefix",
+    "connect_line",
+    "open_line",
+    "open_tail",
+    "plug_in",
+]
 
 WAN: Final = "wan"
+TAIL: Final = "eth0"
+"""The device of a machine behind a router."""
 DEFAULT_ROUTE, DEFAULT_ROUTE_6 = "0.0.0.0/0", "::/0"
 _UPPER_LINK_LOCAL, _LOWER_LINK_LOCAL = "fe80::1", "fe80::2"
 

@@ -123,5 +123,8 @@ def test_system_without_the_options_is_left_as_it_is(monkeypatch: pytest.MonkeyP
 def test_segments_that_the_system_does_not_limit_are_no_error() -> None:
     with socket.socket() as sock:
         limit_segments(sock, 1)
+        unlimited = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
         limit_segments(sock, 1200)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) == 1200
+        limit_segments(sock, 0)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) == unlimited != 1200

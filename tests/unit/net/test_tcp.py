@@ -311,3 +311,28 @@ def connecting(*targets: Address) -> set[str]:
     with open("/proc/self/net/tcp") as table:
         rows = [line.split() for line in table.readlines()[1:]]
     return {row[9] for row in rows if row[2] in wanted and row[3] == "02"}
+
+
+@pytest.mark.parametrize(
+    ("hosts", "limit"),
+    [([], 1200), (["198.51.100.7"], 1200), (["127.0.0.1"], 536), (["198.51.100.7", "127.0.0.1"], 536), (["nobody"], 1200)],
+)
+def test_listener_limits_segments_unless_somebody_near_is_expected(hosts: list[str], limit: int) -> None:
+    """536 is what the kernel tells where nothing is set."""
+
+    def announced(listener: Listener) -> int:
+        return listener._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+
+    async def main() -> None:
+        with Door(("0.0.0.0", 0)) as anywhere, Door() as loopback:
+            assert announced(anywhere.listener) == 1200
+            assert announced(loopback.listener) == 536
+            for _ in range(2):
+                anywhere.listener.expect(hosts)
+                loopback.listener.expect(hosts)
+                assert announced(anywhere.listener) == limit
+                assert announced(loopback.listener) == 536
+            anywhere.listener.expect([])
+            assert announced(anywhere.listener) == 1200
+
+    run(main())

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from typing import Any
 
-from p2ptunnel.abc import Stream
+from p2ptunnel.abc import Stream, StreamStats
 from p2ptunnel.errors import StreamResetError
 from p2ptunnel.net.sockets import reset_close
 from p2ptunnel.types import Address, Path
@@ -36,6 +36,10 @@ class SocketStream(Stream):
     @property
     def path(self) -> Path:
         return Path(kind="lan", transport="tcp", local=("127.0.0.1", 1), remote=("127.0.0.1", 2))
+
+    @property
+    def stats(self) -> StreamStats:
+        return StreamStats(0, 0, 0)
 
     async def read(self, n: int = 65536) -> bytes:
         try:

@@ -16,6 +16,7 @@ from p2ptunnel.wire.frames import (
     PAYLOAD_MAX_BYTES,
     PREAMBLE_BYTES,
     Accept,
+    Ack,
     Data,
     Fin,
     Frame,
@@ -25,9 +26,12 @@ from p2ptunnel.wire.frames import (
     GoAwayCode,
     Hello,
     Open,
+    Opened,
     Ping,
+    Pong,
     Reset,
     ResetCode,
+    Resume,
     Window,
     conkey_to_selector,
     decode,
@@ -86,9 +90,9 @@ def test_every_kind_of_frame_has_a_vector() -> None:
     assert {type(value_of(vector)) for vector in VECTORS["frames"]} == set(typing.get_args(Frame))
 
 
-def test_the_greeting_signs_both_keys_both_leaves_the_selector_and_the_nonce() -> None:
-    [vector] = VECTORS["greeting"]
-    parts = ("caller_key", "callee_key", "caller_leaf", "callee_leaf", "selector", "nonce")
+@pytest.mark.parametrize("vector", VECTORS["greeting"], ids=named)
+def test_the_greeting_signs_both_keys_both_leaves_the_selector_the_session_and_the_nonce(vector: dict[str, str]) -> None:
+    parts = ("caller_key", "callee_key", "caller_leaf", "callee_leaf", "selector", "session", "nonce")
     fields = [bytes.fromhex(vector[name]) for name in parts]
     for purpose, seed, name in ((Purpose.HELLO, "caller_seed", "hello"), (Purpose.ACCEPT, "callee_seed", "accept")):
         assert signed_bytes(purpose, *fields).hex() == vector[f"{name}_signed"]
@@ -96,18 +100,25 @@ def test_the_greeting_signs_both_keys_both_leaves_the_selector_and_the_nonce() -
         assert signature.hex() == vector[f"{name}_signature"]
 
 
+def test_a_new_session_is_named_after_its_first_channel_and_keeps_the_name_on_the_next() -> None:
+    first, second = VECTORS["greeting"]
+    assert first["session"] == first["selector"] == second["session"] != second["selector"]
+
+
 def test_the_page_of_frames_shows_every_vector_and_every_code() -> None:
     for vector in VECTORS["frames"] + VECTORS["preamble"]:
         assert f"\n{vector['wire']}\n" in PAGE, vector["name"]
-    for value in VECTORS["greeting"][0].values():
-        assert value in PAGE
+    for vector in VECTORS["greeting"]:
+        for name, value in vector.items():
+            assert value in PAGE if name == "name" else f"| {name.replace('_', ' ')} | `{value}` |" in PAGE
     for vector in VECTORS["malformed"]:
         assert f"| {vector['name']} | `{vector['wire'][:48]}" in PAGE
     for kind in FrameType:
         assert f"| {kind.value} | {kind.name} |" in PAGE
     resets, goodbyes = PAGE.partition("| code of RESET |")[2].split("| code of GOAWAY |")
     assert [f"| {code.value} | " in resets for code in ResetCode] == [True] * len(ResetCode)
-    assert [f"| {code.value} | " in goodbyes for code in GoAwayCode] == [True] * len(GoAwayCode)
+    goodbyes = goodbyes.partition("\n\n")[0]
+    assert [f"\n| {code.value} | " in goodbyes for code in GoAwayCode] == [True] * len(GoAwayCode)
 
 
 # --- the preamble -----------------------------------------------------------------------------------------------------
@@ -195,6 +206,67 @@ def test_one_frame_is_neither_less_nor_more() -> None:
     assert payload_length(encode(Window(1, 5))[: HEADER.size]) == 4
 
 
+# --- counting ---------------------------------------------------------------------------------------------------------
+
+
+SEQUENCED = (
+    Open(1, 262144, "web"),
+    Opened(1, 262144),
+    Data(1, memoryview(b"hello")),
+    Window(1, 9),
+    Reset(1, 1),
+    Fin(3),
+    GoAway(0),
+)
+OF_THE_CHANNEL = (
+    Hello(SELECTOR, SELECTOR, SELECTOR, bytes(64)),
+    Accept(bytes(64)),
+    Ping(bytes(8)),
+    Pong(bytes(8)),
+    Ack(7),
+    Resume(1, 7, 7),
+)
+
+
+def test_every_kind_of_frame_is_sequenced_or_of_the_channel() -> None:
+    assert {*map(type, SEQUENCED)} ^ {*map(type, OF_THE_CHANNEL)} == set(typing.get_args(Frame))
+
+
+def test_a_sequenced_frame_counts_with_its_header() -> None:
+    reader, begin = FrameReader(), 0
+    for frame in SEQUENCED:
+        wire = encode(frame)
+        assert list(reader.feed(memoryview(wire))) == [frame]
+        assert (reader.frame_start, reader.offset, reader.is_between_frames) == (begin, begin + len(wire), True)
+        begin += len(wire)
+
+
+@pytest.mark.parametrize("frame", OF_THE_CHANNEL, ids=lambda frame: type(frame).__name__)
+def test_a_frame_of_the_channel_counts_for_nothing(frame: Frame) -> None:
+    reader, wire = FrameReader(), encode(frame)
+    before = encode(Fin(1))
+    for part in (before, wire, wire[:5], wire[5:]):
+        list(reader.feed(memoryview(part)))
+    assert (reader.frame_start, reader.offset, reader.is_between_frames) == (0, len(before), True)
+
+
+def test_a_data_frame_in_parts_counts_as_they_come_from_one_beginning() -> None:
+    reader = FrameReader()
+    list(reader.feed(memoryview(encode(Fin(1)))))
+    wire, counted = encode(Data(1, memoryview(b"abcd"))), []
+    for at in range(len(wire)):
+        list(reader.feed(memoryview(wire[at : at + 1])))
+        counted.append((reader.frame_start, reader.offset, reader.is_between_frames))
+    assert counted == [(0, 8, True)] * 7 + [(8, end, end == 20) for end in range(16, 21)]
+
+
+def test_counting_goes_on_from_where_it_is_set() -> None:
+    reader = FrameReader()
+    reader.offset = reader.frame_start = 2**40
+    list(reader.feed(memoryview(encode(Fin(1)) + encode(Data(1, memoryview(b"abc"))))))
+    assert (reader.frame_start, reader.offset) == (2**40 + 8, 2**40 + 19)
+
+
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
@@ -223,7 +295,20 @@ def test_what_is_no_service_name_is_not_sent(service: str) -> None:
         encode(Open(1, 0, service))
 
 
-@pytest.mark.parametrize("frame", [Window(1, 2**32), Window(-1, 1), Open(2**32, 0, "x"), Reset(1, 65536)])
+NOT_FITTING = (
+    Window(1, 2**32),
+    Window(-1, 1),
+    Open(2**32, 0, "x"),
+    Reset(1, 65536),
+    Ack(2**64),
+    Ack(-1),
+    Resume(2**32, 0),
+    Resume(0, 2**64),
+    Resume(0, 0, 2**64),
+)
+
+
+@pytest.mark.parametrize("frame", NOT_FITTING)
 def test_a_number_that_does_not_fit_is_our_own_error(frame: Frame) -> None:
     with pytest.raises(LocalProtocolError, match=f"a {type(frame).__name__} frame that does not fit"):
         encode(frame)
@@ -233,5 +318,5 @@ def test_a_number_that_does_not_fit_is_our_own_error(frame: Frame) -> None:
 
 
 def test_a_frame_shows_no_signature_selector_or_payload() -> None:
-    shown = f"{Hello(b'S' * 16, b'N' * 16, b'G' * 64)} {Accept(b'G' * 64, ('ssh',))} {Data(1, memoryview(b'hello'))}"
+    shown = f"{Hello(b'S' * 16, b'S' * 16, b'N' * 16, b'G' * 64)} {Accept(b'G' * 64, ('ssh',))} {Data(1, memoryview(b'hello'))}"
     assert shown == "Hello(v=1) Accept(v=1, services=('ssh',)) Data(stream_id=1, 5 bytes)"

@@ -1,0 +1,101 @@
+"""What the kernel knows of a TCP connection: its round trip, its losses, what has not left yet.
+
+Rule: reading costs one system call and never raises, so that whoever judges paths may ask as often as it likes.
+
+Source: linux/tcp.h (struct tcp_info), which only ever grows at its end.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from asyncio.trsock import TransportSocket
+from typing import Final
+
+import msgspec
+
+from p2ptunnel.net.sockets import LINUX
+
+__all__ = ["TcpInfo", "read_tcp_info"]
+
+_TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None) if LINUX else None
+_CLOSED_STATES: Final = frozenset({7, 10})  # TCP_CLOSE; TCP_LISTEN, whose numbers mean something else
+_MICROSECONDS, _MILLISECONDS = 1e-6, 1e-3
+
+_LAYOUT: Final = struct.Struct(
+    "="
+    "B3xB3x"  # state at 0; backoff at 4
+    "I4xI4xI16x"  # rto at 8, snd_mss at 16, unacked at 24
+    "I8xI"  # last_data_sent at 44, last_ack_recv at 56
+    "8xII24x"  # rtt at 68, rttvar at 72
+    "I40x"  # total_retrans at 100
+    "I8xI"  # notsent_bytes at 144, data_segs_out at 156
+    "Q"  # delivery_rate at 160
+)
+_FIRST_BYTES: Final = 104  # up to total_retrans: all kernels since 2.6; what is missing behind reads as 0
+
+
+class TcpInfo(msgspec.Struct, frozen=True):
+    """One look at a connection; two of them tell what went on between.
+
+    Attributes:
+        rtt: Seconds, smoothed; 0 before the first measurement.
+        rttvar: Seconds, mean deviation of the round trip.
+        seconds_without_ack: How long the other side's kernel has acknowledged nothing while bytes are under way to it; 0
+            when nothing is.  The time before they left does not count.  A process that is stopped does not show here: its
+            kernel goes on acknowledging, until its buffer is full and nothing is sent any more.
+        retransmitted: Segments that were sent again, since the beginning.
+        sent: Segments with data that were sent, repetitions included, since the beginning; 0 before Linux 4.6.
+        delivery_rate: Bytes/s that lately arrived at the other side; 0 before Linux 4.9.
+        snd_mss: Bytes of the largest segment that is sent, without headers.
+        unsent_bytes: Written, but not sent yet: the other side or the path takes no more; 0 before Linux 4.6.
+    """
+
+    rtt: float
+    rttvar: float
+    seconds_without_ack: float
+    retransmitted: int
+    sent: int
+    delivery_rate: int
+    snd_mss: int
+    unsent_bytes: int
+
+
+def read_tcp_info(sock: socket.socket | TransportSocket) -> TcpInfo | None:
+    """Return what the kernel knows of a connection; None where it does not tell, and when there is no connection (any more)."""
+    if _TCP_INFO is None:
+        return None
+    try:
+        data = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _LAYOUT.size)
+    except OSError:  # no TCP socket, or closed by now
+        return None
+    return _parse(data)
+
+
+def _parse(data: bytes) -> TcpInfo | None:
+    if len(data) < _FIRST_BYTES:
+        return None
+    fields = _LAYOUT.unpack_from(data.ljust(_LAYOUT.size, b"\0"))
+    state, backoff, rto, mss, unacked, last_sent, last_ack, rtt, rttvar, retransmitted, unsent, sent, rate = fields
+    if state in _CLOSED_STATES:
+        return None
+    return TcpInfo(
+        rtt=rtt * _MICROSECONDS,
+        rttvar=rttvar * _MICROSECONDS,
+        seconds_without_ack=_without_ack(backoff, rto * _MICROSECONDS, last_sent, last_ack) if unacked else 0.0,
+        retransmitted=retransmitted,
+        sent=sent,
+        delivery_rate=rate,
+        snd_mss=mss,
+        unsent_bytes=unsent,
+    )
+
+
+def _without_ack(backoff: int, rto: float, last_sent_ms: int, last_ack_ms: int) -> float:
+    """Return the shorter of two times: since the last ACK, and since the bytes under way left first.
+
+    The second one counts after silence, when the last ACK is old without anybody's fault.  The kernel does not tell it, but
+    a time-out that has doubled n times to `rto` has let rto x (1 - 2^-n) pass before the last repetition.
+    """
+    since_first = last_sent_ms * _MILLISECONDS + rto * (1 - 0.5**backoff)
+    return min(last_ack_ms * _MILLISECONDS, since_first)

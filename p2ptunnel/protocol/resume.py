@@ -1,0 +1,334 @@
+"""A session that outlives its channels: every sequenced byte comes once and in order, over whichever channel carries it.
+
+Rule: no clock, no socket; and a byte counts as received when it has been handed on, as sent when it is kept for replay.
+
+What the streams send is one sequence of frames in each direction, counted by 64-bit offsets.  It is kept until the peer
+acknowledges it, and sent again from the peer's own offset when the caller moves the session to another channel (RESUME).  The
+old channel is still read meanwhile; what comes twice is known by its offset and left out.
+
+Source: docs/protocol/frames.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from p2ptunnel.defaults import ACK_EVERY_BYTES, ACTIVE_FOR, DORMANT_AFTER, RESUME_BUFFER_BYTES
+from p2ptunnel.errors import LocalProtocolError, RemoteProtocolError
+from p2ptunnel.protocol.link import ACTIVE, DORMANT, IDLE, Health, Link, Pace
+from p2ptunnel.protocol.machine import Event
+from p2ptunnel.protocol.mux import Mux, MuxEvent
+from p2ptunnel.protocol.replay import PIECE_BYTES, Replay
+from p2ptunnel.wire.frames import HEADER, Ack, Data, Frame, GoAway, GoAwayCode, Ping, Pong, Resume, encode
+
+__all__ = ["Endpoint", "EndpointEvent", "Forgotten", "HealthChanged", "Resumed", "SecondsWithoutAck"]
+
+_NOTHING: Final = memoryview(b"")
+
+SecondsWithoutAck: TypeAlias = Callable[[int], float | None]
+"""What the kernel tells of a link, by its number; see `Link.handle_timer`."""
+
+
+class Resumed(Event, frozen=True):
+    """The session goes on over this link; `replayed_bytes` were sent a second time."""
+
+    link: int
+    replayed_bytes: int
+
+
+class HealthChanged(Event, frozen=True):
+    """Another thing is thought of a link now."""
+
+    link: int
+    health: Health
+
+
+class Forgotten(Event, frozen=True):
+    """The peer has no such session any more: it was restarted, or waited too long."""
+
+    reason: str
+
+
+EndpointEvent: TypeAlias = MuxEvent | Resumed | HealthChanged | Forgotten
+
+
+class Endpoint:
+    """One end of a session.
+
+    Args:
+        caller: Which end: the one that opens odd stream ids and moves the session between channels.
+        now: Monotonic seconds.
+        resume_buffer: Bytes that are kept for replay at most.
+
+    Attributes:
+        mux: The streams.
+        active: Number of the link that carries what we send; None while none does.
+        received: Offset behind the last byte of the peer that was handed on.
+    """
+
+    def __init__(self, *, caller: bool, now: float, resume_buffer: int = RESUME_BUFFER_BYTES) -> None:
+        self.mux: Final = Mux(caller=caller)
+        self.active: int | None = None
+        self.received = 0
+        self._is_caller: Final = caller
+        self._replay: Final = Replay(resume_buffer)
+        self._links: Final[dict[int, Link]] = {}
+        self._last_link = 0
+        self._batch_limit = PIECE_BYTES
+        self._resumable_at = 0  # offset of the frame in which `received` lies: from there the peer must send again
+        self._acknowledged = 0  # what we told the peer last
+        self._ack_wanted = 0  # offset up to which we have asked for an acknowledgement
+        self._number = 0  # of the last RESUME
+        self._wanted: int | None = None  # the link that our RESUME is for
+        self._events: list[EndpointEvent] = []
+        self._moved_at = now
+        self._streams_at = now
+
+    # --- links --------------------------------------------------------------------------------------------------------
+
+    def begin(self, now: float) -> int:
+        """Add the channel with which the session begins, and return its number; it carries everything at once."""
+        number = self.attach(now)
+        self._links[number].sent = 0
+        self.active = number
+        return number
+
+    def attach(self, now: float) -> int:
+        """Add a channel on which the session may be resumed, and return its number."""
+        self._last_link += 1
+        self._links[self._last_link] = Link(now)
+        return self._last_link
+
+    def detach(self, number: int) -> None:
+        """Forget a channel that is gone; nothing happens if it is forgotten already."""
+        self._links.pop(number, None)
+        if self._wanted == number:
+            self._wanted = None
+        if self.active == number:
+            self.active = None
+
+    def resume(self, number: int) -> None:
+        """Ask the peer to go on over this channel; only the caller does.
+
+        Raises:
+            LocalProtocolError: This is the callee.
+        """
+        if not self._is_caller:
+            raise LocalProtocolError("the caller moves the session, not the callee")
+        self._number += 1
+        self._wanted = number
+        self._say(self._links[number], Resume(self._number, self._resumable_at))
+
+    @property
+    def links(self) -> tuple[int, ...]:
+        """The numbers of all channels."""
+        return tuple(self._links)
+
+    def link(self, number: int) -> Link:
+        """Return what is known of a channel."""
+        return self._links[number]
+
+    @property
+    def unacknowledged(self) -> int:
+        """How many bytes the peer has not acknowledged."""
+        return len(self._replay)
+
+    def unacknowledged_of(self) -> dict[int, int]:
+        """Return how many bytes of each stream the peer has not acknowledged."""
+        return self._replay.unacknowledged()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing waits to be sent or acknowledged."""
+        return not len(self._replay) and not self.mux.has_output
+
+    # --- the bytes of channels ----------------------------------------------------------------------------------------
+
+    def limit_batches(self, limit: int) -> None:
+        """Take at most `limit` bytes at a time from the streams: what waits in the channel delays what comes next."""
+        self._batch_limit = limit
+
+    def data_to_send(self, number: int, now: float) -> memoryview:
+        """Return what to write to a channel next, empty if nothing; good until the next call."""
+        link = self._links.get(number)
+        if link is None:
+            return _NOTHING
+        if link.control:
+            control = memoryview(bytes(link.control))
+            link.control.clear()
+            return control
+        if number != self.active or link.sent is None or link.health is Health.DEAD:
+            return _NOTHING
+        if link.sent == self._replay.end and self.mux.has_output:
+            room = self._replay.room(self._batch_limit)
+            self._replay.commit(self.mux.fill(room))
+        data = self._replay.at(link.sent)
+        if data:
+            link.sent += len(data)
+            self._moved_at = now
+        return data
+
+    def receive_data(self, number: int, data: memoryview, now: float) -> None:
+        """Take what arrived on a channel.
+
+        Raises:
+            RemoteProtocolError: The peer broke a rule: the session is of no more use.
+        """
+        link = self._links.get(number)
+        if link is None:
+            return
+        if link.heard(now):
+            self._events.append(HealthChanged(number, Health.UP))
+        for frame in link.reader.feed(data):
+            if isinstance(frame, Data):
+                self._on_data(link, frame, now)
+            elif isinstance(frame, Ack | Ping | Pong | Resume):
+                self._on_control(number, link, frame, now)
+            else:
+                self._on_sequenced(link, frame, now)
+        if self._resumable_at - self._acknowledged >= ACK_EVERY_BYTES:
+            self._acknowledge()
+
+    def events(self) -> list[EndpointEvent]:
+        """Return and forget what happened, in order; the payloads in it live until the fed buffer is reused."""
+        happened, self._events = self._events, []
+        happened += self.mux.events()
+        return happened
+
+    # --- what came ----------------------------------------------------------------------------------------------------
+
+    def _on_data(self, link: Link, part: Data, now: float) -> None:
+        """Hand on what of a Data frame is new."""
+        end, frame_start = link.reader.offset, link.reader.frame_start
+        start = end - len(part.payload)
+        if end <= self.received:
+            return
+        if self.received < (frame_start if start == frame_start + HEADER.size else start):
+            raise RemoteProtocolError("a gap in the sequence")
+        if self.received > start:
+            part = Data(part.stream_id, part.payload[self.received - start :])
+        self.mux.receive(part, now)
+        self.received = end
+        self._resumable_at = end if link.reader.is_between_frames else frame_start
+        self._moved_at = now
+
+    def _on_sequenced(self, link: Link, frame: Frame, now: float) -> None:
+        if isinstance(frame, GoAway) and frame.code == GoAwayCode.EXPIRED:
+            self._events.append(Forgotten(frame.reason))
+            return
+        reader = link.reader
+        if reader.offset <= self.received:
+            return
+        if reader.frame_start != self.received:
+            raise RemoteProtocolError("a gap in the sequence")
+        self.mux.receive(frame, now)
+        self.received = self._resumable_at = reader.offset
+
+    def _on_control(self, number: int, link: Link, frame: Ack | Ping | Pong | Resume, now: float) -> None:
+        match frame:
+            case Ack(received):
+                self._on_ack(received)
+            case Ping():
+                link.on_ping(frame)
+                self._acknowledge()
+            case Pong():
+                link.on_pong(frame, now)
+                if number == self.active:
+                    self.mux.rtt = link.rtt
+            case Resume():
+                self._on_resume(number, link, frame)
+
+    def _on_ack(self, received: int) -> None:
+        try:
+            self._replay.acknowledge(received)
+        except LocalProtocolError as error:
+            raise RemoteProtocolError("an acknowledgement of what was never sent") from error
+
+    def _on_resume(self, number: int, link: Link, frame: Resume) -> None:
+        if self._is_caller:
+            if frame.number == self._number and number == self._wanted:  # else we have asked anew since
+                self._wanted = None
+                link.reader.offset = link.reader.frame_start = frame.start
+                self._go_on(number, link, self._kept(frame.received))
+        elif frame.number > self._number:
+            self._number = frame.number
+            start = max(self._replay.start, self._kept(frame.received))  # it may have acknowledged more since, elsewhere
+            self._say(link, Resume(frame.number, self._resumable_at, start))
+            link.reader.offset = link.reader.frame_start = self._resumable_at
+            self._go_on(number, link, start)
+
+    def _go_on(self, number: int, link: Link, start: int) -> None:
+        """Send over this link from now on."""
+        link.sent = start
+        self.active = number
+        self.mux.rtt = link.rtt or self.mux.rtt
+        self._events.append(Resumed(number, self._replay.end - start))
+
+    def _kept(self, received: int) -> int:
+        """Return the offset from which the peer wants to resume, and take it for an acknowledgement."""
+        self._on_ack(received)
+        return received
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    def pace(self, now: float) -> Pace:
+        """Return how closely the links are watched."""
+        if len(self._replay) or now - self._moved_at < ACTIVE_FOR:
+            return ACTIVE
+        if len(self.mux):
+            self._streams_at = now
+        return IDLE if now - self._streams_at < DORMANT_AFTER else DORMANT
+
+    def next_deadline(self, now: float) -> float:
+        """Return the monotonic second at which `handle_timer` wants to be called; infinity for never."""
+        pace = self.pace(now)
+        return min((link.next_deadline(pace) for link in self._links.values()), default=math.inf)
+
+    def handle_timer(self, now: float, seconds_without_ack: SecondsWithoutAck) -> None:
+        """Do what is due at `now`; calling early is harmless."""
+        pace = self.pace(now)
+        for number, link in self._links.items():
+            before = link.health
+            after = link.handle_timer(now, pace, seconds_without_ack(number))
+            if after is not before:
+                self._events.append(HealthChanged(number, after))
+        if pace is not ACTIVE:
+            self._replay.shrink()
+
+    def probe(self, now: float) -> None:
+        """Ask every link for a sign of life now: the network may have changed."""
+        for link in self._links.values():
+            link.ping(now)
+
+    def request_ack(self) -> bool:
+        """Ask the peer to acknowledge everything; tell whether that has not been asked before."""
+        if self.active is None or self._ack_wanted == self._replay.end or self.mux.has_output:
+            return False
+        self._ack_wanted = self._replay.end
+        self._links[self.active].control.extend(
+            encode(Ping(bytes(8)))
+        )  # its answer brings an acknowledgement, and counts for nothing
+        return True
+
+    def silence(self, now: float) -> float:
+        """Return for how many seconds nothing has come over any link."""
+        return now - max((link.heard_at for link in self._links.values()), default=now)
+
+    def forgive(self, seconds: float) -> None:
+        """Leave out `seconds` in which we ourselves stood still."""
+        for link in self._links.values():
+            link.forgive(seconds)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _acknowledge(self) -> None:
+        """Tell the peer what has come, if it does not know."""
+        if self.active is not None and self._resumable_at > self._acknowledged:
+            self._acknowledged = self._resumable_at
+            self._links[self.active].control.extend(encode(Ack(self._resumable_at)))
+
+    def _say(self, link: Link, frame: Resume) -> None:
+        link.control.extend(encode(frame))
+        self._acknowledged = frame.received
