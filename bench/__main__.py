@@ -46,7 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="p2ptunnel and others on the same work, in one run.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="p2ptunnel and what people use instead, on the same work in one run; writes docs/performance.md.",
+        epilog="Needs root, for network namespaces. What contestants need is installed on first use, and named before: "
+        "Python packages into .bench/, missing Debian packages by apt-get.",
+    )
     parser.add_argument("--quick", action="store_true", help="little work, for a look; the documentation is not written")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="how often each contestant starts (default 3)")
     parser.add_argument("--only", type=lambda text: text.split(","), default=[], metavar="NAME,...", help="only these")

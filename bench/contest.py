@@ -42,6 +42,7 @@ class Contestant:
         start: Starts both sides on a rig, given the Python of its own environment; returns who takes the orders there.
         version: None: that of its first requirement, or of its first Debian package.
         requirements: Python packages, pinned.
+        streams_max: How many streams it can keep open on one session; None: as many as we ask for.
         programs: Programs that it needs, each with its Debian package.
     """
 
@@ -51,6 +52,7 @@ class Contestant:
     start: Callable[[Rig, Path], Program]
     version: str | None = None
     requirements: tuple[str, ...] = ()
+    streams_max: int | None = None
     programs: Mapping[str, str] = field(default_factory=dict[str, str])
 
 

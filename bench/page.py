@@ -45,22 +45,22 @@ This page is written by `make bench`: p2ptunnel and what people use instead, on 
 {machine}
 
 ![Throughput and CPU time of each contestant]({picture})
-
 {tables}
 ## What is measured
 
 Two network namespaces, joined by one cable without delay, are the far machine and the near one. Each contestant starts there
-afresh in each of {rounds} rounds, in turn; figures are medians. In brackets: how many times better p2ptunnel is, as the median
-of the ratios of each round, which neighbours on a shared machine disturb less than the figures themselves. Below 1 it is worse.
+afresh in each of {rounds} rounds, in turn; figures are medians. In parentheses: how many times better p2ptunnel is, as the
+median of the ratios of each round, which neighbours on a shared machine disturb less than the figures. Below 1 it is worse.
 
 - **MB/s**: an upload in writes of 256 KiB for {effort} s, then the end of our direction; the clock stops when the far side has
   answered with the count of bytes. A tunnel that loses that answer, or answers with another count, is out.
 - **CPU seconds**: user and system time of the contestant's programs on each side with their children, during the upload.
 - **Echo**: 64 bytes there and back on a stream that is open; **beside bulk**: while another stream of the session uploads.
 - **One more**: another stream (or connection to the local port) on a live session, up to the first echo.
-- **Connect**: from nothing but loaded modules and stored keys to the first echo: the peer found, both keys proved, the stream
-  open.
-- **Idle stream**: memory of both sides together that each of {idle} open streams adds; pages that processes share count once.
+- **Connect**: from nothing but loaded modules and stored keys to the first echo: both keys proved, the stream open. In that
+  time p2ptunnel and aiortc also exchange messages over a server and try paths; the others are told an address.
+- **Idle stream**: memory of both sides together that each of {idle} open streams adds (of 250 with py-libp2p, which
+  opens no more); pages that processes share count once.
 
 OpenSSH, asyncssh and p2ptunnel carry all streams in one encrypted connection; stunnel makes one for each stream; the relays
 encrypt nothing, and show what the rest costs. asyncssh lets everybody in here; the others prove a key or a certificate.
@@ -94,9 +94,9 @@ def render_page(report: Report) -> str:
     tables = ""
     for kind, heading, text in _HEADINGS:
         if results := report.of_kind(kind):
-            tables += f"## {heading}\n\n{text}\n\n{render_table(results)}\n\n"
+            tables += f"\n## {heading}\n\n{text}\n\n{render_table(results)}\n"
             if trouble := render_trouble(results):
-                tables += f"Missing figures:\n\n```text\n{trouble}\n```\n\n"
+                tables += f"\nMissing figures:\n\n```text\n{trouble}\n```\n"
     return _PAGE.format(
         machine=f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib:.0f} GiB; {machine.kernel}; Python "
         f"{machine.python} with {machine.openssl}; {machine.date}, load {machine.load:.1f} at the beginning.",

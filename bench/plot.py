@@ -15,10 +15,14 @@ from typing import Any, Final
 
 from bench.contest import Kind
 from bench.results import OURS, Report, Result
+from bench.table import render_figure
 
 __all__ = ["draw"]
 
-_OURS, _OTHERS, _FAR = "#d1495b", "#8d99ae", 0.55
+_OURS: Final = "#d1495b"
+_OTHERS: Final = "#8d99ae"
+_PALE: Final = 0.5
+_LINEAR_RANGE: Final = 50.0  # of the longest bar to the shortest; beyond it the short ones cannot be seen
 _KINDS: Final[tuple[tuple[Kind, str], ...]] = (("forward", "through a local port"), ("stream", "from Python to Python"))
 _ROW_INCHES: Final = 0.36
 
@@ -32,7 +36,7 @@ def draw(report: Report, path: Path) -> None:
     figure, axes = pyplot.subplots(len(shown), 2, figsize=size, height_ratios=heights, squeeze=False, layout="constrained")
     for (title, rows), (left, right) in zip(shown, axes, strict=True):
         _panel(left, rows, ("throughput",), f"Upload {title}, MB/s: more is better")
-        _panel(right, rows, ("cpu_near", "cpu_far"), "CPU seconds per GB, near and far (pale): less is better")
+        _panel(right, rows, ("cpu_near", "cpu_far"), "CPU seconds per GB: less is better")
         right.set_yticklabels([])
     figure.savefig(path, dpi=110)
 
@@ -42,16 +46,23 @@ def _with_figures(results: Sequence[Result]) -> list[Result]:
 
 
 def _panel(axis: Any, rows: Sequence[Result], keys: Sequence[str], title: str) -> None:
-    """Draw one panel of bars, the parts of each bar after one another, and the sum at its end."""
+    """Draw one panel of bars, the sum at the end of each, the first part darker unless the scale is logarithmic."""
     places = range(len(rows))
     colours = [_OURS if row.name == OURS else _OTHERS for row in rows]
-    sums = [0.0] * len(rows)
-    for part, key in enumerate(keys):
-        figures = [row.median(key) or 0.0 for row in rows]
-        axis.barh(places, figures, left=sums, color=colours, alpha=_FAR if part else 1.0)
-        sums = [sum(pair) for pair in zip(sums, figures, strict=True)]
+    parts = [[row.median(key) or 0.0 for row in rows] for key in keys]
+    sums = [sum(of_row) for of_row in zip(*parts, strict=True)]
+    is_logarithmic = 0 < _LINEAR_RANGE * min(sums) < max(sums)
+    shows_parts = len(parts) > 1 and not is_logarithmic
+    axis.barh(places, sums, color=colours, alpha=_PALE if shows_parts else 1.0)
+    if shows_parts:
+        axis.barh(places, parts[0], color=colours)
+        title += "; near, and far in pale"
+    if is_logarithmic:
+        axis.set_xscale("log")
+        title += "; logarithmic"
     for place, total in zip(places, sums, strict=True):
-        axis.annotate(f"{total:.3g}", (total, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
+        text = render_figure(total)
+        axis.annotate(text, (total, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
     axis.set_yticks(places, [row.label for row in rows])
     axis.invert_yaxis()
     axis.set_title(title, fontsize=10, loc="left")

@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 WRITE_BYTES: Final = 256 * 1024  # smaller writes measure Python
 _READ_BYTES: Final = 256 * 1024
+_LARGE_BYTES: Final = 64 * 1024
 _MESSAGE: Final = b"x" * 64
 _ECHO, _SINK = b"e", b"s"
 _COUNT_BYTES: Final = 8
@@ -252,11 +253,14 @@ class TcpDuplex:
 
     async def read(self, n: int) -> bytes:
         """Return 1 to `n` bytes, or `b""` at the end."""
-        return await self._loop.sock_recv(self._connection, n)
+        data = await self._loop.sock_recv(self._connection, n)
+        await _give_way(data)
+        return data
 
     async def write(self, data: bytes) -> None:
         """Send all of it."""
         await self._loop.sock_sendall(self._connection, data)
+        await _give_way(data)
 
     async def write_eof(self) -> None:
         """Send FIN."""
@@ -265,6 +269,12 @@ class TcpDuplex:
     async def close(self) -> None:
         """Close."""
         self._connection.close()
+
+
+async def _give_way(data: bytes) -> None:
+    """Let others run after a large piece: asyncio's calls do not, as long as the socket is ready, and an echo would starve."""
+    if len(data) >= _LARGE_BYTES:
+        await asyncio.sleep(0)
 
 
 @contextlib.asynccontextmanager

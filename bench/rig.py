@@ -72,12 +72,16 @@ class Program:
         """Have a near side do a work of `probe.Near`, and return what it found.
 
         Raises:
-            BenchError: It ended, or the contestant's time is up.
+            BenchError: It ended, talks of something else, or the contestant's time is up.
         """
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended: `line` says why
             self._process.stdin.write(json.dumps({"work": work, **order}).encode() + b"\n")
-        found: dict[str, float] = json.loads(self.line())
+        said = self.line()
+        try:
+            found: dict[str, float] = json.loads(said)
+        except ValueError:
+            raise BenchError(f"said {said[:80]!r} where its figures should be") from None
         return found
 
     def _last_words(self) -> str:
@@ -185,7 +189,7 @@ class Rig:
         """Return how many seconds of the visit are left.
 
         Raises:
-            BenchError: None.
+            BenchError: None are.
         """
         remaining = self._deadline - time.monotonic()
         if remaining <= 0:

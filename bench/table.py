@@ -7,7 +7,7 @@ from typing import Final
 
 from bench.results import METRICS, OURS, Metric, Result, ratio
 
-__all__ = ["render_table", "render_trouble"]
+__all__ = ["render_figure", "render_table", "render_trouble"]
 
 _NOTHING: Final = "-"
 
@@ -46,15 +46,15 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 def _cell(metric: Metric, result: Result, ours: Result | None) -> str:
     figures = [result.median(key) for key in metric.keys]
-    present = [_figure(figure) for figure in figures if figure is not None]
+    present = [render_figure(figure) for figure in figures if figure is not None]
     if len(present) < len(figures):
         return _NOTHING
     text = " + ".join(present)
     better = None if ours is None or result is ours else ratio(metric, ours, result)
-    return text if better is None else f"{text} ({_figure(better)}x)"
+    return text if better is None else f"{text} ({render_figure(better)}x)"
 
 
-def _figure(value: float) -> str:
+def render_figure(value: float) -> str:
     """Return a figure with two or three digits that mean something."""
     decimals = 0 if abs(value) >= 99.5 else 1 if abs(value) >= 9.95 else 2
     return f"{value:.{decimals}f}"

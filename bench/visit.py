@@ -16,9 +16,8 @@ __all__ = ["FULL", "QUICK", "Effort", "visit"]
 _GB: Final = 1e9
 _MB: Final = 1e6
 _WARM_UP_SECONDS: Final = 0.2
-_FIRST_STREAMS: Final = 10  # of so many idle streams, one opens before memory is looked at: the first ones load code
 
-Works: TypeAlias = Iterator[tuple[str, Callable[[], dict[str, float]]]]
+_Works: TypeAlias = Iterator[tuple[str, Callable[[], dict[str, float]]]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Effort:
     idle: int
 
 
-FULL: Final = Effort(seconds=3.0, echoes=400, opens=30, connects=10, idle=900)
+FULL: Final = Effort(seconds=3.0, echoes=400, opens=30, connects=10, idle=1000)
 QUICK: Final = Effort(seconds=0.3, echoes=50, opens=5, connects=2, idle=200)
 
 
@@ -62,7 +61,7 @@ def visit(contestant: Contestant, python: Path, effort: Effort, limit: float) ->
     return found, trouble
 
 
-def _speed(contestant: Contestant, rig: Rig, near: Program, effort: Effort) -> Works:
+def _speed(contestant: Contestant, rig: Rig, near: Program, effort: Effort) -> _Works:
     ask = partial(partial, near.ask)
     yield "warming up", lambda: _warm_up(near)
     yield "echo", ask("echo", count=effort.echoes, seconds=effort.seconds)
@@ -73,8 +72,9 @@ def _speed(contestant: Contestant, rig: Rig, near: Program, effort: Effort) -> W
     yield "echo beside bulk", ask("fairness", count=effort.echoes, seconds=effort.seconds)
 
 
-def _memory(contestant: Contestant, rig: Rig, near: Program, effort: Effort) -> Works:
-    yield "idle streams", lambda: _idle(rig, near, effort.idle)
+def _memory(contestant: Contestant, rig: Rig, near: Program, effort: Effort) -> _Works:
+    count = min(effort.idle, contestant.streams_max or effort.idle)
+    yield "idle streams", lambda: _idle(rig, near, count)
 
 
 def _warm_up(near: Program) -> dict[str, float]:
@@ -94,7 +94,8 @@ def _bulk(rig: Rig, near: Program, seconds: float) -> dict[str, float]:
 
 
 def _idle(rig: Rig, near: Program, count: int) -> dict[str, float]:
-    near.ask("hold", count=count // _FIRST_STREAMS)
+    first = count // 10  # they load code, which is not a stream's
+    near.ask("hold", count=first)
     before = rig.near.memory_kib() + rig.far.memory_kib()
-    near.ask("hold", count=count)
-    return {"idle": (rig.near.memory_kib() + rig.far.memory_kib() - before) / count}
+    near.ask("hold", count=count - first)
+    return {"idle": (rig.near.memory_kib() + rig.far.memory_kib() - before) / (count - first)}

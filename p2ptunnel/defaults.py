@@ -95,6 +95,8 @@ RECONNECT_FACTOR: Final = 1.6
 RECONNECT_CAP: Final = 10.0
 RECONNECT_QUICK: Final = 30.0  # of trying, in which the cap is lower: most servers are back by then
 RECONNECT_QUICK_CAP: Final = 1.0
+JOIN_PATIENCE: Final = 1.0  # for a channel that is about to carry the session, before the next one is asked for
+RENEWAL_PAUSE: Final = 2.0  # between renewals of a registration because a path was silent
 REDIAL_STAGGER: Final = 2.0  # after which a fresh attempt begins beside one that has not come up yet
 REDIALS_AT_ONCE: Final = 3
 

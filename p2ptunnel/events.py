@@ -22,6 +22,7 @@ __all__ = [
     "EventHub",
     "EventsDropped",
     "PathChanged",
+    "PathSuspected",
     "PeerEvent",
     "SessionExpired",
     "SessionResumed",
@@ -41,6 +42,10 @@ class ChannelOpened(PeerEvent, frozen=True, kw_only=True):
     """A channel to the peer came up."""
 
     path: Path
+
+
+class PathSuspected(PeerEvent, frozen=True, kw_only=True):
+    """The path has been silent for longer than it should: another one is looked for."""
 
 
 class ChannelLost(PeerEvent, frozen=True, kw_only=True):

@@ -33,7 +33,7 @@ from p2ptunnel.errors import (
     RemoteProtocolError,
     UnknownPeerError,
 )
-from p2ptunnel.events import EventHub, EventsDropped, PeerEvent
+from p2ptunnel.events import EventHub, EventsDropped, PathSuspected, PeerEvent
 from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.registration import KeyCredentials
 from p2ptunnel.identity.store import PeerStore, PinnedPeer, Profile
@@ -134,7 +134,7 @@ class Peer:
         self._servers = Servers(servers, default_port=RENDEZVOUS_PORT, tracer=self._trace)
         self._ttl = OpenerTtl()
         self._events: Final = EventHub()
-        self._options: Final = SessionOptions(resume_timeout, resume_buffer, self._events)
+        self._options: Final = SessionOptions(resume_timeout, resume_buffer, self._on_session_event)
         self._started: _Started | None = None
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -433,6 +433,12 @@ class Peer:
         if self._started is None:
             raise LocalProtocolError("the peer has not been started: use `async with Peer(…)` or `await peer.start()`")
         return self._started
+
+    def _on_session_event(self, event: PeerEvent) -> None:
+        """Tell who listens; a silent path may mean that nobody can call us any more, either."""
+        self._events(event)
+        if isinstance(event, PathSuspected) and self._started is not None and self._started.answering is not None:
+            self._started.answering.path_suspected()
 
     def _pinned(self, tag: str) -> PinnedPeer:
         pinned = self._up.store.get(parse_tag(tag))

@@ -65,6 +65,8 @@ async def _copy(source: socket.socket, sink: socket.socket) -> None:
     buffer = memoryview(bytearray(_BUFFER_BYTES))
     while n := await loop.sock_recv_into(source, buffer):
         await loop.sock_sendall(sink, buffer[:n])
+        if n == _BUFFER_BYTES:  # more is waiting, and neither call lets the others run
+            await asyncio.sleep(0)
     sink.shutdown(socket.SHUT_WR)
 
 

@@ -24,9 +24,8 @@ _MICROSECONDS, _MILLISECONDS = 1e-6, 1e-3
 
 _LAYOUT: Final = struct.Struct(
     "="
-    "B3xB3x"  # state at 0; backoff at 4
-    "I4xI4xI16x"  # rto at 8, snd_mss at 16, unacked at 24
-    "I8xI"  # last_data_sent at 44, last_ack_recv at 56
+    "B15xI4xI28x"  # state at 0, snd_mss at 16, unacked at 24
+    "I"  # last_ack_recv at 56
     "8xII24x"  # rtt at 68, rttvar at 72
     "I40x"  # total_retrans at 100
     "I8xI"  # notsent_bytes at 144, data_segs_out at 156
@@ -41,9 +40,10 @@ class TcpInfo(msgspec.Struct, frozen=True):
     Attributes:
         rtt: Seconds, smoothed; 0 before the first measurement.
         rttvar: Seconds, mean deviation of the round trip.
-        seconds_without_ack: How long the other side's kernel has acknowledged nothing while bytes are under way to it; 0
-            when nothing is.  The time before they left does not count.  A process that is stopped does not show here: its
-            kernel goes on acknowledging, until its buffer is full and nothing is sent any more.
+        seconds_without_ack: How long ago the other side's kernel last acknowledged anything, while bytes are under way to it; 0
+            when nothing is.  After a silence this counts from before it: look again when an answer could have come.  A
+            process that is stopped does not show here: its kernel goes on acknowledging, until its buffer is full and nothing
+            is sent any more.
         retransmitted: Segments that were sent again, since the beginning.
         sent: Segments with data that were sent, repetitions included, since the beginning; 0 before Linux 4.6.
         delivery_rate: Bytes/s that lately arrived at the other side; 0 before Linux 4.9.
@@ -76,26 +76,16 @@ def _parse(data: bytes) -> TcpInfo | None:
     if len(data) < _FIRST_BYTES:
         return None
     fields = _LAYOUT.unpack_from(data.ljust(_LAYOUT.size, b"\0"))
-    state, backoff, rto, mss, unacked, last_sent, last_ack, rtt, rttvar, retransmitted, unsent, sent, rate = fields
+    state, mss, unacked, last_ack, rtt, rttvar, retransmitted, unsent, sent, rate = fields
     if state in _CLOSED_STATES:
         return None
     return TcpInfo(
         rtt=rtt * _MICROSECONDS,
         rttvar=rttvar * _MICROSECONDS,
-        seconds_without_ack=_without_ack(backoff, rto * _MICROSECONDS, last_sent, last_ack) if unacked else 0.0,
+        seconds_without_ack=last_ack * _MILLISECONDS if unacked else 0.0,
         retransmitted=retransmitted,
         sent=sent,
         delivery_rate=rate,
         snd_mss=mss,
         unsent_bytes=unsent,
     )
-
-
-def _without_ack(backoff: int, rto: float, last_sent_ms: int, last_ack_ms: int) -> float:
-    """Return the shorter of two times: since the last ACK, and since the bytes under way left first.
-
-    The second one counts after silence, when the last ACK is old without anybody's fault.  The kernel does not tell it, but
-    a time-out that has doubled n times to `rto` has let rto x (1 - 2^-n) pass before the last repetition.
-    """
-    since_first = last_sent_ms * _MILLISECONDS + rto * (1 - 0.5**backoff)
-    return min(last_ack_ms * _MILLISECONDS, since_first)

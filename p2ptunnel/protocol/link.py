@@ -31,6 +31,8 @@ __all__ = ["ACTIVE", "DORMANT", "IDLE", "Health", "Link", "Pace"]
 _CONTROL_MAX_BYTES: Final = 64 * 1024  # of answers to a peer that asks and does not read
 _SUSPECT_ROUND_TRIPS: Final = 4
 _DEAD_ROUND_TRIPS: Final = 12  # on a path so slow that the seconds below would be hasty
+_FIRST_ROUND_TRIPS: Final = 4  # measured one after the other: the very first waits for what the channel came up with
+_MEASURE_AGAIN: Final = 1.0  # seconds, while bytes move
 _LOOK_AGAIN: Final = 0.25  # seconds, at a link that is in doubt
 _NEWEST: Final = 1 / 8  # weight of a measured round trip (RFC 6298, 2.3)
 
@@ -63,6 +65,7 @@ class Link:
         reader: Cuts what comes over it; its offsets are those of the peer's sequence.
         control: Frames of the channel that wait to be sent.
         sent: Offset in our sequence of what goes next over it; None while it carries nothing of ours.
+        is_placed: Whether it is known where in the peer's sequence it stands.
         health: What was thought of it last.
         rtt: Smoothed seconds of a round trip, None until measured.
         rtt_deviation: How far single round trips are from it, in seconds.
@@ -73,17 +76,26 @@ class Link:
         self.reader: Final = FrameReader()
         self.control: Final = bytearray()
         self.sent: int | None = None
+        self.is_placed = False
         self.health = Health.UP
         self.rtt: float | None = None
         self.rtt_deviation = 0.0
         self.round_trips = 0
+        self._fastest: float = 0  # of the last few round trips: what the path takes without our own queues
         self._heard_at = now
         self._asked_at = now  # when the oldest PING was sent that nothing has answered
         self._is_asked = False
         self._judged_at = now
+        self._measured_at = now
         self._ping_count = 0
         self._pinged_at = now
         self._ping = b""
+        self._is_measuring = False
+
+    def place(self, offset: int) -> None:
+        """Note that the peer's sequence goes on here from `offset`."""
+        self.reader.offset = self.reader.frame_start = offset
+        self.is_placed = True
 
     @property
     def heard_at(self) -> float:
@@ -107,7 +119,7 @@ class Link:
         if not self._ping:
             self._ping_count += 1
             self._ping = self._ping_count.to_bytes(8, "big")
-            self._pinged_at = now
+            self._pinged_at, self._is_measuring = now, True
             self.control.extend(encode(Ping(self._ping)))
 
     def on_ping(self, frame: Ping) -> None:
@@ -121,17 +133,27 @@ class Link:
         self.control.extend(encode(Pong(frame.payload)))
 
     def on_pong(self, frame: Pong, now: float) -> None:
-        """Measure; an answer to another question than the last is none."""
+        """Measure; an answer to another question than the last is none.
+
+        Where the link was given up meanwhile, or its peer stood still, the time says nothing about the path: counted, it would
+        make us wait as long before the next loss is seen.
+        """
         if frame.payload != self._ping:
             return
         self._ping = b""
         self.round_trips += 1
+        self._measured_at = now
+        if not self._is_measuring:
+            return
         took = now - self._pinged_at
+        self._fastest = took if self.rtt is None else min(took, self._fastest * (1 + _NEWEST))
         if self.rtt is None:
             self.rtt, self.rtt_deviation = took, took / 2
         else:
             self.rtt_deviation += _NEWEST * 2 * (abs(took - self.rtt) - self.rtt_deviation)
             self.rtt += _NEWEST * (took - self.rtt)
+        if self.round_trips < _FIRST_ROUND_TRIPS:
+            self.ping(now)
 
     # --- judging ------------------------------------------------------------------------------------------------------
 
@@ -140,7 +162,7 @@ class Link:
         if not self._is_asked:
             return self._heard_at + self._ping_after(pace)
         if self.health is Health.UP:
-            return self._asked_at + self._suspect_after()
+            return max(self._asked_at + self._suspect_after(), self._judged_at + _LOOK_AGAIN)
         return math.inf if self.health is Health.DEAD else self._judged_at + _LOOK_AGAIN
 
     def handle_timer(self, now: float, pace: Pace, seconds_without_ack: float | None) -> Health:
@@ -149,36 +171,40 @@ class Link:
         Args:
             now: Monotonic seconds.
             pace: How closely to watch.
-            seconds_without_ack: For how long the peer's kernel has acknowledged nothing of what is under way to it; None
-                where nobody can tell.
+            seconds_without_ack: How long ago the peer's kernel last acknowledged anything; 0 where nothing is under way to
+                it, None where nobody can tell.
         """
         if not self._is_asked:
-            if now >= self._heard_at + self._ping_after(pace):
+            if now >= min(self._heard_at + self._ping_after(pace), self._measured_at + max(pace.ping, _MEASURE_AGAIN)):
                 self.ping(now)
             return self.health
         silence = now - self._asked_at
         self._judged_at = now
         if silence < self._suspect_after():
             return self.health
-        if seconds_without_ack is not None and seconds_without_ack < silence / 2:
+        if seconds_without_ack == 0:
             self.health = Health.STALLED
+        elif seconds_without_ack is not None and seconds_without_ack < silence / 2:
+            self.health = Health.UP  # what is under way is being acknowledged: the answer waits in a queue
         elif silence >= self._dead_after(pace):
             self.health = Health.DEAD
         else:
             self.health = Health.SUSPECT
+        self._is_measuring &= self.health not in {Health.STALLED, Health.DEAD}
         return self.health
 
     def forgive(self, seconds: float) -> None:
         """Leave out `seconds` in which we ourselves stood still: what came meanwhile has not been read yet."""
         self._heard_at += seconds
         self._asked_at += seconds
+        self._pinged_at += seconds
 
     def _ping_after(self, pace: Pace) -> float:
-        return max(pace.ping, 2 * (self.rtt or 0))
+        return max(pace.ping, 2 * self._fastest)
 
     def _suspect_after(self) -> float:
         """Seconds of an unanswered question."""
-        return max(SUSPECT_AFTER - PING_ACTIVE, _SUSPECT_ROUND_TRIPS * (self.rtt or 0))
+        return max(SUSPECT_AFTER - PING_ACTIVE, _SUSPECT_ROUND_TRIPS * self._fastest)
 
     def _dead_after(self, pace: Pace) -> float:
         return max(pace.dead - pace.ping, _DEAD_ROUND_TRIPS * (self.rtt or 0))

@@ -115,7 +115,7 @@ class Replay:
     def _headers(self) -> Iterator[tuple[int, int, int]]:
         for piece in self._pieces:
             at = max(self.start - piece.start, 0)
-            while at < piece.used:
+            while at + HEADER.size <= piece.used:  # a peer that acknowledges half a frame must not lead us astray
                 kind, _, length, stream_id = HEADER.unpack_from(piece.data, at)
                 at += HEADER.size + length
                 yield kind, length, stream_id

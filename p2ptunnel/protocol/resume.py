@@ -21,7 +21,20 @@ from p2ptunnel.protocol.link import ACTIVE, DORMANT, IDLE, Health, Link, Pace
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.mux import Mux, MuxEvent
 from p2ptunnel.protocol.replay import PIECE_BYTES, Replay
-from p2ptunnel.wire.frames import HEADER, Ack, Data, Frame, GoAway, GoAwayCode, Ping, Pong, Resume, encode
+from p2ptunnel.wire.frames import (
+    HEADER,
+    Accept,
+    Ack,
+    Data,
+    Frame,
+    GoAway,
+    GoAwayCode,
+    Hello,
+    Ping,
+    Pong,
+    Resume,
+    encode,
+)
 
 __all__ = ["Endpoint", "EndpointEvent", "Forgotten", "HealthChanged", "Resumed", "SecondsWithoutAck"]
 
@@ -79,9 +92,11 @@ class Endpoint:
         self._batch_limit = PIECE_BYTES
         self._resumable_at = 0  # offset of the frame in which `received` lies: from there the peer must send again
         self._acknowledged = 0  # what we told the peer last
+        self._confirmed = 0  # what the peer told us last, over whichever link
         self._ack_wanted = 0  # offset up to which we have asked for an acknowledgement
         self._number = 0  # of the last RESUME
-        self._wanted: int | None = None  # the link that our RESUME is for
+        self._asked: Final[dict[int, Resume]] = {}  # our RESUMEs that have no answer yet, by link
+        self._answered = 0  # number of the newest RESUME that was answered
         self._events: list[EndpointEvent] = []
         self._moved_at = now
         self._streams_at = now
@@ -92,6 +107,7 @@ class Endpoint:
         """Add the channel with which the session begins, and return its number; it carries everything at once."""
         number = self.attach(now)
         self._links[number].sent = 0
+        self._links[number].place(0)
         self.active = number
         return number
 
@@ -104,13 +120,12 @@ class Endpoint:
     def detach(self, number: int) -> None:
         """Forget a channel that is gone; nothing happens if it is forgotten already."""
         self._links.pop(number, None)
-        if self._wanted == number:
-            self._wanted = None
+        self._asked.pop(number, None)
         if self.active == number:
             self.active = None
 
     def resume(self, number: int) -> None:
-        """Ask the peer to go on over this channel; only the caller does.
+        """Ask the peer to go on over this channel; only the caller does, and once a channel.
 
         Raises:
             LocalProtocolError: This is the callee.
@@ -118,8 +133,8 @@ class Endpoint:
         if not self._is_caller:
             raise LocalProtocolError("the caller moves the session, not the callee")
         self._number += 1
-        self._wanted = number
-        self._say(self._links[number], Resume(self._number, self._resumable_at))
+        question = self._asked[number] = Resume(self._number, self._resumable_at)
+        self._links[number].control.extend(encode(question))
 
     @property
     def links(self) -> tuple[int, ...]:
@@ -156,19 +171,30 @@ class Endpoint:
         if link is None:
             return _NOTHING
         if link.control:
-            control = memoryview(bytes(link.control))
-            link.control.clear()
-            return control
+            return self._take_control(link)
         if number != self.active or link.sent is None or link.health is Health.DEAD:
             return _NOTHING
         if link.sent == self._replay.end and self.mux.has_output:
-            room = self._replay.room(self._batch_limit)
-            self._replay.commit(self.mux.fill(room))
+            self._fill()
         data = self._replay.at(link.sent)
         if data:
             link.sent += len(data)
             self._moved_at = now
-        return data
+            self._release()
+        return data or self._take_control(link)
+
+    def _fill(self) -> None:
+        """Take from the streams what there is room for; where there is none, an acknowledgement is wanted now."""
+        room = self._replay.room(self._batch_limit)
+        self._replay.commit(self.mux.fill(room))
+        if not room:
+            self._ask_for_ack()
+
+    @staticmethod
+    def _take_control(link: Link) -> memoryview:
+        control = memoryview(bytes(link.control))
+        link.control.clear()
+        return control
 
     def receive_data(self, number: int, data: memoryview, now: float) -> None:
         """Take what arrived on a channel.
@@ -201,6 +227,7 @@ class Endpoint:
 
     def _on_data(self, link: Link, part: Data, now: float) -> None:
         """Hand on what of a Data frame is new."""
+        self._check_placed(link)
         end, frame_start = link.reader.offset, link.reader.frame_start
         start = end - len(part.payload)
         if end <= self.received:
@@ -218,6 +245,9 @@ class Endpoint:
         if isinstance(frame, GoAway) and frame.code == GoAwayCode.EXPIRED:
             self._events.append(Forgotten(frame.reason))
             return
+        if isinstance(frame, Hello | Accept):
+            raise RemoteProtocolError("a second greeting")
+        self._check_placed(link)
         reader = link.reader
         if reader.offset <= self.received:
             return
@@ -225,6 +255,11 @@ class Endpoint:
             raise RemoteProtocolError("a gap in the sequence")
         self.mux.receive(frame, now)
         self.received = self._resumable_at = reader.offset
+
+    @staticmethod
+    def _check_placed(link: Link) -> None:
+        if not link.is_placed:
+            raise RemoteProtocolError("bytes of the session on a channel that it has not moved to")
 
     def _on_control(self, number: int, link: Link, frame: Ack | Ping | Pong | Resume, now: float) -> None:
         match frame:
@@ -241,35 +276,52 @@ class Endpoint:
                 self._on_resume(number, link, frame)
 
     def _on_ack(self, received: int) -> None:
-        try:
-            self._replay.acknowledge(received)
-        except LocalProtocolError as error:
-            raise RemoteProtocolError("an acknowledgement of what was never sent") from error
+        if received > self._replay.end:
+            raise RemoteProtocolError("an acknowledgement of what was never sent")
+        self._confirmed = max(self._confirmed, received)
+        self._release()
+
+    def _release(self) -> None:
+        """Forget what the peer has; but a channel leaves nothing out, even where an older one was faster."""
+        sent = None if self.active is None else self._links[self.active].sent
+        self._replay.acknowledge(self._confirmed if sent is None else min(self._confirmed, sent))
 
     def _on_resume(self, number: int, link: Link, frame: Resume) -> None:
         if self._is_caller:
-            if frame.number == self._number and number == self._wanted:  # else we have asked anew since
-                self._wanted = None
-                link.reader.offset = link.reader.frame_start = frame.start
-                self._go_on(number, link, self._kept(frame.received))
+            self._on_answer(number, link, frame)
+        elif link.is_placed:
+            raise RemoteProtocolError("it moves to the same channel twice")
         elif frame.number > self._number:
             self._number = frame.number
-            start = max(self._replay.start, self._kept(frame.received))  # it may have acknowledged more since, elsewhere
-            self._say(link, Resume(frame.number, self._resumable_at, start))
-            link.reader.offset = link.reader.frame_start = self._resumable_at
+            self._on_ack(frame.received)
+            self._acknowledged = self._resumable_at
+            start = self._confirmed  # it may have acknowledged more since, elsewhere
+            link.control.extend(encode(Resume(frame.number, self._resumable_at, start)))
+            link.place(self._resumable_at)
             self._go_on(number, link, start)
+
+    def _on_answer(self, number: int, link: Link, answer: Resume) -> None:
+        """Go on over this link, unless a newer RESUME was answered before; what comes behind the answer is read in any case."""
+        question = self._asked.pop(number, None)
+        if question is None or question.number != answer.number:
+            raise RemoteProtocolError("an answer to a question that was not asked")
+        link.place(answer.start)
+        if answer.number > self._answered:
+            self._answered = answer.number
+            if answer.received < self._confirmed:
+                raise RemoteProtocolError("it wants again what it has acknowledged")
+            self._on_ack(answer.received)
+            self._acknowledged = question.received  # what was told elsewhere since may be lost
+            self._go_on(number, link, answer.received)
 
     def _go_on(self, number: int, link: Link, start: int) -> None:
         """Send over this link from now on."""
         link.sent = start
         self.active = number
+        self._ack_wanted = 0  # who was asked elsewhere may never answer
+        self._release()
         self.mux.rtt = link.rtt or self.mux.rtt
         self._events.append(Resumed(number, self._replay.end - start))
-
-    def _kept(self, received: int) -> int:
-        """Return the offset from which the peer wants to resume, and take it for an acknowledgement."""
-        self._on_ack(received)
-        return received
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -306,10 +358,7 @@ class Endpoint:
         """Ask the peer to acknowledge everything; tell whether that has not been asked before."""
         if self.active is None or self._ack_wanted == self._replay.end or self.mux.has_output:
             return False
-        self._ack_wanted = self._replay.end
-        self._links[self.active].control.extend(
-            encode(Ping(bytes(8)))
-        )  # its answer brings an acknowledgement, and counts for nothing
+        self._ask_for_ack()
         return True
 
     def silence(self, now: float) -> float:
@@ -329,6 +378,8 @@ class Endpoint:
             self._acknowledged = self._resumable_at
             self._links[self.active].control.extend(encode(Ack(self._resumable_at)))
 
-    def _say(self, link: Link, frame: Resume) -> None:
-        link.control.extend(encode(frame))
-        self._acknowledged = frame.received
+    def _ask_for_ack(self) -> None:
+        """Send a PING that counts for nothing here: the peer acknowledges what it has when it answers."""
+        if self.active is not None and self._ack_wanted != self._replay.end:
+            self._ack_wanted = self._replay.end
+            self._links[self.active].control.extend(encode(Ping(bytes(8))))

@@ -15,6 +15,7 @@ import msgspec
 
 from p2ptunnel.defaults import (
     CLOSE_GRACE,
+    JOIN_PATIENCE,
     RESUME_BUFFER_BYTES,
     RESUME_LINGER,
     SESSION_TICK,
@@ -36,6 +37,7 @@ from p2ptunnel.events import (
     ChannelLost,
     ChannelOpened,
     PathChanged,
+    PathSuspected,
     PeerEvent,
     SessionExpired,
     SessionResumed,
@@ -182,6 +184,8 @@ class Session:
         self.in_doubt: Final = asyncio.Event()
         self.settled: Final = asyncio.Event()
         self.settled.set()
+        self._may_join: Final = asyncio.Event()
+        self._may_join.set()
         self._migration: Migration | None = None
         options = options or SessionOptions()
         self._resume_timeout: Final = options.resume_timeout
@@ -210,7 +214,6 @@ class Session:
         self._pace = ACTIVE
         self._due = 0.0
         self._trace("session", "up", tag=tag, key=peer_key.short, path=path.kind, remote=format_address(path.remote))
-        self._set_timer(self._loop.time())
         self._use(channel, path, self._endpoint.begin(self._loop.time()))
 
     def __repr__(self) -> str:
@@ -308,8 +311,15 @@ class Session:
 
     # --- channels -----------------------------------------------------------------------------------------------------
 
-    def join(self) -> tuple[int, bytes]:
-        """Ask for going on over a channel that is coming up; return its number, and what to send behind HELLO."""
+    async def join(self) -> tuple[int, bytes]:
+        """Ask for going on over a channel that is coming up; return its number, and what to send behind HELLO.
+
+        One channel is asked for at a time: the peer would close the first one for the second, which nobody waits for by then.
+        """
+        await _wait(self._may_join, JOIN_PATIENCE)
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+        self._may_join.clear()
         number = self._endpoint.attach(self._loop.time())
         self._endpoint.resume(number)
         return number, bytes(self._endpoint.data_to_send(number, self._loop.time()))
@@ -318,6 +328,7 @@ class Session:
         """Forget a channel that did not come up, or is wanted no more."""
         leg = self._legs.pop(number, None)
         self._endpoint.detach(number)
+        self._may_join.set()
         if leg is not None:
             leg.channel.abort()
 
@@ -375,6 +386,7 @@ class Session:
         self._tell(ChannelOpened(tag=self.tag, path=path))
         self._endpoint.link(number).heard(self._loop.time())
         self._endpoint.link(number).ping(self._loop.time())  # windows grow by the round trip
+        self._set_timer(self._loop.time())
         channel.start(leg)
         self.flush()
 
@@ -389,7 +401,7 @@ class Session:
             if self.error is None:
                 self._is_closing = True
                 self._go_away(GoAwayCode.CLOSED)
-                if self._active is not None:
+                if self._suspended_at is None:
                     await _wait(self._quiet, grace)
                 self._leave()
             for channel in self._channels:
@@ -531,6 +543,7 @@ class Session:
         self._legs.pop(leg.number, None)
         self._endpoint.detach(leg.number)
         if not was_active:
+            self._may_join.set()
             self._trace("session", "channel_ended", tag=self.tag, reason=str(error))
         elif self._leaving and isinstance(error, ChannelClosedError):
             self._end(self._leaving)
@@ -592,6 +605,7 @@ class Session:
                 self._settle()
                 self._flowing(0)
             case Health.SUSPECT:
+                self._tell(PathSuspected(tag=self.tag))
                 if self._can_wait():
                     self._doubt()
             case Health.STALLED:
@@ -617,7 +631,8 @@ class Session:
     def _on_resumed(self, number: int, replayed_bytes: int) -> None:
         """Go on over another channel, and close those before it."""
         leg = self._legs[number]
-        for other in [other for other in self._legs.values() if other is not leg]:
+        self._may_join.set()
+        for other in [other for other in self._legs.values() if other.number < number]:  # a newer one may take over next
             del self._legs[other.number]
             self._endpoint.detach(other.number)
             other.channel.close()

@@ -78,12 +78,14 @@ class Migration:
                 await self._judge(attempt)
 
     def _begin_attempt(self) -> None:
-        while len(self._attempts) >= REDIALS_AT_ONCE:
-            self._attempts.pop(0).cancel()
+        for attempt in self._attempts[: 1 - REDIALS_AT_ONCE]:
+            attempt.cancel()  # and waited for, as all are
         self._attempts.append(asyncio.ensure_future(self._redial()))
 
     async def _judge(self, attempt: asyncio.Task[None]) -> None:
         """Wait for the answer where a channel came up, and pause where none did."""
+        if attempt.cancelled():
+            return
         try:
             attempt.result()
         except (P2PTunnelError, OSError) as error:

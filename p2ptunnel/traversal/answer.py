@@ -19,6 +19,7 @@ from p2ptunnel.defaults import (
     PENDING_CONNECTIONS,
     PREAMBLE_TIMEOUT,
     RECONNECT_CAP,
+    RENEWAL_PAUSE,
     TRANSACTION_TIMEOUT,
 )
 from p2ptunnel.errors import (
@@ -93,6 +94,9 @@ class AnsweringPort:
         self._registered: asyncio.Future[Address] | None = None
         self._left = asyncio.Event()
         self._is_closing = False
+        self._renewed_at = -RENEWAL_PAUSE
+        self._is_renewing = False
+        self._renewal: asyncio.TimerHandle | None = None
 
     @property
     def observed(self) -> Address | None:
@@ -129,9 +133,21 @@ class AnsweringPort:
     def network_changed(self) -> None:
         """Register anew at once, and look anew at how we are seen: our address may be another."""
         if self._watching is not None and not self._is_closing:
+            self._renewed_at = time.monotonic()
+            self._is_renewing = True
             self._port.forget_control()
-            self._machine.registration.network_changed(time.monotonic())
+            self._machine.registration.network_changed(self._renewed_at)
             self._driver.wake()
+
+    def path_suspected(self) -> None:
+        """Do as when the network has changed, now or soon: a NAT that forgot one path of ours has forgotten all of them."""
+        if self._renewal is None:
+            pause = max(0.0, self._renewed_at + RENEWAL_PAUSE - time.monotonic())
+            self._renewal = asyncio.get_running_loop().call_later(pause, self._renew)
+
+    def _renew(self) -> None:
+        self._renewal = None
+        self.network_changed()
 
     async def close(self) -> None:
         """Answer nobody any more, leave the server (waits at most a second), close every socket.
@@ -157,6 +173,8 @@ class AnsweringPort:
 
     def _stop_answering(self) -> None:
         self._is_closing = True
+        if self._renewal is not None:
+            self._renewal.cancel()
         if self._listener is not None:
             self._listener.close()
         for dialer in self._dialers.values():
@@ -178,7 +196,9 @@ class AnsweringPort:
             await self._port.wait_control_lost()
             if time.monotonic() - opened > RECONNECT_CAP:  # it stood: this is new trouble
                 backoff = Backoff()
-            await backoff.until_done(self._port.observe)
+            is_ours, self._is_renewing = self._is_renewing, False
+            if not (is_ours and await self._port.observe()):  # no herd here: and the next call comes soon
+                await backoff.until_done(self._port.observe)
             opened = time.monotonic()
             self._take_view()
             self._machine.registration.network_changed(opened)
@@ -211,6 +231,8 @@ class AnsweringPort:
                 pass
 
     def _dial(self, wanted: Dial) -> None:
+        if self._listener is not None:
+            self._listener.expect(agent.caller[0] for agent in self._machine.agents)
         dialer = self._dialers.get(wanted.token)
         if dialer is None:
             dialer = Dialer(self._port.address, self._greet_soon, tracer=self._trace)

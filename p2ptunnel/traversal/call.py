@@ -158,6 +158,8 @@ class Call(Generic[T]):
         match event:
             case PunchStarted():
                 self._peer_host = event.peer[0]
+                if self._listener is not None:
+                    self._listener.expect([self._peer_host])
             case Dial():
                 ttl = self._port.udp.opener_ttl if event.low else None
                 self._dialer.start(event.targets, low_ttl=ttl, patience=event.patience)

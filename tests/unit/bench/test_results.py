@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.page import render_page
+from bench.plot import draw
 from bench.results import METRICS, Machine, Report, Result, median, ratio
 from bench.table import render_table, render_trouble
 
@@ -86,6 +87,13 @@ def test_the_page_has_the_machine_the_tables_and_every_reason() -> None:
     assert "## Through a local port\n" in page
     assert "## From Python to Python\n" not in page
     assert "[1] The broken: start: it says no" in page
+
+
+def test_the_picture_is_drawn_whatever_the_range(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib").use("Agg")
+    figures = ({"throughput": 400.0, "cpu_near": 1.0, "cpu_far": 2.0}, {"throughput": 1.0, "cpu_near": 0.0, "cpu_far": 0.0})
+    draw(report(*(result(str(i), found) for i, found in enumerate(figures)), result("broken")), tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("value", "text"), [(9.949, "9.95"), (9.96, "10.0"), (99.4, "99.4"), (99.6, "100"), (0.0, "0.00")])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +24,9 @@ DEAF = "import socket; s = socket.create_server(('', 7001))\nwhile True: s.accep
 SESSION = "import subprocess, sys\nsubprocess.run(['sleep', '60'], start_new_session=True)"
 
 
-def is_alive(pid: int) -> bool:
-    return Path("/proc", str(pid)).exists()
+def has_ended(process: int) -> bool:
+    """Wait a while for the end of the process behind a descriptor."""
+    return bool(select.select([process], [], [], 5)[0])
 
 
 def test_cpu_and_memory_are_the_sides_own_and_include_children() -> None:
@@ -58,6 +61,11 @@ def test_a_work_that_fails_gives_the_reason_of_the_near_side() -> None:
             near.ask("echo", count=1, seconds=1)
 
 
+def test_a_line_that_is_no_answer_is_a_reason() -> None:
+    with Rig(30) as rig, pytest.raises(BenchError, match=r"^said 'Hello!' where its figures should be$"):
+        rig.near.start(["echo", "Hello!"]).ask("echo", count=1, seconds=1)
+
+
 def test_time_is_limited_for_a_program_that_says_nothing_and_one_that_does_not_listen() -> None:
     with Rig(0.3) as rig:
         silent = rig.far.start(["sleep", "60"])
@@ -73,9 +81,13 @@ def test_a_program_and_its_child_in_another_session_end_with_the_rig() -> None:
         while len(pids := program.pids) < 2:
             program.check()
             rig.remaining()
-        directory = rig.directory
-    assert not any(map(is_alive, pids))
-    assert not directory.exists()
+        with contextlib.ExitStack() as watched:
+            processes = [os.pidfd_open(pid) for pid in pids]
+            for process in processes:
+                watched.callback(os.close, process)
+            rig.close()
+            assert all(map(has_ended, processes))
+    assert not rig.directory.exists()
 
 
 def test_who_may_not_make_namespaces_is_told_to_be_root() -> None:

@@ -304,6 +304,19 @@ def test_closed_watch_calls_no_more(has_news: bool) -> None:
     run(main())
 
 
+def test_closed_watch_leaves_nothing_in_the_selector() -> None:
+    """Else the next socket of that number is never watched."""
+
+    async def main() -> None:
+        with World(has_news=True) as world:
+            number = world._news.fileno()
+            world.watch.close()
+            assert world._news.fileno() < 0
+            assert not asyncio.get_running_loop().remove_reader(number)
+
+    run(main())
+
+
 def test_callback_may_close_the_watch_and_hears_nothing_more() -> None:
     async def main() -> None:
         told: list[NetworkChange] = []

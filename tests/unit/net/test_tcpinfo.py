@@ -22,11 +22,8 @@ SIZES = {"__u8": 1, "__u32": 4, "__u64": 8}
 ESTABLISHED, CLOSED, LISTENING = 1, 7, 10
 
 OFFSETS = {
-    "tcpi_backoff": 4,
-    "tcpi_rto": 8,
     "tcpi_snd_mss": 16,
     "tcpi_unacked": 24,
-    "tcpi_last_data_sent": 44,
     "tcpi_last_ack_recv": 56,
     "tcpi_rtt": 68,
     "tcpi_rttvar": 72,
@@ -42,7 +39,7 @@ def told(size: int = 168, state: int = ESTABLISHED, **fields: int) -> TcpInfo | 
     answer = bytearray(256)
     answer[0] = state
     for name, value in fields.items():
-        code = {"tcpi_backoff": "=B", "tcpi_delivery_rate": "=Q"}.get(name, "=I")
+        code = "=Q" if name == "tcpi_delivery_rate" else "=I"
         struct.pack_into(code, answer, OFFSETS[name], value)
     return tcpinfo._parse(bytes(answer[:size]))
 
@@ -69,10 +66,8 @@ def test_offsets_are_those_of_the_kernels_header() -> None:
 
 def test_each_field_is_read_from_its_place_and_in_its_unit() -> None:
     info = info_of(
-        tcpi_rto=204_000,
         tcpi_snd_mss=1188,
         tcpi_unacked=3,
-        tcpi_last_data_sent=40,
         tcpi_last_ack_recv=30,
         tcpi_rtt=25_000,
         tcpi_rttvar=4_000,
@@ -117,31 +112,8 @@ def test_what_is_no_connection_has_no_figures(state: int) -> None:
     assert told(state=state) is None
 
 
-@pytest.mark.parametrize(
-    ("backoff", "last_sent_ms", "last_ack_ms", "expected"),
-    [
-        (0, 10, 60_000, 0.010),  # after a minute of silence
-        (0, 300, 250, 0.250),  # a stream in flow
-        (1, 100, 60_000, 0.300),  # one repetition: 200 ms, doubled to 400, and 100 since
-        (3, 100, 60_000, 1.500),  # 200 + 400 + 800, now 1600, and 100 since
-        (3, 100, 1_400, 1.400),
-    ],
-)
-def test_silence_before_the_first_byte_under_way_does_not_count(
-    backoff: int, last_sent_ms: int, last_ack_ms: int, expected: float
-) -> None:
-    info = info_of(
-        tcpi_unacked=1,
-        tcpi_backoff=backoff,
-        tcpi_rto=200_000 << backoff,
-        tcpi_last_data_sent=last_sent_ms,
-        tcpi_last_ack_recv=last_ack_ms,
-    )
-    assert info.seconds_without_ack == pytest.approx(expected)
-
-
 def test_nothing_under_way_is_nothing_to_wait_for() -> None:
-    assert info_of(tcpi_unacked=0, tcpi_last_data_sent=9000, tcpi_last_ack_recv=9000).seconds_without_ack == 0
+    assert info_of(tcpi_unacked=0, tcpi_last_ack_recv=9000).seconds_without_ack == 0
 
 
 def test_connection_over_loopback_tells_all() -> None:

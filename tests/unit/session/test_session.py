@@ -6,10 +6,12 @@ import asyncio
 import ssl
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from p2ptunnel.errors import (
     AuthenticationError,
+    ChannelClosedError,
     ChannelLostError,
     PeerKeyChangedError,
     PeerRefusedError,
@@ -23,7 +25,7 @@ from p2ptunnel.identity.tls import callee_context, caller_context, leaf_key, pro
 from p2ptunnel.session import session as session_module
 from p2ptunnel.session.channel import Channel
 from p2ptunnel.session.session import accept_session, connect_session
-from p2ptunnel.wire.frames import Accept, Hello, Open, Ping, encode, preamble
+from p2ptunnel.wire.frames import Accept, GoAway, GoAwayCode, Hello, Open, Ping, encode, preamble
 from tests.helpers import run
 from tests.helpers.peers import CALLEE, CALLER, Peers, Wire, new_pipe, sessions, tcp_pair
 
@@ -197,12 +199,20 @@ class RawCaller:
         await new_pipe(self.client).attach(lambda: self.channel)
         await self.channel.handshake(preamble(self.peers.selector))
 
-    def hello(self, *, signer: Identity | None = None, selector: bytes | None = None, leaf: bytes | None = None) -> Hello:
+    def hello(
+        self,
+        *,
+        signer: Identity | None = None,
+        selector: bytes | None = None,
+        session: bytes | None = None,
+        leaf: bytes | None = None,
+    ) -> Hello:
         proof = prove(self.channel.tls, self.identity.public)
         selector, nonce = selector or self.peers.selector, bytes(16)
-        leaf = leaf or leaf_key(self.identity)
-        keys = (self.identity.public.raw, CALLEE.public.raw, leaf, proof.leaf)
-        return Hello(selector, nonce, (signer or self.identity).sign(signed_bytes(Purpose.HELLO, *keys, selector, nonce)))
+        session = session or selector
+        keys = (self.identity.public.raw, CALLEE.public.raw, leaf or leaf_key(self.identity), proof.leaf)
+        signed = signed_bytes(Purpose.HELLO, *keys, selector, session, nonce)
+        return Hello(selector, session, nonce, (signer or self.identity).sign(signed))
 
     async def refused(self, frame: bytes) -> BaseException:
         """Send these bytes as the first frame; return what the callee made of them, once we have been shut out."""
@@ -249,19 +259,39 @@ def test_a_leaf_without_its_identity_proves_nothing() -> None:
     run(scenario())
 
 
-@pytest.mark.parametrize("field", ["leaf", "selector"])
-def test_a_hello_from_another_connection_is_refused(field: str) -> None:
+@pytest.mark.parametrize("field", ["leaf", "selector", "session"])
+def test_a_hello_from_another_connection_or_for_another_session_is_refused(field: str) -> None:
     async def scenario() -> None:
         raw = RawCaller(Peers())
         await raw.secure()
-        hello = raw.hello(leaf=bytes(32)) if field == "leaf" else raw.hello(selector=bytes(16))
+        hello = {
+            "leaf": lambda: raw.hello(leaf=bytes(32)),
+            "selector": lambda: raw.hello(selector=bytes(16)),
+            "session": lambda: msgspec.structs.replace(raw.hello(), session=bytes(16)),  # and signed for a new one
+        }[field]()
         raw.channel.write(encode(hello))
         with pytest.raises((ChannelLostError, ssl.SSLError)):
             await raw.channel.read_frame()
-        problem = "holds a leaf, but not" if field == "leaf" else "HELLO is for another attempt"
+        problem = "HELLO is for another attempt" if field == "selector" else "holds a leaf, but not"
         error = await raw.outcome()
         assert isinstance(error, AuthenticationError)
         assert problem in str(error)
+
+    run(scenario())
+
+
+def test_a_caller_that_goes_on_with_a_session_that_nobody_knows_is_told_so() -> None:
+    async def scenario() -> None:
+        raw = RawCaller(Peers("web"))
+        await raw.secure()
+        raw.channel.write(encode(raw.hello(session=bytes(16))))
+        assert isinstance(await raw.channel.read_frame(), Accept)
+        assert await raw.channel.read_frame() == GoAway(GoAwayCode.EXPIRED)
+        with pytest.raises(ChannelLostError, match="it was closed during the greeting"):
+            await raw.channel.read_frame()
+        error = await raw.outcome()
+        assert isinstance(error, ChannelClosedError)
+        assert str(error) == "the channel was closed by us: the session that the caller wants to go on with has ended"
 
     run(scenario())
 
@@ -270,7 +300,7 @@ def test_a_hello_from_another_connection_is_refused(field: str) -> None:
     "first",
     [
         encode(Open(1, 0, "web")),
-        encode(Hello(bytes(16), bytes(16), bytes(64), v=2)),
+        encode(Hello(bytes(16), bytes(16), bytes(16), bytes(64), v=2)),
         encode(Ping(bytes(8))),
         bytes(8),
     ],
@@ -318,7 +348,7 @@ class RawCallee:
     def accept(self, hello: Hello, signer: Identity, purpose: Purpose = Purpose.ACCEPT) -> Accept:
         leaf = prove(self.channel.tls, CALLEE.public).leaf
         keys = (CALLER.public.raw, CALLEE.public.raw, leaf, leaf_key(CALLEE))
-        return Accept(signer.sign(signed_bytes(purpose, *keys, hello.selector, hello.nonce)))
+        return Accept(signer.sign(signed_bytes(purpose, *keys, hello.selector, hello.session, hello.nonce)))
 
     async def outcome(self) -> BaseException:
         [error] = await asyncio.gather(self.connecting, return_exceptions=True)
@@ -327,7 +357,7 @@ class RawCallee:
         return error
 
 
-@pytest.mark.parametrize("fault", ["another identity", "another purpose", "another nonce"])
+@pytest.mark.parametrize("fault", ["another identity", "another purpose", "another session", "another nonce"])
 def test_an_accept_that_the_pinned_identity_did_not_sign_is_a_changed_key(fault: str) -> None:
     async def scenario() -> None:
         raw = RawCallee(Peers())
@@ -336,8 +366,10 @@ def test_an_accept_that_the_pinned_identity_did_not_sign_is_a_changed_key(fault:
             answer = raw.accept(hello, MALLORY)
         elif fault == "another purpose":
             answer = raw.accept(hello, CALLEE, Purpose.HELLO)
+        elif fault == "another session":
+            answer = raw.accept(msgspec.structs.replace(hello, session=bytes(16)), CALLEE)
         else:
-            answer = raw.accept(Hello(hello.selector, bytes(16), hello.signature), CALLEE)
+            answer = raw.accept(msgspec.structs.replace(hello, nonce=bytes(16)), CALLEE)
         raw.channel.write(encode(answer))
         assert isinstance(await raw.outcome(), PeerKeyChangedError)
 

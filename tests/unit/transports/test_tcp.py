@@ -10,7 +10,7 @@ import socket
 import pytest
 
 from p2ptunnel.errors import RemoteProtocolError
-from p2ptunnel.transports.tcp import read_preamble, seconds_without_ack
+from p2ptunnel.transports.tcp import read_preamble
 from p2ptunnel.wire.frames import PREAMBLE_BYTES, preamble
 from tests.helpers import run
 from tests.helpers.peers import tcp_pair
@@ -93,18 +93,3 @@ def test_a_broken_connection_is_the_systems_error() -> None:
                 await read_preamble(near)
 
     run(scenario())
-
-
-def test_where_nobody_can_tell_of_acks_nothing_is_overdue() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.send(b"unread")
-        assert seconds_without_ack(ours) == 0
-    assert seconds_without_ack(ours) == 0
-
-
-def test_bytes_that_the_other_kernel_has_are_not_overdue() -> None:
-    near, far = tcp_pair()
-    with near, far:
-        near.send(b"unread by anybody, and acknowledged all the same")
-        assert seconds_without_ack(near) < 1
