@@ -59,7 +59,7 @@ median of the ratios of each round, which neighbours on a shared machine disturb
 - **One more**: another stream (or connection to the local port) on a live session, up to the first echo.
 - **Connect**: from nothing but loaded modules and stored keys to the first echo: both keys proved, the stream open. In that
   time p2ptunnel and aiortc also exchange messages over a server and try paths; the others are told an address.
-- **Idle stream**: memory of both sides together that each of {idle} open streams adds (of 250 with py-libp2p, which
+- **Idle stream**: memory of both sides together that each of {idle} open streams adds (of 240 with py-libp2p, which
   opens no more); pages that processes share count once.
 
 OpenSSH, asyncssh and p2ptunnel carry all streams in one encrypted connection; stunnel makes one for each stream; the relays

@@ -16,8 +16,19 @@ from typing import TYPE_CHECKING, Final
 from p2ptunnel._version import __version__
 
 if TYPE_CHECKING:
-    from p2ptunnel.abc import Opening, Stream
+    from p2ptunnel.abc import Opening, Stream, StreamStats
     from p2ptunnel.errors import P2PTunnelError
+    from p2ptunnel.events import (
+        ChannelLost,
+        ChannelOpened,
+        EventsDropped,
+        PathChanged,
+        PathSuspected,
+        PeerEvent,
+        SessionExpired,
+        SessionResumed,
+        SessionStalled,
+    )
     from p2ptunnel.identity.keys import Identity, PublicKey
     from p2ptunnel.identity.store import PeerStore, PinnedPeer, Profile
     from p2ptunnel.peer import Peer, PeerStatus, Snapshot
@@ -33,6 +44,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SSH",
+    "ChannelLost",
+    "ChannelOpened",
+    "EventsDropped",
     "Forward",
     "Identity",
     "JsonLines",
@@ -40,7 +54,10 @@ __all__ = [
     "Opening",
     "P2PTunnelError",
     "Path",
+    "PathChanged",
+    "PathSuspected",
     "Peer",
+    "PeerEvent",
     "PeerStatus",
     "PeerStore",
     "PinnedPeer",
@@ -50,8 +67,12 @@ __all__ = [
     "Rendezvous",
     "ServeSpec",
     "Serving",
+    "SessionExpired",
+    "SessionResumed",
+    "SessionStalled",
     "Snapshot",
     "Stream",
+    "StreamStats",
     "TraceEvent",
     "Tracer",
     "__version__",
@@ -59,6 +80,9 @@ __all__ = [
 
 _HOMES: Final = {
     "SSH": "ssh.client",
+    "ChannelLost": "events",
+    "ChannelOpened": "events",
+    "EventsDropped": "events",
     "Forward": "tunnels.local",
     "Identity": "identity.keys",
     "JsonLines": "trace",
@@ -66,7 +90,10 @@ _HOMES: Final = {
     "Opening": "abc",
     "P2PTunnelError": "errors",
     "Path": "types",
+    "PathChanged": "events",
+    "PathSuspected": "events",
     "Peer": "peer",
+    "PeerEvent": "events",
     "PeerStatus": "peer",
     "PeerStore": "identity.store",
     "PinnedPeer": "identity.store",
@@ -76,8 +103,12 @@ _HOMES: Final = {
     "Rendezvous": "server.rendezvous",
     "ServeSpec": "tunnels.spec",
     "Serving": "serving",
+    "SessionExpired": "events",
+    "SessionResumed": "events",
+    "SessionStalled": "events",
     "Snapshot": "peer",
     "Stream": "abc",
+    "StreamStats": "abc",
     "TraceEvent": "trace",
     "Tracer": "trace",
 }

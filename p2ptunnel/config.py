@@ -7,6 +7,8 @@ names the file, the key and the nearest key that exists.
 from __future__ import annotations
 
 import difflib
+import math
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,22 +20,48 @@ from p2ptunnel.defaults import RENDEZVOUS_PORT
 from p2ptunnel.errors import ConfigError
 from p2ptunnel.types import clean, parse_address, parse_tag
 
-__all__ = ["CONFIG_FILE", "Config", "PeerConfig", "load_config"]
+__all__ = ["CONFIG_FILE", "Config", "PeerConfig", "load_config", "parse_duration"]
 
 CONFIG_FILE: Final = "config.toml"
 
+_DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(s|m|h|d)?", re.ASCII)
+_UNITS: Final = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+
 
 class PeerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[peer]`: the tag that others find this machine by, and its rendezvous servers in order of preference, `host:port`."""
+    """`[peer]`: this machine among its peers.
+
+    Attributes:
+        tag: What others find it by.
+        rendezvous: Its servers in order of preference, `host:port`.
+        resume_timeout: How long a lost connection is waited for: `"10m"`, or a number of seconds.
+    """
 
     tag: str | None = None
     rendezvous: tuple[str, ...] = ()
+    resume_timeout: str | float | None = None
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All tables of the file; what is left out has its default."""
 
     peer: PeerConfig = PeerConfig()
+
+
+def parse_duration(value: str | float) -> float:
+    """Return the seconds that `value` stands for: a number of them, or a number and one of s, m, h, d.
+
+    Raises:
+        ConfigError: It is no duration.
+    """
+    if isinstance(value, str):
+        found = _DURATION.fullmatch(value)
+        seconds = float(found[1]) * _UNITS[found[2]] if found else math.nan
+    else:
+        seconds = float(value)
+    if not 0 <= seconds < math.inf:
+        raise ConfigError(f"{clean(str(value))!r} is not a duration", "Examples: 30s, 10m, 2h; 0 for none.")
+    return seconds
 
 
 def load_config(directory: Path) -> Config:
@@ -65,6 +93,8 @@ def _understood(table: Mapping[str, Any], path: Path) -> Config:
             parse_tag(config.peer.tag)
         for server in config.peer.rendezvous:
             parse_address(server, default_port=RENDEZVOUS_PORT)
+        if config.peer.resume_timeout is not None:
+            parse_duration(config.peer.resume_timeout)
     except ConfigError as error:
         raise ConfigError(f"{error} in {path.name}, table peer", error.hint) from error
     return config

@@ -49,9 +49,10 @@ class PathSuspected(PeerEvent, frozen=True, kw_only=True):
 
 
 class ChannelLost(PeerEvent, frozen=True, kw_only=True):
-    """The channel that carried the session is gone or dead; streams wait for the next one."""
+    """The channel that carried the session is gone or dead; streams wait for the next one, `patience` seconds at most."""
 
     cause: str
+    patience: float = 0.0
 
 
 class PathChanged(PeerEvent, frozen=True, kw_only=True):
@@ -62,7 +63,7 @@ class PathChanged(PeerEvent, frozen=True, kw_only=True):
 
 
 class SessionResumed(PeerEvent, frozen=True, kw_only=True):
-    """Bytes flow again after `gap` seconds without a channel; `replayed_bytes` had to be sent again."""
+    """Bytes flow again after `gap` seconds in which they did not; `replayed_bytes` had to be sent again."""
 
     gap: float
     replayed_bytes: int
@@ -73,10 +74,11 @@ class SessionStalled(PeerEvent, frozen=True, kw_only=True):
 
 
 class SessionExpired(PeerEvent, frozen=True, kw_only=True):
-    """No new channel came in time: every stream ended with an error."""
+    """No new channel came in time, or the peer had forgotten the session: every stream ended with an error."""
 
     gap: float
     unacknowledged_bytes: int
+    cause: str = ""
 
 
 class EventsDropped(msgspec.Struct, frozen=True):

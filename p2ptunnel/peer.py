@@ -29,6 +29,7 @@ from p2ptunnel.errors import (
     ChannelLostError,
     ConfigError,
     LocalProtocolError,
+    P2PTunnelError,
     PunchTimeoutError,
     RemoteProtocolError,
     UnknownPeerError,
@@ -40,6 +41,7 @@ from p2ptunnel.identity.store import PeerStore, PinnedPeer, Profile
 from p2ptunnel.net.changes import NetworkWatch
 from p2ptunnel.net.threads import in_thread
 from p2ptunnel.serving import Allow, ServiceTable, Serving
+from p2ptunnel.session.live import SessionState
 from p2ptunnel.session.session import (
     Rejoined,
     Session,
@@ -60,7 +62,7 @@ from p2ptunnel.traversal.servers import Servers
 from p2ptunnel.traversal.shared import Shared
 from p2ptunnel.tunnels.local import Forward, open_forward
 from p2ptunnel.tunnels.spec import ServeSpec, Target
-from p2ptunnel.types import Address, Path, Tag, parse_tag
+from p2ptunnel.types import Address, Path, Tag, format_address, parse_tag
 
 __all__ = ["Peer", "PeerStatus", "Snapshot"]
 
@@ -70,7 +72,19 @@ _SELECTOR_BYTES: Final = 16
 
 
 class PeerStatus(msgspec.Struct, frozen=True):
-    """A pinned peer, and the session with it if there is one."""
+    """A pinned peer, and the session with it if there is one.
+
+    Attributes:
+        tag: Its name here.
+        key: What it proves.
+        services: What it may open.
+        path: Where the connection runs, or ran last; None without a session, and so are the two below.
+        rtt: Seconds of a round trip; None until measured.
+        state: `stalled`: its machine answers, its program does not; `suspended`: the connection is lost, another is waited for.
+        streams: How many are open.
+        resumes: How often the session has gone on over another connection.
+        suspended_for: For how many seconds there has been no connection; None while there is one.
+    """
 
     tag: Tag
     key: str
@@ -78,6 +92,9 @@ class PeerStatus(msgspec.Struct, frozen=True):
     path: Path | None = None
     rtt: float | None = None
     streams: int = 0
+    state: SessionState | None = None
+    resumes: int = 0
+    suspended_for: float | None = None
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -328,7 +345,8 @@ class Peer:
             try:
                 yield streams
             finally:
-                answering.admit_raw = None
+                for port in {answering, up.answering or answering}:  # it may have been replaced meanwhile
+                    port.admit_raw = None
                 streams.close()
         finally:
             await up.leave()
@@ -437,8 +455,31 @@ class Peer:
     def _on_session_event(self, event: PeerEvent) -> None:
         """Tell who listens; a silent path may mean that nobody can call us any more, either."""
         self._events(event)
-        if isinstance(event, PathSuspected) and self._started is not None and self._started.answering is not None:
-            self._started.answering.path_suspected()
+        up = self._started
+        if not isinstance(event, PathSuspected) or up is None or up.answering is None:
+            return
+        if not up.answering.is_worn:
+            up.answering.path_suspected()
+        elif self.tag is not None and up.replacing is None:
+            up.replacing = asyncio.create_task(self._replace_port(up, self.tag, up.answering))
+
+    async def _replace_port(self, up: _Started, tag: Tag, worn: AnsweringPort) -> None:
+        """Register from a fresh port; the old one answers until then."""
+        try:
+            await self._answer(up, tag)
+        except P2PTunnelError as error:
+            self._trace("traversal", "port_kept", reason=str(error))
+        else:
+            fresh = up.answering
+            assert fresh is not None
+            fresh.admit_raw = worn.admit_raw
+            worn.abort()
+            self._trace("traversal", "port_replaced", observed=format_address(fresh.observed) if fresh.observed else "")
+            if not up.answered_for:
+                up.answering = None
+                await fresh.close()
+        finally:
+            up.replacing = None
 
     def _pinned(self, tag: str) -> PinnedPeer:
         pinned = self._up.store.get(parse_tag(tag))
@@ -505,6 +546,7 @@ class _Started:
         self.dialing: Final[Shared[tuple[Tag, PublicKey], Session]] = Shared()
         self.registering: Final[Shared[None, None]] = Shared()
         self.answering: AnsweringPort | None = None
+        self.replacing: asyncio.Task[None] | None = None
         self.answered_for = 0
         """How many `Serving`s and `listen_raw`s need the registration."""
         self._is_closed = False
@@ -571,6 +613,9 @@ class _Started:
         """Close everything; cancelled, at once."""
         self._is_closed = True
         self._watch.close()
+        if self.replacing is not None:
+            self.replacing.cancel()
+            await asyncio.gather(self.replacing, return_exceptions=True)
         self.dialing.cancel()
         self.registering.cancel()
         try:
@@ -608,7 +653,15 @@ def _status(pinned: PinnedPeer, session: Session | None) -> PeerStatus:
     status = PeerStatus(pinned.tag, str(pinned.key), pinned.services)
     if session is None:
         return status
-    return msgspec.structs.replace(status, path=session.path, rtt=session.rtt, streams=session.streams)
+    return msgspec.structs.replace(
+        status,
+        path=session.path,
+        rtt=session.rtt,
+        streams=session.streams,
+        state=session.state,
+        resumes=session.resumes,
+        suspended_for=session.suspended_for,
+    )
 
 
 def _selector(conkey: str, source: str) -> bytes:

@@ -34,7 +34,16 @@ def _start(rig: Rig, python: Path) -> Program:
     return rig.near.start([python, "-m", _MODULE, "near", identity])
 
 
-CONTESTANTS: Final = (Contestant("libp2p", "stream", "py-libp2p, Noise, Yamux", _start, requirements=("libp2p==0.8.1",)),)
+CONTESTANTS: Final = (
+    Contestant(
+        "libp2p",
+        "stream",
+        "py-libp2p, Noise, Yamux",
+        _start,
+        requirements=("libp2p==0.8.1",),
+        streams_max=240,  # at 256, some of them its own, Yamux waits for one to be closed
+    ),
+)
 
 
 class _Duplex:

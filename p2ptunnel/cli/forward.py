@@ -47,19 +47,19 @@ def command(settings: Settings, tag: str, specs: tuple[str, ...]) -> None:
 
 
 async def _forward(settings: Settings, tag: str, specs: Sequence[ForwardSpec]) -> None:
-    import asyncio
-
+    from p2ptunnel.cli.connection import tell_connections
     from p2ptunnel.cli.talk import tell_streams
     from p2ptunnel.errors import UnknownPeerError
 
     with settings.tracer() as tracer:
         tracer.add(tell_streams(settings.output))
         async with settings.peer(tracer) as peer, contextlib.AsyncExitStack() as forwards:
+            events = peer.events()
             if peer.peers.get(tag) is None:
                 raise UnknownPeerError(tag)
             for spec in specs:
                 _tell(settings, await forwards.enter_async_context(peer.forward(tag, spec.service, listen=spec.listen)))
-            await asyncio.Event().wait()
+            await tell_connections(events, settings.output)
 
 
 def _tell(settings: Settings, forward: Forward) -> None:

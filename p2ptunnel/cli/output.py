@@ -5,6 +5,7 @@ Rule: nothing else in this package writes to stdout or stderr.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import Final
@@ -54,9 +55,10 @@ class Output:
             raise ReaderGoneError from error
 
     def say(self, text: str) -> None:
-        """Tell the person at the keyboard."""
-        if not self._quiet:
-            click.echo(text, err=True)
+        """Tell the person at the keyboard; an empty text is nothing to tell."""
+        if text and not self._quiet:
+            with contextlib.suppress(BrokenPipeError):  # a tunnel does not end because nobody listens to its talk
+                click.echo(text, err=True)
 
     def detail(self, text: str) -> None:
         """Tell what only -v asks for."""

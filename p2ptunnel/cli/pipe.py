@@ -50,11 +50,12 @@ def command(settings: Settings, tag: str, service: str, host_keys: bool, known_h
 async def _pipe(settings: Settings, tag: str, service: str, is_ssh: bool, known_hosts: str | None) -> None:
     import asyncio
 
+    from p2ptunnel.cli.connection import telling_beside
     from p2ptunnel.cli.stdio import carry_stdio
     from p2ptunnel.defaults import CONNECT_TIMEOUT
 
     with settings.tracer() as tracer:
-        async with settings.peer(tracer) as peer:
+        async with settings.peer(tracer) as peer, telling_beside(peer.events(), settings.output):
             opening = peer.connect(tag, service, timeout=settings.timeout or CONNECT_TIMEOUT)
             if is_ssh:
                 stream, _ = await asyncio.gather(opening, _remember_host_keys(peer, tag, service, known_hosts))

@@ -69,13 +69,13 @@ def _grants(allow: tuple[str, ...], names: list[str]) -> dict[str, tuple[Tag, ..
 
 
 async def _serve(settings: Settings, specs: Mapping[str, ServeSpec], grants: Mapping[str, tuple[Tag, ...]]) -> None:
-    import asyncio
-
+    from p2ptunnel.cli.connection import tell_connections
     from p2ptunnel.cli.talk import tell_streams
 
     with settings.tracer() as tracer:
         tracer.add(tell_streams(settings.output))
         async with settings.peer(tracer, is_serving=True) as peer:
+            events = peer.events()
             by_peers: dict[tuple[Tag, ...], dict[str, ServeSpec]] = defaultdict(dict)
             for name, spec in specs.items():
                 by_peers[grants[name]][name] = spec
@@ -83,7 +83,7 @@ async def _serve(settings: Settings, specs: Mapping[str, ServeSpec], grants: Map
                 await peer.serve(group, allow=allowed)
             _tell(settings, peer)
             _tell_unreachable(settings, peer.peers, grants)
-            await asyncio.Event().wait()
+            await tell_connections(events, settings.output)
 
 
 def _tell(settings: Settings, peer: Peer) -> None:

@@ -55,6 +55,18 @@ class Settings:
         """Seconds for what the command waits for, None: its default."""
         return self.flags.get("timeout")
 
+    @property
+    def resume_timeout(self) -> float | None:
+        """Seconds for which a lost connection is waited for, None: the default.
+
+        Raises:
+            ConfigError: config.toml cannot be understood.
+        """
+        from p2ptunnel.config import parse_duration
+
+        text = self.flags.get("resume_timeout", self.config.peer.resume_timeout)
+        return None if text is None else parse_duration(text)
+
     @functools.cached_property
     def profile(self) -> Profile:
         """The directory of the identity, its peers and its config.toml."""
@@ -98,12 +110,12 @@ class Settings:
     def for_ssh(self) -> tuple[str, ...]:
         """The flags that a program started by ssh needs again, to find what this one found."""
         given: list[str] = []
-        for name in ("profile", "tag", "timeout", "trace"):
+        for name in ("profile", "tag", "timeout", "resume_timeout", "trace"):
             if name in self.flags:
-                given += [f"--{name}", str(self.flags[name])]
+                given += [f"--{name.replace('_', '-')}", str(self.flags[name])]
         for server in self.flags.get("rendezvous", ()):
             given += ["--rendezvous", server]
-        return tuple(given)
+        return (*given, *["-v"] * self.verbose)
 
     def peer(self, tracer: Tracer, *, is_serving: bool = False) -> Peer:
         """Return this machine's peer, which has sent nothing yet.
@@ -111,6 +123,7 @@ class Settings:
         Raises:
             ConfigError: No server is configured, or no tag to be found by.
         """
+        from p2ptunnel.defaults import RESUME_TIMEOUT
         from p2ptunnel.peer import Peer
 
         if not self.rendezvous:
@@ -119,7 +132,8 @@ class Settings:
         if is_serving and self.tag is None:
             hint = "--tag NAME, P2PTUNNEL_TAG, or tag under [peer] in config.toml."
             raise ConfigError("this machine has no tag that others could ask for", hint)
-        return Peer(self.tag, rendezvous=self.rendezvous, profile=self.profile, tracer=tracer)
+        patience = RESUME_TIMEOUT if self.resume_timeout is None else self.resume_timeout
+        return Peer(self.tag, rendezvous=self.rendezvous, profile=self.profile, resume_timeout=patience, tracer=tracer)
 
     @contextlib.contextmanager
     def tracer(self) -> Generator[Tracer]:
@@ -155,11 +169,27 @@ def _log_to_stderr() -> None:
     logging.getLogger("asyncssh").setLevel(logging.INFO)
 
 
+class _Duration(click.ParamType[str]):
+    """A duration, kept as it was written: it may be handed on to another program."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse what is none."""
+        from p2ptunnel.config import parse_duration
+
+        try:
+            parse_duration(value)
+        except ConfigError as error:
+            self.fail(f"{error}. {error.hint}", param, ctx)
+        return str(value)
+
+
 def global_options(*, is_root: bool) -> list[click.Parameter]:
     """Return the global flags as options of one command; only the root's read the environment and stand in its help."""
 
     def option(*names: str, **attributes: Any) -> click.Option:
-        name = names[0].lstrip("-").partition("/")[0]
+        name = names[0].lstrip("-").partition("/")[0].replace("-", "_")
         environment = f"{_ENVIRONMENT}{name.upper()}" if is_root else None
         own = f"global_{name}"  # commands have arguments that are called the same
         return click.Option(
@@ -171,6 +201,9 @@ def global_options(*, is_root: bool) -> list[click.Parameter]:
         option("--tag", metavar="NAME", help="This machine's own tag."),
         option("--rendezvous", metavar="HOST:PORT", multiple=True, help="A rendezvous server; may be repeated."),
         option("--timeout", metavar="S", type=click.FloatRange(min=0, min_open=True), help="Seconds to wait for a peer."),
+        option(
+            "--resume-timeout", metavar="TIME", type=_Duration(), help="How long a lost connection is waited for: 30s, 10m, 0."
+        ),
         option("--json", is_flag=True, help="One JSON object a line on stdout."),
         option("--quiet", "-q", is_flag=True, help="No talk on stderr but errors."),
         option("--verbose", "-v", count=True, help="More talk; twice: everything."),

@@ -198,7 +198,7 @@ class Mux:
     def feed_from(self, stream_id: int, source: Source) -> None:
         """Take the stream's bytes from `source` from now on, as credit and turns allow, and FIN from its end.
 
-        Nothing is read from it before `source_ready`.
+        It is asked after `source_ready`, and when new credit comes.
 
         Raises:
             LocalProtocolError: As `write`.

@@ -62,6 +62,7 @@ class Channel(asyncio.BufferedProtocol):
         self._handshake_room = HANDSHAKE_MAX_BYTES - len(early)  # bytes that may still come before the handshake is done
         self._is_secure = False
         self._is_paused = False
+        self._is_ending = False  # the end has been read, and what came before it is being handed on
         self._paused_at = 0.0
         self.batch_bytes = BATCH_BYTES
         """What to write at a time: so much as the path takes in a few milliseconds, since all else waits behind it."""
@@ -73,7 +74,7 @@ class Channel(asyncio.BufferedProtocol):
     @property
     def is_writable(self) -> bool:
         """Whether `write` would reach the transport now and not pile up."""
-        return not self._is_paused and self._end is None
+        return not self._is_paused and not self._is_ending and self._end is None
 
     @property
     def seconds_without_ack(self) -> float | None:
@@ -270,6 +271,7 @@ class Channel(asyncio.BufferedProtocol):
         end: ChannelError | None = None
         while used == BATCH_BYTES and end is None and self._end is None:
             used, end = self._fill_plain()
+            self._is_ending = end is not None  # an answer now would fail, and hide both the bytes and the reason
             if used:
                 consumer.data_received(self._plain[:used])
         if end is not None:

@@ -16,6 +16,7 @@ import msgspec
 from p2ptunnel.defaults import (
     CLOSE_GRACE,
     JOIN_PATIENCE,
+    REMIND_EVERY,
     RESUME_BUFFER_BYTES,
     RESUME_LINGER,
     SESSION_TICK,
@@ -207,9 +208,11 @@ class Session:
         self._quiet: Final = asyncio.Event()  # no stream is open, and everything is acknowledged
         self._leaving: ChannelClosedError | None = None  # why no stream can be opened any more
         self._suspended_at: float | None = None  # since when no channel carries what we send
+        self._stalled_at: float | None = None  # since when the peer's program has not answered
         self._cause = ""  # of that
         self._resumes = self._replayed_bytes = 0
         self._doubted_trips = 0
+        self._reminded_at = 0.0
         self._is_closing = False
         self._pace = ACTIVE
         self._due = 0.0
@@ -609,6 +612,7 @@ class Session:
                 if self._can_wait():
                     self._doubt()
             case Health.STALLED:
+                self._stalled_at = self._stalled_at or self._loop.time()
                 self._tell(SessionStalled(tag=self.tag))
             case Health.DEAD:
                 self._on_dead()
@@ -625,7 +629,7 @@ class Session:
         if self._suspended_at is None:
             self._suspended_at, self._cause = self._loop.time(), cause
             self._trace("session", "suspended", tag=self.tag, reason=cause)
-            self._tell(ChannelLost(tag=self.tag, cause=cause))
+            self._tell(ChannelLost(tag=self.tag, cause=cause, patience=self._patience))
         self._doubt()
 
     def _on_resumed(self, number: int, replayed_bytes: int) -> None:
@@ -647,20 +651,29 @@ class Session:
 
     def _flowing(self, replayed_bytes: int) -> None:
         """Bytes flow again, if they did not."""
-        if self._suspended_at is not None:
-            gap, self._suspended_at = self._loop.time() - self._suspended_at, None
-            self._tell(SessionResumed(tag=self.tag, gap=gap, replayed_bytes=replayed_bytes))
+        since = self._stalled_at or self._suspended_at
+        self._stalled_at = self._suspended_at = None
+        if since is not None:
+            self._tell(SessionResumed(tag=self.tag, gap=self._loop.time() - since, replayed_bytes=replayed_bytes))
+
+    @property
+    def _patience(self) -> float:
+        """For how many seconds another channel is waited for; without streams, hardly anybody misses it."""
+        is_used = self._streams or self._endpoint.unacknowledged
+        return self._resume_timeout if is_used else min(self._resume_timeout, RESUME_LINGER)
 
     def _check_patience(self, now: float) -> None:
         if self._suspended_at is None:
             return
-        is_used = self._streams or self._endpoint.unacknowledged
-        if now - self._suspended_at >= (self._resume_timeout if is_used else min(self._resume_timeout, RESUME_LINGER)):
+        if now - self._reminded_at >= REMIND_EVERY:
+            self._reminded_at = now
+            self._tell(PathSuspected(tag=self.tag))
+        if now - self._suspended_at >= self._patience:
             self._expire(self._cause)
 
     def _expire(self, cause: str) -> None:
         gap, unacknowledged = self.suspended_for or 0.0, self._endpoint.unacknowledged
-        self._tell(SessionExpired(tag=self.tag, gap=gap, unacknowledged_bytes=unacknowledged))
+        self._tell(SessionExpired(tag=self.tag, gap=gap, unacknowledged_bytes=unacknowledged, cause=cause))
         self._end(ResumeExpiredError(cause, gap, unacknowledged))
 
     # --- streams that the peer opens ----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import Final, TypeAlias
 
 from p2ptunnel.abc import Pipe
 from p2ptunnel.defaults import (
+    FRUITLESS_CALLS,
     PENDING_CONNECTIONS,
     PREAMBLE_TIMEOUT,
     RECONNECT_CAP,
@@ -33,7 +34,7 @@ from p2ptunnel.errors import (
 from p2ptunnel.net.backoff import Backoff
 from p2ptunnel.net.tcp import Dialer, Listener, reset_close
 from p2ptunnel.net.udp import UdpDriver
-from p2ptunnel.protocol.callee import CalleeAgent, CalleePort, Refusal
+from p2ptunnel.protocol.callee import CallAnswered, CalleeAgent, CalleePort, Refusal
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.punch import Dial, StopDialing
 from p2ptunnel.protocol.registration import (
@@ -96,12 +97,18 @@ class AnsweringPort:
         self._is_closing = False
         self._renewed_at = -RENEWAL_PAUSE
         self._is_renewing = False
+        self._fruitless = 0  # calls answered since the last one that came to a channel
         self._renewal: asyncio.TimerHandle | None = None
 
     @property
     def observed(self) -> Address | None:
         """Our UDP address as the server sees it, None before registration."""
         return self._machine.registration.observed
+
+    @property
+    def is_worn(self) -> bool:
+        """Whether callers have tried in vain for a while: our NAT may map this port in more than one way by now."""
+        return self._fruitless >= FRUITLESS_CALLS
 
     @property
     def rtt(self) -> float | None:
@@ -225,6 +232,8 @@ class AnsweringPort:
                 self._on_registration(event)
             case AddressChanged():
                 self._port.forget_control()  # the NAT forgot us: what it showed of TCP is old as well
+            case CallAnswered():
+                self._fruitless += 1
             case Left():
                 self._left.set()
             case _:
@@ -284,6 +293,7 @@ class AnsweringPort:
             self._trace("traversal", "connection_refused", remote=format_address(remote), reason=reason)
             return
         self._connections += 1
+        self._fruitless = 0
         if not agent.is_over:
             agent.channel_accepted(self._connections)
             self._driver.wake()

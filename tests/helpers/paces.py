@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from p2ptunnel.defaults import PING_ACTIVE
 from p2ptunnel.protocol import link, resume
 from p2ptunnel.protocol.link import Pace
 from p2ptunnel.session import live
@@ -16,4 +17,4 @@ def hasten(monkeypatch: pytest.MonkeyPatch, *, dead: float) -> None:
     pace = Pace(ping=0.05, dead=dead)
     for module in (live, resume):
         monkeypatch.setattr(module, "ACTIVE", pace)
-    monkeypatch.setattr(link, "SUSPECT_AFTER", link.PING_ACTIVE + 0.1)
+    monkeypatch.setattr(link, "SUSPECT_AFTER", PING_ACTIVE + 0.1)

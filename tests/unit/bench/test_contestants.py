@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_every_python_package_is_pinned() -> None:
 
 
 def test_a_missing_program_is_a_reason_where_nothing_can_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(install, "which", lambda program: None)
+    monkeypatch.setattr(install, "which", dict[str, str]().get)
     with pytest.raises(BenchError, match="not installed: a-package, b-package"):
         install.prepare(Contestant("x", "forward", "X", never, programs={"b": "b-package", "a": "a-package"}))
 
@@ -60,7 +61,10 @@ def test_what_a_failing_installer_says_last_is_the_reason(monkeypatch: pytest.Mo
 
 
 def test_the_version_is_the_packages_the_contestants_own_or_debians_without_its_marks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(install, "_run", lambda argv, timeout: "1:9.2p1-2+deb12u10")
+    def dpkg_query(argv: Sequence[str], timeout: float) -> str:
+        return "1:9.2p1-2+deb12u10"
+
+    monkeypatch.setattr(install, "_run", dpkg_query)
     assert install.version(Contestant("x", "stream", "X", never, requirements=("lib==1.2.0",))) == "1.2.0"
     assert install.version(Contestant("x", "stream", "X", never, version="0.1")) == "0.1"
     assert install.version(Contestant("x", "forward", "X", never, programs={"ssh": "openssh-client"})) == "9.2p1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from collections.abc import Sequence
 
 import pytest
 
@@ -102,7 +103,7 @@ def written(mux: Mux, stream_id: int, data: bytes) -> None:
     mux.write(stream_id, memoryview(data))
 
 
-def payload(events: list[MuxEvent], stream_id: int) -> bytes:
+def payload(events: Sequence[MuxEvent | Frame], stream_id: int) -> bytes:
     return b"".join(event.payload for event in events if isinstance(event, Data) and event.stream_id == stream_id)
 
 
@@ -310,7 +311,7 @@ def test_credit_that_comes_while_a_stream_waits_gives_it_no_second_turn() -> Non
     caller = Mux(caller=True)
     for stream in [caller.open("web", 0) for _ in range(2)]:
         written(caller, stream, bytes(40_000))
-    feed(caller, *([Opened(1, WINDOW)] + [Window(1, 1000)] * 5))
+    feed(caller, Opened(1, WINDOW), *([Window(1, 1000)] * 5))
     assert [stream for stream, _ in order(caller)][:4] == [1, 3, 1, 3]
 
 
@@ -430,7 +431,7 @@ def test_frames_under_way_when_a_stream_ends_are_no_violation() -> None:
     ends = Ends()
     stream = ends.stream()
     ends.callee.reset(stream, ResetCode.CLOSED)
-    late = [Data(stream, memoryview(b"late")), Window(stream, 9), Fin(stream), Reset(stream, 1)]
+    late: list[Frame] = [Data(stream, memoryview(b"late")), Window(stream, 9), Fin(stream), Reset(stream, 1)]
     assert feed(ends.callee, *late) == []
     assert ends.callee.bytes_received == 0
 
@@ -597,6 +598,14 @@ def test_a_source_gives_no_more_than_there_is_credit_for_and_goes_on_with_new() 
     assert ends.callee.consumed(stream, WINDOW // 2, now=1)
     assert len(payload(ends.exchange()[1], stream)) == 10  # without another word that it is ready
     assert source.calls == calls + 1
+
+
+def test_a_source_is_asked_when_credit_comes_although_it_has_not_said_that_it_is_ready() -> None:
+    ends = Ends()
+    stream, source = fed_from(ends)
+    feed(ends.caller, Window(stream, 1))
+    assert sent(ends.caller) == []
+    assert source.calls == 1
 
 
 def test_sources_and_writes_take_turns() -> None:

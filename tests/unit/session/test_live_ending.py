@@ -12,6 +12,7 @@ import pytest
 from p2ptunnel.errors import ChannelClosedError, ChannelError, ChannelLostError
 from p2ptunnel.net.threads import in_thread
 from p2ptunnel.session.session import OpenRequest, Session
+from p2ptunnel.session.stream import SessionStream
 from tests.helpers import run
 from tests.helpers.peers import Peers, sessions, tcp_pair
 from tests.unit.session.serving import echoing
@@ -75,7 +76,7 @@ def test_the_last_bytes_before_a_close_arrive() -> None:
                 assert await reading == block
                 await callee.closed.wait()
 
-    async def gathered(stream: object) -> bytes:
+    async def gathered(stream: SessionStream) -> bytes:
         return b"".join([part async for part in stream])
 
     run(scenario())
@@ -207,7 +208,7 @@ def test_cancelling_at_any_turn_of_the_loop_leaves_nothing_behind() -> None:
 
 def descriptors_of_sockets() -> list[str]:
     """The sockets that this process has open, but for pytest's own."""
-    found = []
+    found = list[str]()
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             target = os.readlink(f"/proc/self/fd/{name}")

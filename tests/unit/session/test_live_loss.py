@@ -57,7 +57,8 @@ def test_a_flipped_bit_is_a_lost_channel_and_no_wrong_byte() -> None:
             async with tapped(peers) as (wire, caller, callee):
                 ours, theirs = await peers.stream(caller, "web")
                 block = dice.randbytes(100_000)
-                wire.flip = (0, len(wire.seen[0]) + dice.randrange(90_000))
+                place = dice.randrange(90_000)
+                wire.flip = (0, len(wire.seen[0]) + place)
                 came = bytearray()
                 reading = asyncio.ensure_future(read_into(came, theirs))
                 await ours.write(block)
@@ -66,6 +67,7 @@ def test_a_flipped_bit_is_a_lost_channel_and_no_wrong_byte() -> None:
                     await reading
                 assert "tls failed" in str(error.value), trial
                 assert block.startswith(came)
+                assert len(came) > place - 20_000  # all that came before the damaged record
                 await caller.closed.wait()
                 assert isinstance(callee.error, ChannelLostError)
                 assert isinstance(caller.error, ChannelLostError)

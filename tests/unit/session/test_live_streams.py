@@ -74,7 +74,7 @@ def test_a_small_message_does_not_wait_for_a_big_transfer() -> None:
                     await bulk.write(bytes(1_000_000))
 
             tasks = [asyncio.ensure_future(swallow()), asyncio.ensure_future(flood())]
-            behind = []
+            behind = list[int]()
             for _ in range(50):
                 before = arrived
                 await keys.write(b"k")
@@ -110,7 +110,7 @@ def test_two_tasks_do_not_use_one_direction_of_a_stream(action: str) -> None:
         async with sessions(peers) as (caller, _):
             ours, _theirs = await peers.stream(caller, "web")
 
-            def use() -> asyncio.Future[object]:
+            def use() -> asyncio.Future[bytes | None]:
                 return asyncio.ensure_future(ours.read() if action == "read" else ours.write(bytes(10_000_000)))
 
             first, second = use(), use()

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
 from p2ptunnel.errors import ChannelLostError, ResumeExpiredError
 from p2ptunnel.events import ChannelLost, ChannelOpened, PathChanged, PeerEvent, SessionExpired, SessionResumed
+from p2ptunnel.session import live
 from p2ptunnel.session.session import OpenRequest, Session, SessionOptions
 from tests.helpers import run
 from tests.helpers.peers import Peers, Wire, sessions, tcp_pair
+from tests.helpers.turns import cancelled_after, descriptors, settle
 
 SIZE = 12_000_000
 
@@ -79,3 +81,191 @@ def test_a_stream_goes_on_over_the_next_channel_where_it_was() -> None:
             assert caller.error is None
 
     run(scenario(), timeout=20)
+
+
+# --- without a channel --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions look at their clocks often."""
+    monkeypatch.setattr(live, "SESSION_TICK", 0.02)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop turn until something is so."""
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+async def still(value: Callable[[], int]) -> int:
+    """The value when many turns of the loop no longer change it."""
+    turns, before = 0, value()
+    while turns < 300:
+        await asyncio.sleep(0)
+        turns = turns + 1 if value() == before else 0
+        before = value()
+    return before
+
+
+def test_without_a_channel_writers_wait_and_no_more_is_kept_than_was_said() -> None:
+    async def scenario() -> None:
+        peers = Resuming("web")
+        peers.options = SessionOptions(resume_timeout=60, resume_buffer=100_000)
+        async with sessions(peers, peers.ends) as (caller, _):
+            ours, theirs = await peers.stream(caller, "web")
+            cut(caller)
+            await until(lambda: caller.state == "suspended")
+            block = os.urandom(400_000)
+            writing = asyncio.ensure_future(ours.write(block))
+            await still(lambda: ours.stats.bytes_sent)
+            assert not writing.done()
+            assert ours.stats.bytes_sent <= 100_000
+            assert caller._endpoint.unacknowledged <= 100_000
+            await peers.redial(caller)
+            reading = asyncio.ensure_future(theirs.readexactly(len(block)))
+            await writing
+            assert await reading == block
+
+    run(scenario())
+
+
+@pytest.mark.usefixtures("quick_ticks")
+def test_when_no_channel_comes_in_time_every_stream_ends_with_what_may_be_lost() -> None:
+    async def scenario() -> None:
+        peers = Resuming("web", timeout=0.3)
+        async with sessions(peers, peers.ends) as (caller, callee):
+            ours, theirs = await peers.stream(caller, "web")
+            cut(caller)
+            await until(lambda: caller.state == "suspended")
+            await ours.write(b"x" * 1000)
+            for stream in (ours, theirs):
+                with pytest.raises(ResumeExpiredError) as error:
+                    await stream.read()
+                assert 0.3 <= error.value.gap < 2
+            for session, unacknowledged in ((caller, 1000), (callee, 0)):
+                assert isinstance(session.error, ResumeExpiredError)
+                assert session.error.unacknowledged_bytes >= unacknowledged
+                assert session.state == "closed"
+            assert (ours.stats.unacknowledged, ours.stats.bytes_sent) == (1000, 1000)
+            with pytest.raises(ResumeExpiredError):
+                caller.open("web")
+            assert of(caller, peers) == [ChannelOpened, ChannelLost, SessionExpired]
+            assert of(callee, peers) == [ChannelOpened, ChannelLost, SessionExpired]
+
+    run(scenario())
+
+
+def of(session: Session, peers: Resuming) -> list[type[PeerEvent]]:
+    """The kinds of events that one session has told."""
+    return [type(event) for event in peers.told if event.tag == session.tag]
+
+
+def test_a_cut_and_a_resumption_are_told_in_order() -> None:
+    async def scenario() -> None:
+        peers = Resuming("web")
+        async with resuming(peers) as (caller, callee):
+            ours, theirs = await peers.stream(caller, "web")
+            cut(caller)
+            await until(lambda: caller.resumes == 1)
+            await ours.write(b"hello")
+            assert await theirs.read() == b"hello"
+            for session in (caller, callee):
+                assert of(session, peers) == [ChannelOpened, ChannelLost, ChannelOpened, PathChanged, SessionResumed]
+            [resumed] = [event for event in peers.told if isinstance(event, SessionResumed) and event.tag == caller.tag]
+            assert 0 <= resumed.gap < 5
+            assert caller.suspended_for is None
+
+    run(scenario())
+
+
+def test_a_callee_that_has_forgotten_the_session_ends_it_at_once() -> None:
+    async def scenario() -> None:
+        peers = Resuming("web")
+        async with sessions(peers, peers.ends) as (caller, callee):
+            ours, _ = await peers.stream(caller, "web")
+            cut(caller)
+            await until(lambda: caller.state == callee.state == "suspended")
+            peers.accepted.clear()  # as after a restart
+            await peers.redial(caller)
+            with pytest.raises(ResumeExpiredError, match="does not know the session any more"):
+                await ours.read()
+            assert of(caller, peers)[-1] is SessionExpired
+            assert callee.state == "suspended"
+
+    run(scenario())
+
+
+def test_a_caller_without_streams_ends_with_its_channel_and_a_callee_waits() -> None:
+    async def scenario() -> None:
+        peers = Resuming("web")
+        async with resuming(peers) as (caller, callee):
+            await until(lambda: caller._endpoint.unacknowledged == 0)
+            cut(caller)
+            await caller.closed.wait()
+            assert type(caller.error) is ChannelLostError
+            await until(lambda: callee.state == "suspended")
+            assert peers.dials == 0
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("is_dead", [False, True])
+def test_closing_without_a_channel_takes_no_time(is_dead: bool) -> None:
+    async def scenario() -> None:
+        wire, peers = Wire(), Resuming("web")
+        try:
+            async with sessions(peers, (wire.client, wire.server)) as (caller, callee):
+                await peers.stream(caller, "web")
+                if is_dead:
+                    caller._on_dead()  # what the judge says after seconds of silence
+                    callee._on_dead()
+                else:
+                    cut(caller)
+                await until(lambda: caller.state == callee.state == "suspended")
+                began = asyncio.get_running_loop().time()
+                await asyncio.gather(caller.close(grace=10), callee.close(grace=10))
+                assert asyncio.get_running_loop().time() - began < 1
+                assert caller.state == callee.state == "closed"
+        finally:
+            await wire.close()
+
+    run(scenario())
+
+
+def test_a_stream_that_was_closed_while_suspended_ends_cleanly_on_the_next_channel() -> None:
+    async def scenario() -> None:
+        peers = Resuming("web")
+        async with sessions(peers, peers.ends) as (caller, callee):
+            ours, theirs = await peers.stream(caller, "web")
+            cut(callee)
+            await until(lambda: caller.state == "suspended")
+            late = caller.open("web")
+            await late.write(b"opened without a channel")
+            await ours.write(b"last words")
+            await ours.close()
+            await peers.redial(caller)
+            assert [part async for part in theirs] == [b"last words"]
+            assert await (await peers.requests.get()).accept().read() == b"opened without a channel"
+
+    run(scenario())
+
+
+def test_rejoining_may_be_cancelled_anywhere_and_leaves_nothing() -> None:
+    async def scenario() -> None:
+        peers = Resuming("web")
+        async with sessions(peers, peers.ends) as (caller, _):
+            ours, theirs = await peers.stream(caller, "web")
+            before, turns, is_done = descriptors(), 0, False
+            while not is_done:
+                task = asyncio.create_task(peers.rejoin(caller))
+                with cancelled_after(turns, task):
+                    await asyncio.wait([task])
+                is_done = not task.cancelled() and not task.cancelling()
+                await settle(before)
+                turns += 1
+            assert turns > 5
+            await ours.write(b"still here")
+            assert await theirs.read() == b"still here"
+
+    run(scenario())

@@ -128,7 +128,7 @@ def test_a_callee_with_another_key_is_refused_and_gets_no_byte() -> None:
 
 
 def record_types(data: bytes) -> list[int]:
-    types = []
+    types = list[int]()
     while data:
         types.append(data[0])
         data = data[5 + int.from_bytes(data[3:5], "big") :]
@@ -384,6 +384,7 @@ def test_an_end_before_accept_means_that_we_are_not_admitted(goodbye: str) -> No
         if goodbye == "goodbye":
             raw.channel.close()
         elif goodbye == "end of file":
+            assert raw.channel._transport is not None
             raw.channel._transport.write_eof()
         else:
             raw.channel.abort()

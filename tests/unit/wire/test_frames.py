@@ -54,7 +54,8 @@ def named(vector: dict[str, str]) -> str:
 
 def value_of(vector: dict[str, str]) -> Frame:
     """The frame that a vector spells in Python, made without the decoder."""
-    return eval(vector["python"], {"__builtins__": {"bytes": bytes, "memoryview": memoryview}}, vars(frames))
+    value: Frame = eval(vector["python"], {"__builtins__": {"bytes": bytes, "memoryview": memoryview}}, vars(frames))
+    return value
 
 
 def fed(*parts: bytes) -> list[Frame]:
@@ -166,7 +167,7 @@ def test_a_payload_is_a_part_of_the_buffer_and_no_copy() -> None:
     assert isinstance(frame, Data)
     assert frame.payload.obj is buffer
     buffer[-5:] = b"HELLO"
-    assert frame.payload == b"HELLO"
+    assert bytes(frame.payload) == b"HELLO"
 
 
 def test_a_data_frame_cut_by_the_buffers_end_comes_in_parts_at_once() -> None:
@@ -187,7 +188,7 @@ def test_a_header_alone_is_judged_before_its_payload_comes() -> None:
 
 
 def test_frames_before_a_malformed_one_are_read() -> None:
-    reader, found = FrameReader(), []
+    reader, found = FrameReader(), list[Frame]()
     with pytest.raises(RemoteProtocolError):
         found.extend(reader.feed(memoryview(encode(Ping(b"12345678")) + bytes(8))))  # extends as it goes
     assert found == [Ping(b"12345678")]
@@ -253,7 +254,7 @@ def test_a_frame_of_the_channel_counts_for_nothing(frame: Frame) -> None:
 def test_a_data_frame_in_parts_counts_as_they_come_from_one_beginning() -> None:
     reader = FrameReader()
     list(reader.feed(memoryview(encode(Fin(1)))))
-    wire, counted = encode(Data(1, memoryview(b"abcd"))), []
+    wire, counted = encode(Data(1, memoryview(b"abcd"))), list[tuple[int, int, bool]]()
     for at in range(len(wire)):
         list(reader.feed(memoryview(wire[at : at + 1])))
         counted.append((reader.frame_start, reader.offset, reader.is_between_frames))
