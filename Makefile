@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check natlab docs fmt clean
+.PHONY: help demo check natlab bench docs fmt clean
 # pyright and its node are wheels from PyPI; this keeps it from asking another registry whether there is a newer one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
@@ -44,6 +44,10 @@ natlab: .venv/check.stamp ## every kind of NAT against every other, in network n
 	@scripts/system-tools
 	@$(BIN)/python -m p2ptunnel.testing.natlab matrix
 
+BENCH_ARGS ?=
+bench: .venv/check.stamp ## this and what people use instead on the same work, in one run; writes docs/performance.md (root)
+	@$(BIN)/python -m bench $(BENCH_ARGS)
+
 docs: .venv/docs.stamp ## build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
@@ -53,7 +57,7 @@ fmt: .venv/check.stamp ## format, mend what ruff can mend, renew the parts of do
 	@$(BIN)/python -m scripts.write_reference
 
 clean: ## remove all that these commands made
-	rm -rf .venv site build dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .bench site build dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find p2ptunnel tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/demo.stamp: pyproject.toml scripts/make-venv

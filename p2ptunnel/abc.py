@@ -192,6 +192,14 @@ class Spliceable(Protocol):
         """Say that `take` can take more; tell whether it has taken all there was."""
         ...
 
+    def finish(self) -> None:
+        """Do what `Stream.close` does, which never has to wait."""
+        ...
+
+    def abort(self, reason: str = "cancelled") -> None:
+        """Reset the stream at once; bytes under way are lost."""
+        ...
+
 
 class Connector(Protocol):
     """Whatever can open a stream to a service of a peer: `Peer` is one; tunnels and ssh know no more of it than this."""

@@ -31,9 +31,17 @@ __all__ = [
 
 
 class PeerEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """Root of all events: `time` is seconds since 1970, for people; `at` is monotonic seconds, for arithmetic."""
+    """Root of all events.
+
+    Attributes:
+        tag: The peer's name here.
+        session: Which session with it, by a number of this process: a peer that runs two programs has two.
+        time: Seconds since 1970, for people.
+        at: Monotonic seconds, for arithmetic.
+    """
 
     tag: Tag
+    session: int = 0
     time: float = msgspec.field(default_factory=wall_time)
     at: float = msgspec.field(default_factory=monotonic)
 

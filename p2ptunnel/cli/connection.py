@@ -27,6 +27,7 @@ from p2ptunnel.types import Path, format_address
 __all__ = ["Narrator", "facts", "tell_connections", "telling_beside"]
 
 _WORDS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_ERRNO: Final = re.compile(r"\[Errno -?[0-9]+\] ")
 _UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"))
 _TENTHS_BELOW: Final = 10.0  # seconds
 _KIB: Final = 1024
@@ -36,48 +37,53 @@ class Narrator:
     """Puts events into words; keeps in mind what belongs together."""
 
     def __init__(self) -> None:
-        self._waiting: set[str] = set()
-        self._paths: dict[str, Path] = {}
+        self._paths: dict[int, Path] = {}
+        self._waiting: set[int] = set()
 
     def text(self, event: PeerEvent | EventsDropped) -> str:
-        """Return what there is to say about an event; empty for what another event tells with more."""
+        """Return what there is to say about an event; empty for what only `detail` tells, or another event."""
         match event:
-            case ChannelLost(tag=tag, cause=cause, patience=patience):
-                self._waiting.add(tag)
-                return f"{tag}: connection lost ({cause}); waiting up to {_duration(patience)}"
-            case SessionResumed(tag=tag, gap=gap, replayed_bytes=replayed):
-                self._waiting.discard(tag)
+            case ChannelLost(cause=cause, patience=patience):
+                self._waiting.add(event.session)
+                return f"{event.tag}: connection lost ({_ERRNO.sub('', cause)}); waiting up to {_duration(patience)}"
+            case SessionStalled():
+                self._waiting.add(event.session)
+                return f"{event.tag}: its program does not answer, its machine does; waiting"
+            case SessionResumed(gap=gap, replayed_bytes=replayed):
+                self._waiting.discard(event.session)
                 again = f"; {_size(replayed)} sent again" if replayed else ""
-                return f"{tag}: connected again after {_duration(gap)}{self._over(tag)}{again}"
-            case SessionStalled(tag=tag):
-                self._waiting.add(tag)
-                return f"{tag}: its program does not answer, its machine does; waiting"
-            case SessionExpired(tag=tag):
-                self._waiting.discard(tag)
-                why = f" ({event.cause})" if event.cause else ""
-                return f"{tag}: gave up after {_duration(event.gap)}{why}; {_size(event.unacknowledged_bytes)} unconfirmed"
-            case PathChanged(tag=tag, new=path):
-                self._paths[tag] = path
-                return "" if tag in self._waiting else f"{tag}: moved{self._over(tag)}, without a break"
+                return f"{event.tag}: connected again after {_duration(gap)}{self._over(event)}{again}"
+            case SessionExpired(gap=gap, unacknowledged_bytes=count, cause=cause):
+                self._forget(event)
+                lost = f"; {_size(count)} unconfirmed" if count else ""
+                return f"{event.tag}: gave up after {_duration(gap)} ({_ERRNO.sub('', cause)}){lost}"
+            case PathChanged(new=path):
+                self._paths[event.session] = path
+                moved = f"{event.tag}: moved to a new connection{self._over(event)}, without a break"
+                return "" if event.session in self._waiting else moved
             case EventsDropped(count=count):
-                return f"{count} events were too many to tell"
+                return f"{count} events came too fast to be told"
             case _:
                 return ""
 
     def detail(self, event: PeerEvent | EventsDropped) -> str:
         """Return what only -v asks for."""
         match event:
-            case ChannelOpened(tag=tag, path=path):
-                self._paths.setdefault(tag, path)
-                return f"{tag}: a connection over {format_address(path.remote)} is up"
-            case PathSuspected(tag=tag):
-                return f"{tag}: no sign of life; looking for another path"
+            case ChannelOpened(path=path) if event.session not in self._paths:  # later ones are told when they are in use
+                self._paths[event.session] = path
+                return f"{event.tag}: connected{self._over(event)}"
+            case PathSuspected() if event.session not in self._waiting:
+                return f"{event.tag}: no sign of life; looking for another path"
             case _:
                 return ""
 
-    def _over(self, tag: str) -> str:
-        path = self._paths.get(tag)
+    def _over(self, event: PeerEvent) -> str:
+        path = self._paths.get(event.session)
         return "" if path is None else f" over {format_address(path.remote)}"
+
+    def _forget(self, event: PeerEvent) -> None:
+        self._waiting.discard(event.session)
+        self._paths.pop(event.session, None)
 
 
 def facts(event: PeerEvent | EventsDropped) -> dict[str, Any]:

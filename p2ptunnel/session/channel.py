@@ -204,7 +204,7 @@ class Channel(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast("asyncio.Transport", transport)  # which uvloop's are not by name
         transport.set_write_buffer_limits(high=0)  # one batch waits at most: a later small frame is not behind megabytes
         self._transport = transport
 

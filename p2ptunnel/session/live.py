@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Literal, TypeAlias
@@ -60,6 +61,7 @@ from p2ptunnel.wire.frames import Data, Fin, GoAway, GoAwayCode, Open, Opened, R
 __all__ = ["OnOpen", "OpenRequest", "Session", "SessionOptions", "SessionState"]
 
 _log: Final = logging.getLogger("p2ptunnel.session")
+_numbers: Final = itertools.count(1)
 _TASKS_MAX: Final = 2 * STREAMS_MAX  # a peer that opens and resets without end must not leave a server busy for each
 
 
@@ -190,7 +192,8 @@ class Session:
         self._migration: Migration | None = None
         options = options or SessionOptions()
         self._resume_timeout: Final = options.resume_timeout
-        self._tell: Final = options.on_event
+        self._number: Final = next(_numbers)
+        self._on_event: Final = options.on_event
         self._loop: Final = asyncio.get_running_loop()
         self._endpoint: Final = Endpoint(caller=is_caller, now=self._loop.time(), resume_buffer=options.resume_buffer)
         self._mux: Final[Mux] = self._endpoint.mux
@@ -230,8 +233,7 @@ class Session:
             return "closed"
         if self._suspended_at is not None:
             return "suspended"
-        leg = self._active
-        return "stalled" if leg and self._endpoint.link(leg.number).health is Health.STALLED else "open"
+        return "open" if self._stalled_at is None else "stalled"
 
     @property
     def path(self) -> Path:
@@ -538,6 +540,8 @@ class Session:
         except RemoteProtocolError as error:
             self._violated(error)
         else:
+            if self._stalled_at is not None:
+                self._flowing(0)
             self.flush()
 
     def leg_ended(self, leg: Leg, error: ChannelError) -> None:
@@ -551,7 +555,7 @@ class Session:
         elif self._leaving and isinstance(error, ChannelClosedError):
             self._end(self._leaving)
         elif self._can_wait():
-            self._suspend(str(error))
+            self._suspend(error.cause if isinstance(error, ChannelLostError) else str(error))
         else:
             self._end(error)
 
@@ -606,14 +610,16 @@ class Session:
         match health:
             case Health.UP:
                 self._settle()
-                self._flowing(0)
+                if self._stalled_at is None:  # else it may be the kernel's word only; see `received`
+                    self._flowing(0)
             case Health.SUSPECT:
                 self._tell(PathSuspected(tag=self.tag))
                 if self._can_wait():
                     self._doubt()
             case Health.STALLED:
-                self._stalled_at = self._stalled_at or self._loop.time()
-                self._tell(SessionStalled(tag=self.tag))
+                if self._stalled_at is None:
+                    self._stalled_at = self._loop.time()
+                    self._tell(SessionStalled(tag=self.tag))
             case Health.DEAD:
                 self._on_dead()
 
@@ -627,7 +633,7 @@ class Session:
     def _suspend(self, cause: str) -> None:
         """Wait for another channel; a dead one is still read, for it may come back first."""
         if self._suspended_at is None:
-            self._suspended_at, self._cause = self._loop.time(), cause
+            self._suspended_at, self._stalled_at, self._cause = self._loop.time(), None, cause
             self._trace("session", "suspended", tag=self.tag, reason=cause)
             self._tell(ChannelLost(tag=self.tag, cause=cause, patience=self._patience))
         self._doubt()
@@ -655,6 +661,9 @@ class Session:
         self._stalled_at = self._suspended_at = None
         if since is not None:
             self._tell(SessionResumed(tag=self.tag, gap=self._loop.time() - since, replayed_bytes=replayed_bytes))
+
+    def _tell(self, event: PeerEvent) -> None:
+        self._on_event(msgspec.structs.replace(event, session=self._number))
 
     @property
     def _patience(self) -> float:

@@ -61,7 +61,9 @@ class Migration:
             search = asyncio.ensure_future(self._search())
             settled = asyncio.ensure_future(self._session.settled.wait())
             try:
-                await asyncio.wait((search, settled), return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait((search, settled), return_when=asyncio.FIRST_COMPLETED)
+                if search in done:
+                    search.result()  # it does not end by itself: this is a fault of ours, and to try for ever would hide it
             finally:
                 for task in (search, settled, *self._attempts):
                     task.cancel()

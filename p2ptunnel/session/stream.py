@@ -22,6 +22,7 @@ from p2ptunnel.errors import (
     TargetRefusedError,
 )
 from p2ptunnel.net.pump import pump
+from p2ptunnel.net.transport import Tunnel
 from p2ptunnel.protocol.mux import Mux, Source
 from p2ptunnel.types import Path, Tag
 from p2ptunnel.wire.frames import Reset, ResetCode
@@ -268,6 +269,10 @@ class SessionStream(Stream):
 
         The peer reads all of it and a clean end.  Should it still write, it learns that nobody reads.
         """
+        self.finish()
+
+    def finish(self) -> None:
+        """Do what `close` does, without awaiting it."""
         if not self._is_closed:
             self._give_up_reading()
             self._mux.write_eof(self.stream_id)
@@ -297,6 +302,13 @@ class SessionStream(Stream):
         ours, theirs = socket.socketpair()
         self._carrier.spawn(pump(self, ours)).add_done_callback(lambda _: ours.close())  # cancelled before it began
         return theirs
+
+    def asyncssh_tunnel(self) -> Tunnel:
+        """Give an object for asyncssh's `tunnel=`: `asyncssh.connect(host, tunnel=stream.asyncssh_tunnel())`.
+
+        The host that is named there is only a name, as which the host key is looked up.  The stream is spent.
+        """
+        return Tunnel(self)
 
     async def opened(self) -> None:
         """Wait until the peer has accepted the stream.

@@ -417,6 +417,16 @@ def test_a_full_buffer_is_emptied_also_while_the_peer_is_never_silent() -> None:
     assert caller.came == callee.came == BLOCK[:100_000]
 
 
+def test_a_full_buffer_is_emptied_on_the_next_channel_where_the_question_was_lost_with_the_last() -> None:
+    caller, callee, stream = begun(2000)
+    caller.end.mux.write(stream, memoryview(BLOCK[:100_000]))
+    caller.output(1)  # a full buffer and the question, lost
+    number, question = another(caller, callee)
+    callee.give(number, question)
+    converse(caller, callee, number)  # no time passes
+    assert callee.came == BLOCK[:100_000]
+
+
 def test_without_a_channel_the_streams_wait() -> None:
     caller, callee, stream = begun()
     for side in (caller, callee):
@@ -499,7 +509,7 @@ def test_who_acknowledges_half_a_frame_breaks_nothing_here() -> None:
     caller.end.mux._streams[stream].credit = 1 << 30
     caller.end.mux.write(stream, memoryview(bytes(900_000)))
     caller.output(1)
-    for offset in range(caller.end._replay.end - 60, caller.end._replay.end):
+    for offset in range((1 << 18) - 60, 1 << 18):  # up to the end of a piece of the buffer
         caller.give(1, encode(Ack(offset)))
         assert caller.end.unacknowledged_of().get(stream, 0) >= 0
         caller.output(1)

@@ -1,0 +1,206 @@
+"""A stream as an asyncio transport, for libraries that bring a protocol of their own: no socket in between, and its copies.
+
+Rule: the protocol's `connection_lost` comes once, with None only behind the peer's FIN.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar
+
+from p2ptunnel.abc import Spliceable
+from p2ptunnel.errors import LocalProtocolError
+
+__all__ = ["StreamTransport", "Tunnel"]
+
+_HIGH_BYTES: Final = 256 * 1024  # written and not taken: the protocol is asked to pause
+P = TypeVar("P", bound=asyncio.Protocol)
+
+
+class StreamTransport(asyncio.Transport):
+    """Carries a protocol over a stream, which is spent by it.
+
+    Args:
+        stream: Neither read nor written by anybody else.
+        protocol: Told `connection_made` at once.
+    """
+
+    def __init__(self, stream: Spliceable, protocol: asyncio.Protocol) -> None:
+        super().__init__()
+        self._loop: Final = asyncio.get_running_loop()
+        self._stream: Final = stream
+        self._protocol: asyncio.BaseProtocol = protocol
+        self._waiting: Final[deque[memoryview]] = deque()
+        self._waiting_bytes = 0
+        self._is_eof = False  # nothing more is written
+        self._is_paused = False  # by the protocol: it reads nothing for now
+        self._has_paused = False  # the protocol was told to write no more for now
+        self._is_closing = False
+        self._is_lost = False
+        protocol.connection_made(self)
+        stream.splice(self)
+
+    # --- what a protocol calls ----------------------------------------------------------------------------------------
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return `default`: there is no socket to tell of."""
+        return default
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Hand everything to another protocol from now on."""
+        self._protocol = protocol
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """Return the protocol."""
+        return self._protocol
+
+    def is_closing(self) -> bool:
+        """Whether it was closed, or has ended."""
+        return self._is_closing
+
+    def is_reading(self) -> bool:
+        """Whether the protocol gets what comes."""
+        return not self._is_paused and not self._is_closing
+
+    def pause_reading(self) -> None:
+        """Keep what comes; the peer stops when a window is full."""
+        self._is_paused = True
+
+    def resume_reading(self) -> None:
+        """Hand on what was kept, soon."""
+        self._is_paused = False
+        self._loop.call_soon(self._read_on)
+
+    def get_write_buffer_size(self) -> int:
+        """Return how many bytes wait to be taken by the stream."""
+        return self._waiting_bytes
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Queue bytes; they are not copied here, so bytearrays must stay as they are.
+
+        Raises:
+            LocalProtocolError: `write_eof` was called.
+        """
+        if self._is_eof:
+            raise LocalProtocolError("nothing is written behind the end")
+        if data and not self._is_closing:
+            self._waiting.append(memoryview(data))
+            self._waiting_bytes += len(data)
+            self._stream.source_ready()
+            if self._waiting_bytes > _HIGH_BYTES and not self._has_paused:
+                self._has_paused = True
+                self._protocol.pause_writing()
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        """Queue bytes."""
+        self.write(b"".join(list_of_data))
+
+    def can_write_eof(self) -> bool:
+        """Return True: streams close by halves."""
+        return True
+
+    def write_eof(self) -> None:
+        """End our direction behind what is written."""
+        self._is_eof = True
+        self._stream.source_ready()
+
+    def close(self) -> None:
+        """End behind what is written; what still comes is dropped."""
+        if not self._is_closing:
+            self._is_closing = self._is_eof = True
+            self._stream.source_ready()
+            self._lose(None)
+
+    def abort(self) -> None:
+        """Reset the stream at once."""
+        self._is_closing = self._is_eof = True
+        self._waiting.clear()
+        self._lose(None)
+        self._stream.abort("the connection was aborted")
+
+    # --- what the stream calls ----------------------------------------------------------------------------------------
+
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        """Put what was written into `buffer`."""
+        used = 0
+        while self._waiting and used < len(buffer):
+            part = self._waiting[0]
+            count = min(len(part), len(buffer) - used)
+            buffer[used : used + count] = part[:count]
+            used += count
+            if count == len(part):
+                self._waiting.popleft()
+            else:
+                self._waiting[0] = part[count:]
+        self._waiting_bytes -= used
+        if self._has_paused and self._waiting_bytes <= _HIGH_BYTES // 4:
+            self._has_paused = False
+            self._loop.call_soon(self._protocol.resume_writing)
+        if used or not self._is_eof:
+            return used or None
+        if self._is_closing:
+            self._loop.call_soon(self._stream.finish)
+        return 0
+
+    def take(self, data: memoryview, /) -> int:
+        """Keep bytes for the protocol, unless it has paused."""
+        if self._is_closing:
+            return len(data)
+        if self._is_paused:
+            return 0
+        self._loop.call_soon(self._hand_on, bytes(data))
+        return len(data)
+
+    def stopped(self) -> None:
+        """The peer takes no more: what was written is of no use."""
+        self._waiting.clear()
+        self._waiting_bytes = 0
+
+    def ended(self) -> None:
+        """Pass the peer's end on, behind what came."""
+        self._loop.call_soon(self._end)
+
+    def broke(self, error: Exception) -> None:
+        """Pass the error on, behind what came."""
+        self._is_closing = True
+        self._lose(error)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _read_on(self) -> None:
+        if not self._is_paused and not self._is_lost:
+            self._stream.sink_ready()
+
+    def _hand_on(self, data: bytes) -> None:
+        if not self._is_lost and isinstance(self._protocol, asyncio.Protocol):
+            self._protocol.data_received(data)
+
+    def _end(self) -> None:
+        if not self._is_lost and isinstance(self._protocol, asyncio.Protocol) and not self._protocol.eof_received():
+            self.close()
+
+    def _lose(self, error: Exception | None) -> None:
+        if not self._is_lost:
+            self._is_lost = True
+            self._loop.call_soon(self._protocol.connection_lost, error)
+
+
+class Tunnel:
+    """What asyncssh wants of a `tunnel=`: something that makes a connection to where the stream leads."""
+
+    def __init__(self, stream: Spliceable) -> None:
+        self._stream: Final = stream
+
+    async def create_connection(self, session_factory: Callable[[], P], remote_host: str, remote_port: int) -> tuple[Any, P]:
+        """Carry the protocol that `session_factory` makes over the stream, wherever asyncssh believes that it goes."""
+        protocol = session_factory()
+        return StreamTransport(self._stream, protocol), protocol
+
+    def close(self) -> None:
+        """Reset the stream, if nothing has."""
+        self._stream.abort()
+
+    async def wait_closed(self) -> None:
+        """Return: a stream that was reset is closed."""
