@@ -102,6 +102,19 @@ RENEWAL_PAUSE: Final = 2.0  # between renewals of a registration because a path 
 REDIAL_STAGGER: Final = 2.0  # after which a fresh attempt begins beside one that has not come up yet
 REDIALS_AT_ONCE: Final = 3
 
+# --- choosing between channels ----------------------------------------------------------------------------------------
+PING_STANDBY: Final = 15.0  # x 0.8 to 1.2, of silence on a channel that waits for its turn: NATs remember for longer
+SWITCH_PAUSE: Final = 10.0  # between two voluntary changes of path
+SWITCH_PROOF: Final = 3.0  # for which a path must have been better
+SWITCH_MEASUREMENTS: Final = 3  # in each of which it was
+SWITCH_MARGIN: Final = 0.2  # by which it is, between equals: this share of the score of the one in use
+SWITCH_MARGIN_MS: Final = 5.0  # and this much
+FLAP_MEMORY: Final = 60.0  # a path that dies again within this has to wait
+FLAP_WAIT: Final = 10.0  # the first time; twice as long each time
+FLAP_WAIT_MAX: Final = 300.0
+LOADED_BYTES: Final = 65_536  # a second, both ways: from there on a path's round trips tell of our own queue
+CHANNELS_MAX: Final = 6  # of one session: the one in use, one standby of each kind, and what may be coming up
+
 # --- tunnels and ssh ----------------------------------------------------------------------------------------------------------
 FORWARD_CONNECTIONS_MAX: Final = 1000  # of one forward; more clients wait in the kernel's backlog
 FORWARD_BACKLOG: Final = 128  # of a forward's listener: clients that wait while streams open for others

@@ -39,18 +39,23 @@ class Narrator:
     def __init__(self) -> None:
         self._paths: dict[int, Path] = {}
         self._waiting: set[int] = set()
+        self._stalled: set[int] = set()
 
     def text(self, event: PeerEvent | EventsDropped) -> str:
         """Return what there is to say about an event; empty for what only `detail` tells, or another event."""
         match event:
             case ChannelLost(cause=cause, patience=patience):
                 self._waiting.add(event.session)
+                self._stalled.discard(event.session)
                 return f"{event.tag}: connection lost ({_ERRNO.sub('', cause)}); waiting up to {_duration(patience)}"
             case SessionStalled():
-                self._waiting.add(event.session)
+                self._stalled.add(event.session)
                 return f"{event.tag}: its program does not answer, its machine does; waiting"
             case SessionResumed(gap=gap, replayed_bytes=replayed):
                 self._waiting.discard(event.session)
+                if event.session in self._stalled:
+                    self._stalled.remove(event.session)
+                    return f"{event.tag}: its program answers again, after {_duration(gap)}"
                 again = f"; {_size(replayed)} sent again" if replayed else ""
                 return f"{event.tag}: connected again after {_duration(gap)}{self._over(event)}{again}"
             case SessionExpired(gap=gap, unacknowledged_bytes=count, cause=cause):
@@ -83,6 +88,7 @@ class Narrator:
 
     def _forget(self, event: PeerEvent) -> None:
         self._waiting.discard(event.session)
+        self._stalled.discard(event.session)
         self._paths.pop(event.session, None)
 
 

@@ -48,6 +48,7 @@ def command(settings: Settings, tag: str, specs: tuple[str, ...]) -> None:
 
 async def _forward(settings: Settings, tag: str, specs: Sequence[ForwardSpec]) -> None:
     from p2ptunnel.cli.connection import tell_connections
+    from p2ptunnel.cli.living import telling_status
     from p2ptunnel.cli.talk import tell_streams
     from p2ptunnel.errors import UnknownPeerError
 
@@ -59,7 +60,8 @@ async def _forward(settings: Settings, tag: str, specs: Sequence[ForwardSpec]) -
                 raise UnknownPeerError(tag)
             for spec in specs:
                 _tell(settings, await forwards.enter_async_context(peer.forward(tag, spec.service, listen=spec.listen)))
-            await tell_connections(events, settings.output)
+            async with telling_status(peer, settings, "forward"):
+                await tell_connections(events, settings.output)
 
 
 def _tell(settings: Settings, forward: Forward) -> None:

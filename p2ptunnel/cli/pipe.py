@@ -51,6 +51,7 @@ async def _pipe(settings: Settings, tag: str, service: str, is_ssh: bool, known_
     import asyncio
 
     from p2ptunnel.cli.connection import telling_beside
+    from p2ptunnel.cli.living import telling_status
     from p2ptunnel.cli.stdio import carry_stdio
     from p2ptunnel.defaults import CONNECT_TIMEOUT
 
@@ -61,7 +62,8 @@ async def _pipe(settings: Settings, tag: str, service: str, is_ssh: bool, known_
                 stream, _ = await asyncio.gather(opening, _remember_host_keys(peer, tag, service, known_hosts))
             else:
                 stream = await opening
-            await carry_stdio(stream)
+            async with telling_status(peer, settings, "pipe"):
+                await carry_stdio(stream)
 
 
 async def _remember_host_keys(peer: Peer, tag: str, service: str, known_hosts: str | None) -> None:

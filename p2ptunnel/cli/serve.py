@@ -70,6 +70,7 @@ def _grants(allow: tuple[str, ...], names: list[str]) -> dict[str, tuple[Tag, ..
 
 async def _serve(settings: Settings, specs: Mapping[str, ServeSpec], grants: Mapping[str, tuple[Tag, ...]]) -> None:
     from p2ptunnel.cli.connection import tell_connections
+    from p2ptunnel.cli.living import telling_status
     from p2ptunnel.cli.talk import tell_streams
 
     with settings.tracer() as tracer:
@@ -83,7 +84,8 @@ async def _serve(settings: Settings, specs: Mapping[str, ServeSpec], grants: Map
                 await peer.serve(group, allow=allowed)
             _tell(settings, peer)
             _tell_unreachable(settings, peer.peers, grants)
-            await tell_connections(events, settings.output)
+            async with telling_status(peer, settings, "serve"):
+                await tell_connections(events, settings.output)
 
 
 def _tell(settings: Settings, peer: Peer) -> None:

@@ -1,4 +1,4 @@
-"""`status`: who this machine is, whether its servers answer, and which peers it knows."""
+"""`status`: who this machine is, whether its servers answer, which peers it knows, and how those stand that it talks to."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from p2ptunnel.cli.settings import Settings
 from p2ptunnel.cli.table import table
 
 if TYPE_CHECKING:
+    from p2ptunnel.cli.living import Connection, Program
     from p2ptunnel.identity.store import PinnedPeer
     from p2ptunnel.types import Address
 
@@ -39,18 +40,21 @@ class ServerStatus(msgspec.Struct, frozen=True):
 @click.option("--check", is_flag=True, help="End with 3 if no server answers.")
 @click.pass_obj
 def command(settings: Settings, check: bool) -> int:
-    """Show this machine's tag and key, its rendezvous servers, and the peers it knows.
+    """Show this machine's tag and key, its rendezvous servers, the peers it knows, and the connections of running programs.
 
     Without a configured server nothing is sent.
     """
+    from p2ptunnel.cli.living import living
+
     servers = _ask_servers(settings) if settings.rendezvous else []
     key, peers = settings.profile.identity().public, settings.profile.peers().all()
-    directory = str(settings.profile.directory)
+    directory, programs = settings.profile.directory, living(settings.profile.directory)
     settings.output.data(
-        _text(settings.tag, str(key), directory, servers, peers),
-        self={"tag": settings.tag, "key": str(key), "profile": directory},
+        "\n".join((_text(settings.tag, str(key), str(directory), servers, peers), *_connections(programs))),
+        self={"tag": settings.tag, "key": str(key), "profile": str(directory)},
         rendezvous=msgspec.to_builtins(servers),
         peers=[{"tag": peer.tag, "key": str(peer.key), "services": peer.services} for peer in peers],
+        programs=msgspec.to_builtins(programs),
     )
     return _DOWN if check and not any(server.rtt is not None for server in servers) else 0
 
@@ -89,6 +93,27 @@ def _text(tag: str | None, key: str, directory: str, servers: list[ServerStatus]
         return "\n".join((*lines, "no peer is known yet: p2ptunnel peers add TAG KEY"))
     rows = [(peer.tag, str(peer.key), ", ".join(peer.services) or "-") for peer in peers]
     return "\n".join((*lines, table(("PEER", "KEY", "MAY OPEN"), rows)))
+
+
+def _connections(programs: list[Program]) -> list[str]:
+    """Return a table of what the running programs are connected to; nothing without one."""
+    rows = [
+        (f"{program.command} ({program.pid})", *_connection(connection))
+        for program in programs
+        for connection in program.connections
+    ]
+    return [table(("PROGRAM", "PEER", "STATE", "PATH", "RTT", "LOSS", "STREAMS", "RESUMES"), rows)] if rows else []
+
+
+def _connection(connection: Connection) -> tuple[str, ...]:
+    from p2ptunnel.types import format_address
+
+    path, since = connection.path, connection.suspended_for
+    where = "-" if path is None else f"{path.kind} {path.transport} {format_address(path.remote)}"
+    rtt = "-" if path is None or path.rtt is None else f"{path.rtt * 1000:.0f} ms"
+    loss = "-" if path is None or path.loss is None else f"{path.loss:.1%}"
+    state = connection.state if since is None else f"{connection.state} for {since:.0f} s"
+    return connection.peer, state, where, rtt, loss, str(connection.streams), str(connection.resumes)
 
 
 def _server(status: ServerStatus) -> str:

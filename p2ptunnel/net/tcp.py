@@ -57,9 +57,13 @@ class Listener:
         local: Address,
         on_accepted: Callable[[socket.socket, Address], None],
         *,
+        is_limited: bool = True,
         tracer: Tracer | None = None,
     ) -> None:
         """Listen on `local`, a numeric host and a port (0: a free one); `on_accepted` gets the socket and who it is from.
+
+        Segments are limited as an MTU black hole asks for, unless `is_limited` is False: peers of ours limit their own side
+        where they dial through routers, which binds both, and a peer on our link is spared it.
 
         Raises:
             BindError: The address is not ours, or a foreign socket has the port.
@@ -70,6 +74,8 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self._resume: asyncio.TimerHandle | None = None
         self._socket = _listening_socket(local)
+        if not is_limited:
+            limit_segments(self._socket, 0)
         self._watch = Watch(self._socket, self._accept)
         self.address: Final[Address] = self._socket.getsockname()[:2]
 

@@ -349,6 +349,7 @@ class Session:
             ChannelError: The session has ended meanwhile.
         """
         if self.error is not None:
+            channel.abort()
             raise self.error.with_traceback(None)
         self._use(channel, path, self._endpoint.attach(self._loop.time()) if number is None else number)
 
@@ -554,7 +555,7 @@ class Session:
             self._trace("session", "channel_ended", tag=self.tag, reason=str(error))
         elif self._leaving and isinstance(error, ChannelClosedError):
             self._end(self._leaving)
-        elif self._can_wait():
+        elif self._can_wait() or self._endpoint.links:  # or the session is just moving, and the peer was faster
             self._suspend(error.cause if isinstance(error, ChannelLostError) else str(error))
         else:
             self._end(error)

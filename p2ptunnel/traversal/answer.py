@@ -128,7 +128,7 @@ class AnsweringPort:
         """
         self._registered = asyncio.get_running_loop().create_future()
         self._registered.add_done_callback(_retrieve)  # whoever waits may have been cancelled in this very turn
-        self._listener = Listener(self._port.address, self._on_accepted, tracer=self._trace)
+        self._listener = Listener(self._port.address, self._on_accepted, is_limited=False, tracer=self._trace)
         self._take_view()
         self._driver.start()
         self._machine.registration.start(time.monotonic())
@@ -240,8 +240,9 @@ class AnsweringPort:
                 pass
 
     def _dial(self, wanted: Dial) -> None:
-        if self._listener is not None:
-            self._listener.expect(agent.caller[0] for agent in self._machine.agents)
+        raw_hosts = [agent.caller[0] for agent in self._machine.agents if agent.is_seed_only]
+        if self._listener is not None and raw_hosts:  # whose own side we know nothing of
+            self._listener.expect(raw_hosts)
         dialer = self._dialers.get(wanted.token)
         if dialer is None:
             dialer = Dialer(self._port.address, self._greet_soon, tracer=self._trace)

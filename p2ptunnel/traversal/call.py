@@ -107,7 +107,7 @@ class Call(Generic[T]):
             NoPathError: No connection came up; its `attempts` name each target tried.
         """
         try:
-            self._listener = Listener(self._port.address, self._on_accepted, tracer=self._trace)
+            self._listener = Listener(self._port.address, self._on_accepted, is_limited=self._is_raw, tracer=self._trace)
             self._driver.start()
             self._agent.start(time.monotonic())
             self._driver.wake()
@@ -158,8 +158,6 @@ class Call(Generic[T]):
         match event:
             case PunchStarted():
                 self._peer_host = event.peer[0]
-                if self._listener is not None:
-                    self._listener.expect([self._peer_host])
             case Dial():
                 ttl = self._port.udp.opener_ttl if event.low else None
                 self._dialer.start(event.targets, low_ttl=ttl, patience=event.patience)

@@ -17,6 +17,7 @@ import pytest
 from p2ptunnel.abc import Stream
 from p2ptunnel.errors import ChannelError, LocalProtocolError, P2PTunnelError, StreamResetError
 from p2ptunnel.net.threads import in_thread
+from p2ptunnel.session.session import Session, SessionOptions
 from tests.helpers import run
 from tests.helpers.peers import Peers, Wire, sessions
 
@@ -51,7 +52,50 @@ async def through_a_wire() -> AsyncGenerator[tuple[Stream, Stream]]:
         await wire.close()
 
 
-@pytest.fixture(params=[opener_first, acceptor_first, through_a_wire], ids=lambda kind: kind.__name__)
+class Cutter:
+    """Breaks the channel under two sessions, now on this side, now on that, whenever some more KiB have moved."""
+
+    EVERY = 48 * 1024
+
+    def __init__(self, caller: Session, callee: Session) -> None:
+        self.cuts = 0
+        self._sides = (caller, callee)
+        self._next = self._moved() + self.EVERY
+        self._timer = asyncio.get_running_loop().call_soon(self._look)
+
+    def _moved(self) -> int:
+        return sum(side.bytes_sent + side.bytes_received for side in self._sides)
+
+    def _look(self) -> None:
+        side = self._sides[self.cuts % 2]
+        if self._moved() >= self._next and side.state == "open" and (leg := side._active):
+            assert leg.channel._transport is not None
+            leg.channel._transport.abort()
+            self.cuts += 1
+            self._next = self._moved() + self.EVERY
+        self._timer = asyncio.get_running_loop().call_later(0.001, self._look)
+
+    def stop(self) -> None:
+        """Leave the channels alone from now on."""
+        self._timer.cancel()
+
+
+@contextlib.asynccontextmanager
+async def over_cuts() -> AsyncGenerator[tuple[Stream, Stream]]:
+    """A session's stream whose channel breaks all the time, and is replaced each time."""
+    peers = Peers("web")
+    peers.options = SessionOptions(resume_timeout=60)
+    async with sessions(peers) as (caller, callee):
+        caller.keep_up(lambda: peers.rejoin(caller))
+        streams = await peers.stream(caller, "web")
+        cutter = Cutter(caller, callee)
+        try:
+            yield streams
+        finally:
+            cutter.stop()
+
+
+@pytest.fixture(params=[opener_first, acceptor_first, through_a_wire, over_cuts], ids=lambda kind: kind.__name__)
 def pair(request: pytest.FixtureRequest) -> Callable[[], Pair]:
     """Makes two ends of one stream."""
     return request.param
@@ -389,3 +433,29 @@ def test_who_it_is_and_where_it_runs_is_told(pair: Callable[[], Pair]) -> None:
             assert one.path.kind == "direct"
 
     run(scenario())
+
+
+def test_the_stream_over_cuts_is_cut_every_few_kib() -> None:
+    async def scenario() -> None:
+        peers = Peers("web")
+        peers.options = SessionOptions(resume_timeout=60)
+        async with sessions(peers) as (caller, callee):
+            caller.keep_up(lambda: peers.rejoin(caller))
+            one, other = await peers.stream(caller, "web")
+            cutter = Cutter(caller, callee)
+            block = random.Random(5).randbytes(2 * MEGABYTE)
+            writing = asyncio.ensure_future(in_pieces(one, block))
+            assert await everything(other) == block
+            await writing
+            cutter.stop()
+            assert caller.resumes >= 20
+            assert cutter.cuts >= caller.resumes
+
+    run(scenario())
+
+
+async def in_pieces(stream: Stream, block: bytes) -> None:
+    for at in range(0, len(block), 16 * 1024):
+        await stream.write(block[at : at + 16 * 1024])
+        await asyncio.sleep(0.0002)
+    await stream.write_eof()

@@ -11,7 +11,7 @@ from typing import Final
 
 from p2ptunnel.defaults import STREAM_WINDOW_BYTES
 from p2ptunnel.protocol.mux import Drained
-from p2ptunnel.protocol.resume import Endpoint, Forgotten, HealthChanged, Resumed
+from p2ptunnel.protocol.resume import Endpoint, HealthChanged, Resumed
 from p2ptunnel.wire.frames import Data, Fin, Open, Opened, Reset
 
 __all__ = ["CALLEE", "CALLER", "Channel", "Flow", "Hostile", "play"]
@@ -269,7 +269,7 @@ class Hostile:
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def heal(self) -> None:
-        """Bring up one channel that works; then everything must come, in bounded time.  Older ones stay as broken as they are."""
+        """Bring up one channel that works; then everything must come, in bounded time.  Older ones stay as they are."""
         channel = self.dial()
         for _ in range(_DRAIN_ROUNDS + 3 * self._outstanding() // min(self.resume_buffer, STREAM_WINDOW_BYTES)):
             self._exchange()
@@ -314,7 +314,22 @@ class Hostile:
 
 
 _SIZES: Final = (1, 7, 8, 9, 100, 1500, 20_000, 70_000)
-_OPERATIONS: Final = tuple("o" * 3 + "w" * 10 + "f" * 2 + "e" * 2 + "r" + "R" * 6 + "p" * 12 + "c" * 26 + "d" * 5 + "x" * 5 + "n" * 3 + "s" * 3 + "t" * 5)
+_WEIGHTS: Final = {
+    "open": 3,
+    "write": 10,
+    "feed": 2,
+    "end": 2,
+    "reset": 1,
+    "read": 6,
+    "pump": 12,
+    "carry": 26,
+    "dial": 5,
+    "cut": 5,
+    "drop": 3,
+    "stall": 3,
+    "wait": 5,
+}
+_OPERATIONS: Final = tuple(operation for operation, weight in _WEIGHTS.items() for _ in range(weight))
 
 
 def play(seed: int, steps: int) -> Hostile:
@@ -336,33 +351,33 @@ def play(seed: int, steps: int) -> Hostile:
 def _operate(world: Hostile, dice: random.Random, operation: str) -> None:
     side = dice.randrange(2)
     match operation:
-        case "o":
+        case "open":
             if len(world.flows) < 8:
                 world.open(side, interactive=dice.random() < 0.5)
-        case "w" | "f" | "e":
+        case "write" | "feed" | "end":
             if writers := world.writers():
                 _apply(world, dice, operation, *dice.choice(writers))
-        case "r":
+        case "reset":
             if (streams := [stream for _, stream in world.flows if stream in world.ends[side].mux]) and dice.random() < 0.3:
                 world.reset_stream(side, dice.choice(streams))
-        case "R":
+        case "read":
             world.read(side)
-        case "p":
+        case "pump":
             world.pump(side)
-        case "d":
+        case "dial":
             if len(world.channels) < 12:
                 world.dial()
                 world.pump(CALLER)
-        case "t":
+        case "wait":
             world.wait(dice.choice((0.1, 0.45, 0.45, 1.2, 4.0)), dice.choice((None, None, 0.0, 100.0)))
         case _:
             _disturb(world, dice, operation, dice.choice(world.channels[-4:]), side)
 
 
 def _apply(world: Hostile, dice: random.Random, operation: str, side: int, stream: int) -> None:
-    if operation == "w":
+    if operation == "write":
         world.write(side, stream, dice.choice(_SIZES))
-    elif operation == "f":
+    elif operation == "feed":
         world.feed(side, stream)
     else:
         world.write_eof(side, stream)
@@ -370,13 +385,15 @@ def _apply(world: Hostile, dice: random.Random, operation: str, side: int, strea
 
 def _disturb(world: Hostile, dice: random.Random, operation: str, channel: Channel, side: int) -> None:
     under_way = len(channel.wires[side])
-    if operation == "c":
-        world.carry(channel, side, dice.choice((1 << 30, 1 << 30, dice.randrange(under_way + 1), min(under_way, dice.randrange(40)))))
-    elif operation == "x":
+    if operation == "carry":
+        world.carry(
+            channel, side, dice.choice((1 << 30, 1 << 30, dice.randrange(under_way + 1), min(under_way, dice.randrange(40))))
+        )
+    elif operation == "cut":
         world.cut(channel, side, dice.randrange(under_way + 1))
         if dice.random() < 0.5:
             world.cut(channel, 1 - side, dice.randrange(len(channel.wires[1 - side]) + 1))
-    elif operation == "n":
+    elif operation == "drop":
         world.drop(channel, side)
     else:
         channel.is_stalled[side] = not channel.is_stalled[side]

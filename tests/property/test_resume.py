@@ -28,7 +28,8 @@ def test_whatever_the_network_does_every_byte_comes_once_and_in_order(first: int
         try:
             world = play(seed, STEPS)
         except Exception as error:
-            pytest.fail(f"seed {seed}: {type(error).__name__}: {error}")
+            error.add_note(f"seed {seed}")
+            raise
         moves += sum(world.moves)
         came += sum(flow.came for flow in world.flows.values())
     assert moves > PER_TEST  # the schedules are about something

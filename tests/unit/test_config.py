@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from p2ptunnel.config import Config, PeerConfig, load_config
+from p2ptunnel.config import Config, PeerConfig, load_config, parse_duration
 from p2ptunnel.errors import ConfigError
 
 
@@ -21,8 +21,9 @@ def test_without_a_file_every_key_has_its_default(tmp_path: Path) -> None:
 
 def test_every_key_is_read(tmp_path: Path) -> None:
     text = '[peer]\ntag = "home-nas"\nrendezvous = ["rv.example:7000", "[2001:db8::1]:7001", "rv2.example"]\n'
+    text += 'resume_timeout = "2h"\n'
     servers = ("rv.example:7000", "[2001:db8::1]:7001", "rv2.example")
-    assert loaded(tmp_path, text) == Config(PeerConfig("home-nas", servers))
+    assert loaded(tmp_path, text) == Config(PeerConfig("home-nas", servers, "2h"))
 
 
 @pytest.mark.parametrize(
@@ -30,12 +31,20 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     [
         ("[peer]\ntga = 1", "unknown key `tga` at peer in config.toml", "Did you mean `tag`?"),
         ("[peer]\nrendezvos = []", "unknown key `rendezvos` at peer in config.toml", "Did you mean `rendezvous`?"),
-        ("[peer]\nxyzzy = 1", "unknown key `xyzzy` at peer in config.toml", "Known there: tag, rendezvous."),
+        ("[peer]\nxyzzy = 1", "unknown key `xyzzy` at peer in config.toml", "Known there: tag, rendezvous, resume_timeout."),
         ("[pear]\n", "unknown key `pear` at the top in config.toml", "Did you mean `peer`?"),
-        ('[peer]\n"a\\u001b[31mb" = 1', "unknown key `a\\x1b[31mb` at peer in config.toml", "Known there: tag, rendezvous."),
+        (
+            '[peer]\n"a\\u001b[31mb" = 1',
+            "unknown key `a\\x1b[31mb` at peer in config.toml",
+            "Known there: tag, rendezvous, resume_timeout.",
+        ),
         ("[peer]\ntag = 1", "config.toml: Expected `str | null`, got `int` - at `$.peer.tag`", "The file is "),
         ("peer = 1", "config.toml: Expected `object`, got `int` - at `$.peer`", "The file is "),
         ('[peer]\ntag = "NAS"', "'NAS' is not a tag in config.toml, table peer", "A tag has 1 to 63"),
+        ("[peer]\nresume_timeuot = 1", "unknown key `resume_timeuot` at peer in config.toml", "Did you mean `resume_timeout`?"),
+        ('[peer]\nresume_timeout = "soon"', "'soon' is not a duration in config.toml, table peer", "Examples: 30s"),
+        ("[peer]\nresume_timeout = -1", "'-1.0' is not a duration in config.toml, table peer", "Examples: 30s"),
+        ("[peer]\nresume_timeout = inf", "'inf' is not a duration in config.toml, table peer", "Examples: 30s"),
         ('[peer]\nrendezvous = ["a:b"]', "'a:b' is not an address in config.toml, table peer", "Write host:port"),
     ],
 )
@@ -44,6 +53,20 @@ def test_a_mistake_is_named_with_its_place(text: str, problem: str, hint: str, t
         loaded(tmp_path, text)
     assert str(caught.value) == problem
     assert caught.value.hint.startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("0", 0), ("45", 45), ("30s", 30), ("1.5m", 90), ("2h", 7200), ("7d", 604_800), (600, 600), (0.5, 0.5)],
+)
+def test_a_duration_is_a_number_with_a_unit_or_seconds(value: str | float, seconds: float) -> None:
+    assert parse_duration(value) == seconds
+
+
+@pytest.mark.parametrize("value", ["", "-1", "1 s", "1w", "m", "nan", "inf", "٣s", -1, float("nan"), float("inf")])
+def test_anything_else_is_no_duration(value: str | float) -> None:
+    with pytest.raises(ConfigError, match="is not a duration"):
+        parse_duration(value)
 
 
 @pytest.mark.parametrize("data", [b"[peer\n", b"tag = \n", b"\xff\xfe", b"[peer]\ntag = 'a'\ntag = 'b'"])

@@ -151,6 +151,58 @@ def test_a_forward_carries_question_and_answer(network: Network, target: int) ->
 
 
 @pytest.mark.usefixtures("served")
+def test_status_shows_the_connections_of_the_programs_that_run(network: Network) -> None:
+    with forwarding(network, "0:echo") as (process, told), socket.create_connection(tuple(told["address"])) as client:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["event"] == "channel_opened"
+        client.sendall(b"x")
+        [program] = json.loads(network.run("laptop", "--json", "status").stdout)["programs"]
+        assert (program["command"], program["pid"]) == ("forward", process.pid)
+        [connection] = program["connections"]
+        path = connection.pop("path")
+        assert connection == {"peer": "nas", "state": "open", "streams": 1, "resumes": 0, "suspended_for": None}
+        assert path["remote"][0] == "127.0.0.1"
+        lines = network.run("laptop", "status").stdout.splitlines()
+        assert lines[-2].split() == ["PROGRAM", "PEER", "STATE", "PATH", "RTT", "LOSS", "STREAMS", "RESUMES"]
+        assert lines[-1].startswith(f"forward ({process.pid})  nas   open   direct tcp 127.0.0.1:")
+        [other] = json.loads(network.run("nas", "--json", "status").stdout)["programs"]
+        assert (other["command"], other["connections"][0]["peer"]) == ("serve", "laptop")
+    assert json.loads(network.run("laptop", "--json", "status").stdout)["programs"] == []
+
+
+def test_a_connection_that_is_lost_for_good_is_told_in_words_and_objects(network: Network, target: int) -> None:
+    reader, writer = os.pipe()
+    with (
+        os.fdopen(reader) as said,
+        os.fdopen(writer, "w") as stderr,
+        network.start("shed", "--json", "serve", f"echo={target}", "--allow", "laptop") as serving,
+        started(
+            *network.words("laptop", "--json", "--resume-timeout", "1", "forward", "shed", "0:echo"), stderr=stderr
+        ) as forward,
+    ):
+        assert serving.stdout is not None
+        assert forward.stdout is not None
+        serving.stdout.readline()
+        address = json.loads(forward.stdout.readline())["address"]
+        with socket.create_connection(tuple(address)) as client:
+            client.sendall(b"x")
+            events = [json.loads(forward.stdout.readline())]
+            serving.kill()
+            while events[-1]["event"] != "session_expired":
+                events.append(json.loads(forward.stdout.readline()))
+            with pytest.raises(ConnectionResetError):
+                client.recv(100)
+        lost, expired = [event for event in events if event["event"] in {"channel_lost", "session_expired"}]
+        assert {(event["schema"], event["peer"], event["session"]) for event in events} == {(1, "shed", 1)}
+        assert lost["patience"] == 1
+        assert 1 <= expired["gap"] < 10
+        cause = lost["cause"].rpartition("] ")[2]
+        assert said.readline() == f"shed: connection lost ({cause}); waiting up to 1.0 s\n"
+        assert said.readline().startswith("shed: gave up after ")
+        assert forward.poll() is None  # it goes on listening: the next client asks for the peer anew
+
+
+@pytest.mark.usefixtures("served")
 @pytest.mark.parametrize("spec", ["0:dead", "0:private", "0:nothing"])
 def test_what_cannot_be_had_is_a_reset_and_the_forward_lives_on(spec: str, network: Network) -> None:
     with forwarding(network, spec) as (process, told):

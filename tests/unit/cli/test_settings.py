@@ -10,6 +10,8 @@ import pytest
 
 from p2ptunnel.cli.main import root
 from p2ptunnel.cli.settings import Settings
+from p2ptunnel.defaults import RESUME_TIMEOUT
+from p2ptunnel.trace import Tracer
 from tests.unit.cli.running import call
 
 
@@ -52,6 +54,47 @@ def test_a_flag_holds_before_the_environment_before_the_file(
 
 
 @pytest.mark.parametrize(
+    ("words", "environment", "file", "seconds"),
+    [
+        (["--resume-timeout", "90"], "10m", '"1h"', 90.0),
+        ([], "10m", '"1h"', 600.0),
+        ([], "", '"1h"', 3600.0),
+        ([], "", "2.5", 2.5),
+        (["--resume-timeout", "0"], "", '"1h"', 0.0),
+        ([], "", "", None),
+    ],
+)
+def test_patience_is_written_with_a_unit_and_handed_on_to_ssh(
+    words: list[str], environment: str, file: str, seconds: float | None, profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if environment:
+        monkeypatch.setenv("P2PTUNNEL_RESUME_TIMEOUT", environment)
+    write_config(profile, f"[peer]\nresume_timeout = {file}" if file else "")
+    settings = settings_of("status", *words)
+    assert settings.resume_timeout == seconds
+    handed_on = words or (["--resume-timeout", environment] if environment else [])
+    assert list(settings.for_ssh)[2:] == handed_on  # behind --profile
+
+
+def test_a_peer_is_as_patient_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    patience: list[float] = []
+    monkeypatch.setattr("p2ptunnel.peer.Peer", lambda *_, resume_timeout, **__: patience.append(resume_timeout))
+    for words in (["--resume-timeout", "0"], ["--resume-timeout", "2h"], []):
+        settings_of("--rendezvous", "127.0.0.1:1", "status", *words).peer(Tracer())
+    assert patience == [0, 7200, RESUME_TIMEOUT]
+
+
+@pytest.mark.parametrize("value", ["", "x", "-1", "10 m", "10w", "nan", "inf", "1e3", "1m30s"])
+def test_what_is_no_duration_is_misuse(value: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    result = call(capsys, "status", "--resume-timeout", value)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith(f"p2ptunnel: Invalid value for '--resume-timeout': '{value}' is not a duration. Examples: 30s")
+    monkeypatch.setenv("P2PTUNNEL_RESUME_TIMEOUT", value)
+    if value:  # an empty variable is none
+        assert call(capsys, "status").code == 2
+
+
+@pytest.mark.parametrize(
     ("words", "flags"),
     [
         (["--rendezvous", "a", "--rendezvous", "b", "status"], {"rendezvous": ("a", "b")}),
@@ -80,7 +123,7 @@ def test_flags_stand_after_the_command_of_a_group_too(capsys: pytest.CaptureFixt
 def test_what_ssh_hands_on_is_what_was_given_by_flags_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("P2PTUNNEL_TIMEOUT", "3")
     settings = settings_of("--profile", "/p", "status", "--rendezvous", "a:1", "--rendezvous", "b:2", "-v")
-    assert settings.for_ssh == ("--profile", "/p", "--timeout", "3.0", "--rendezvous", "a:1", "--rendezvous", "b:2")
+    assert settings.for_ssh == ("--profile", "/p", "--timeout", "3.0", "--rendezvous", "a:1", "--rendezvous", "b:2", "-v")
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,18 @@ def test_ssh_understands_the_stanza_for_peers_and_leaves_other_hosts_alone(confi
 
 
 @needs_openssh
+def test_ssh_gives_up_nothing_that_a_session_can_wait_for(tmp_path: Path) -> None:
+    impatient = tmp_path / "impatient"
+    impatient.write_text("Host *\n  ServerAliveInterval 15\n  ServerAliveCountMax 1\n  TCPKeepAlive yes\n")
+    by_command = ssh_command("nas", ("-F", str(impatient)), launcher=Launcher(), ssh="ssh")
+    included = tmp_path / "included"
+    included.write_text(ssh_config(Launcher()) + impatient.read_text())
+    for options in (understood(*by_command[1:]), understood("-F", str(included), "nas.p2p")):
+        assert (options["serveraliveinterval"], options["tcpkeepalive"]) == ("0", "no")
+    assert understood("-F", str(included), "elsewhere.example")["serveraliveinterval"] == "15"
+
+
+@needs_openssh
 def test_an_old_ssh_reads_a_file_instead_of_asking(tmp_path: Path) -> None:
     launcher = Launcher(python="/usr/bin/python3", known_hosts="/home/me/a 100% b/known")
     options = understood("-F", "none", *ssh_command("nas", launcher=launcher)[1:])

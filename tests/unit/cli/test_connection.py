@@ -1,0 +1,211 @@
+"""What is said about connections: one line an event, in words, and the same as an object."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from p2ptunnel.cli.connection import Narrator, facts, tell_connections, telling_beside
+from p2ptunnel.cli.output import Output
+from p2ptunnel.events import (
+    ChannelLost,
+    ChannelOpened,
+    EventHub,
+    EventsDropped,
+    PathChanged,
+    PathSuspected,
+    PeerEvent,
+    SessionExpired,
+    SessionResumed,
+    SessionStalled,
+)
+from p2ptunnel.types import Path
+
+NAS = "home-nas"
+
+
+def path(port: int) -> Path:
+    return Path(kind="direct", transport="tcp", local=("192.0.2.2", 40000), remote=("198.51.100.1", port))
+
+
+def opened(port: int = 5122, session: int = 1) -> ChannelOpened:
+    return ChannelOpened(tag=NAS, session=session, path=path(port))
+
+
+def lost(cause: str = "the path has been dead for 3.0 s", patience: float = 600, session: int = 1) -> ChannelLost:
+    return ChannelLost(tag=NAS, session=session, cause=cause, patience=patience)
+
+
+def changed(port: int = 5123, session: int = 1) -> PathChanged:
+    return PathChanged(tag=NAS, session=session, old=path(5122), new=path(port))
+
+
+def resumed(gap: float = 1.84, replayed: int = 0, session: int = 1) -> SessionResumed:
+    return SessionResumed(tag=NAS, session=session, gap=gap, replayed_bytes=replayed)
+
+
+def expired(gap: float = 600.2, count: int = 0) -> SessionExpired:
+    return SessionExpired(tag=NAS, session=1, gap=gap, unacknowledged_bytes=count, cause="no path")
+
+
+STALLED = SessionStalled(tag=NAS, session=1)
+SUSPECTED = PathSuspected(tag=NAS, session=1)
+
+
+def told(*events: PeerEvent | EventsDropped) -> list[str]:
+    """What is said about events that follow each other; what only -v asks for begins with a star."""
+    narrator = Narrator()
+    lines: list[str] = []
+    for event in events:
+        text, detail = narrator.text(event), narrator.detail(event)
+        lines += [text] if text else []
+        lines += [f"*{detail}"] if detail else []
+    return lines
+
+
+def test_a_loss_and_what_follows_are_told_in_words() -> None:
+    assert told(opened(), SUSPECTED, lost(), opened(5123), changed(), resumed(replayed=49_152)) == [
+        "*home-nas: connected over 198.51.100.1:5122",
+        "*home-nas: no sign of life; looking for another path",
+        "home-nas: connection lost (the path has been dead for 3.0 s); waiting up to 10 min",
+        "home-nas: connected again after 1.8 s over 198.51.100.1:5123; 48 KiB sent again",
+    ]
+
+
+def test_a_path_that_came_back_by_itself_is_named_as_it_was() -> None:
+    assert told(opened(), lost(), resumed())[-1] == "home-nas: connected again after 1.8 s over 198.51.100.1:5122"
+
+
+def test_a_path_that_changes_without_a_loss_is_told_as_no_loss() -> None:
+    assert told(opened(), SUSPECTED, opened(5123), changed())[2:] == [
+        "home-nas: moved to a new connection over 198.51.100.1:5123, without a break"
+    ]
+
+
+def test_two_sessions_with_one_peer_are_told_apart() -> None:
+    both = (opened(), opened(6000, session=2), lost(), lost(session=2), changed(), resumed(), changed(6001, session=2))
+    assert told(*both, resumed(session=2))[-2:] == [
+        "home-nas: connected again after 1.8 s over 198.51.100.1:5123",
+        "home-nas: connected again after 1.8 s over 198.51.100.1:6001",
+    ]
+
+
+def test_while_a_connection_is_waited_for_nobody_is_reminded_of_it() -> None:
+    assert len(told(opened(), lost(), SUSPECTED, SUSPECTED)) == 2
+
+
+def test_a_program_that_stands_still_is_no_lost_connection() -> None:
+    assert told(opened(), STALLED, resumed(gap=12))[1:] == [
+        "home-nas: its program does not answer, its machine does; waiting",
+        "home-nas: its program answers again, after 12 s",
+    ]
+    assert told(opened(), STALLED, lost(), resumed())[-1].startswith("home-nas: connected again after 1.8 s")
+
+
+def test_the_end_of_patience_is_told_with_what_may_be_lost() -> None:
+    assert told(expired(count=49_152)) == ["home-nas: gave up after 10 min (no path); 48 KiB unconfirmed"]
+    assert told(expired()) == ["home-nas: gave up after 10 min (no path)"]
+    again = told(opened(), lost(), expired(), opened(7000), lost(), resumed())
+    assert again[-1] == "home-nas: connected again after 1.8 s over 198.51.100.1:7000"  # nothing of the old session is left
+
+
+def test_numbers_of_the_kernels_are_left_out() -> None:
+    assert "lost (Connection reset by peer);" in told(lost("[Errno 104] Connection reset by peer"))[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (10, "10 s"),
+        (59, "59 s"),
+        (60, "1 min"),
+        (90, "1.5 min"),
+        (5400, "1.5 h"),
+        (172_800, "2 d"),
+    ],
+)
+def test_times_are_said_as_people_say_them(seconds: float, text: str) -> None:
+    assert told(lost(patience=seconds))[0].endswith(f"; waiting up to {text}")
+
+
+@pytest.mark.parametrize(("count", "text"), [(1023, "1023 B"), (1024, "1 KiB"), (1 << 20, "1.0 MiB"), (3_400_000, "3.2 MiB")])
+def test_sizes_are_said_as_people_say_them(count: int, text: str) -> None:
+    assert told(resumed(replayed=count))[0].endswith(f"; {text} sent again")
+
+
+def test_what_was_missed_is_counted() -> None:
+    assert told(EventsDropped(7)) == ["7 events came too fast to be told"]
+    assert facts(EventsDropped(7)) == {"event": "events_dropped", "count": 7}
+
+
+def test_an_object_has_the_events_name_the_peer_and_its_facts() -> None:
+    event = ChannelLost(tag=NAS, session=3, cause="x", patience=600.0, time=1.5, at=7.0)
+    assert facts(event) == {
+        "event": "channel_lost",
+        "peer": "home-nas",
+        "session": 3,
+        "time": 1.5,
+        "cause": "x",
+        "patience": 600.0,
+    }
+    assert facts(changed())["new"]["remote"] == ("198.51.100.1", 5123)
+
+
+def ended(*events: PeerEvent) -> AsyncIterator[PeerEvent | EventsDropped]:
+    """Return an iterator of events that ends behind them."""
+    hub = EventHub()
+    listener = hub.listen()
+    for event in events:
+        hub(event)
+    hub.close()
+    return listener
+
+
+EVENTS = (opened(), lost(), changed(), resumed())
+
+
+@pytest.mark.parametrize(("verbose", "lines"), [(0, 2), (1, 3)])
+def test_words_go_to_stderr(verbose: int, lines: int, capsys: pytest.CaptureFixture[str]) -> None:
+    asyncio.run(tell_connections(ended(*EVENTS), Output(verbose=verbose)))
+    captured = capsys.readouterr()
+    assert (captured.out, len(captured.err.splitlines())) == ("", lines)
+
+
+def test_json_has_one_object_an_event_and_quiet_takes_the_words_only(capsys: pytest.CaptureFixture[str]) -> None:
+    asyncio.run(tell_connections(ended(*EVENTS), Output(as_json=True, quiet=True)))
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    objects = [json.loads(line) for line in captured.out.splitlines()]
+    assert [line["event"] for line in objects] == ["channel_opened", "channel_lost", "path_changed", "session_resumed"]
+    assert {line["schema"] for line in objects} == {1}
+
+
+@pytest.mark.parametrize(("verbose", "lines"), [(0, 0), (1, 3)])
+def test_beside_another_program_only_v_says_it_and_stdout_stays_untouched(
+    verbose: int, lines: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def all_of_it() -> None:
+        hub = EventHub()
+        told = asyncio.Event()
+        async with telling_beside(_then(hub.listen(), told), Output(as_json=True, verbose=verbose)):
+            for event in EVENTS:
+                hub(event)
+            hub.close()
+            await told.wait()
+
+    asyncio.run(all_of_it())
+    captured = capsys.readouterr()
+    assert (captured.out, len(captured.err.splitlines())) == ("", lines)
+
+
+async def _then(
+    events: AsyncIterator[PeerEvent | EventsDropped], ended: asyncio.Event
+) -> AsyncIterator[PeerEvent | EventsDropped]:
+    async for event in events:
+        yield event
+    ended.set()
