@@ -204,7 +204,9 @@ class Spliceable(Protocol):
 class Connector(Protocol):
     """Whatever can open a stream to a service of a peer: `Peer` is one; tunnels and ssh know no more of it than this."""
 
-    async def connect(self, tag: str, service: str = "default", *, timeout: float | None = None) -> Stream:
+    async def connect(
+        self, tag: str, service: str = "default", *, timeout: float | None = None, confirm: bool = True
+    ) -> Stream:
         """Open a stream; see `Peer.connect`."""
         ...
 

@@ -237,7 +237,9 @@ class Peer:
 
     # --- streams ------------------------------------------------------------------------------------------------------
 
-    async def connect(self, tag: str, service: str = "default", *, timeout: float | None = CONNECT_TIMEOUT) -> Stream:
+    async def connect(
+        self, tag: str, service: str = "default", *, timeout: float | None = CONNECT_TIMEOUT, confirm: bool = True
+    ) -> Stream:
         """Open a stream to a service of a peer: authenticated, encrypted, usable when this returns.
 
         Streams to one peer share one punched connection.  Cancelling leaves nothing open on either side.
@@ -246,6 +248,8 @@ class Peer:
             tag: The peer's; its key must be pinned.
             service: What it serves: a name, a port, or `host:port`.
             timeout: Seconds for everything; None waits as long as each part of it does.
+            confirm: False does not wait for the peer to accept the stream, which saves a round trip: what is written goes
+                with the request, and a refusal (AccessDeniedError, TargetRefusedError) is raised by the first `read`.
 
         Raises:
             UnknownPeerError: No key is pinned for the tag.
@@ -260,15 +264,17 @@ class Peer:
             TargetRefusedError: The service is ours, but nobody answers behind it.
             ChannelError: The connection broke before the stream was open.
         """
-        return await _within(timeout, tag, self._connect(self._pinned(tag), service))
+        return await _within(timeout, tag, self._connect(self._pinned(tag), service, confirm=confirm))
 
-    async def _connect(self, pinned: PinnedPeer, service: str) -> Stream:
+    async def _connect(self, pinned: PinnedPeer, service: str, *, confirm: bool) -> Stream:
+        async def open_on(session: Session) -> Stream:
+            return await session.open_confirmed(service) if confirm else session.open(service)
+
         known = self._up.session(pinned)
         if known is not None:
             with suppress(ChannelClosedError, ChannelLostError):  # it died unnoticed, or was about to end
-                return await known.open_confirmed(service)
-        session = await self._up.dialing.join((pinned.tag, pinned.key), lambda: self._dial(pinned))
-        return await session.open_confirmed(service)
+                return await open_on(known)
+        return await open_on(await self._up.dialing.join((pinned.tag, pinned.key), lambda: self._dial(pinned)))
 
     async def _dial(self, pinned: PinnedPeer) -> Session:
         up = self._up

@@ -12,6 +12,7 @@ import select
 import socket
 import struct
 import sys
+from asyncio.trsock import TransportSocket
 from typing import Final, Literal, TypeAlias
 
 from p2ptunnel.types import Address
@@ -29,6 +30,7 @@ __all__ = [
     "is_sendable",
     "keep_alive",
     "limit_segments",
+    "limit_unsent",
     "progress",
     "reset_close",
     "set_min_ttl",
@@ -46,6 +48,7 @@ _PMTUDISC_PROBE: Final = 3  # DF stays set, but a forged "fragmentation needed" 
 _IP_MINTTL: Final = 21
 _IPV6_MINHOPCOUNT: Final = 73
 _TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None)
+_NOTSENT_LOWAT: Final[int | None] = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 _SO_REUSEPORT: Final[int | None] = getattr(socket, "SO_REUSEPORT", None)
 _TCP_ESTABLISHED, _TCP_SYN_SENT, _TCP_SYN_RECV, _TCP_CLOSE_WAIT = 1, 2, 3, 8
 
@@ -158,6 +161,12 @@ def keep_alive(sock: socket.socket) -> None:
         option: int | None = getattr(socket, name, None)
         if option is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def limit_unsent(sock: socket.socket | TransportSocket, limit_bytes: int) -> None:
+    """Let the kernel queue no more than this beyond what the path takes, where it can: a small frame waits behind all of it."""
+    if _NOTSENT_LOWAT is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, limit_bytes)
 
 
 def progress(sock: socket.socket) -> tuple[Progress, int]:

@@ -132,10 +132,9 @@ class _Deaths(msgspec.Struct):
     until: float
 
     def again(self, now: float) -> None:
-        """Count another: the sooner after the last one's wait, the longer the next."""
-        self.followed = self.followed + 1 if now - self.until <= FLAP_MEMORY else 0
-        wait = min(FLAP_WAIT * 2 ** min(self.followed - 1, 10), FLAP_WAIT_MAX) if self.followed else 0.0
-        self.until = now + wait
+        """Count one more, soon after the last."""
+        self.until = now + min(FLAP_WAIT * 2 ** min(self.followed, 10), FLAP_WAIT_MAX)
+        self.followed += 1
 
 
 class PathChooser:
@@ -177,7 +176,7 @@ class PathChooser:
             return self._escape(active, others, now)
         self._current = active.name
         self._used.add(active.link)
-        return self._improve(active, others, now)
+        return None if active.health is Health.STALLED else self._improve(active, others, now)
 
     # --- what must be -------------------------------------------------------------------------------------------------
 
@@ -245,8 +244,7 @@ def _best(candidates: Sequence[PathCandidate]) -> PathCandidate | None:
         if not among:
             continue
         nearest = min(among, key=score)
-        cost = 0 if nearest.is_active and nearest.is_loaded else score(nearest)
-        if best is None or cost <= limit:
+        if best is None or score(nearest) <= limit:
             best = nearest
         limit = min(limit, _TIER_FACTOR * score(nearest) + _TIER_MARGIN_MS)
     return best

@@ -15,7 +15,14 @@ import math
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-from p2ptunnel.defaults import ACK_EVERY_BYTES, ACTIVE_FOR, DORMANT_AFTER, RESUME_BUFFER_BYTES
+from p2ptunnel.defaults import (
+    ACK_EVERY_BYTES,
+    ACTIVE_FOR,
+    DEAD_DORMANT,
+    DORMANT_AFTER,
+    PING_STANDBY,
+    RESUME_BUFFER_BYTES,
+)
 from p2ptunnel.errors import LocalProtocolError, RemoteProtocolError
 from p2ptunnel.protocol.link import ACTIVE, DORMANT, IDLE, Health, Link, Pace
 from p2ptunnel.protocol.machine import Event
@@ -39,6 +46,7 @@ from p2ptunnel.wire.frames import (
 __all__ = ["Endpoint", "EndpointEvent", "Forgotten", "HealthChanged", "Resumed", "SecondsWithoutAck"]
 
 _NOTHING: Final = memoryview(b"")
+_STANDBY: Final = tuple(Pace(PING_STANDBY * spread, DEAD_DORMANT) for spread in (1.0, 0.8, 1.2, 0.9, 1.1))  # by link: no beat
 
 SecondsWithoutAck: TypeAlias = Callable[[int], float | None]
 """What the kernel tells of a link, by its number; see `Link.handle_timer`."""
@@ -79,12 +87,14 @@ class Endpoint:
         mux: The streams.
         active: Number of the link that carries what we send; None while none does.
         received: Offset behind the last byte of the peer that was handed on.
+        watched: Number of a link that is to be measured as often as the active one; None for none.
     """
 
     def __init__(self, *, caller: bool, now: float, resume_buffer: int = RESUME_BUFFER_BYTES) -> None:
         self.mux: Final = Mux(caller=caller)
         self.active: int | None = None
         self.received = 0
+        self.watched: int | None = None
         self._is_caller: Final = caller
         self._replay: Final = Replay(resume_buffer)
         self._links: Final[dict[int, Link]] = {}
@@ -95,7 +105,7 @@ class Endpoint:
         self._confirmed = 0  # what the peer told us last, over whichever link
         self._ack_wanted = 0  # offset up to which we have asked for an acknowledgement
         self._number = 0  # of the last RESUME
-        self._asked: Final[dict[int, Resume]] = {}  # our RESUMEs that have no answer yet, by link
+        self._asked: Final[dict[int, list[Resume]]] = {}  # our RESUMEs that have no answer yet, by link, in their order
         self._answered = 0  # number of the newest RESUME that was answered
         self._events: list[EndpointEvent] = []
         self._moved_at = now
@@ -118,14 +128,23 @@ class Endpoint:
         return self._last_link
 
     def detach(self, number: int) -> None:
-        """Forget a channel that is gone; nothing happens if it is forgotten already."""
+        """Forget a channel that is gone; nothing happens if it is forgotten already.
+
+        Where the peer may have moved to it unheard, it is asked to come back to the one that still carries what we send.
+        """
+        was_moving_there = self.heading == number
         self._links.pop(number, None)
         self._asked.pop(number, None)
         if self.active == number:
             self.active = None
+        elif was_moving_there and self.active is not None:
+            self.resume(self.active)
 
     def resume(self, number: int) -> None:
-        """Ask the peer to go on over this channel; only the caller does, and once a channel.
+        """Ask the peer to go on over this channel; only the caller does.
+
+        It may be one that carried the session before, or carries it now: behind the question nothing of ours goes over it until
+        the answer says from which offset on.
 
         Raises:
             LocalProtocolError: This is the callee.
@@ -133,8 +152,22 @@ class Endpoint:
         if not self._is_caller:
             raise LocalProtocolError("the caller moves the session, not the callee")
         self._number += 1
-        question = self._asked[number] = Resume(self._number, self._resumable_at)
+        question = Resume(self._number, self._resumable_at)
+        self._asked.setdefault(number, []).append(question)
         self._links[number].control.extend(encode(question))
+        if self.active == number:
+            self.active = None
+
+    @property
+    def heading(self) -> int | None:
+        """The link that the session is on, or on its way to: the one asked for last, if that has no answer yet."""
+        newest, number = max(((asked[-1].number, link) for link, asked in self._asked.items() if asked), default=(0, None))
+        return number if newest > self._answered else self.active
+
+    @property
+    def carrier(self) -> int | None:
+        """The link that carries what we send; while none does, the one that the session is on its way to."""
+        return self.heading if self.active is None else self.active
 
     @property
     def links(self) -> tuple[int, ...]:
@@ -289,8 +322,6 @@ class Endpoint:
     def _on_resume(self, number: int, link: Link, frame: Resume) -> None:
         if self._is_caller:
             self._on_answer(number, link, frame)
-        elif link.is_placed:
-            raise RemoteProtocolError("it moves to the same channel twice")
         elif frame.number > self._number:
             self._number = frame.number
             self._on_ack(frame.received)
@@ -302,11 +333,14 @@ class Endpoint:
 
     def _on_answer(self, number: int, link: Link, answer: Resume) -> None:
         """Go on over this link, unless a newer RESUME was answered before; what comes behind the answer is read in any case."""
-        question = self._asked.pop(number, None)
-        if question is None or question.number != answer.number:
+        asked = self._asked.get(number, [])
+        while asked and asked[0].number < answer.number:  # a later one was there first, over another link
+            del asked[0]
+        if not asked or asked[0].number != answer.number:
             raise RemoteProtocolError("an answer to a question that was not asked")
+        question = asked.pop(0)
         link.place(answer.start)
-        if answer.number > self._answered:
+        if answer.number > self._answered and not asked:  # what we sent behind a later question would stand in the wrong place
             self._answered = answer.number
             if answer.received < self._confirmed:
                 raise RemoteProtocolError("it wants again what it has acknowledged")
@@ -333,17 +367,21 @@ class Endpoint:
             self._streams_at = now
         return IDLE if now - self._streams_at < DORMANT_AFTER else DORMANT
 
+    def _pace_of(self, number: int, pace: Pace) -> Pace:
+        """Return how closely one link is watched: one that only waits for its turn costs next to nothing."""
+        return pace if number in {self.active, self.heading, self.watched} else _STANDBY[number % len(_STANDBY)]
+
     def next_deadline(self, now: float) -> float:
         """Return the monotonic second at which `handle_timer` wants to be called; infinity for never."""
         pace = self.pace(now)
-        return min((link.next_deadline(pace) for link in self._links.values()), default=math.inf)
+        return min((link.next_deadline(self._pace_of(number, pace)) for number, link in self._links.items()), default=math.inf)
 
     def handle_timer(self, now: float, seconds_without_ack: SecondsWithoutAck) -> None:
         """Do what is due at `now`; calling early is harmless."""
         pace = self.pace(now)
         for number, link in self._links.items():
             before = link.health
-            after = link.handle_timer(now, pace, seconds_without_ack(number))
+            after = link.handle_timer(now, self._pace_of(number, pace), seconds_without_ack(number))
             if after is not before:
                 self._events.append(HealthChanged(number, after))
         if pace is not ACTIVE:

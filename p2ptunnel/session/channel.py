@@ -17,6 +17,7 @@ from typing import Final, Protocol, cast
 
 from p2ptunnel.defaults import BATCH_MIN_BYTES, BATCH_SLOW, CLOSE_GRACE, HANDSHAKE_MAX_BYTES
 from p2ptunnel.errors import ChannelClosedError, ChannelError, ChannelLostError, RemoteProtocolError
+from p2ptunnel.net.sockets import limit_unsent
 from p2ptunnel.net.tcpinfo import TcpInfo, read_tcp_info
 from p2ptunnel.protocol.replay import PIECE_BYTES as BATCH_BYTES
 from p2ptunnel.wire.frames import HEADER, Frame, decode, payload_length
@@ -197,7 +198,7 @@ class Channel(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Close at once; what is written and has not left is lost."""
         self._end = self._end or ChannelClosedError()
-        if self._transport is not None:
+        if self._transport is not None and not self.gone.is_set():  # some transports fail when they are gone already
             self._transport.abort()
 
     # --- what asyncio calls -------------------------------------------------------------------------------------------
@@ -251,11 +252,15 @@ class Channel(asyncio.BufferedProtocol):
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _adapt(self, took: float) -> None:
-        """Write less at a time where the last batch took long to leave, and more where it did not."""
+        """Write less at a time where the last batch took long to leave, and more where it did not; so does the kernel."""
+        before = self.batch_bytes
         if took > BATCH_SLOW:
-            self.batch_bytes = max(self.batch_bytes // 2, BATCH_MIN_BYTES)
+            self.batch_bytes = max(round(before * BATCH_SLOW / took), BATCH_MIN_BYTES)
         elif took < BATCH_SLOW / 4:
-            self.batch_bytes = min(self.batch_bytes * 2, BATCH_BYTES)
+            self.batch_bytes = min(before * 2, BATCH_BYTES)
+        sock = self._transport.get_extra_info("socket") if self._transport else None
+        if sock is not None and self.batch_bytes != before:
+            limit_unsent(sock, self.batch_bytes // 2)
 
     def _advance(self) -> None:
         if self._consumer is not None:

@@ -99,7 +99,11 @@ async def resume_session(session: Session, pipe: Pipe, *, identity: Identity, se
         P2PTunnelError: As `connect_session`.
         OSError: The pipe was broken before.
     """
-    number, behind = await session.join()
+    try:
+        number, behind = await session.join()
+    except BaseException:
+        pipe.abort()
+        raise
     try:
         async with _channel(pipe, _pinned(identity, session.peer_key), callee=False) as channel:
             await greet(channel, identity, session.tag, session.peer_key, selector, session=session.session_id, behind=behind)

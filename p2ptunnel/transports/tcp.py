@@ -10,13 +10,12 @@ from typing import Final
 from p2ptunnel.abc import Pipe
 from p2ptunnel.defaults import PREAMBLE_TIMEOUT, UNSENT_MAX_BYTES, USER_TIMEOUT
 from p2ptunnel.errors import LocalProtocolError, RemoteProtocolError
-from p2ptunnel.net.sockets import keep_alive, reset_close
+from p2ptunnel.net.sockets import keep_alive, limit_unsent, reset_close
 from p2ptunnel.types import Path
 from p2ptunnel.wire.frames import PREAMBLE_BYTES, parse_preamble
 
 __all__ = ["TcpPipe", "read_preamble"]
 
-_NOTSENT_LOWAT: Final[int | None] = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 _USER_TIMEOUT: Final[int | None] = getattr(socket, "TCP_USER_TIMEOUT", None)
 
 
@@ -63,8 +62,7 @@ def _prepare(sock: socket.socket) -> None:
     keep_alive(sock)
     if _USER_TIMEOUT is not None:  # it also runs while a stopped peer's window is closed, so it must not be the first judge
         sock.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, round(USER_TIMEOUT * 1000))
-    if _NOTSENT_LOWAT is not None:  # a small frame does not wait behind megabytes of a big one
-        sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, UNSENT_MAX_BYTES)
+    limit_unsent(sock, UNSENT_MAX_BYTES)  # a small frame does not wait behind megabytes of a big one
 
 
 async def read_preamble(sock: socket.socket, timeout: float = PREAMBLE_TIMEOUT) -> bytes:

@@ -153,7 +153,7 @@ class Forward:
         """Serve one client to its end."""
         self._trace("tunnel", "client_connected", tag=self.tag, target=self.target, client=client)
         try:
-            stream = await self._connector.connect(self.tag, self.target, timeout=self._timeout)
+            stream = await self._connector.connect(self.tag, self.target, timeout=self._timeout, confirm=False)
             self._is_failing = False
             await pump(stream, sock)
         except P2PTunnelError as error:

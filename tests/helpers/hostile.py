@@ -14,7 +14,7 @@ from p2ptunnel.protocol.mux import Drained
 from p2ptunnel.protocol.resume import Endpoint, HealthChanged, Resumed
 from p2ptunnel.wire.frames import Data, Fin, Open, Opened, Reset
 
-__all__ = ["CALLEE", "CALLER", "Channel", "Flow", "Hostile", "play"]
+__all__ = ["CALLEE", "CALLER", "Channel", "Flow", "Hostile", "operate", "play"]
 
 CALLER, CALLEE = 0, 1
 _BLOCK: Final = memoryview(random.Random(1).randbytes(1 << 20) * 2)
@@ -343,9 +343,14 @@ def play(seed: int, steps: int) -> Hostile:
     )
     world.open(CALLER)
     for _ in range(steps):
-        _operate(world, dice, dice.choice(_OPERATIONS))
+        operate(world, dice)
     world.heal()
     return world
+
+
+def operate(world: Hostile, dice: random.Random) -> None:
+    """Do one thing that an application, a clock or the network may do."""
+    _operate(world, dice, dice.choice(_OPERATIONS))
 
 
 def _operate(world: Hostile, dice: random.Random, operation: str) -> None:

@@ -113,6 +113,7 @@ class Peers:
         client, server = ends or tcp_pair()
         self.selector = os.urandom(16)
         accepting = asyncio.ensure_future(self.accept(server))
+        accepting.add_done_callback(lambda task: server.close() if task.cancelled() else None)  # perhaps before it began
         try:
             await resume_session(caller, new_pipe(client), identity=self.caller, selector=self.selector)
         finally:

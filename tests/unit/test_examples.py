@@ -17,6 +17,7 @@ PRINTS = {
     "netcheck.py": "No NAT",
     "rendezvous_server.py": "the peer says: welcome",
     "ssh_run.py": "ran 'uptime' for pi",
+    "watch_connection.py": "ARE YOU THERE?",
 }
 
 

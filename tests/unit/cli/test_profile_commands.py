@@ -206,6 +206,7 @@ def test_status_answers_without_network(capsys: Capture, profile: Path) -> None:
         "self": {"tag": "nas", "key": str(key), "profile": str(profile)},
         "rendezvous": [],
         "peers": [{"tag": "laptop", "key": KEY, "services": ["ssh"]}],
+        "programs": [],
     }
     assert call(capsys, "status", "--check").code == 3
 

@@ -23,8 +23,8 @@ pytestmark = pytest.mark.e2e
 
 
 class Network:
-    """A rendezvous server, `nas` that serves, `laptop` that may open some of it, `shed` that serves at times and knows the
-    laptop, and `stranger` that nobody knows.
+    """A rendezvous server, `nas` that serves, `laptop` that may open some of it, `shed` and `cellar` that serve at times and
+    know the laptop, and `stranger` that nobody knows.
     """
 
     def __init__(self, directory: Path, rendezvous: str) -> None:
@@ -93,12 +93,13 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
     with started("--json", "rendezvous", "--listen", "127.0.0.1:0") as server:
         assert server.stdout is not None
         host, port = json.loads(server.stdout.readline())["address"]
-        profiles = {name: Profile(directory / name) for name in ("nas", "shed", "laptop", "stranger")}
+        profiles = {name: Profile(directory / name) for name in ("nas", "shed", "cellar", "laptop", "stranger")}
         keys = {name: profile.identity().public for name, profile in profiles.items()}
         profiles["nas"].peers().add("laptop", keys["laptop"], ("echo", "dead"))
         profiles["shed"].peers().add("laptop", keys["laptop"], ("ssh",))
         profiles["stranger"].peers().add("nas", keys["nas"])
-        for known in ("nas", "shed"):
+        profiles["cellar"].peers().add("laptop", keys["laptop"], ("echo",))
+        for known in ("nas", "shed", "cellar"):
             profiles["laptop"].peers().add(known, keys[known])
         yield Network(directory, f"{host}:{port}")
 
@@ -153,10 +154,11 @@ def test_a_forward_carries_question_and_answer(network: Network, target: int) ->
 @pytest.mark.usefixtures("served")
 def test_status_shows_the_connections_of_the_programs_that_run(network: Network) -> None:
     with forwarding(network, "0:echo") as (process, told), socket.create_connection(tuple(told["address"])) as client:
-        assert process.stdout is not None
-        assert json.loads(process.stdout.readline())["event"] == "channel_opened"
         client.sendall(b"x")
-        [program] = json.loads(network.run("laptop", "--json", "status").stdout)["programs"]
+        programs: list[dict[str, Any]] = []
+        while not any(connection["streams"] for program in programs for connection in program["connections"]):
+            programs = json.loads(network.run("laptop", "--json", "status").stdout)["programs"]
+        [program] = programs
         assert (program["command"], program["pid"]) == ("forward", process.pid)
         [connection] = program["connections"]
         path = connection.pop("path")
@@ -164,7 +166,7 @@ def test_status_shows_the_connections_of_the_programs_that_run(network: Network)
         assert path["remote"][0] == "127.0.0.1"
         lines = network.run("laptop", "status").stdout.splitlines()
         assert lines[-2].split() == ["PROGRAM", "PEER", "STATE", "PATH", "RTT", "LOSS", "STREAMS", "RESUMES"]
-        assert lines[-1].startswith(f"forward ({process.pid})  nas   open   direct tcp 127.0.0.1:")
+        assert lines[-1].startswith(f"forward ({process.pid})  nas   open   lan tcp 127.0.0.1:")
         [other] = json.loads(network.run("nas", "--json", "status").stdout)["programs"]
         assert (other["command"], other["connections"][0]["peer"]) == ("serve", "laptop")
     assert json.loads(network.run("laptop", "--json", "status").stdout)["programs"] == []
@@ -175,9 +177,9 @@ def test_a_connection_that_is_lost_for_good_is_told_in_words_and_objects(network
     with (
         os.fdopen(reader) as said,
         os.fdopen(writer, "w") as stderr,
-        network.start("shed", "--json", "serve", f"echo={target}", "--allow", "laptop") as serving,
+        network.start("cellar", "--json", "serve", f"echo={target}") as serving,
         started(
-            *network.words("laptop", "--json", "--resume-timeout", "1", "forward", "shed", "0:echo"), stderr=stderr
+            *network.words("laptop", "--json", "--resume-timeout", "1", "forward", "cellar", "0:echo"), stderr=stderr
         ) as forward,
     ):
         assert serving.stdout is not None
@@ -193,12 +195,12 @@ def test_a_connection_that_is_lost_for_good_is_told_in_words_and_objects(network
             with pytest.raises(ConnectionResetError):
                 client.recv(100)
         lost, expired = [event for event in events if event["event"] in {"channel_lost", "session_expired"}]
-        assert {(event["schema"], event["peer"], event["session"]) for event in events} == {(1, "shed", 1)}
+        assert {(event["schema"], event["peer"], event["session"]) for event in events} == {(1, "cellar", 1)}
         assert lost["patience"] == 1
         assert 1 <= expired["gap"] < 10
         cause = lost["cause"].rpartition("] ")[2]
-        assert said.readline() == f"shed: connection lost ({cause}); waiting up to 1.0 s\n"
-        assert said.readline().startswith("shed: gave up after ")
+        assert said.readline() == f"cellar: connection lost ({cause}); waiting up to 1.0 s\n"
+        assert said.readline().startswith("cellar: gave up after ")
         assert forward.poll() is None  # it goes on listening: the next client asks for the peer anew
 
 
@@ -364,7 +366,9 @@ def test_serve_says_with_v_which_streams_come_and_go(network: Network, target: i
         assert network.run("laptop", "pipe", "shed", "echo", input="x").stdout == "1 x"
         serving.terminate()
         assert serving.wait(timeout=10) == 0
-    assert log.read_text().splitlines() == ["laptop opened echo", "laptop is done with echo"]
+    first, *lines = log.read_text().splitlines()
+    assert first.startswith("laptop: connected over 127.0.0.1:")
+    assert lines == ["laptop opened echo", "laptop is done with echo"]
 
 
 def test_serve_says_what_nobody_may_open(network: Network, target: int) -> None:

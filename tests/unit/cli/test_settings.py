@@ -78,7 +78,11 @@ def test_patience_is_written_with_a_unit_and_handed_on_to_ssh(
 
 def test_a_peer_is_as_patient_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
     patience: list[float] = []
-    monkeypatch.setattr("p2ptunnel.peer.Peer", lambda *_, resume_timeout, **__: patience.append(resume_timeout))
+
+    def peer(*_: Any, resume_timeout: float, **__: Any) -> None:
+        patience.append(resume_timeout)
+
+    monkeypatch.setattr("p2ptunnel.peer.Peer", peer)
     for words in (["--resume-timeout", "0"], ["--resume-timeout", "2h"], []):
         settings_of("--rendezvous", "127.0.0.1:1", "status", *words).peer(Tracer())
     assert patience == [0, 7200, RESUME_TIMEOUT]

@@ -489,14 +489,6 @@ def test_a_channel_that_the_session_has_not_moved_to_carries_nothing_of_it(frame
         assert "has not moved to" in _violation(side, number, encode(frame))
 
 
-def test_the_session_moves_to_a_channel_once() -> None:
-    caller, callee, _ = begun()
-    number, question = another(caller, callee)
-    callee.give(number, question)
-    for link in (1, number):
-        assert "same channel twice" in _violation(callee, link, encode(Resume(2, 0)))
-
-
 def test_an_answer_that_nobody_asked_for_is_a_violation() -> None:
     caller, callee, _ = begun()
     number, _ = another(caller, callee)

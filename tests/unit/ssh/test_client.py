@@ -33,7 +33,9 @@ class ToServer(Loopback):
         super().__init__()
         self.address = address
 
-    async def connect(self, tag: str, service: str = "default", *, timeout: float | None = None) -> Stream:
+    async def connect(
+        self, tag: str, service: str = "default", *, timeout: float | None = None, confirm: bool = True
+    ) -> Stream:
         self.asked.append((tag, service))
         sock = socket.create_connection(self.address)
         sock.setblocking(False)

@@ -81,7 +81,9 @@ class Loopback:
     def local_address(self) -> Address | None:
         return None
 
-    async def connect(self, tag: str, service: str = "default", *, timeout: float | None = None) -> Stream:
+    async def connect(
+        self, tag: str, service: str = "default", *, timeout: float | None = None, confirm: bool = True
+    ) -> Stream:
         self.asked.append((tag, service))
         if self.gate is not None:
             await self.gate.wait()
