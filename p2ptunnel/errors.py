@@ -39,6 +39,7 @@ __all__ = [
     "RendezvousError",
     "RendezvousTimeoutError",
     "ResolveError",
+    "ResumeExpiredError",
     "SSHError",
     "StoreError",
     "StreamResetError",
@@ -467,12 +468,13 @@ class ResumeExpiredError(ChannelLostError):
         unacknowledged_bytes: Sent, of all streams, without the peer having confirmed them.
     """
 
-    hint = "Longer cuts: raise the resume timeout on both sides, as in Peer(resume_timeout=3600)."
+    hint = "Longer cuts: be more patient on both sides, by --resume-timeout 1h or Peer(resume_timeout=3600)."
 
     def __init__(self, cause: str, gap: float, unacknowledged_bytes: int) -> None:
         super().__init__(cause)
         self.gap = gap
         self.unacknowledged_bytes = unacknowledged_bytes
+        self.args = (cause, gap, unacknowledged_bytes)
 
     def __str__(self) -> str:
         return f"{super().__str__()}, after {self.gap:.0f} s without it; {self.unacknowledged_bytes} bytes are unconfirmed"

@@ -64,7 +64,6 @@ async def telling_status(peer: Peer, settings: Settings, command: str) -> AsyncG
     path = settings.profile.directory / _DIRECTORY / f"{os.getpid()}{_SUFFIX}"
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        path.unlink(missing_ok=True)  # of a process that had our number
         server = await asyncio.start_unix_server(answer, path)
     except (OSError, AttributeError) as error:  # a path too long, a disk read-only; no such sockets on Windows
         settings.output.detail(f"`p2ptunnel status` will not see this program: {error}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from typing import Final
 
 from p2ptunnel.abc import Spliceable, Stream
+from p2ptunnel.defaults import CLOSE_GRACE
 from p2ptunnel.errors import StreamResetError
 from p2ptunnel.net.splice import SocketSplice
 
@@ -37,11 +39,24 @@ async def pump(stream: Stream, sock: socket.socket) -> None:
         await (_spliced(stream, sock) if isinstance(stream, Spliceable) else _copied(stream, sock))
         await stream.close()
         reason = ""
+        await _discard(sock)
     finally:
         if reason:
             stream.abort(reason)
             _reset(sock)
         sock.close()
+
+
+async def _discard(sock: socket.socket) -> None:
+    """Wait for the socket's end, if the stream took no more before it; at most so long as is usual.
+
+    Closed with something unread, the socket would be reset, and that destroys what its other end has not read yet.
+    """
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(OSError):  # the end of the time is one, too
+        async with asyncio.timeout(CLOSE_GRACE):
+            while await loop.sock_recv(sock, _READ_BYTES):
+                pass
 
 
 async def _spliced(stream: Spliceable, sock: socket.socket) -> None:

@@ -20,6 +20,7 @@ from p2ptunnel.types import Address
 __all__ = [
     "ANY_IPV4",
     "LINUX",
+    "TELLS_UNSENT",
     "Progress",
     "can_open_low",
     "family_of",
@@ -49,6 +50,8 @@ _IP_MINTTL: Final = 21
 _IPV6_MINHOPCOUNT: Final = 73
 _TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None)
 _NOTSENT_LOWAT: Final[int | None] = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+TELLS_UNSENT: Final = _NOTSENT_LOWAT is not None
+"""Whether a socket counts as writable only when little of what it was given is unsent; see `limit_unsent`."""
 _SO_REUSEPORT: Final[int | None] = getattr(socket, "SO_REUSEPORT", None)
 _TCP_ESTABLISHED, _TCP_SYN_SENT, _TCP_SYN_RECV, _TCP_CLOSE_WAIT = 1, 2, 3, 8
 

@@ -138,6 +138,8 @@ class StreamTransport(asyncio.Transport):
         if self._has_paused and self._waiting_bytes <= _HIGH_BYTES // 4:
             self._has_paused = False
             self._loop.call_soon(self._protocol.resume_writing)
+        if used and self._is_eof and not self._waiting:
+            self._loop.call_soon(self._stream.source_ready)  # for the end, which is asked for by itself
         if used or not self._is_eof:
             return used or None
         if self._is_closing:

@@ -167,7 +167,7 @@ class Mux:
         """
         if self._leaving:
             raise LocalProtocolError("no stream is opened after going away")
-        if self._own_count >= STREAMS_MAX or self._next_id > _STREAM_ID_MAX:
+        if self._own_count >= STREAMS_MAX or self._next_id > _STREAM_ID_MAX or self._control_bytes > _CONTROL_MAX_BYTES:
             raise ChannelBusyError(STREAMS_MAX)
         stream_id = self._next_id
         self._say(Open(stream_id, STREAM_WINDOW_BYTES, service, interactive))

@@ -19,6 +19,7 @@ from p2ptunnel.defaults import (
     FLAP_MEMORY,
     FLAP_WAIT,
     FLAP_WAIT_MAX,
+    PING_ACTIVE,
     SUSPECT_AFTER,
     SWITCH_MARGIN,
     SWITCH_MARGIN_MS,
@@ -37,6 +38,7 @@ _DEVIATIONS: Final = 2
 _LOSS_MS: Final = 1000  # a share of 1; every lost segment costs about its retransmission timeout
 _IPV6_MS: Final = 3  # no NAT that forgets
 _ON_LINK_MS: Final = 5  # nobody between
+_MEANWHILE: Final = SUSPECT_AFTER - PING_ACTIVE  # seconds: for as long a question went unanswered before anybody was in doubt
 
 
 class Tier(enum.IntEnum):
@@ -148,12 +150,16 @@ class PathChooser:
         self._current: PathName | None = None  # of the path in use, as long as its death is not counted
         self._deaths: Final[dict[PathName, _Deaths]] = {}
         self._contest: _Contest | None = None
+        self._hoped_for: int | None = None  # link of a better tier than the one in use
         self._switched_at = -math.inf  # voluntarily
 
     @property
     def contender(self) -> int | None:
-        """The link that is about to win, to be measured as often as the one in use; None while there is none."""
-        return None if self._contest is None else self._contest.links[1]
+        """The link that is to be measured as often as the one in use; None for none.
+
+        It is about to win; or it would be by its tier, and what was measured while it was in doubt must not count for ever.
+        """
+        return self._hoped_for if self._contest is None else self._contest.links[1]
 
     def waits_until(self, name: PathName) -> float:
         """Return until when a path is not gone back to voluntarily, since it died too often; monotonic seconds."""
@@ -172,6 +178,8 @@ class PathChooser:
         active = next((each for each in candidates if each.is_active), None)
         others = [each for each in candidates if not each.is_active and each.health is Health.UP]
         self._used &= {each.link for each in candidates}
+        better = [each for each in others if active and each.tier < active.tier]
+        self._hoped_for = min(better, key=score).link if better else None
         if active is None or _is_in_doubt(active, others):
             return self._escape(active, others, now)
         self._current = active.name
@@ -227,7 +235,7 @@ def _is_in_doubt(active: PathCandidate, others: Sequence[PathCandidate]) -> bool
     One that is stalled is, if the peer has spoken elsewhere meanwhile: then it is not the peer that stands still.
     """
     if active.health is Health.STALLED:
-        return any(each.heard_at > active.heard_at + SUSPECT_AFTER for each in others)
+        return any(each.heard_at > active.heard_at + _MEANWHILE for each in others)
     return active.health is not Health.UP
 
 
@@ -266,4 +274,4 @@ def _target(active: PathCandidate, others: Sequence[PathCandidate]) -> PathCandi
         return best
     nearest = min((each for each in measured if each.tier is active.tier), key=score, default=active)
     gain = score(active) - score(nearest)
-    return nearest if gain >= max(SWITCH_MARGIN_MS, SWITCH_MARGIN * score(active)) else None
+    return nearest if gain >= SWITCH_MARGIN * score(active) else None

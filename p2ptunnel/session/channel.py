@@ -15,9 +15,9 @@ import contextlib
 import ssl
 from typing import Final, Protocol, cast
 
-from p2ptunnel.defaults import BATCH_MIN_BYTES, BATCH_SLOW, CLOSE_GRACE, HANDSHAKE_MAX_BYTES
+from p2ptunnel.defaults import BATCH_FIRST_BYTES, BATCH_MIN_BYTES, BATCH_SLOW, CLOSE_GRACE, HANDSHAKE_MAX_BYTES
 from p2ptunnel.errors import ChannelClosedError, ChannelError, ChannelLostError, RemoteProtocolError
-from p2ptunnel.net.sockets import limit_unsent
+from p2ptunnel.net.room import Room
 from p2ptunnel.net.tcpinfo import TcpInfo, read_tcp_info
 from p2ptunnel.protocol.replay import PIECE_BYTES as BATCH_BYTES
 from p2ptunnel.wire.frames import HEADER, Frame, decode, payload_length
@@ -65,7 +65,9 @@ class Channel(asyncio.BufferedProtocol):
         self._is_paused = False
         self._is_ending = False  # the end has been read, and what came before it is being handed on
         self._paused_at = 0.0
-        self.batch_bytes = BATCH_BYTES
+        self._written = 0  # bytes since the kernel last had room
+        self._room: Room | None = None
+        self.batch_bytes = BATCH_FIRST_BYTES
         """What to write at a time: so much as the path takes in a few milliseconds, since all else waits behind it."""
         self._arrived: Final = asyncio.Event()
         self._end: ChannelError | None = None
@@ -160,6 +162,8 @@ class Channel(asyncio.BufferedProtocol):
         self._consumer = consumer
         self._sealed, self._plain = memoryview(bytearray(BATCH_BYTES)), memoryview(bytearray(BATCH_BYTES))
         if self._end is None:
+            self._room = Room(self._transport.get_extra_info("socket"), self._on_room)
+            self._room.limit(self.batch_bytes // 2)
             self._transport.resume_reading()
             self._decrypt(consumer)
         else:
@@ -176,6 +180,9 @@ class Channel(asyncio.BufferedProtocol):
         except ssl.SSLError as error:
             self._fail(ChannelLostError(_reason(error)))
         self._flush()
+        self._written += len(data)
+        if self._room is not None and self._written >= self.batch_bytes and self.is_writable and self._room.wait():
+            self.pause_writing()
 
     def close(self) -> None:
         """Say goodbye and close when everything written has left; closing twice is fine.
@@ -231,6 +238,8 @@ class Channel(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Learn that the transport is gone."""
+        if self._room is not None:
+            self._room.close()
         self._finish(ChannelLostError(str(exc) if exc else "the connection ended without a goodbye"))
         self._arrived.set()
         self.gone.set()
@@ -243,13 +252,21 @@ class Channel(asyncio.BufferedProtocol):
         self._paused_at = asyncio.get_running_loop().time()
 
     def resume_writing(self) -> None:
-        """Learn that it has by now."""
+        """Learn that it has by now; or that the kernel has room, where that was asked."""
+        if self._room is not None and self._room.is_awaited:
+            return
         self._is_paused = False
+        self._written = 0
         self._adapt(asyncio.get_running_loop().time() - self._paused_at)
         if self._consumer is not None and self._end is None:
             self._consumer.writable()
 
     # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _on_room(self) -> None:
+        assert self._transport is not None
+        if not self._transport.get_write_buffer_size():  # else the transport tells when it has none
+            self.resume_writing()
 
     def _adapt(self, took: float) -> None:
         """Write less at a time where the last batch took long to leave, and more where it did not; so does the kernel."""
@@ -258,9 +275,8 @@ class Channel(asyncio.BufferedProtocol):
             self.batch_bytes = max(round(before * BATCH_SLOW / took), BATCH_MIN_BYTES)
         elif took < BATCH_SLOW / 4:
             self.batch_bytes = min(before * 2, BATCH_BYTES)
-        sock = self._transport.get_extra_info("socket") if self._transport else None
-        if sock is not None and self.batch_bytes != before:
-            limit_unsent(sock, self.batch_bytes // 2)
+        if self._room is not None and self.batch_bytes != before:
+            self._room.limit(self.batch_bytes // 2)
 
     def _advance(self) -> None:
         if self._consumer is not None:

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TypeAlias
 import msgspec
 
 from p2ptunnel.defaults import (
+    CHANNELS_MAX,
     CLOSE_GRACE,
     JOIN_PATIENCE,
     REMIND_EVERY,
@@ -53,6 +54,7 @@ from p2ptunnel.protocol.resume import Endpoint, EndpointEvent, Forgotten, Health
 from p2ptunnel.session.channel import Channel
 from p2ptunnel.session.leg import Leg
 from p2ptunnel.session.migration import Migration
+from p2ptunnel.session.standby import Standbys
 from p2ptunnel.session.stream import SessionStream
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Path, Tag, format_address
@@ -204,6 +206,8 @@ class Session:
         self._trace: Final = tracer or Tracer()
         self._streams: Final[dict[int, SessionStream]] = {}
         self._legs: Final[dict[int, Leg]] = {}
+        self._standbys: Final = Standbys(self._endpoint, self._legs)
+        self._carried_by = 0  # number of the leg that carries what we send, or did last
         self._channels: set[Channel] = set()  # those whose socket is not closed yet
         self._tasks: Final[set[asyncio.Task[None]]] = set()
         self._flushing: asyncio.Handle | None = None
@@ -220,7 +224,8 @@ class Session:
         self._pace = ACTIVE
         self._due = 0.0
         self._trace("session", "up", tag=tag, key=peer_key.short, path=path.kind, remote=format_address(path.remote))
-        self._use(channel, path, self._endpoint.begin(self._loop.time()))
+        self._carried_by = self._endpoint.begin(self._loop.time())
+        self._use(channel, path, self._carried_by)
 
     def __repr__(self) -> str:
         state = self.state if self.error is None else str(self.error)
@@ -334,11 +339,12 @@ class Session:
         leg = self._legs.pop(number, None)
         self._endpoint.detach(number)
         self._may_join.set()
+        self._flush_soon()
         if leg is not None:
             leg.channel.abort()
 
-    def adopt(self, channel: Channel, path: Path, number: int | None = None) -> None:
-        """Take over a channel that came up with the same peer.
+    def adopt(self, channel: Channel, path: Path, number: int | None = None) -> int:
+        """Take over a channel that came up with the same peer; return its number.
 
         Args:
             channel: Greeted, and not started.
@@ -351,7 +357,40 @@ class Session:
         if self.error is not None:
             channel.abort()
             raise self.error.with_traceback(None)
-        self._use(channel, path, self._endpoint.attach(self._loop.time()) if number is None else number)
+        number = self._endpoint.attach(self._loop.time()) if number is None else number
+        self._use(channel, path, number)
+        waiting = [other for other in self._legs if other not in {number, self._endpoint.active, self._endpoint.heading}]
+        for other in waiting[: max(len(self._legs) - CHANNELS_MAX, 0)]:
+            self._retire(other)
+        return number
+
+    def stand_by(self, channel: Channel, path: Path) -> int:
+        """Keep another channel that came up with the same peer; return its number.
+
+        The session moves to it when that is better, or when its own is in doubt: only the caller decides.  An older standby of
+        the same kind of path is closed.
+
+        Args:
+            channel: Greeted, and not started.
+            path: Where it runs.
+
+        Raises:
+            ChannelError: The session has ended meanwhile.
+            LocalProtocolError: This is the callee.
+        """
+        if not self._is_caller:
+            channel.abort()
+            raise LocalProtocolError("the caller moves the session, not the callee")
+        number = self.adopt(channel, path)
+        for other in self._standbys.replaced_by(number, path.kind):
+            self._retire(other)
+        return number
+
+    def _retire(self, number: int) -> None:
+        """Close a channel that is of no more use; what was written to it still leaves."""
+        leg = self._legs.pop(number)
+        self._endpoint.detach(number)
+        leg.channel.close()
 
     def network_changed(self) -> None:
         """Find out whether the path still lives; the caller looks for another one beside."""
@@ -536,23 +575,26 @@ class Session:
 
     def received(self, leg: Leg, data: memoryview) -> None:
         """Take bytes that a channel has authenticated."""
+        is_carrier = leg.number == self._endpoint.carrier
         try:
             self._endpoint.receive_data(leg.number, data, self._loop.time())
         except RemoteProtocolError as error:
             self._violated(error)
         else:
-            if self._stalled_at is not None:
+            if self._stalled_at is not None and is_carrier:
                 self._flowing(0)
             self.flush()
 
     def leg_ended(self, leg: Leg, error: ChannelError) -> None:
         """A channel is gone; a goodbye that the peer had announced is its doing, for the reason that it gave."""
-        was_active = self._endpoint.active == leg.number
+        was_carrier = self._endpoint.carrier == leg.number
         self._legs.pop(leg.number, None)
         self._endpoint.detach(leg.number)
-        if not was_active:
+        if not was_carrier:
             self._may_join.set()
             self._trace("session", "channel_ended", tag=self.tag, reason=str(error))
+            self._reconsider()
+            self._flush_soon()
         elif self._leaving and isinstance(error, ChannelClosedError):
             self._end(self._leaving)
         elif self._can_wait() or self._endpoint.links:  # or the session is just moving, and the peer was faster
@@ -599,24 +641,41 @@ class Session:
     # --- from one channel to the next ---------------------------------------------------------------------------------
 
     def _can_wait(self) -> bool:
-        """Tell whether the session outlives its channel: a caller without streams has nothing to wait for."""
-        return self._resume_timeout > 0 and bool(not self._is_caller or self._streams or self._endpoint.unacknowledged)
+        """Tell whether the session outlives its channel: a caller without streams has nothing to wait for but a standby."""
+        is_used = self._streams or self._endpoint.unacknowledged
+        return self._resume_timeout > 0 and bool(not self._is_caller or is_used or self._standbys.has_any)
+
+    def _reconsider(self) -> None:
+        """Move to another channel if it is time to, and have one looked for where none that is up will do."""
+        if not self._move() and not self._standbys.is_healthy(self._endpoint.heading) and self._can_wait():
+            self._doubt()
+
+    def _move(self) -> bool:
+        now = self._loop.time()
+        if not self._is_caller or self.error is not None or not self._standbys.move(now):
+            return False
+        self._trace("session", "moves", tag=self.tag, channel=self._endpoint.heading)
+        self._set_timer(now)
+        self._flush_soon()
+        return True
 
     def _on_health(self, number: int, health: Health) -> None:
         self._trace("session", "path_health", tag=self.tag, channel=number, health=health.value)
-        if number != self._endpoint.active:
+        if number != self._endpoint.carrier:
             if health is Health.DEAD and number in self._legs:
                 self.withdraw(number)
+            if self.state != "stalled":  # the first sign of a peer that goes on again may come over any channel
+                self._reconsider()
             return
         match health:
             case Health.UP:
-                self._settle()
-                if self._stalled_at is None:  # else it may be the kernel's word only; see `received`
-                    self._flowing(0)
+                if number == self._endpoint.active:
+                    self._settle()
+                    if self._stalled_at is None:  # else it may be the kernel's word only; see `received`
+                        self._flowing(0)
             case Health.SUSPECT:
                 self._tell(PathSuspected(tag=self.tag))
-                if self._can_wait():
-                    self._doubt()
+                self._reconsider()
             case Health.STALLED:
                 if self._stalled_at is None:
                     self._stalled_at = self._loop.time()
@@ -637,21 +696,21 @@ class Session:
             self._suspended_at, self._stalled_at, self._cause = self._loop.time(), None, cause
             self._trace("session", "suspended", tag=self.tag, reason=cause)
             self._tell(ChannelLost(tag=self.tag, cause=cause, patience=self._patience))
-        self._doubt()
+        if not self._move():
+            self._doubt()
 
     def _on_resumed(self, number: int, replayed_bytes: int) -> None:
-        """Go on over another channel, and close those before it."""
+        """Go on over another channel, and close those that are of no more use: the caller does, the callee follows it."""
         leg = self._legs[number]
         self._may_join.set()
-        for other in [other for other in self._legs.values() if other.number < number]:  # a newer one may take over next
-            del self._legs[other.number]
-            self._endpoint.detach(other.number)
-            other.channel.close()
-        old, self._path = self.path, leg.path
-        self._resumes += 1
+        for other in self._standbys.spare() if self._is_caller else ():
+            self._retire(other)
         self._replayed_bytes += replayed_bytes
         self._trace("session", "resumed", tag=self.tag, remote=format_address(leg.path.remote), replayed_bytes=replayed_bytes)
-        self._tell(PathChanged(tag=self.tag, old=old, new=leg.path))
+        if number != self._carried_by:  # else the peer came back from a channel that never came up
+            old, self._path, self._carried_by = self.path, leg.path, number
+            self._resumes += 1
+            self._tell(PathChanged(tag=self.tag, old=old, new=leg.path))
         self._settle()
         self._flowing(replayed_bytes)
         self._flush_soon()
@@ -727,6 +786,7 @@ class Session:
         self._endpoint.handle_timer(now, self._seconds_without_ack)
         self._check_doubt()
         self.flush()
+        self._reconsider()
         self._check_patience(now)
         if self._access is not None and self.error is None:
             self._check_access(self._access)

@@ -30,6 +30,7 @@ __all__ = [
     "Session",
     "SessionOptions",
     "accept_session",
+    "add_channel",
     "connect_session",
     "resume_session",
 ]
@@ -112,6 +113,27 @@ async def resume_session(session: Session, pipe: Pipe, *, identity: Identity, se
         session.withdraw(number)
         raise
     return Rejoined(session, number)
+
+
+async def add_channel(session: Session, pipe: Pipe, *, identity: Identity, selector: bytes) -> Rejoined:
+    """Bring up another channel for a session that we called, which stays where it is until that is better; in at most 5 s.
+
+    The pipe is spent, whatever happens.
+
+    Args:
+        session: Not ended.
+        pipe: To whoever claims to be the peer; its path decides with which channels this one competes.
+        identity: Ours.
+        selector: 16 bytes: the conkey of this attempt.
+
+    Raises:
+        P2PTunnelError: As `connect_session`.
+        LocalProtocolError: We are the callee of this session.
+        OSError: The pipe was broken before.
+    """
+    async with _channel(pipe, _pinned(identity, session.peer_key), callee=False) as channel:
+        await greet(channel, identity, session.tag, session.peer_key, selector, session=session.session_id)
+        return Rejoined(session, session.stand_by(channel, pipe.path))
 
 
 class Rejoined:

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from p2ptunnel.defaults import ACK_EVERY_BYTES
 from p2ptunnel.errors import P2PTunnelError
 from p2ptunnel.protocol import resume
 from tests.helpers.hostile import CALLEE, CALLER, Hostile, operate
@@ -41,7 +42,7 @@ def play(seed: int) -> tuple[Hostile, int]:
 
 @pytest.mark.parametrize("first", range(0, 5000, PER_TEST))
 def test_a_session_may_go_back_to_any_channel_at_any_time(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resume, "ACK_EVERY_BYTES", (1, 1000, resume.ACK_EVERY_BYTES)[first // PER_TEST % 3])
+    monkeypatch.setattr(resume, "ACK_EVERY_BYTES", (1, 1000, ACK_EVERY_BYTES)[first // PER_TEST % 3])
     moves = came = 0
     for seed in range(first, first + PER_TEST):
         try:

@@ -199,6 +199,13 @@ TABLE = [
         500,
         "session",
     ),
+    Row(
+        errors.ResumeExpiredError("the path was dead", 600.2, 49152),
+        "the channel was lost: the path was dead, after 600 s without it; 49152 bytes are unconfirmed",
+        "Longer cuts: be more patient on both sides, by --resume-timeout 1h or Peer(resume_timeout=3600).",
+        500,
+        "session",
+    ),
     Row(errors.StreamResetError("cancelled"), "the stream was reset: cancelled", "", 500, "session"),
     # tunnels
     Row(errors.TunnelError("odd"), "odd", "", 500, "tunnel"),

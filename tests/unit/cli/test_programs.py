@@ -126,6 +126,14 @@ def forwarding(network: Network, *words: object) -> Generator[tuple[subprocess.P
         yield process, json.loads(process.stdout.readline())
 
 
+def carrying(network: Network) -> list[dict[str, Any]]:
+    """Return the laptop's programs as soon as one of them has a stream."""
+    while True:
+        programs: list[dict[str, Any]] = json.loads(network.run("laptop", "--json", "status").stdout)["programs"]
+        if any(connection["streams"] for program in programs for connection in program["connections"]):
+            return programs
+
+
 def test_serve_tells_what_as_whom_and_how_it_is_seen(served: dict[str, Any], network: Network) -> None:
     assert (served["schema"], served["event"], served["tag"]) == (1, "serving", "nas")
     assert served["services"] == ["echo", "dead", "private"]
@@ -155,10 +163,7 @@ def test_a_forward_carries_question_and_answer(network: Network, target: int) ->
 def test_status_shows_the_connections_of_the_programs_that_run(network: Network) -> None:
     with forwarding(network, "0:echo") as (process, told), socket.create_connection(tuple(told["address"])) as client:
         client.sendall(b"x")
-        programs: list[dict[str, Any]] = []
-        while not any(connection["streams"] for program in programs for connection in program["connections"]):
-            programs = json.loads(network.run("laptop", "--json", "status").stdout)["programs"]
-        [program] = programs
+        [program] = carrying(network)
         assert (program["command"], program["pid"]) == ("forward", process.pid)
         [connection] = program["connections"]
         path = connection.pop("path")
@@ -189,6 +194,7 @@ def test_a_connection_that_is_lost_for_good_is_told_in_words_and_objects(network
         with socket.create_connection(tuple(address)) as client:
             client.sendall(b"x")
             events = [json.loads(forward.stdout.readline())]
+            carrying(network)
             serving.kill()
             while events[-1]["event"] != "session_expired":
                 events.append(json.loads(forward.stdout.readline()))

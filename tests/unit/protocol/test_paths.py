@@ -141,6 +141,14 @@ def test_between_equals_a_path_must_be_better_in_three_measurements() -> None:
     assert chooser.contender is None
 
 
+def test_a_path_of_a_better_tier_is_measured_again_although_it_is_not_worth_it_now() -> None:
+    chooser = PathChooser()
+    assert chooser.choose([active(1, Tier.RELAY), candidate(2, ms=900), candidate(3, ms=800)], NOW) is None
+    assert chooser.contender == 3
+    assert chooser.choose([active(1, Tier.RELAY), candidate(3, health=Health.SUSPECT)], NOW + 1) is None
+    assert chooser.contender is None
+
+
 def test_one_measurement_in_which_it_was_not_better_begins_the_count_anew() -> None:
     chooser = PathChooser()
     moved = [
@@ -204,7 +212,7 @@ def test_in_doubt_without_another_path_one_stays() -> None:
 def test_a_stalled_peer_is_waited_for_unless_it_speaks_elsewhere() -> None:
     still = active(1, health=Health.STALLED, heard_at=NOW - 5)
     assert watch(PathChooser(), [still, candidate(2, ms=1, heard_at=NOW - 5)], 30) == []
-    assert PathChooser().choose([still, candidate(2, heard_at=NOW - 3.9)], NOW) == 2
+    assert PathChooser().choose([still, candidate(2, heard_at=NOW - 4.3)], NOW) == 2
 
 
 # --- paths that die again and again -----------------------------------------------------------------------------------

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 import ssl
 from collections.abc import AsyncGenerator
 
 import pytest
 
+from p2ptunnel.defaults import BATCH_MIN_BYTES, BATCH_SLOW
 from p2ptunnel.errors import ChannelClosedError, ChannelError, ChannelLostError
 from p2ptunnel.identity.tls import callee_context, caller_context
+from p2ptunnel.net.sockets import TELLS_UNSENT
 from p2ptunnel.session.channel import Channel
 from p2ptunnel.wire.frames import Data, Ping, encode
 from tests.helpers import run
@@ -175,6 +178,59 @@ def test_bytes_that_nobody_has_read_do_not_destroy_what_was_sent() -> None:
             assert await callee._read_exactly(len(block)) == block
             with pytest.raises(ChannelLostError, match="it was closed during the greeting"):  # a goodbye, and no loss
                 await callee.read_frame()
+
+    run(scenario())
+
+
+def test_aborting_what_is_gone_already_does_nothing() -> None:
+    """asyncio's transports fail when they have closed behind bytes that had to wait."""
+
+    async def scenario() -> None:
+        async with channels(16384) as (caller, callee):
+            caller.start(Recorder())
+            caller.write(bytes(2_000_000))
+            transport_of(caller).close()
+            assert transport_of(caller).get_write_buffer_size()
+            callee.start(Recorder())
+            await caller.gone.wait()
+            caller.abort()
+
+    run(scenario())
+
+
+@pytest.mark.skipif(not TELLS_UNSENT, reason="nobody tells what is unsent here")
+def test_behind_a_whole_batch_the_kernel_is_asked_for_room() -> None:
+    async def scenario() -> None:
+        async with channels() as (caller, callee):
+            consumer = Recorder()
+            caller.start(consumer)
+            caller.batch_bytes = 4096
+            writable: list[bool] = []
+            for size in (4095, 1):
+                caller.write(bytes(size))
+                writable.append(caller.is_writable)
+            assert writable == [True, False]
+            assert transport_of(caller).get_write_buffer_size() == 0
+            callee.start(Recorder())
+            while not consumer.writable_again:
+                await asyncio.sleep(0)
+            assert caller.is_writable
+
+    run(scenario())
+
+
+@pytest.mark.skipif(not TELLS_UNSENT, reason="nobody tells what is unsent here")
+def test_where_batches_leave_slowly_they_shrink_and_so_does_what_the_kernel_queues() -> None:
+    async def scenario() -> None:
+        async with channels() as (caller, _):
+            caller.start(Recorder())
+            first = caller.batch_bytes
+            seen: list[tuple[int, int]] = []
+            for took in (0.0, 10 * BATCH_SLOW, 1000 * BATCH_SLOW):
+                caller._adapt(took)
+                sock = transport_of(caller).get_extra_info("socket")
+                seen.append((caller.batch_bytes, sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)))
+            assert seen == [(2 * first, first), (first // 5, first // 10), (BATCH_MIN_BYTES, BATCH_MIN_BYTES // 2)]
 
     run(scenario())
 

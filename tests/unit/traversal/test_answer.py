@@ -17,6 +17,8 @@ from p2ptunnel.errors import (
     TagInUseError,
 )
 from p2ptunnel.identity.keys import Identity
+from p2ptunnel.net import backoff as backoff_module
+from p2ptunnel.net.backoff import Backoff
 from p2ptunnel.protocol import registration as registering
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.trace import TraceEvent, Tracer
@@ -294,11 +296,11 @@ class Middle:
 
 def test_a_server_that_hangs_up_again_and_again_is_asked_ever_more_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    sleep = asyncio.sleep
+    seconds = Backoff._seconds
 
-    async def no_sleep(seconds: float) -> None:
-        pauses.append(seconds)
-        await sleep(0)
+    def noted(backoff: Backoff) -> float:
+        pauses.append(seconds(backoff))
+        return 0
 
     def welcoming(message: Message, source: Address) -> Message | None:
         match message:
@@ -311,8 +313,8 @@ def test_a_server_that_hangs_up_again_and_again_is_asked_ever_more_slowly(monkey
 
     async def main() -> None:
         async with scripted_server(welcoming, tcp="hangs up") as server, answering(server.address) as (_, hall):
-            monkeypatch.setattr("asyncio.sleep", no_sleep)
-            monkeypatch.setattr(module, "_dice", Middle())
+            monkeypatch.setattr(Backoff, "_seconds", noted)
+            monkeypatch.setattr(backoff_module, "_dice", Middle())
             await hall.told("tcp_observed", 8)
             monkeypatch.undo()
 

@@ -1,0 +1,438 @@
+"""Faults found in a review: what a malicious peer, a bad moment or a failing helper does to a session that outlives channels."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from pathlib import Path
+
+import pytest
+
+from p2ptunnel.defaults import SUSPENDED_SESSIONS_MAX
+from p2ptunnel.errors import ChannelError, P2PTunnelError, RemoteProtocolError
+from p2ptunnel.events import EventHub, PathSuspected
+from p2ptunnel.net.transport import StreamTransport
+from p2ptunnel.peer import Peer
+from p2ptunnel.protocol.resume import Endpoint
+from p2ptunnel.session import live
+from p2ptunnel.session import migration as migration_module
+from p2ptunnel.session.migration import Migration
+from p2ptunnel.session.session import Rejoined, Session, SessionOptions
+from p2ptunnel.trace import TraceEvent, Tracer
+from p2ptunnel.wire.frames import Data, Frame, Open, Ping, Resume, encode
+from tests.helpers import run
+from tests.helpers.peers import Peers, sessions
+
+
+def cut(session: Session) -> None:
+    leg = session._active
+    assert leg is not None
+    assert leg.channel._transport is not None
+    leg.channel._transport.abort()
+
+
+def feed(endpoint: Endpoint, link: int, *frames: Frame) -> None:
+    endpoint.receive_data(link, memoryview(b"".join(map(encode, frames))), 0.0)
+    endpoint.events()
+
+
+def taken(endpoint: Endpoint, link: int, now: float = 0.0) -> memoryview:
+    out = b""
+    while data := endpoint.data_to_send(link, now):
+        out += bytes(data)
+    return memoryview(out)
+
+
+# --- looking for another channel ----------------------------------------------------------------------------------------
+
+
+def test_attempts_that_hang_do_not_become_a_storm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt that makes room for a new one is seen to end, and that must not begin another one at once."""
+    monkeypatch.setattr(migration_module, "REDIAL_STAGGER", 0.05)
+
+    class Doubting:
+        def __init__(self) -> None:
+            self.in_doubt, self.settled = asyncio.Event(), asyncio.Event()
+            self.in_doubt.set()
+
+    async def scenario() -> None:
+        attempts = 0
+
+        async def redial() -> None:
+            nonlocal attempts
+            attempts += 1
+            await asyncio.get_running_loop().create_future()
+
+        running = asyncio.create_task(Migration(Doubting(), redial, lambda _: None).run())
+        await asyncio.sleep(0.5)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert attempts <= 12
+
+    run(scenario())
+
+
+def test_a_session_that_ended_at_once_can_still_be_closed() -> None:
+    """The peer said goodbye right behind ACCEPT, so the session was over before anybody could keep it up."""
+
+    async def scenario() -> None:
+        peers = Peers("web")
+        peers.options = SessionOptions(resume_timeout=60)
+        caller, callee = await peers.meet()
+        assert isinstance(caller, Session)
+        assert isinstance(callee, Session)
+        callee.abort()
+        caller.abort()
+        caller.keep_up(lambda: asyncio.sleep(0))
+        closing = asyncio.ensure_future(caller.close())
+        await asyncio.wait([closing], timeout=1)
+        is_closed = closing.done()
+        for task in tuple(caller._tasks):
+            task.cancel()
+        await asyncio.gather(closing, callee.close(), return_exceptions=True)
+        assert is_closed
+
+    run(scenario())
+
+
+def test_who_takes_back_the_channel_that_carries_the_session_suspends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that is over in the very turn in which its channel was answered aborts what it made."""
+    monkeypatch.setattr(live, "SESSION_TICK", 0.02)
+
+    async def scenario() -> None:
+        peers = Peers("web")
+        peers.options = SessionOptions(resume_timeout=0.5)
+        async with sessions(peers) as (caller, _):
+            ours, _ = await peers.stream(caller, "web")
+            await peers.rejoin(caller)
+            while caller.resumes == 0:
+                await asyncio.sleep(0.001)
+            assert caller._endpoint.active is not None
+            Rejoined(caller, caller._endpoint.active).abort("cancelled")
+            await asyncio.sleep(0)
+            assert caller.state == "suspended"
+            with pytest.raises(P2PTunnelError):
+                await asyncio.wait_for(ours.read(), 3)
+
+    run(scenario())
+
+
+def test_a_channel_that_ends_while_the_session_asks_for_another_suspends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two attempts fail, and the old channel is lost in between: whoever has no channel must say so, and wait for so long only."""
+    monkeypatch.setattr(live, "SESSION_TICK", 0.02)
+
+    async def scenario() -> None:
+        peers = Peers("web")
+        peers.options = SessionOptions(resume_timeout=0.5)
+        async with sessions(peers) as (caller, _):
+            ours, _ = await peers.stream(caller, "web")
+            (leg,) = caller._legs.values()
+            first, _ = await caller.join()
+            caller.withdraw(first)
+            second, _ = await caller.join()
+            assert leg.channel._transport is not None
+            leg.channel._transport.abort()
+            await asyncio.sleep(0.05)
+            caller.withdraw(second)
+            await asyncio.sleep(0.05)
+            assert caller._legs == {}
+            assert caller.state == "suspended"
+            with pytest.raises(P2PTunnelError):
+                await asyncio.wait_for(ours.read(), 3)
+
+    run(scenario())
+
+
+def test_one_channel_is_asked_for_at_a_time_also_when_several_wait() -> None:
+    async def scenario() -> None:
+        peers = Peers("web")
+        peers.options = SessionOptions(resume_timeout=60)
+        async with sessions(peers) as (caller, _):
+            number, _ = await caller.join()
+            waiting = [asyncio.ensure_future(caller.join()) for _ in range(2)]
+            await asyncio.sleep(0.01)
+            caller.withdraw(number)
+            await asyncio.sleep(0.05)
+            joined = sum(task.done() for task in waiting)
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            assert joined == 1
+
+    run(scenario())
+
+
+# --- the sequence -------------------------------------------------------------------------------------------------------
+
+
+def test_a_question_that_was_overtaken_and_is_never_answered_is_asked_again() -> None:
+    """RESUME 2 is under way on the first link; RESUME 3 overtakes it on another one, which then dies with its answer."""
+    caller, callee = Endpoint(caller=True, now=0), Endpoint(caller=False, now=0)
+    caller.begin(0)
+    callee.begin(0)
+    failed = caller.attach(0)
+    caller.resume(failed)
+    taken(caller, failed)
+    caller.detach(failed)  # the attempt has reached nobody: the peer is asked to stay
+    under_way = bytes(taken(caller, 1))
+    other = caller.attach(0)
+    caller.resume(other)
+    question = taken(caller, other)
+    theirs = callee.attach(0)
+    callee.receive_data(theirs, question, 0)
+    taken(callee, theirs)  # the answer, which nobody gets
+    callee.receive_data(1, memoryview(under_way), 0)
+    callee.detach(theirs)
+    caller.detach(other)
+    for turn in range(1, 200):
+        now = turn / 10
+        for sender, receiver in ((caller, callee), (callee, caller)):
+            if data := bytes(taken(sender, 1, now)):
+                receiver.receive_data(1, memoryview(data), now)
+            sender.handle_timer(now, lambda _: 0.0)
+            sender.events()
+    assert (caller.active, callee.active) == (1, 1)
+
+
+def test_a_peer_that_asks_to_resume_again_and_again_and_reads_no_answer_is_stopped() -> None:
+    callee = Endpoint(caller=False, now=0)
+    callee.begin(0)
+    try:
+        for number in range(1, 20_000):
+            feed(callee, 1, Resume(number, 0))
+    except RemoteProtocolError:
+        return
+    assert len(callee.link(1).control) < 200_000
+
+
+def test_acknowledgements_do_not_pile_up_on_a_channel_that_is_not_read() -> None:
+    """The peer moved us to a channel that it never reads, and sends and asks over the one before, which it does read."""
+    callee = Endpoint(caller=False, now=0)
+    callee.begin(0)
+    unread = callee.attach(0)
+    feed(callee, unread, Resume(1, 0))
+    taken(callee, unread)
+    feed(callee, 1, Open(1, 262_144, "web"))
+    callee.mux.accept(1)
+    try:
+        for _ in range(30_000):
+            feed(callee, 1, Data(1, memoryview(b"x")), Ping(bytes(8)))
+            taken(callee, 1)
+            callee.mux.consumed(1, 1, 0.0)
+    except RemoteProtocolError:
+        return
+    assert len(callee.link(unread).control) < 200_000
+
+
+# --- what fails beside it -----------------------------------------------------------------------------------------------
+
+
+def test_a_sink_that_fails_costs_no_bytes_of_a_stream() -> None:
+    """A full disk under --trace: it raises in the middle of what has come, the channel dies, the session goes on - where?"""
+
+    async def scenario() -> None:
+        peers = Peers("web")
+        peers.options = SessionOptions(resume_timeout=60)
+
+        def full(event: TraceEvent) -> None:
+            if event.name == "stream_denied":
+                raise OSError(28, "No space left on device")
+
+        async with sessions(peers) as (caller, callee):
+            asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+            caller.keep_up(lambda: peers.rejoin(caller))
+            ours, theirs = await peers.stream(caller, "web")
+            await ours.write(b"before ")
+            assert await theirs.readexactly(7) == b"before "
+            object.__setattr__(callee, "_trace", Tracer(full))
+            caller.open("not yours")
+            await ours.write(b"lost ")  # behind OPEN, in one batch
+            await asyncio.sleep(0.3)
+            await ours.write(b"after")
+            await ours.write_eof()
+            got = bytearray()
+            try:
+                while part := await asyncio.wait_for(theirs.read(), 3):
+                    got += part
+            except ChannelError:
+                return  # a typed error is an honest end
+            assert bytes(got) == b"lost after"
+
+    run(scenario(), timeout=10)
+
+
+def test_a_transport_carries_memory_of_any_format() -> None:
+    """What a protocol writes is counted in bytes, not in items; and a fault there must not break the session's sequence."""
+
+    async def scenario() -> None:
+        peers = Peers("web")
+        async with sessions(peers) as (caller, _):
+            ours, theirs = await peers.stream(caller, "web")
+            block = os.urandom(1000)
+            transport = StreamTransport(ours, asyncio.Protocol())
+            transport.write(memoryview(block).cast("H"))
+            assert await asyncio.wait_for(theirs.readexactly(1000), 2) == block
+
+    run(scenario())
+
+
+def test_a_transport_that_ended_its_direction_before_it_was_closed_frees_its_stream() -> None:
+    async def scenario() -> None:
+        peers = Peers("web")
+        async with sessions(peers) as (caller, _):
+            ours, theirs = await peers.stream(caller, "web")
+            transport = StreamTransport(ours, asyncio.Protocol())
+            transport.write_eof()
+            assert await theirs.read() == b""
+            transport.close()
+            with pytest.raises(P2PTunnelError):  # as behind `Stream.close`: nobody reads there any more
+                for _ in range(200):
+                    await theirs.write(b"to nobody")
+                    await asyncio.sleep(0.005)
+            assert caller.streams == 0
+
+    run(scenario())
+
+
+def test_who_listens_no_more_is_forgotten() -> None:
+    async def scenario() -> None:
+        hub = EventHub()
+        for _ in range(10):
+            hub.listen()
+        gc.collect()
+        assert len(hub._listeners) == 0
+
+    run(scenario())
+
+
+def test_a_session_that_has_ended_keeps_no_replay_buffer() -> None:
+    async def scenario() -> None:
+        peers = Peers("web")
+        peers.options = SessionOptions(resume_timeout=60)
+        async with sessions(peers) as (caller, callee):
+            ours, _ = await peers.stream(caller, "web")
+            callee._endpoint._acknowledge = lambda: None  # type: ignore[method-assign]  # it never acknowledges
+            await ours.write(os.urandom(200_000))
+            cut(caller)
+            await asyncio.sleep(0.05)
+            caller.abort()
+            assert ours.stats.unacknowledged > 0  # the number stays, and the bytes go
+            assert caller._endpoint.unacknowledged == 0
+
+    run(scenario())
+
+
+def test_a_transport_loses_nothing_that_comes_for_a_buffered_protocol() -> None:
+    class Buffered(asyncio.BufferedProtocol):
+        def __init__(self) -> None:
+            self.buffer, self.got = bytearray(1000), b""
+
+        def get_buffer(self, sizehint: int) -> bytearray:
+            return self.buffer
+
+        def buffer_updated(self, nbytes: int) -> None:
+            self.got += self.buffer[:nbytes]
+
+    async def scenario() -> None:
+        peers = Peers("web")
+        async with sessions(peers) as (caller, _):
+            ours, theirs = await peers.stream(caller, "web")
+            transport, buffered = StreamTransport(ours, asyncio.Protocol()), Buffered()
+            try:
+                transport.set_protocol(buffered)
+            except TypeError:
+                return  # as honest
+            await theirs.write(b"hello")
+            for _ in range(100):
+                await asyncio.sleep(0.002)
+            assert buffered.got == b"hello"
+
+    run(scenario())
+
+
+# --- the peer that holds the sessions -----------------------------------------------------------------------------------
+
+
+def test_few_sessions_of_a_peer_wait_also_if_all_lose_their_channels_at_once(tmp_path: Path) -> None:
+    """SUSPENDED_SESSIONS_MAX is looked at when a session begins; whoever begins many first and cuts them then has them all."""
+
+    async def scenario() -> None:
+        async with Peer("home", rendezvous="127.0.0.1:9", profile=tmp_path) as peer:
+            up, callers, callees = peer._up, [], []
+            for _ in range(SUSPENDED_SESSIONS_MAX + 4):
+                peers = Peers("web")
+                peers.options = peer._options
+                caller, callee = await peers.meet()
+                assert isinstance(caller, Session)
+                assert isinstance(callee, Session)
+                await peers.stream(caller, "web")
+                up.keep(callee)
+                callers.append(caller)
+                callees.append(callee)
+            for callee in callees:
+                cut(callee)
+            for caller in callers:
+                caller.abort()
+            await asyncio.sleep(1.5)
+            waiting = [callee for callee in callees if callee.state == "suspended"]
+            await asyncio.gather(*(each.close(grace=0) for each in (*callers, *callees)))
+            assert len(waiting) <= SUSPENDED_SESSIONS_MAX
+
+    run(scenario(), timeout=20)
+
+
+def test_a_port_that_was_to_replace_one_is_not_left_behind(tmp_path: Path) -> None:
+    """The last service ends and another begins while a worn port is being replaced: two registrations, one is forgotten."""
+
+    class Port:
+        observed = None
+        is_worn = True
+        admit_raw = None
+
+        def __init__(self) -> None:
+            self.is_open = True
+
+        async def close(self) -> None:
+            self.is_open = False
+
+        def abort(self) -> None:
+            self.is_open = False
+
+        def network_changed(self) -> None: ...
+
+    class Slow:
+        texts = ()
+
+        def __init__(self) -> None:
+            self.ports: list[Port] = []
+            self.may_go = asyncio.Event()
+
+        async def first(self, use: object) -> Port:
+            await self.may_go.wait()
+            self.ports.append(Port())
+            return self.ports[-1]
+
+    async def scenario() -> None:
+        peer = Peer("home", rendezvous="127.0.0.1:9", profile=tmp_path)
+        await peer.start()
+        up, servers = peer._up, Slow()
+        object.__setattr__(peer, "_servers", servers)
+        up.answering, up.answered_for = Port(), 1  # type: ignore[assignment]
+        peer._on_session_event(PathSuspected(tag="laptop"))
+        await asyncio.sleep(0)
+        await up.leave()
+        registering = asyncio.ensure_future(peer._register(up))
+        await asyncio.sleep(0)
+        servers.may_go.set()
+        await registering
+        await asyncio.sleep(0.01)
+        await peer.close()
+        assert [port.is_open for port in servers.ports] == [False] * len(servers.ports)
+
+    run(scenario())
+
+
+def test_a_replay_buffer_that_takes_no_frame_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(P2PTunnelError):
+        Peer("home", rendezvous="127.0.0.1:9", profile=tmp_path, resume_buffer=1000)
