@@ -274,4 +274,4 @@ def _target(active: PathCandidate, others: Sequence[PathCandidate]) -> PathCandi
         return best
     nearest = min((each for each in measured if each.tier is active.tier), key=score, default=active)
     gain = score(active) - score(nearest)
-    return nearest if gain >= SWITCH_MARGIN * score(active) else None
+    return nearest if gain >= max(SWITCH_MARGIN_MS, SWITCH_MARGIN * score(active)) else None

@@ -333,7 +333,7 @@ class Endpoint:
 
     def _on_answer(self, number: int, link: Link, answer: Resume) -> None:
         """Go on over this link, unless a newer RESUME was answered before; what comes behind the answer is read in any case."""
-        asked: list[Resume] = self._asked.get(number, [])
+        asked = self._asked.get(number) or list[Resume]()
         while asked and asked[0].number < answer.number:  # a later one was there first, over another link
             del asked[0]
         if not asked or asked[0].number != answer.number:

@@ -34,7 +34,6 @@ def chaos(directory: Path, *options: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(file.read_text())
 
 
-@pytest.mark.xfail(strict=False, reason="streams end with their connection")
 @pytest.mark.timeout(300)
 def test_an_upload_and_a_download_survive_every_kind_of_fault(tmp_path: Path) -> None:
     status, report = chaos(tmp_path, "--size", str(24 * MIB), "--kills", "4", "--rate", "3000000")

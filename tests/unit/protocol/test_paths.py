@@ -102,6 +102,12 @@ def test_a_direct_path_that_costs_far_more_than_the_relay_is_left_after_three_se
     assert watch(PathChooser(), [active(1, ms=200), candidate(2, Tier.RELAY, 50)], 30) == []
 
 
+def test_a_tier_is_measured_against_all_worse_ones_else_three_paths_go_round_in_a_circle() -> None:
+    paths = [candidate(1, ms=300), candidate(2, Tier.QUIC, 110), candidate(3, Tier.RELAY, 10)]
+    assert watch(PathChooser(), on(2, paths), 60) == []
+    assert watch(PathChooser(), on(1, paths), 60) == [(3.0, 2)]
+
+
 def test_tcp_takes_over_from_quic_only_when_it_has_been_worth_it_for_three_seconds() -> None:
     assert watch(PathChooser(), [active(1, Tier.QUIC, 50), candidate(2, ms=50)], 30) == [(3.0, 2)]
 
