@@ -24,7 +24,7 @@ from p2ptunnel.defaults import (
     SUSPECT_AFTER,
 )
 from p2ptunnel.errors import RemoteProtocolError
-from p2ptunnel.wire.frames import FrameReader, Ping, Pong, encode
+from p2ptunnel.wire.frames import FrameReader, Ping, Pong, Resume, encode
 
 __all__ = ["ACTIVE", "DORMANT", "IDLE", "Health", "Link", "Pace"]
 
@@ -128,9 +128,17 @@ class Link:
         Raises:
             RemoteProtocolError: The peer asks and does not read the answers.
         """
+        self.answer(Pong(frame.payload))
+
+    def answer(self, frame: Pong | Resume) -> None:
+        """Answer.
+
+        Raises:
+            RemoteProtocolError: The peer asks and does not read the answers.
+        """
         if len(self.control) > _CONTROL_MAX_BYTES:
             raise RemoteProtocolError("it asks and does not read the answers")
-        self.control.extend(encode(Pong(frame.payload)))
+        self.control.extend(encode(frame))
 
     def on_pong(self, frame: Pong, now: float) -> None:
         """Measure; an answer to another question than the last is none.

@@ -93,7 +93,7 @@ class Endpoint:
     def __init__(self, *, caller: bool, now: float, resume_buffer: int = RESUME_BUFFER_BYTES) -> None:
         self.mux: Final = Mux(caller=caller)
         self.active: int | None = None
-        self.received = 0
+        self.received: int = 0
         self.watched: int | None = None
         self._is_caller: Final = caller
         self._replay: Final = Replay(resume_buffer)
@@ -327,7 +327,7 @@ class Endpoint:
             self._on_ack(frame.received)
             self._acknowledged = self._resumable_at
             start = self._confirmed  # it may have acknowledged more since, elsewhere
-            link.control.extend(encode(Resume(frame.number, self._resumable_at, start)))
+            link.answer(Resume(frame.number, self._resumable_at, start))
             link.place(self._resumable_at)
             self._go_on(number, link, start)
 

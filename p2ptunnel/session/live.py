@@ -34,7 +34,6 @@ from p2ptunnel.errors import (
     RemoteProtocolError,
     ResumeExpiredError,
     StoreError,
-    TargetRefusedError,
 )
 from p2ptunnel.events import (
     ChannelLost,
@@ -54,62 +53,18 @@ from p2ptunnel.protocol.resume import Endpoint, EndpointEvent, Forgotten, Health
 from p2ptunnel.session.channel import Channel
 from p2ptunnel.session.leg import Leg
 from p2ptunnel.session.migration import Migration
+from p2ptunnel.session.request import OnOpen, OpenRequest, answer
 from p2ptunnel.session.standby import Standbys
 from p2ptunnel.session.stream import SessionStream
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Path, Tag, format_address
 from p2ptunnel.wire.frames import Data, Fin, GoAway, GoAwayCode, Open, Opened, Reset, ResetCode
 
-__all__ = ["OnOpen", "OpenRequest", "Session", "SessionOptions", "SessionState"]
+__all__ = ["Session", "SessionOptions", "SessionState"]
 
 _log: Final = logging.getLogger("p2ptunnel.session")
 _numbers: Final = itertools.count(1)
 _TASKS_MAX: Final = 2 * STREAMS_MAX  # a peer that opens and resets without end must not leave a server busy for each
-
-
-class OpenRequest:
-    """The peer asks for a stream to a service that it may open; accept it or refuse it, once."""
-
-    def __init__(self, session: Session, stream: SessionStream) -> None:
-        self.session: Final = session
-        self.service: Final = stream.service
-        self.peer_key: Final = session.peer_key
-        self._stream: Final = stream
-        self._is_decided = False
-
-    def accept(self) -> SessionStream:
-        """Tell the peer that its stream is open, and return it; it is the caller's to close.
-
-        Raises:
-            LocalProtocolError: It was decided already.
-        """
-        self._decide()
-        self._stream.admit()
-        return self._stream
-
-    def refuse(self, code: ResetCode = ResetCode.TARGET_REFUSED, reason: str = "") -> None:
-        """Tell the peer that it gets no stream; `reason` is shown to the person there.
-
-        Raises:
-            LocalProtocolError: It was decided already.
-        """
-        self._decide()
-        self._stream.refuse(code, reason)
-
-    def fail(self, code: ResetCode, reason: str = "") -> None:
-        """Refuse the stream if it is undecided; reset it if it was accepted and is open still."""
-        self._is_decided = True
-        self._stream.refuse(code, reason)
-
-    @property
-    def is_decided(self) -> bool:
-        """Whether it was accepted or refused."""
-        return self._is_decided
-
-    def _decide(self) -> None:
-        if self._is_decided:
-            raise LocalProtocolError("a request is accepted or refused once")
-        self._is_decided = True
 
 
 SessionState: TypeAlias = Literal["open", "stalled", "suspended", "closed"]
@@ -128,27 +83,6 @@ class SessionOptions(msgspec.Struct, frozen=True):
     resume_timeout: float = 0
     resume_buffer: int = RESUME_BUFFER_BYTES
     on_event: Callable[[PeerEvent], None] = lambda _: None
-
-
-OnOpen: TypeAlias = Callable[[OpenRequest], Awaitable[None]]
-
-
-async def _answer(on_open: OnOpen, request: OpenRequest) -> None:
-    """Let `on_open` answer the request, and answer for it where it fails or forgets to.
-
-    Raises:
-        Exception: Whatever `on_open` raises.
-    """
-    try:
-        await on_open(request)
-    except TargetRefusedError as error:
-        request.fail(ResetCode.TARGET_REFUSED, error.reason)
-        raise
-    except Exception:  # but not its being cancelled: then the session has ended, and every stream knows
-        request.fail(ResetCode.INTERNAL)
-        raise
-    if not request.is_decided:
-        request.refuse(ResetCode.INTERNAL, "nobody took the stream")
 
 
 class Session:
@@ -478,6 +412,8 @@ class Session:
         if self.error is not None:
             return
         self.error = error
+        if isinstance(error, ChannelLostError) and self._suspended_at is None and not isinstance(error, ResumeExpiredError):
+            self._tell(ChannelLost(tag=self.tag, cause=error.cause))
         self._trace("session", "down", tag=self.tag, key=self.peer_key.short, reason=str(error))
         for handle in (self._timer, self._flushing):
             if handle is not None:
@@ -755,7 +691,7 @@ class Session:
         else:
             stream = SessionStream(self, self._mux, frame.stream_id, frame.service, is_ours=False)
             self._add(stream)
-            self.spawn(_answer(self._on_open, OpenRequest(self, stream)))
+            self.spawn(answer(self._on_open, OpenRequest(self, stream)))
 
     def _turn_away(self, frame: Open, code: ResetCode, reason: str = "") -> None:
         self._trace("session", "stream_denied", tag=self.tag, service=frame.service, code=code.name)

@@ -17,7 +17,8 @@ from p2ptunnel.identity.tls import callee_context, caller_context
 from p2ptunnel.net.threads import in_thread
 from p2ptunnel.session.channel import Channel
 from p2ptunnel.session.greeting import greet, welcome
-from p2ptunnel.session.live import OnOpen, OpenRequest, Session, SessionOptions
+from p2ptunnel.session.live import Session, SessionOptions
+from p2ptunnel.session.request import OnOpen, OpenRequest
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Tag
 from p2ptunnel.wire.frames import GoAway, GoAwayCode, encode

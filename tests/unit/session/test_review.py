@@ -1,4 +1,4 @@
-"""Faults found in a review: what a malicious peer, a bad moment or a failing helper does to a session that outlives channels."""
+"""Faults found in a review: what a malicious peer, a bad moment or a failing helper does to a session."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from p2ptunnel.errors import ChannelError, P2PTunnelError, RemoteProtocolError
 from p2ptunnel.events import EventHub, PathSuspected
 from p2ptunnel.net.transport import StreamTransport
 from p2ptunnel.peer import Peer
+from p2ptunnel.protocol.link import Health
 from p2ptunnel.protocol.resume import Endpoint
 from p2ptunnel.session import live
 from p2ptunnel.session import migration as migration_module
 from p2ptunnel.session.migration import Migration
 from p2ptunnel.session.session import Rejoined, Session, SessionOptions
 from p2ptunnel.trace import TraceEvent, Tracer
-from p2ptunnel.wire.frames import Data, Frame, Open, Ping, Resume, encode
+from p2ptunnel.wire.frames import Data, Frame, GoAway, GoAwayCode, Open, Opened, Ping, Resume, encode
 from tests.helpers import run
 from tests.helpers.peers import Peers, sessions
+from tests.unit.session.serving import echoing
 
 
 def cut(session: Session) -> None:
@@ -119,7 +121,7 @@ def test_who_takes_back_the_channel_that_carries_the_session_suspends_it(monkeyp
 
 
 def test_a_channel_that_ends_while_the_session_asks_for_another_suspends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two attempts fail, and the old channel is lost in between: whoever has no channel must say so, and wait for so long only."""
+    """Two attempts fail, and the old channel is lost in between: who has none must say so, and wait for so long only."""
     monkeypatch.setattr(live, "SESSION_TICK", 0.02)
 
     async def scenario() -> None:
@@ -195,6 +197,51 @@ def test_a_question_that_was_overtaken_and_is_never_answered_is_asked_again() ->
     assert (caller.active, callee.active) == (1, 1)
 
 
+def test_a_question_that_another_one_overtook_is_not_waited_for_when_the_other_channel_dies() -> None:
+    """No channel is left; two come up at once; the second RESUME is there first, and its channel dies before the answer."""
+    caller, callee = Endpoint(caller=True, now=0), Endpoint(caller=False, now=0)
+    for endpoint in (caller, callee):
+        endpoint.begin(0)
+        endpoint.detach(1)
+    slow, quick = caller.attach(0), caller.attach(0)
+    caller.resume(slow)
+    caller.resume(quick)
+    slow_there, quick_there = callee.attach(0), callee.attach(0)
+    callee.receive_data(quick_there, taken(caller, quick), 0)
+    callee.receive_data(slow_there, taken(caller, slow), 0)
+    caller.detach(quick)
+    callee.detach(quick_there)
+    for turn in range(1, 200):
+        now = turn / 10
+        for sender, number, receiver, other in ((caller, slow, callee, slow_there), (callee, slow_there, caller, slow)):
+            if data := bytes(taken(sender, number, now)):
+                receiver.receive_data(other, memoryview(data), now)
+            sender.handle_timer(now, lambda _: 0.0)
+            sender.events()
+    assert (caller.active, callee.active) == (slow, slow_there)
+
+
+def test_a_path_that_dies_under_a_stalled_peer_is_seen_to_be_dead() -> None:
+    """As long as nothing is sent there is nothing to acknowledge, so the kernel's word is none: it must be asked again."""
+    caller = Endpoint(caller=True, now=0)
+    caller.begin(0)
+    caller.mux.open("web", 0)
+    taken(caller, 1)
+    caller.receive_data(1, memoryview(encode(Opened(1, 262_144))), 0.01)
+    path_died_at, sent_at = 60.0, 0.0
+    health = set()
+    for turn in range(1, 4 * 300):
+        now = turn / 4
+        if taken(caller, 1, now) and now > path_died_at:
+            sent_at = sent_at or now
+        without_ack = now - sent_at if sent_at else 0.0
+        caller.handle_timer(now, lambda _, seconds=without_ack: seconds)
+        caller.events()
+        health.add(caller.link(1).health)
+    assert Health.STALLED in health
+    assert caller.link(1).health is Health.DEAD
+
+
 def test_a_peer_that_asks_to_resume_again_and_again_and_reads_no_answer_is_stopped() -> None:
     callee = Endpoint(caller=False, now=0)
     callee.begin(0)
@@ -223,6 +270,28 @@ def test_acknowledgements_do_not_pile_up_on_a_channel_that_is_not_read() -> None
     except RemoteProtocolError:
         return
     assert len(callee.link(unread).control) < 200_000
+
+
+@pytest.mark.parametrize(
+    "frames", [(Open(1, 262_144, "web"), GoAway(GoAwayCode.EXPIRED)), (GoAway(GoAwayCode.EXPIRED), Resume(1, 0))]
+)
+def test_nothing_begins_on_a_session_that_has_ended_in_the_same_batch(frames: tuple[Frame, ...]) -> None:
+    """OPEN and EXPIRED: the end is handled first, and the service would be begun on a session that nothing ends any more."""
+
+    async def scenario() -> None:
+        peers = echoing("web")
+        peers.options = SessionOptions(resume_timeout=60)
+        async with sessions(peers) as (_, callee):
+            (leg,) = callee._legs.values()
+            callee.received(leg, memoryview(b"".join(map(encode, frames))))  # must not raise, whatever a peer sends
+            await asyncio.sleep(0.05)
+            serving = set(callee._tasks)
+            for task in serving:
+                task.cancel()
+            assert callee.error is not None
+            assert serving == set()
+
+    run(scenario())
 
 
 # --- what fails beside it -----------------------------------------------------------------------------------------------
@@ -277,6 +346,25 @@ def test_a_transport_carries_memory_of_any_format() -> None:
     run(scenario())
 
 
+def test_a_transport_sends_what_its_protocol_writes_when_it_is_made() -> None:
+    async def scenario() -> None:
+        peers = Peers("web")
+
+        class Greeting(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                assert isinstance(transport, StreamTransport)
+                transport.write(b"hello")
+
+        async with sessions(peers) as (caller, _):
+            ours, theirs = await peers.stream(caller, "web")
+            await ours.opened()
+            await asyncio.sleep(0.05)
+            StreamTransport(ours, Greeting())
+            assert await asyncio.wait_for(theirs.read(), 2) == b"hello"
+
+    run(scenario())
+
+
 def test_a_transport_that_ended_its_direction_before_it_was_closed_frees_its_stream() -> None:
     async def scenario() -> None:
         peers = Peers("web")
@@ -286,11 +374,11 @@ def test_a_transport_that_ended_its_direction_before_it_was_closed_frees_its_str
             transport.write_eof()
             assert await theirs.read() == b""
             transport.close()
-            with pytest.raises(P2PTunnelError):  # as behind `Stream.close`: nobody reads there any more
-                for _ in range(200):
-                    await theirs.write(b"to nobody")
-                    await asyncio.sleep(0.005)
+            await theirs.write(b"to nobody")
+            await asyncio.sleep(0.2)
             assert caller.streams == 0
+            with pytest.raises(P2PTunnelError):  # as behind `Stream.close`: nobody reads there any more
+                await theirs.write(b"to nobody")
 
     run(scenario())
 
@@ -380,6 +468,19 @@ def test_few_sessions_of_a_peer_wait_also_if_all_lose_their_channels_at_once(tmp
             assert len(waiting) <= SUSPENDED_SESSIONS_MAX
 
     run(scenario(), timeout=20)
+
+
+def test_a_session_that_we_called_is_not_gone_on_with_by_the_peer(tmp_path: Path) -> None:
+    """Only the caller moves a session, and the peer knows its id."""
+
+    async def scenario() -> None:
+        async with Peer("home", rendezvous="127.0.0.1:9", profile=tmp_path) as peer:
+            peers = Peers("web")
+            async with sessions(peers) as (caller, _):
+                peer._up.keep(caller)
+                assert peer._up.find(caller.peer_key, caller.session_id) is None
+
+    run(scenario())
 
 
 def test_a_port_that_was_to_replace_one_is_not_left_behind(tmp_path: Path) -> None:
