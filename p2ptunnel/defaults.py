@@ -98,6 +98,7 @@ RECONNECT_QUICK: Final = 30.0  # of trying, in which the cap is lower: most serv
 RECONNECT_QUICK_CAP: Final = 1.0
 JOIN_PATIENCE: Final = 1.0  # for a channel that is about to carry the session, before the next one is asked for
 REMIND_EVERY: Final = 3.0  # while a session waits for a channel: how often our own reachability is looked at
+REMIND_RARELY: Final = 60.0  # the pause doubles up to this
 FRUITLESS_CALLS: Final = 3  # answered without a channel while a session waits: then the registered port is replaced
 RENEWAL_PAUSE: Final = 2.0  # between renewals of a registration because a path was silent
 REDIAL_STAGGER: Final = 2.0  # after which a fresh attempt begins beside one that has not come up yet

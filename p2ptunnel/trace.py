@@ -25,6 +25,8 @@ class TraceEvent(msgspec.Struct, frozen=True):
     facts: dict[str, object]
 
 
+_log: Final = logging.getLogger("p2ptunnel.trace")
+
 Sink: TypeAlias = Callable[[TraceEvent], None]
 
 
@@ -59,7 +61,11 @@ class Tracer:
         if self._sinks:
             event = TraceEvent(self._clock(), layer, name, facts)
             for sink in tuple(self._sinks):
-                sink(event)
+                try:
+                    sink(event)
+                except (OSError, ValueError) as error:  # a full disk, a closed file: tracing must not cost what it traces
+                    self._sinks.remove(sink)
+                    _log.warning("tracing ended: %s", error)
 
 
 class JsonLines:

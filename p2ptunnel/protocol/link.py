@@ -33,6 +33,7 @@ _SUSPECT_ROUND_TRIPS: Final = 4
 _DEAD_ROUND_TRIPS: Final = 12  # on a path so slow that the seconds below would be hasty
 _FIRST_ROUND_TRIPS: Final = 4  # measured one after the other: the very first waits for what the channel came up with
 _MEASURE_AGAIN: Final = 1.0  # seconds, while bytes move
+_STALL_PAUSE_MAX: Final = 60.0  # seconds
 _LOOK_AGAIN: Final = 0.25  # seconds, at a link that is in doubt
 _NEWEST: Final = 1 / 8  # weight of a measured round trip (RFC 6298, 2.3)
 
@@ -86,6 +87,7 @@ class Link:
         self._asked_at = now  # when the oldest PING was sent that nothing has answered
         self._is_asked = False
         self._judged_at = now
+        self._stall_pause = 0.0  # seconds between questions to a stalled peer; 0 before the first
         self._measured_at = now
         self._ping_count = 0
         self._pinged_at = now
@@ -106,6 +108,7 @@ class Link:
         """Note that bytes came; tell whether they were no longer expected."""
         self._heard_at = now
         self._is_asked = False
+        self._stall_pause = 0.0
         was_in_doubt = self.health is not Health.UP
         self.health = Health.UP
         return was_in_doubt
@@ -192,7 +195,8 @@ class Link:
             return self.health
         if seconds_without_ack == 0:
             self.health = Health.STALLED
-        elif seconds_without_ack is not None and seconds_without_ack < silence / 2:
+            self._ask_again(now, pace)
+        elif seconds_without_ack is not None and seconds_without_ack < min(silence / 2, self._suspect_after()):
             self.health = Health.UP  # what is under way is being acknowledged: the answer waits in a queue
         elif silence >= self._dead_after(pace):
             self.health = Health.DEAD
@@ -200,6 +204,14 @@ class Link:
             self.health = Health.SUSPECT
         self._is_measuring &= self.health not in {Health.STALLED, Health.DEAD}
         return self.health
+
+    def _ask_again(self, now: float, pace: Pace) -> None:
+        """Give the kernel of a stalled peer something to acknowledge, ever more rarely; it is no witness for nothing."""
+        pause = self._stall_pause or pace.dead
+        if now - self._asked_at >= pause:
+            self._stall_pause = min(2 * pause, _STALL_PAUSE_MAX)
+            self._asked_at = now
+            self.control.extend(encode(Ping(bytes(8))))  # whose answer is no measure
 
     def forgive(self, seconds: float) -> None:
         """Leave out `seconds` in which we ourselves stood still: what came meanwhile has not been read yet."""

@@ -104,6 +104,12 @@ class Replay:
         """Give back the memory that nothing needs now."""
         self._spare.clear()
 
+    def clear(self) -> None:
+        """Forget everything: it will not be sent again."""
+        self._pieces.clear()
+        self._spare.clear()
+        self.start = self.end
+
     def unacknowledged(self) -> dict[int, int]:
         """Return how many bytes of each stream wait for their acknowledgement."""
         counts: dict[int, int] = {}

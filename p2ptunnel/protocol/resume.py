@@ -46,6 +46,7 @@ from p2ptunnel.wire.frames import (
 __all__ = ["Endpoint", "EndpointEvent", "Forgotten", "HealthChanged", "Resumed", "SecondsWithoutAck"]
 
 _NOTHING: Final = memoryview(b"")
+_CONTROL_MAX_BYTES: Final = 64 * 1024  # of acknowledgements that a peer does not read
 _STANDBY: Final = tuple(Pace(PING_STANDBY * spread, DEAD_DORMANT) for spread in (1.0, 0.8, 1.2, 0.9, 1.1))  # by link: no beat
 
 SecondsWithoutAck: TypeAlias = Callable[[int], float | None]
@@ -67,8 +68,9 @@ class HealthChanged(Event, frozen=True):
 
 
 class Forgotten(Event, frozen=True):
-    """The peer has no such session any more: it was restarted, or waited too long."""
+    """Whoever is at the other end of this link has no such session any more: restarted, or too late."""
 
+    link: int
     reason: str
 
 
@@ -137,8 +139,8 @@ class Endpoint:
         self._asked.pop(number, None)
         if self.active == number:
             self.active = None
-        elif was_moving_there and self.active is not None:
-            self.resume(self.active)
+        if was_moving_there and self._is_caller and self.carrier is not None:
+            self.resume(self.carrier)
 
     def resume(self, number: int) -> None:
         """Ask the peer to go on over this channel; only the caller does.
@@ -239,22 +241,27 @@ class Endpoint:
         if link is None:
             return
         if link.heard(now):
-            self._events.append(HealthChanged(number, Health.UP))
+            self._note(HealthChanged(number, Health.UP))
         for frame in link.reader.feed(data):
             if isinstance(frame, Data):
                 self._on_data(link, frame, now)
             elif isinstance(frame, Ack | Ping | Pong | Resume):
                 self._on_control(number, link, frame, now)
             else:
-                self._on_sequenced(link, frame, now)
+                self._on_sequenced(number, link, frame, now)
         if self._resumable_at - self._acknowledged >= ACK_EVERY_BYTES:
             self._acknowledge()
 
     def events(self) -> list[EndpointEvent]:
         """Return and forget what happened, in order; the payloads in it live until the fed buffer is reused."""
+        self._events += self.mux.events()
         happened, self._events = self._events, []
-        happened += self.mux.events()
         return happened
+
+    def _note(self, event: EndpointEvent) -> None:
+        """Keep an event, behind those of the streams that came before it."""
+        self._events += self.mux.events()
+        self._events.append(event)
 
     # --- what came ----------------------------------------------------------------------------------------------------
 
@@ -274,9 +281,9 @@ class Endpoint:
         self._resumable_at = end if link.reader.is_between_frames else frame_start
         self._moved_at = now
 
-    def _on_sequenced(self, link: Link, frame: Frame, now: float) -> None:
-        if isinstance(frame, GoAway) and frame.code == GoAwayCode.EXPIRED:
-            self._events.append(Forgotten(frame.reason))
+    def _on_sequenced(self, number: int, link: Link, frame: Frame, now: float) -> None:
+        if isinstance(frame, GoAway) and frame.code == GoAwayCode.EXPIRED and self._is_caller:
+            self._note(Forgotten(number, frame.reason))
             return
         if isinstance(frame, Hello | Accept):
             raise RemoteProtocolError("a second greeting")
@@ -355,7 +362,7 @@ class Endpoint:
         self._ack_wanted = 0  # who was asked elsewhere may never answer
         self._release()
         self.mux.rtt = link.rtt or self.mux.rtt
-        self._events.append(Resumed(number, self._replay.end - start))
+        self._note(Resumed(number, self._replay.end - start))
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
@@ -383,7 +390,7 @@ class Endpoint:
             before = link.health
             after = link.handle_timer(now, self._pace_of(number, pace), seconds_without_ack(number))
             if after is not before:
-                self._events.append(HealthChanged(number, after))
+                self._note(HealthChanged(number, after))
         if pace is not ACTIVE:
             self._replay.shrink()
 
@@ -403,6 +410,10 @@ class Endpoint:
         """Return for how many seconds nothing has come over any link."""
         return now - max((link.heard_at for link in self._links.values()), default=now)
 
+    def close(self) -> None:
+        """Let go of what was kept for replay: the session is over."""
+        self._replay.clear()
+
     def forgive(self, seconds: float) -> None:
         """Leave out `seconds` in which we ourselves stood still."""
         for link in self._links.values():
@@ -412,9 +423,12 @@ class Endpoint:
 
     def _acknowledge(self) -> None:
         """Tell the peer what has come, if it does not know."""
-        if self.active is not None and self._resumable_at > self._acknowledged:
+        if self.active is None or self._resumable_at <= self._acknowledged:
+            return
+        control = self._links[self.active].control
+        if len(control) < _CONTROL_MAX_BYTES:  # else the peer does not read; it is told later
             self._acknowledged = self._resumable_at
-            self._links[self.active].control.extend(encode(Ack(self._resumable_at)))
+            control.extend(encode(Ack(self._resumable_at)))
 
     def _ask_for_ack(self) -> None:
         """Send a PING that counts for nothing here: the peer acknowledges what it has when it answers."""

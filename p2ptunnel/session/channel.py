@@ -241,6 +241,7 @@ class Channel(asyncio.BufferedProtocol):
         if self._room is not None:
             self._room.close()
         self._finish(ChannelLostError(str(exc) if exc else "the connection ended without a goodbye"))
+        self._sealed = self._plain = memoryview(b"")
         self._arrived.set()
         self.gone.set()
         if self._lingering is not None:

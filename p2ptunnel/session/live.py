@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
@@ -19,6 +19,7 @@ from p2ptunnel.defaults import (
     CLOSE_GRACE,
     JOIN_PATIENCE,
     REMIND_EVERY,
+    REMIND_RARELY,
     RESUME_BUFFER_BYTES,
     RESUME_LINGER,
     SESSION_TICK,
@@ -153,7 +154,8 @@ class Session:
         self._cause = ""  # of that
         self._resumes = self._replayed_bytes = 0
         self._doubted_trips = 0
-        self._reminded_at = 0.0
+        self._reminded_at, self._remind_pause = 0.0, REMIND_EVERY
+        self._joining = 0  # the number of the channel that is asked for
         self._is_closing = False
         self._pace = ACTIVE
         self._due = 0.0
@@ -260,11 +262,14 @@ class Session:
 
         One channel is asked for at a time: the peer would close the first one for the second, which nobody waits for by then.
         """
-        await _wait(self._may_join, JOIN_PATIENCE)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(JOIN_PATIENCE):
+                while not self._may_join.is_set():  # several may wait, and one goes on
+                    await self._may_join.wait()
         if self.error is not None:
             raise self.error.with_traceback(None)
         self._may_join.clear()
-        number = self._endpoint.attach(self._loop.time())
+        number = self._joining = self._endpoint.attach(self._loop.time())
         self._endpoint.resume(number)
         return number, bytes(self._endpoint.data_to_send(number, self._loop.time()))
 
@@ -272,10 +277,16 @@ class Session:
         """Forget a channel that did not come up, or is wanted no more."""
         leg = self._legs.pop(number, None)
         self._endpoint.detach(number)
-        self._may_join.set()
+        self._joined(number)
         self._flush_soon()
         if leg is not None:
             leg.channel.abort()
+        self._check_carried("the channel that carried it was withdrawn")
+
+    def _joined(self, number: int) -> None:
+        """Let the next one join, if this was the one that did."""
+        if number == self._joining:
+            self._may_join.set()
 
     def adopt(self, channel: Channel, path: Path, number: int | None = None) -> int:
         """Take over a channel that came up with the same peer; return its number.
@@ -425,6 +436,7 @@ class Session:
         for stream_id, stream in self._streams.items():
             stream.on_lost(error, waiting.get(stream_id, 0))
         self._streams.clear()
+        self._endpoint.close()
         for task in self._tasks - {asyncio.current_task()}:  # a service may close the session that it serves
             task.cancel()
         self._settle()
@@ -442,6 +454,8 @@ class Session:
                 leg.channel.write(batch)
         events = self._endpoint.events()
         for event in events:
+            if self.error is not None:  # nothing begins on a session that has ended
+                return
             self._handle(event)
         for event in events:  # only now: a reset may follow a FIN at once, and the stream must hear of both
             if isinstance(event, (Fin, Reset, Drained)):
@@ -461,7 +475,17 @@ class Session:
 
     def _flush_now(self) -> None:
         self._flushing = None
-        self.flush()
+        with self._ending_on_faults():
+            self.flush()
+
+    @contextlib.contextmanager
+    def _ending_on_faults(self) -> Generator[None]:
+        """End the session if the block fails by a fault of ours: what it had begun is half done, and must not be resumed."""
+        try:
+            yield
+        except Exception:
+            self._end(ChannelLostError("a fault of this program; its log says more"))
+            raise
 
     def feed_from(self, stream_id: int, source: Source) -> None:
         """Take the stream's bytes from `source` from now on."""
@@ -482,6 +506,8 @@ class Session:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._worked)
+        if self.error is not None:  # it may have ended before anybody could begin
+            task.cancel()
         return task
 
     def _worked(self, task: asyncio.Task[None]) -> None:
@@ -512,14 +538,15 @@ class Session:
     def received(self, leg: Leg, data: memoryview) -> None:
         """Take bytes that a channel has authenticated."""
         is_carrier = leg.number == self._endpoint.carrier
-        try:
-            self._endpoint.receive_data(leg.number, data, self._loop.time())
-        except RemoteProtocolError as error:
-            self._violated(error)
-        else:
-            if self._stalled_at is not None and is_carrier:
-                self._flowing(0)
-            self.flush()
+        with self._ending_on_faults():
+            try:
+                self._endpoint.receive_data(leg.number, data, self._loop.time())
+            except RemoteProtocolError as error:
+                self._violated(error)
+            else:
+                if self._stalled_at is not None and is_carrier:
+                    self._flowing(0)
+                self.flush()
 
     def leg_ended(self, leg: Leg, error: ChannelError) -> None:
         """A channel is gone; a goodbye that the peer had announced is its doing, for the reason that it gave."""
@@ -527,9 +554,10 @@ class Session:
         self._legs.pop(leg.number, None)
         self._endpoint.detach(leg.number)
         if not was_carrier:
-            self._may_join.set()
+            self._joined(leg.number)
             self._trace("session", "channel_ended", tag=self.tag, reason=str(error))
             self._reconsider()
+            self._check_carried(str(error))
             self._flush_soon()
         elif self._leaving and isinstance(error, ChannelClosedError):
             self._end(self._leaving)
@@ -571,7 +599,10 @@ class Session:
                 self._on_health(number, health)
             case Resumed(number, replayed_bytes):
                 self._on_resumed(number, replayed_bytes)
-            case Forgotten(reason):
+            case Forgotten(number, reason) if self._is_carried_elsewhere(number):
+                self._trace("session", "channel_of_a_stranger", tag=self.tag, reason=reason)
+                self.withdraw(number)
+            case Forgotten(_, reason):
                 self._expire(f"{self.tag} does not know the session any more" + (f" ({reason})" if reason else ""))
 
     # --- from one channel to the next ---------------------------------------------------------------------------------
@@ -580,6 +611,14 @@ class Session:
         """Tell whether the session outlives its channel: a caller without streams has nothing to wait for but a standby."""
         is_used = self._streams or self._endpoint.unacknowledged
         return self._resume_timeout > 0 and bool(not self._is_caller or is_used or self._standbys.has_any)
+
+    def _check_carried(self, cause: str) -> None:
+        """Hold what must always hold: a session that no channel of ours carries is suspended, or over."""
+        if self.error is None and self._suspended_at is None and self._endpoint.carrier not in self._legs:
+            if self._can_wait():
+                self._suspend(cause)
+            else:
+                self._end(ChannelLostError(cause))
 
     def _reconsider(self) -> None:
         """Move to another channel if it is time to, and have one looked for where none that is up will do."""
@@ -630,6 +669,7 @@ class Session:
         """Wait for another channel; a dead one is still read, for it may come back first."""
         if self._suspended_at is None:
             self._suspended_at, self._stalled_at, self._cause = self._loop.time(), None, cause
+            self._reminded_at, self._remind_pause = self._loop.time(), REMIND_EVERY
             self._trace("session", "suspended", tag=self.tag, reason=cause)
             self._tell(ChannelLost(tag=self.tag, cause=cause, patience=self._patience))
         if not self._move():
@@ -638,13 +678,13 @@ class Session:
     def _on_resumed(self, number: int, replayed_bytes: int) -> None:
         """Go on over another channel, and close those that are of no more use: the caller does, the callee follows it."""
         leg = self._legs[number]
-        self._may_join.set()
+        self._joined(number)
         for other in self._standbys.spare() if self._is_caller else ():
             self._retire(other)
         self._replayed_bytes += replayed_bytes
         self._trace("session", "resumed", tag=self.tag, remote=format_address(leg.path.remote), replayed_bytes=replayed_bytes)
         if number != self._carried_by:  # else the peer came back from a channel that never came up
-            old, self._path, self._carried_by = self.path, leg.path, number
+            old, self._path, self._carried_by = self._path, leg.path, number
             self._resumes += 1
             self._tell(PathChanged(tag=self.tag, old=old, new=leg.path))
         self._settle()
@@ -670,11 +710,16 @@ class Session:
     def _check_patience(self, now: float) -> None:
         if self._suspended_at is None:
             return
-        if now - self._reminded_at >= REMIND_EVERY:
-            self._reminded_at = now
+        if now - self._reminded_at >= self._remind_pause:
+            self._reminded_at, self._remind_pause = now, min(2 * self._remind_pause, REMIND_RARELY)
             self._tell(PathSuspected(tag=self.tag))
         if now - self._suspended_at >= self._patience:
             self._expire(self._cause)
+
+    def _is_carried_elsewhere(self, number: int) -> bool:
+        """Tell whether a channel other than this one is up and carries the session: then the peer cannot have forgotten it."""
+        active = self._endpoint.active
+        return active not in (None, number) and self._standbys.is_healthy(active)
 
     def _expire(self, cause: str) -> None:
         gap, unacknowledged = self.suspended_for or 0.0, self._endpoint.unacknowledged
@@ -715,6 +760,10 @@ class Session:
         self._timer = self._loop.call_at(self._due, self._on_timer)
 
     def _on_timer(self) -> None:
+        with self._ending_on_faults():
+            self._look_around()
+
+    def _look_around(self) -> None:
         now = self._loop.time()
         if now - self._due > STARVED:  # what came meanwhile has not been read: it speaks for the peer
             self._endpoint.forgive(now - self._due)

@@ -48,6 +48,7 @@ class Migration:
         self._on_failure: Final = on_failure
         self._backoff = Backoff()
         self._attempts: Final[list[asyncio.Task[None]]] = []
+        self._displaced: Final[set[asyncio.Task[None]]] = set()  # cancelled for a fresh one, and not ended yet
 
     def hurry(self) -> None:
         """Try again now: the network has changed."""
@@ -65,9 +66,10 @@ class Migration:
                 if search in done:
                     search.result()  # it does not end by itself: this is a fault of ours, and to try for ever would hide it
             finally:
-                for task in (search, settled, *self._attempts):
+                ending = (search, settled, *self._attempts, *self._displaced)
+                for task in ending:
                     task.cancel()
-                await asyncio.gather(search, settled, *self._attempts, return_exceptions=True)
+                await asyncio.gather(*ending, return_exceptions=True)
                 self._attempts.clear()
 
     async def _search(self) -> None:
@@ -80,8 +82,11 @@ class Migration:
                 await self._judge(attempt)
 
     def _begin_attempt(self) -> None:
-        for attempt in self._attempts[: 1 - REDIALS_AT_ONCE]:
-            attempt.cancel()  # and waited for, as all are
+        while len(self._attempts) >= REDIALS_AT_ONCE:
+            displaced = self._attempts.pop(0)  # not looked at any more: its end is no reason to begin another one
+            self._displaced.add(displaced)
+            displaced.add_done_callback(self._displaced.discard)
+            displaced.cancel()
         self._attempts.append(asyncio.ensure_future(self._redial()))
 
     async def _judge(self, attempt: asyncio.Task[None]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from p2ptunnel.testing.chaos.__main__ import _parse
 from p2ptunnel.testing.chaos.bytes import End, chunks, exchange, socket_end
 from p2ptunnel.testing.chaos.faults import KINDS, plan
 from p2ptunnel.testing.chaos.flow import ChaosError, Ledger
@@ -75,12 +76,27 @@ def _read(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "said"), [("--kinds", "kill,fire", "there is no kind 'fire'"), ("--size", "1", "--size")]
+    ("option", "value", "said"),
+    [
+        ("--kinds", "kill,fire", "there is no kind 'fire'"),
+        ("--size", "1", "--size"),
+        ("--size", "2T", "'2T' is no size"),
+        ("--rate", "-1", "--rate is 0 or more"),
+        ("--delay", "nan", "--delay is 0 or more"),
+        ("--json", "/nowhere/report.json", "there is no directory /nowhere"),
+        ("--keep", str(Path(__file__).parent), "is not an empty directory"),
+        ("--keep", __file__, "is not an empty directory"),
+    ],
 )
 def test_misuse_is_told(option: str, value: str, said: str) -> None:
     done = subprocess.run([*COMMAND, option, value], capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(("text", "size"), [("2", 2), ("3K", 3072), ("200M", 200 * MIB), ("1G", 1024 * MIB)])
+def test_a_size_may_be_written_with_a_unit(text: str, size: int) -> None:
+    assert _parse(["--size", text]).size == size
 
 
 def test_faults_come_evenly_and_in_turn_on_sides_of_the_seed() -> None:

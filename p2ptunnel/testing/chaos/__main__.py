@@ -1,6 +1,6 @@
 """Move bytes through this package's programs, destroy the path under them again and again, and see whether anybody noticed.
 
-    python -m p2ptunnel.testing.chaos [--workload forward|pipe|ssh] [--size BYTES] [--kills N] [--seed N] [--json FILE]
+    python -m p2ptunnel.testing.chaos [--workload forward|pipe|ssh] [--size SIZE] [--kills N] [--seed N] [--json FILE]
 
 Status 0: everything arrived as it was sent and no application met an error; 1: not so; 2: misuse; 130: interrupted.
 """
@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
+import re
 import signal
 import sys
 import tempfile
@@ -36,6 +38,8 @@ _WORKLOADS: Final[dict[str, tuple[Workload, int, int, tuple[str, ...]]]] = {
     "ssh": (ssh, 512 * _MIB, 5, ("cut",)),
 }
 """Each workload with its usual size in bytes, number of faults, and their kinds."""
+_SIZE: Final = re.compile(r"([0-9]+)([KMG]?)", re.ASCII)
+_UNITS: Final = {"": 1, "K": 1 << 10, "M": _MIB, "G": 1 << 30}
 _SECONDS_BETWEEN: Final = 6.0
 """Between two faults, by the usual rate."""
 
@@ -63,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m p2ptunnel.testing.chaos", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--workload", choices=_WORKLOADS, default="forward", help="[forward]")
-    parser.add_argument("--size", type=int, metavar="BYTES", help="in all [1 GiB, half each way; ssh: 512 MiB by scp]")
+    parser.add_argument("--size", type=_size, metavar="SIZE", help="in all: bytes, 200M, 1G [1G, half each way; ssh: 512M by scp]")
     parser.add_argument("--kills", type=int, metavar="N", help="how many faults [20; ssh: 5]")
     parser.add_argument("--kinds", metavar="A,B", help=f"of faults, in turn [{','.join(KINDS)}; ssh: cut]")
     parser.add_argument("--rate", type=float, metavar="BYTES", help="per second, in all [6 s between faults]; 0: no limit")
@@ -80,9 +84,30 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"there is no kind {unknown[0]!r}; there are {', '.join(KINDS)}")
     if options.size < 2 or options.kills < 0:
         parser.error("--size is at least 2 and --kills is not negative")
+    _check_files(parser, options)
     if options.rate is None:
         options.rate = options.size / options.kills / _SECONDS_BETWEEN if options.kills else 0.0
+    for name in ("rate", "delay"):
+        if not 0 <= getattr(options, name) < math.inf:
+            parser.error(f"--{name} is 0 or more")
     return options
+
+
+def _size(text: str) -> int:
+    """Return the bytes that `text` stands for: a number of them, or of KiB, MiB or GiB by K, M, G."""
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; examples: 200000000, 200M, 1G")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def _check_files(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse places that would be found useless only when the run is over, or half-way."""
+    if options.json is not None and not Path(options.json).parent.is_dir():
+        parser.error(f"--json: there is no directory {Path(options.json).parent}")
+    kept = None if options.keep is None else Path(options.keep)
+    if kept is not None and kept.exists() and not (kept.is_dir() and not any(kept.iterdir())):
+        parser.error(f"--keep: {kept} is not an empty directory")
 
 
 def _run(options: argparse.Namespace, kept: Path | None) -> Report:

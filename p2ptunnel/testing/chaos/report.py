@@ -67,7 +67,8 @@ class Report:
         faults = f"{len(self.recoveries)} of {self.planned} faults survived"
         verdict = f"sha256 {'equal' if self.is_equal else 'NOT EQUAL'}; errors: {'; '.join(self.errors) or 'none'}"
         rows = [f"{name:7} {_row(summary)}" for name, summary in self.summaries().items()]
-        return "\n".join([f"{self.size_bytes} bytes, {self.seconds:.1f} s; {faults}", verdict, *rows])
+        head = ["by kind of fault, how long after the path was back bytes flowed again both ways:"] if rows else []
+        return "\n".join([f"{self.size_bytes} bytes, {self.seconds:.1f} s; {faults}", verdict, *head, *rows])
 
     def summaries(self) -> dict[str, dict[str, float]]:
         """Return count, p50, p95 and maximum of the recoveries in seconds, per kind and of all."""
