@@ -10,7 +10,9 @@ from collections import deque
 from collections.abc import AsyncIterator
 from time import monotonic
 from time import time as wall_time
-from typing import Any, Final
+from types import TracebackType
+from typing import Final, Self
+from weakref import WeakSet
 
 import msgspec
 
@@ -20,6 +22,7 @@ __all__ = [
     "ChannelLost",
     "ChannelOpened",
     "EventHub",
+    "Events",
     "EventsDropped",
     "PathChanged",
     "PathSuspected",
@@ -99,22 +102,23 @@ class EventHub:
     """Hands each event to everybody who listens at that moment."""
 
     def __init__(self) -> None:
-        self._listeners: Final[set[_Listener]] = set()
+        self._listeners: Final[WeakSet[Events]] = WeakSet()  # a loop that was left by `break` listens no more
+        self._awaited: Final[set[Events]] = set()  # in use: the task that waits there may be known to nobody else
         self._is_closed = False
 
     def __call__(self, event: PeerEvent) -> None:
-        """Tell everybody who listens."""
-        for listener in self._listeners:
+        """Tell everybody who listens; never raises, since whoever tells has work to do."""
+        for listener in tuple(self._listeners):
             listener.put(event)
 
-    def listen(self, *kinds: type[PeerEvent], buffer: int = 1000) -> AsyncIterator[Any]:
-        """Return the events from now on, of these kinds or of all; the iterator ends with the peer.
+    def listen(self, *kinds: type[PeerEvent], buffer: int = 1000) -> Events:
+        """Return the events from now on, of these kinds or of all; see `Events`.
 
-        Args:
-            kinds: None for all.
-            buffer: How many wait to be read before the oldest are dropped; EventsDropped then tells.
+        Raises:
+            TypeError: A kind is no class of events.
+            ValueError: `buffer` is below 1.
         """
-        listener = _Listener(kinds or (PeerEvent,), buffer, self._listeners)
+        listener = Events(kinds or (PeerEvent,), buffer, self._listeners, self._awaited)
         if self._is_closed:
             listener.close()
         return listener
@@ -126,38 +130,81 @@ class EventHub:
             listener.close()
 
 
-class _Listener(AsyncIterator[Any]):
-    def __init__(self, kinds: tuple[type[PeerEvent], ...], buffer: int, among: set[_Listener]) -> None:
-        self._kinds = kinds
-        self._waiting: deque[PeerEvent] = deque(maxlen=buffer)
+class Events(AsyncIterator[PeerEvent | EventsDropped]):
+    """What happens from now on: an iterator that ends with the peer, or with `aclose`, which `async with` calls.
+
+    Closing is polite and not needed: whoever keeps no reference listens no more.
+
+    Args:
+        kinds: Which events.
+        buffer: How many wait to be read, 1 at least, before the oldest are dropped; an EventsDropped then tells.
+        listeners: Those who are told; it is one of them until it is closed.
+        awaited: Those in which a task waits; it is one of them as long as one does.
+    """
+
+    def __init__(
+        self, kinds: tuple[type[PeerEvent], ...], buffer: int, listeners: WeakSet[Events], awaited: set[Events]
+    ) -> None:
+        for kind in kinds:
+            if not (isinstance(kind, type) and issubclass(kind, PeerEvent)):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(f"{kind!r} is no kind of event")
+        if buffer < 1:
+            raise ValueError(f"a buffer of {buffer} events holds none")
+        self._kinds: Final = kinds
+        self._waiting: Final[deque[PeerEvent]] = deque(maxlen=buffer)
         self._dropped = 0
-        self._among = among
-        self._arrived = asyncio.Event()
+        self._listeners: Final = listeners
+        self._awaited: Final = awaited
+        self._arrived: Final = asyncio.Event()
         self._is_closed = False
-        among.add(self)
+        listeners.add(self)
 
     def put(self, event: PeerEvent) -> None:
+        """Keep an event, if it is of a kind that was asked for."""
         if isinstance(event, self._kinds):
             self._dropped += len(self._waiting) == self._waiting.maxlen
             self._waiting.append(event)
-            self._arrived.set()
+            self._wake()
 
     def close(self) -> None:
+        """Listen no more; what waits can still be read."""
         self._is_closed = True
-        self._among.discard(self)
-        self._arrived.set()
+        self._listeners.discard(self)
+        self._wake()
+
+    async def aclose(self) -> None:
+        """Listen no more; what waits can still be read.  Closing twice is fine."""
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     async def __anext__(self) -> PeerEvent | EventsDropped:
         while not self._waiting:
             if self._is_closed:
                 raise StopAsyncIteration
-            self._arrived.clear()
-            await self._arrived.wait()
+            await self._wait()
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
             return EventsDropped(dropped)
         return self._waiting.popleft()
 
-    async def aclose(self) -> None:
-        """Listen no more."""
-        self.close()
+    async def _wait(self) -> None:
+        self._arrived.clear()
+        self._awaited.add(self)
+        try:
+            await self._arrived.wait()
+        finally:
+            self._awaited.discard(self)
+
+    def _wake(self) -> None:
+        try:
+            self._arrived.set()
+        except RuntimeError:  # the loop in which somebody waited was closed: nobody will read here any more
+            self._listeners.discard(self)
+            self._awaited.discard(self)

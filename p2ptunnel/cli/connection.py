@@ -47,7 +47,8 @@ class Narrator:
             case ChannelLost(cause=cause, patience=patience):
                 self._waiting.add(event.session)
                 self._stalled.discard(event.session)
-                return f"{event.tag}: connection lost ({_ERRNO.sub('', cause)}); waiting up to {_duration(patience)}"
+                waiting = f"; waiting up to {_duration(patience)}" if patience else ""
+                return f"{event.tag}: connection lost ({_ERRNO.sub('', cause)}){waiting}"
             case SessionStalled():
                 self._stalled.add(event.session)
                 return f"{event.tag}: its program does not answer, its machine does; waiting"

@@ -1,6 +1,6 @@
 """A stream as an asyncio transport, for libraries that bring a protocol of their own: no socket in between, and its copies.
 
-Rule: the protocol's `connection_lost` comes once, with None only behind the peer's FIN.
+Rule: the protocol's `connection_lost` comes once, behind all that was taken from the stream unless the protocol closed it.
 """
 
 from __future__ import annotations
@@ -25,22 +25,30 @@ class StreamTransport(asyncio.Transport):
     Args:
         stream: Neither read nor written by anybody else.
         protocol: Told `connection_made` at once.
+
+    Raises:
+        P2PTunnelError: The stream is over; the protocol has been told nothing.
     """
 
     def __init__(self, stream: Spliceable, protocol: asyncio.Protocol) -> None:
         super().__init__()
         self._loop: Final = asyncio.get_running_loop()
         self._stream: Final = stream
-        self._protocol: asyncio.BaseProtocol = protocol
+        self._protocol = protocol
         self._waiting: Final[deque[memoryview]] = deque()
         self._waiting_bytes = 0
+        self._came: Final[deque[bytes]] = deque()  # taken from the stream, and soon the protocol's
+        self._error: Exception | None = None  # behind what came
         self._is_eof = False  # nothing more is written
+        self._is_end_sent = False
+        self._is_end_known = False  # the peer writes no more
+        self._is_end_told = False
         self._is_paused = False  # by the protocol: it reads nothing for now
         self._has_paused = False  # the protocol was told to write no more for now
         self._is_closing = False
         self._is_lost = False
-        protocol.connection_made(self)
         stream.splice(self)
+        protocol.connection_made(self)  # what it writes goes into the splice; what has come is handed on in a later turn
 
     # --- what a protocol calls ----------------------------------------------------------------------------------------
 
@@ -49,7 +57,13 @@ class StreamTransport(asyncio.Transport):
         return default
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Hand everything to another protocol from now on."""
+        """Hand everything to another protocol from now on.
+
+        Raises:
+            TypeError: It is none that takes bytes; a BufferedProtocol is such a one.
+        """
+        if not isinstance(protocol, asyncio.Protocol):
+            raise TypeError(f"{type(protocol).__name__} is no asyncio.Protocol")
         self._protocol = protocol
 
     def get_protocol(self) -> asyncio.BaseProtocol:
@@ -78,16 +92,19 @@ class StreamTransport(asyncio.Transport):
         return self._waiting_bytes
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Queue bytes; they are not copied here, so bytearrays must stay as they are.
+        """Queue bytes; they are not copied here, so bytearrays must stay as they are.  Dropped when it is closed.
 
         Raises:
             LocalProtocolError: `write_eof` was called.
         """
+        if self._is_closing:
+            return
         if self._is_eof:
             raise LocalProtocolError("nothing is written behind the end")
-        if data and not self._is_closing:
-            self._waiting.append(memoryview(data))
-            self._waiting_bytes += len(data)
+        view = memoryview(data)
+        if view.nbytes:
+            self._waiting.append(view.cast("B"))
+            self._waiting_bytes += view.nbytes
             self._stream.source_ready()
             if self._waiting_bytes > _HIGH_BYTES and not self._has_paused:
                 self._has_paused = True
@@ -110,7 +127,10 @@ class StreamTransport(asyncio.Transport):
         """End behind what is written; what still comes is dropped."""
         if not self._is_closing:
             self._is_closing = self._is_eof = True
-            self._stream.source_ready()
+            if self._is_end_sent:  # it is not asked for again
+                self._loop.call_soon(self._stream.finish)
+            else:
+                self._stream.source_ready()
             self._lose(None)
 
     def abort(self) -> None:
@@ -135,13 +155,13 @@ class StreamTransport(asyncio.Transport):
             else:
                 self._waiting[0] = part[count:]
         self._waiting_bytes -= used
-        if self._has_paused and self._waiting_bytes <= _HIGH_BYTES // 4:
-            self._has_paused = False
-            self._loop.call_soon(self._protocol.resume_writing)
+        if self._waiting_bytes <= _HIGH_BYTES // 4:
+            self._resume_writer()
         if used and self._is_eof and not self._waiting:
             self._loop.call_soon(self._stream.source_ready)  # for the end, which is asked for by itself
         if used or not self._is_eof:
             return used or None
+        self._is_end_sent = True
         if self._is_closing:
             self._loop.call_soon(self._stream.finish)
         return 0
@@ -152,40 +172,56 @@ class StreamTransport(asyncio.Transport):
             return len(data)
         if self._is_paused:
             return 0
-        self._loop.call_soon(self._hand_on, bytes(data))
+        self._came.append(bytes(data))
+        self._loop.call_soon(self._hand_on)
         return len(data)
 
     def stopped(self) -> None:
-        """The peer takes no more: what was written is of no use."""
+        """The peer takes no more: what was written is of no use, and nobody needs to wait for room."""
         self._waiting.clear()
         self._waiting_bytes = 0
+        self._resume_writer()
 
     def ended(self) -> None:
         """Pass the peer's end on, behind what came."""
-        self._loop.call_soon(self._end)
+        self._is_end_known = True
+        self._loop.call_soon(self._hand_on)
 
     def broke(self, error: Exception) -> None:
         """Pass the error on, behind what came."""
         self._is_closing = True
-        self._lose(error)
+        self._error = error
+        self._loop.call_soon(self._hand_on)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
+    def _resume_writer(self) -> None:
+        if self._has_paused:
+            self._has_paused = False
+            self._loop.call_soon(self._protocol.resume_writing)
+
     def _read_on(self) -> None:
-        if not self._is_paused and not self._is_lost:
+        self._hand_on()
+        if self.is_reading():
             self._stream.sink_ready()
 
-    def _hand_on(self, data: bytes) -> None:
-        if not self._is_lost and isinstance(self._protocol, asyncio.Protocol):
-            self._protocol.data_received(data)
-
-    def _end(self) -> None:
-        if not self._is_lost and isinstance(self._protocol, asyncio.Protocol) and not self._protocol.eof_received():
-            self.close()
+    def _hand_on(self) -> None:
+        """Give the protocol what came, unless it has paused meanwhile, and behind all of it how it ended."""
+        while self._came and not self._is_paused and not self._is_lost:
+            self._protocol.data_received(self._came.popleft())
+        if self._came or self._is_lost:
+            return
+        if self._error is not None:
+            self._lose(self._error)
+        elif self._is_end_known and not self._is_end_told:
+            self._is_end_told = True
+            if not self._protocol.eof_received():
+                self.close()
 
     def _lose(self, error: Exception | None) -> None:
         if not self._is_lost:
             self._is_lost = True
+            self._came.clear()
             self._loop.call_soon(self._protocol.connection_lost, error)
 
 

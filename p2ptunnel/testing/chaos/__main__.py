@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m p2ptunnel.testing.chaos", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--workload", choices=_WORKLOADS, default="forward", help="[forward]")
-    parser.add_argument("--size", type=_size, metavar="SIZE", help="in all: bytes, 200M, 1G [1G, half each way; ssh: 512M by scp]")
+    parser.add_argument("--size", type=_size, metavar="SIZE", help="in all: 200M, 1G [1G, half each way; ssh: 512M by scp]")
     parser.add_argument("--kills", type=int, metavar="N", help="how many faults [20; ssh: 5]")
     parser.add_argument("--kinds", metavar="A,B", help=f"of faults, in turn [{','.join(KINDS)}; ssh: cut]")
     parser.add_argument("--rate", type=float, metavar="BYTES", help="per second, in all [6 s between faults]; 0: no limit")

@@ -63,7 +63,8 @@ def run(directory: Path, workload: Workload, options: Options) -> Report:
     """
     ledger, progress = Ledger(), _Progress()
     with world(directory, options.delay) as made:
-        made.stage.say(f"{options.workload}: {options.size_bytes} bytes, {options.faults} faults, seed {options.seed}; at the left the time since the beginning")
+        what = f"{options.workload}: {options.size_bytes} bytes, {options.faults} faults, seed {options.seed}"
+        made.stage.say(f"{what}; in front: the time since the beginning")
         try:
             with workload(made, ledger, Load(options.size_bytes, options.rate, options.seed)) as running:
                 _go_through(made, running, options, progress)

@@ -372,7 +372,7 @@ def test_a_peer_that_has_forgotten_the_session_says_so() -> None:
     caller, callee, _ = begun()
     number, _ = another(caller, callee)
     caller.give(number, encode(GoAway(GoAwayCode.EXPIRED, "restarted")))
-    assert caller.happened[-1] == Forgotten("restarted")
+    assert caller.happened[-1] == Forgotten(number, "restarted")
 
 
 def test_bytes_of_a_channel_that_was_forgotten_are_nothing() -> None:

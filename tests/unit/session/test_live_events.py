@@ -120,7 +120,9 @@ def test_a_connection_that_nobody_uses_is_waited_for_less_long(monkeypatch: pyte
             [lost] = peers.of(callee._number, ChannelLost)
             assert isinstance(lost, ChannelLost)
             assert lost.patience == 0.1
-            assert not peers.of(caller._number, ChannelLost)  # who calls has nothing to wait for
+            [gone] = peers.of(caller._number, ChannelLost)
+            assert isinstance(gone, ChannelLost)
+            assert gone.patience == 0  # who calls has nothing to wait for
 
     run(scenario())
 
