@@ -12,7 +12,7 @@ from typing import Final
 from bench.contest import BenchError, Kind
 from bench.install import environment
 from bench.results import Report
-from bench.table import render_table, render_trouble
+from bench.table import render_spread, render_table, render_trouble
 from bench.visit import FULL, QUICK
 
 __all__ = ["render_page", "write_docs"]
@@ -46,6 +46,14 @@ This page is written by `make bench`: p2ptunnel and what people use instead, on 
 
 ![Throughput and CPU time of each contestant]({picture})
 {tables}
+## What follows
+
+Nothing here has a delay, and nothing is lost: the processor decides. So MB/s and CPU seconds say what a byte costs, not how
+fast a line between two homes would be. Where that line is slower than the figure, the line is the limit, and what remains of
+the difference is CPU time; what windows do on a long path does not show here. To the milliseconds come the round trips of your
+own path: one for an echo. Choose by other things first: whether an address that can be reached is needed, and what happens
+when the connection breaks. Where neither matters, take the row with the best figures for your work.
+
 ## What is measured
 
 Two network namespaces, joined by one cable without delay, are the far machine and the near one. Each contestant starts there
@@ -95,6 +103,8 @@ def render_page(report: Report) -> str:
     for kind, heading, text in _HEADINGS:
         if results := report.of_kind(kind):
             tables += f"\n## {heading}\n\n{text}\n\n{render_table(results)}\n"
+            if any(len(result.rounds) > 1 for result in results):
+                tables += f"\nSmallest and largest of the rounds:\n\n{render_spread(results)}\n"
             if trouble := render_trouble(results):
                 tables += f"\nMissing figures:\n\n```text\n{trouble}\n```\n"
     return _PAGE.format(

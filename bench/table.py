@@ -7,7 +7,7 @@ from typing import Final
 
 from bench.results import METRICS, OURS, Metric, Result, ratio
 
-__all__ = ["render_figure", "render_table", "render_trouble"]
+__all__ = ["render_figure", "render_spread", "render_table", "render_trouble"]
 
 _NOTHING: Final = "-"
 
@@ -18,12 +18,37 @@ def render_table(results: Sequence[Result]) -> str:
     Beside each figure stands how many times better ours is; columns that nobody has a figure for are left out.
     """
     ours = next((result for result in results if result.name == OURS), None)
-    metrics = [metric for metric in METRICS if any(result.median(*metric.keys) is not None for result in results)]
+    metrics = _measured(results)
     rows = [["", *(metric.title for metric in metrics)]]
     notes = _notes(results)
     for result in results:
         marks = "".join(f" [{notes.index((result, reason)) + 1}]" for reason in result.trouble)
-        rows.append([f"{result.label} {result.version}".strip() + marks, *(_cell(metric, result, ours) for metric in metrics)])
+        rows.append([_name(result) + marks, *(_cell(metric, result, ours) for metric in metrics)])
+    return _aligned(rows)
+
+
+def render_spread(results: Sequence[Result]) -> str:
+    """Return the smallest and the largest figure of each result over its rounds, as a table like `render_table`'s."""
+    metrics = _measured(results)
+    rows = [["", *(metric.title.replace(" + far", " and far together") for metric in metrics)]]
+    rows += [[_name(result), *(_range(metric, result) for metric in metrics)] for result in results]
+    return _aligned(rows)
+
+
+def _measured(results: Sequence[Result]) -> list[Metric]:
+    return [metric for metric in METRICS if any(result.median(*metric.keys) is not None for result in results)]
+
+
+def _name(result: Result) -> str:
+    return f"{result.label}, {result.version}" if result.version else result.label
+
+
+def _range(metric: Metric, result: Result) -> str:
+    figures = [figure for found in result.rounds if (figure := metric.value(found)) is not None]
+    return f"{render_figure(min(figures))} to {render_figure(max(figures))}" if figures else _NOTHING
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     head, *body = [_line(row, widths) for row in rows]
     rule = "| " + " | ".join("-" * widths[0] if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)) + " |"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from p2ptunnel.events import (
         ChannelLost,
         ChannelOpened,
+        Events,
         EventsDropped,
         PathChanged,
         PathSuspected,
@@ -46,6 +47,7 @@ __all__ = [
     "SSH",
     "ChannelLost",
     "ChannelOpened",
+    "Events",
     "EventsDropped",
     "Forward",
     "Identity",
@@ -82,6 +84,7 @@ _HOMES: Final = {
     "SSH": "ssh.client",
     "ChannelLost": "events",
     "ChannelOpened": "events",
+    "Events": "events",
     "EventsDropped": "events",
     "Forward": "tunnels.local",
     "Identity": "identity.keys",

@@ -13,7 +13,7 @@ import msgspec
 
 from p2ptunnel.types import Address, Path
 
-__all__ = ["Closable", "Connector", "Opening", "Pipe", "Splice", "Spliceable", "Stream", "StreamStats"]
+__all__ = ["Closable", "Connector", "Opening", "Pipe", "Splice", "Spliceable", "Stream", "StreamStats", "StreamTunnel"]
 
 
 class Closable(Protocol):
@@ -25,6 +25,7 @@ class Closable(Protocol):
 
 
 T = TypeVar("T", bound=Closable)
+P = TypeVar("P", bound=asyncio.Protocol)
 
 
 class Pipe(abc.ABC):
@@ -46,6 +47,22 @@ class Pipe(abc.ABC):
     @abc.abstractmethod
     def abort(self) -> None:
         """Close at once, by RST where there is one; closing twice is fine."""
+
+
+class StreamTunnel(Protocol):
+    """What asyncssh wants of a `tunnel=`: something that makes a connection, wherever asyncssh believes that it goes."""
+
+    async def create_connection(self, session_factory: Callable[[], P], remote_host: str, remote_port: int) -> tuple[Any, P]:
+        """Connect the protocol that `session_factory` makes; return its transport and the protocol."""
+        ...
+
+    def close(self) -> None:
+        """End the connection, if nothing has."""
+        ...
+
+    async def wait_closed(self) -> None:
+        """Wait until it has ended."""
+        ...
 
 
 class StreamStats(msgspec.Struct, frozen=True):
@@ -116,6 +133,13 @@ class Stream(abc.ABC):
     @abc.abstractmethod
     def socket(self) -> socket.socket:
         """Give a real descriptor (one end of a socketpair) for libraries that want one; the stream is spent afterwards."""
+
+    @abc.abstractmethod
+    def asyncssh_tunnel(self) -> StreamTunnel:
+        """Give an object for asyncssh's `tunnel=`: `asyncssh.connect(host, tunnel=stream.asyncssh_tunnel())`.
+
+        The host that is named there is only a name, as which the host key is looked up.  The stream is spent.
+        """
 
     async def readexactly(self, n: int) -> bytes:
         """Return exactly `n` bytes.

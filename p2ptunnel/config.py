@@ -6,11 +6,12 @@ names the file, the key and the nearest key that exists.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -88,16 +89,25 @@ def _understood(table: Mapping[str, Any], path: Path) -> Config:
         config = msgspec.convert(_with_lists(table), Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path.name}: {clean(str(error))}", f"The file is {path}.") from error
-    try:
+    with _placed("tag", path):
         if config.peer.tag is not None:
             parse_tag(config.peer.tag)
+    with _placed("rendezvous", path):
         for server in config.peer.rendezvous:
             parse_address(server, default_port=RENDEZVOUS_PORT)
+    with _placed("resume_timeout", path):
         if config.peer.resume_timeout is not None:
             parse_duration(config.peer.resume_timeout)
-    except ConfigError as error:
-        raise ConfigError(f"{error} in {path.name}, table peer", error.hint) from error
     return config
+
+
+@contextlib.contextmanager
+def _placed(key: str, path: Path) -> Generator[None]:
+    """Add to a mistake in a value where it stands."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{error}: `{key}` at peer in {path}", error.hint) from error
 
 
 def _with_lists(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,6 +85,7 @@ USER_TIMEOUT: Final = 45.0  # TCP_USER_TIMEOUT: frees the descriptor; it runs fo
 STARVED: Final = 1.0  # a timer that comes so late says that we stood still, not that the peer is silent
 ACK_EVERY_BYTES: Final = 256 * 1024  # received; PONG brings one for the rest
 RESUME_BUFFER_BYTES: Final = 16 * 1024 * 1024  # sent and not acknowledged, of one session
+RESUME_BUFFER_MIN_BYTES: Final = 512 * 1024  # two of the largest batches: one on its way, one that is being sealed
 RESUME_TIMEOUT: Final = 600.0  # how long a session waits for a new channel
 RESUME_LINGER: Final = 30.0  # the same for a session without streams
 SUSPENDED_SESSIONS_MAX: Final = 8  # of one peer that wait for a channel; the oldest ends

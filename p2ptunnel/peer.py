@@ -7,7 +7,9 @@ async with Peer("laptop", rendezvous="rv.example:7000") as peer:
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
@@ -21,6 +23,7 @@ from p2ptunnel.defaults import (
     CONNECT_TIMEOUT,
     RENDEZVOUS_PORT,
     RESUME_BUFFER_BYTES,
+    RESUME_BUFFER_MIN_BYTES,
     RESUME_TIMEOUT,
     SUSPENDED_SESSIONS_MAX,
 )
@@ -34,7 +37,7 @@ from p2ptunnel.errors import (
     RemoteProtocolError,
     UnknownPeerError,
 )
-from p2ptunnel.events import EventHub, EventsDropped, PathSuspected, PeerEvent
+from p2ptunnel.events import ChannelLost, EventHub, Events, PathSuspected, PeerEvent, SessionExpired
 from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.registration import KeyCredentials
 from p2ptunnel.identity.store import PeerStore, PinnedPeer, Profile
@@ -61,7 +64,7 @@ from p2ptunnel.traversal.port import OpenerTtl, PunchPort
 from p2ptunnel.traversal.servers import Servers
 from p2ptunnel.traversal.shared import Shared
 from p2ptunnel.tunnels.local import Forward, open_forward
-from p2ptunnel.tunnels.spec import ServeSpec, Target
+from p2ptunnel.tunnels.spec import ServeSpec, Target, parse_target
 from p2ptunnel.types import Address, Path, Tag, format_address, parse_tag
 
 __all__ = ["Peer", "PeerStatus", "Snapshot"]
@@ -123,12 +126,14 @@ class Peer:
             and `listen_raw`; nothing else changes.
         resume_timeout: Seconds for which streams wait, when the connection to a peer is lost, until there is another one; both
             sides have their own. 0: streams end with their connection.
-        resume_buffer: Bytes sent and not acknowledged that are kept for each peer; more wait with their writers.
+        resume_buffer: Bytes sent and not acknowledged that are kept for each peer, 512 KiB at least; more wait with their
+            writers.
         tracer: Gets the events of every layer.
 
     Raises:
         InvalidTagError: The tag is none.
         InvalidAddressError: A server's address is none.
+        ConfigError: `resume_timeout` is negative or not finite; `resume_buffer` is below 512 KiB.
     """
 
     @typechecked
@@ -143,6 +148,7 @@ class Peer:
         resume_buffer: int = RESUME_BUFFER_BYTES,
         tracer: Tracer | None = None,
     ) -> None:
+        _check_resuming(resume_timeout, resume_buffer)
         self.tag = None if tag is None else parse_tag(tag)
         self.profile: Final = profile if isinstance(profile, Profile) else Profile(profile)
         self._allow_unauthenticated = allow_unauthenticated
@@ -153,6 +159,9 @@ class Peer:
         self._events: Final = EventHub()
         self._options: Final = SessionOptions(resume_timeout, resume_buffer, self._on_session_event)
         self._started: _Started | None = None
+
+    def __repr__(self) -> str:
+        return f"<Peer {self.tag or 'without a tag'} via {', '.join(self._servers.texts) or 'no server'}>"
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -226,19 +235,23 @@ class Peer:
         peers = tuple(_status(pinned, up.session_with(pinned)) for pinned in up.store.all())
         return Snapshot(self.tag, str(self.key), self._servers.texts, self.local_address, up.table.names, peers)
 
-    def events(self, *kinds: type[PeerEvent], buffer: int = 1000) -> AsyncIterator[PeerEvent | EventsDropped]:
+    def events(self, *kinds: type[PeerEvent], buffer: int = 1000) -> Events:
         """Return what happens to connections from now on; see `p2ptunnel.events`.
 
         Args:
             kinds: Which events; none for all.
-            buffer: How many wait to be read before the oldest are dropped, which an EventsDropped then tells.
+            buffer: How many wait to be read, 1 at least, before the oldest are dropped, which an EventsDropped then tells.
+
+        Raises:
+            TypeError: A kind is no class of events.
+            ValueError: `buffer` is below 1.
         """
         return self._events.listen(*kinds, buffer=buffer)
 
     # --- streams ------------------------------------------------------------------------------------------------------
 
     async def connect(
-        self, tag: str, service: str = "default", *, timeout: float | None = CONNECT_TIMEOUT, confirm: bool = True
+        self, tag: str, service: str | int = "default", *, timeout: float | None = CONNECT_TIMEOUT, confirm: bool = True
     ) -> Stream:
         """Open a stream to a service of a peer: authenticated, encrypted, usable when this returns.
 
@@ -252,6 +265,7 @@ class Peer:
                 with the request, and a refusal (AccessDeniedError, TargetRefusedError) is raised by the first `read`.
 
         Raises:
+            InvalidSpecError: `service` is a number and no port.
             UnknownPeerError: No key is pinned for the tag.
             PeerOfflineError: Nobody is registered under the tag.
             RendezvousTimeoutError: No server answers.
@@ -264,7 +278,8 @@ class Peer:
             TargetRefusedError: The service is ours, but nobody answers behind it.
             ChannelError: The connection broke before the stream was open.
         """
-        return await _within(timeout, tag, self._connect(self._pinned(tag), service, confirm=confirm))
+        name = parse_target(service) if isinstance(service, int) else service
+        return await _within(timeout, tag, self._connect(self._pinned(tag), name, confirm=confirm))
 
     async def _connect(self, pinned: PinnedPeer, service: str, *, confirm: bool) -> Stream:
         async def open_on(session: Session) -> Stream:
@@ -462,18 +477,25 @@ class Peer:
         """Tell who listens; a silent path may mean that nobody can call us any more, either."""
         self._events(event)
         up = self._started
-        if not isinstance(event, PathSuspected) or up is None or up.answering is None:
-            return
-        if not up.answering.is_worn:
-            up.answering.path_suspected()
+        match event:
+            case PathSuspected() if up is not None and up.answering is not None:
+                self._reach_anew(up, up.answering)
+            case ChannelLost() | SessionExpired() if up is not None:
+                asyncio.get_running_loop().call_soon(up.tidy)  # not now: the session is in the middle of something
+            case _:
+                pass
+
+    def _reach_anew(self, up: _Started, answering: AnsweringPort) -> None:
+        if not answering.is_worn:
+            answering.path_suspected()
         elif self.tag is not None and up.replacing is None:
-            up.replacing = asyncio.create_task(self._replace_port(up, self.tag, up.answering))
+            up.replacing = asyncio.create_task(self._replace_port(up, self.tag, answering))
 
     async def _replace_port(self, up: _Started, tag: Tag, worn: AnsweringPort) -> None:
-        """Register from a fresh port; the old one answers until then."""
+        """Register from a fresh port; the old one answers until then.  Who needs it no more cancels this."""
         try:
             await self._answer(up, tag)
-        except P2PTunnelError as error:
+        except (P2PTunnelError, OSError) as error:
             self._trace("traversal", "port_kept", reason=str(error))
         else:
             fresh = up.answering
@@ -481,9 +503,6 @@ class Peer:
             fresh.admit_raw = worn.admit_raw
             worn.abort()
             self._trace("traversal", "port_replaced", observed=format_address(fresh.observed) if fresh.observed else "")
-            if not up.answered_for:
-                up.answering = None
-                await fresh.close()
         finally:
             up.replacing = None
 
@@ -574,18 +593,18 @@ class _Started:
 
     def keep(self, session: Session, called: PinnedPeer | None = None) -> None:
         """Close the session with us; use it for later streams if we `called`."""
-        self._sessions = [other for other in self._sessions if not other.closed.is_set() and other is not session]
-        self._sessions.append(session)
-        self._end_oldest(session.peer_key)
-        if self._is_closed:
-            session.abort()
+        if session not in self._sessions:
+            self._sessions.append(session)
         if called is not None:
             self._called[called.tag] = session
+        if self._is_closed:
+            session.abort()
+        self.tidy()
 
     def find(self, key: PublicKey, session_id: bytes) -> Session | None:
-        """Return the living session with a peer that has called us, by its id."""
+        """Return the living session with a peer that has called us, by its id; one that we called only we move."""
         for session in self._sessions:
-            if session.peer_key == key and session.session_id == session_id and session.error is None:
+            if not session.is_caller and (session.peer_key, session.session_id) == (key, session_id) and session.error is None:
                 return session
         return None
 
@@ -596,11 +615,17 @@ class _Started:
         if self.answering is not None:
             self.answering.network_changed()
 
-    def _end_oldest(self, key: PublicKey) -> None:
-        """Keep few sessions of a peer that only wait: a peer that was restarted often must not fill our memory."""
-        waiting = [session for session in self._sessions if session.peer_key == key and session.state == "suspended"]
-        for session in waiting[:-SUSPENDED_SESSIONS_MAX]:
-            session.abort("too many sessions of this peer wait for a channel")
+    def tidy(self) -> None:
+        """Forget sessions that have ended; keep few of a peer that only wait: one that restarts must not fill our memory."""
+        self._sessions = [session for session in self._sessions if not session.closed.is_set()]
+        self._called = {tag: session for tag, session in self._called.items() if not session.closed.is_set()}
+        waiting: defaultdict[PublicKey, list[Session]] = defaultdict(list)
+        for session in self._sessions:
+            if session.state == "suspended":
+                waiting[session.peer_key].append(session)
+        for sessions in waiting.values():
+            for session in sessions[:-SUSPENDED_SESSIONS_MAX]:
+                session.abort("too many sessions of this peer wait for a channel")
 
     def keep_forward(self, forward: Forward) -> None:
         """Close the forward with us."""
@@ -610,10 +635,19 @@ class _Started:
     async def leave(self) -> None:
         """Need the registration no more; the last one ends it."""
         self.answered_for -= 1
-        if not self.answered_for:
-            answering, self.answering = self.answering, None
+        if self.answered_for:
+            return
+        answering, self.answering = self.answering, None
+        try:
+            await self._stop_replacing()  # which would leave a port that nobody closes
+        finally:
             if answering is not None:
                 await answering.close()
+
+    async def _stop_replacing(self) -> None:
+        if self.replacing is not None:
+            self.replacing.cancel()
+            await asyncio.gather(self.replacing, return_exceptions=True)
 
     async def close(self) -> None:
         """Close everything; cancelled, at once."""
@@ -621,12 +655,14 @@ class _Started:
         self._watch.close()
         if self.replacing is not None:
             self.replacing.cancel()
-            await asyncio.gather(self.replacing, return_exceptions=True)
         self.dialing.cancel()
         self.registering.cancel()
         try:
             await asyncio.gather(
-                *(forward.close() for forward in self._forwards), self.dialing.close(), self.registering.close()
+                *(forward.close() for forward in self._forwards),
+                self._stop_replacing(),
+                self.dialing.close(),
+                self.registering.close(),
             )
             answering = () if self.answering is None else (self.answering.close(),)
             await asyncio.gather(*(session.close() for session in self._sessions), *answering)
@@ -636,6 +672,14 @@ class _Started:
             if self.answering is not None:
                 self.answering.abort()
             await asyncio.gather(*(forward.close() for forward in self._forwards))
+
+
+def _check_resuming(timeout: float, buffer: int) -> None:
+    """Raise ConfigError where sessions could not be gone on with as it says."""
+    if not (math.isfinite(timeout) and timeout >= 0):
+        raise ConfigError(f"a resume_timeout of {timeout} seconds", "0 or more; 0 ends streams with their connection.")
+    if buffer < RESUME_BUFFER_MIN_BYTES:
+        raise ConfigError(f"a resume_buffer of {buffer} bytes", f"{RESUME_BUFFER_MIN_BYTES} at least.")
 
 
 async def _within(timeout: float | None, tag: Tag, work: Coroutine[Any, Any, T]) -> T:

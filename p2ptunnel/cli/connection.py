@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import msgspec
 
-from p2ptunnel.cli.output import Output
+from p2ptunnel.cli.output import Output, in_words
+from p2ptunnel.defaults import RESUME_LINGER, RESUME_TIMEOUT
 from p2ptunnel.events import (
     ChannelLost,
     ChannelOpened,
@@ -27,45 +28,69 @@ from p2ptunnel.types import Path, format_address
 __all__ = ["Narrator", "facts", "tell_connections", "telling_beside"]
 
 _WORDS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
-_ERRNO: Final = re.compile(r"\[Errno -?[0-9]+\] ")
 _UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"))
 _TENTHS_BELOW: Final = 10.0  # seconds
+_AT_ONCE_BELOW: Final = 0.05
 _KIB: Final = 1024
 
 
 class Narrator:
-    """Puts events into words; keeps in mind what belongs together."""
+    """Puts events into words; keeps in mind what belongs together.
 
-    def __init__(self) -> None:
+    Args:
+        patience: Seconds for which a connection with streams is waited for: who waits shorter has none.
+    """
+
+    def __init__(self, patience: float = RESUME_TIMEOUT) -> None:
+        self._patience = patience
+        self._unmissed: set[int] = set()
         self._paths: dict[int, Path] = {}
         self._waiting: set[int] = set()
         self._stalled: set[int] = set()
 
     def text(self, event: PeerEvent | EventsDropped) -> str:
         """Return what there is to say about an event; empty for what only `detail` tells, or another event."""
+        return "" if self._is_unmissed(event) else self._words(event)
+
+    def _is_unmissed(self, event: PeerEvent | EventsDropped) -> bool:
+        """Tell whether an event is of a connection that was lost while it had no streams: nobody waits for it."""
+        match event:
+            case ChannelLost(patience=patience):
+                is_idle = patience <= RESUME_LINGER and patience < self._patience
+                (self._unmissed.add if is_idle else self._unmissed.discard)(event.session)
+                return is_idle
+            case SessionResumed():
+                return event.session in self._unmissed
+            case SessionExpired(unacknowledged_bytes=count):
+                return event.session in self._unmissed and not count
+            case _:
+                return False
+
+    def _words(self, event: PeerEvent | EventsDropped) -> str:
         match event:
             case ChannelLost(cause=cause, patience=patience):
                 self._waiting.add(event.session)
                 self._stalled.discard(event.session)
                 waiting = f"; waiting up to {_duration(patience)}" if patience else ""
-                return f"{event.tag}: connection lost ({_ERRNO.sub('', cause)}){waiting}"
+                return f"{event.tag}: connection lost ({in_words(cause)}){waiting}"
             case SessionStalled():
                 self._stalled.add(event.session)
                 return f"{event.tag}: its program does not answer, its machine does; waiting"
             case SessionResumed(gap=gap, replayed_bytes=replayed):
                 self._waiting.discard(event.session)
+                self._unmissed.discard(event.session)
                 if event.session in self._stalled:
                     self._stalled.remove(event.session)
-                    return f"{event.tag}: its program answers again, after {_duration(gap)}"
+                    return f"{event.tag}: its program answers again, {_after(gap)}"
                 again = f"; {_size(replayed)} sent again" if replayed else ""
-                return f"{event.tag}: connected again after {_duration(gap)}{self._over(event)}{again}"
+                return f"{event.tag}: connected again {_after(gap)}{self._over(event)}{again}"
             case SessionExpired(gap=gap, unacknowledged_bytes=count, cause=cause):
                 self._forget(event)
                 lost = f"; {_size(count)} unconfirmed" if count else ""
-                return f"{event.tag}: gave up after {_duration(gap)} ({_ERRNO.sub('', cause)}){lost}"
+                return f"{event.tag}: gave up {_after(gap)} ({in_words(cause)}){lost}"
             case PathChanged(new=path):
                 self._paths[event.session] = path
-                moved = f"{event.tag}: moved to a new connection{self._over(event)}, without a break"
+                moved = f"{event.tag}: moved to a new connection{self._over(event)}"
                 return "" if event.session in self._waiting else moved
             case EventsDropped(count=count):
                 return f"{count} events came too fast to be told"
@@ -73,7 +98,9 @@ class Narrator:
                 return ""
 
     def detail(self, event: PeerEvent | EventsDropped) -> str:
-        """Return what only -v asks for."""
+        """Return what only -v asks for; ask for `text` first."""
+        if self._is_unmissed(event):
+            return self._words(event)
         match event:
             case ChannelOpened(path=path) if event.session not in self._paths:  # later ones are told when they are in use
                 self._paths[event.session] = path
@@ -90,6 +117,7 @@ class Narrator:
     def _forget(self, event: PeerEvent) -> None:
         self._waiting.discard(event.session)
         self._stalled.discard(event.session)
+        self._unmissed.discard(event.session)
         self._paths.pop(event.session, None)
 
 
@@ -103,13 +131,20 @@ def facts(event: PeerEvent | EventsDropped) -> dict[str, Any]:
     return {**named, **fields}
 
 
-async def tell_connections(events: AsyncIterator[PeerEvent | EventsDropped], output: Output) -> None:
+async def tell_connections(
+    events: AsyncIterator[PeerEvent | EventsDropped], output: Output, *, patience: float = RESUME_TIMEOUT
+) -> None:
     """Say what happens to connections until the peer ends: words on stderr, and with --json objects on stdout.
+
+    Args:
+        events: Of the peer.
+        output: Where it is said.
+        patience: Seconds for which a connection with streams is waited for.
 
     Raises:
         ReaderGoneError: Nobody reads the objects any more.
     """
-    narrator = Narrator()
+    narrator = Narrator(patience)
     async for event in events:
         output.say(narrator.text(event))
         output.detail(narrator.detail(event))
@@ -132,6 +167,10 @@ async def _tell_details(events: AsyncIterator[PeerEvent | EventsDropped], output
     narrator = Narrator()
     async for event in events:
         output.detail(narrator.text(event) or narrator.detail(event))
+
+
+def _after(seconds: float) -> str:
+    return "at once" if seconds < _AT_ONCE_BELOW else f"after {_duration(seconds)}"
 
 
 def _duration(seconds: float) -> str:

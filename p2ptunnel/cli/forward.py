@@ -61,7 +61,7 @@ async def _forward(settings: Settings, tag: str, specs: Sequence[ForwardSpec]) -
             for spec in specs:
                 _tell(settings, await forwards.enter_async_context(peer.forward(tag, spec.service, listen=spec.listen)))
             async with telling_status(peer, settings, "forward"):
-                await tell_connections(events, settings.output)
+                await tell_connections(events, settings.output, patience=settings.resume_timeout)
 
 
 def _tell(settings: Settings, forward: Forward) -> None:

@@ -8,19 +8,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from typing import Final
 
 import click
 
 from p2ptunnel.errors import P2PTunnelError
 
-__all__ = ["SCHEMA", "Output", "ReaderGoneError", "hush_stdout", "occupy_standard_descriptors"]
+__all__ = ["SCHEMA", "Output", "ReaderGoneError", "hush_stdout", "in_words", "occupy_standard_descriptors"]
 
 SCHEMA: Final = 1
 """The version of every JSON object on stdout; a field that goes away or changes its meaning makes it one more."""
 
 
 _STDOUT, _STDERR = 1, 2
+_ERRNO: Final = re.compile(r"\[Errno -?[0-9]+\] ")
 
 
 class ReaderGoneError(Exception):
@@ -58,7 +60,7 @@ class Output:
         """Tell the person at the keyboard; an empty text is nothing to tell."""
         if text and not self._quiet:
             with contextlib.suppress(BrokenPipeError):  # a tunnel does not end because nobody listens to its talk
-                click.echo(text, err=True)
+                click.echo(in_words(text), err=True)
 
     def detail(self, text: str) -> None:
         """Tell what only -v asks for."""
@@ -71,11 +73,16 @@ class Output:
 
     def problem(self, message: str, hint: str = "", *, kind: str, layer: str, code: int) -> None:
         """Tell a failure by its parts: the text on stderr, the object on stdout."""
-        click.echo(f"{click.style('p2ptunnel:', fg='red', bold=True)} {message}", err=True, color=self._color)
+        click.echo(f"{click.style('p2ptunnel:', fg='red', bold=True)} {in_words(message)}", err=True, color=self._color)
         if hint:
             click.echo(f"{click.style('hint:', bold=True)} {hint}", err=True, color=self._color)
         if self.as_json:
             self.data("", error={"type": kind, "layer": layer, "code": code, "message": message, "hint": hint})
+
+
+def in_words(text: str) -> str:
+    """Return the text without the numbers that kernels give their errors; the words behind them say the same."""
+    return _ERRNO.sub("", text)
 
 
 def hush_stdout() -> None:

@@ -78,7 +78,13 @@ def add_peer(settings: Settings, tag: str, key: str, services: str) -> None:
 @click.pass_obj
 def remove_peer(settings: Settings, tag: str) -> None:
     """Forget a peer: it can connect no more."""
-    settings.profile.peers().remove(tag)
+    from p2ptunnel.errors import UnknownPeerError
+
+    try:
+        settings.profile.peers().remove(tag)
+    except UnknownPeerError as error:
+        error.hint = "`p2ptunnel peers` lists those that are known here."  # who wants to forget one does not want to add it
+        raise
     settings.output.data(f"{tag} is forgotten", tag=tag)
 
 

@@ -33,7 +33,7 @@ __all__ = ["command"]
 @click.option("--known-hosts", metavar="FILE", hidden=True, help="Write them to this file for an old ssh.")
 @click.pass_obj
 def command(settings: Settings, tag: str, service: str, host_keys: bool, known_hosts: str | None) -> int:
-    """Connect stdin and stdout to SERVICE of the peer TAG.
+    """Connect stdin and stdout to SERVICE [default: default] of the peer TAG.
 
     End of input is passed on, and the answer is still read; the program ends when both directions have.
     """

@@ -85,7 +85,7 @@ async def _serve(settings: Settings, specs: Mapping[str, ServeSpec], grants: Map
             _tell(settings, peer)
             _tell_unreachable(settings, peer.peers, grants)
             async with telling_status(peer, settings, "serve"):
-                await tell_connections(events, settings.output)
+                await tell_connections(events, settings.output, patience=settings.resume_timeout)
 
 
 def _tell(settings: Settings, peer: Peer) -> None:

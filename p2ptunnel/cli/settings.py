@@ -56,16 +56,17 @@ class Settings:
         return self.flags.get("timeout")
 
     @property
-    def resume_timeout(self) -> float | None:
-        """Seconds for which a lost connection is waited for, None: the default.
+    def resume_timeout(self) -> float:
+        """Seconds for which a lost connection is waited for.
 
         Raises:
             ConfigError: config.toml cannot be understood.
         """
         from p2ptunnel.config import parse_duration
+        from p2ptunnel.defaults import RESUME_TIMEOUT
 
         text = self.flags.get("resume_timeout", self.config.peer.resume_timeout)
-        return None if text is None else parse_duration(text)
+        return RESUME_TIMEOUT if text is None else parse_duration(text)
 
     @functools.cached_property
     def profile(self) -> Profile:
@@ -102,9 +103,15 @@ class Settings:
         """The rendezvous servers, in order of preference.
 
         Raises:
-            ConfigError: config.toml cannot be understood.
+            ConfigError: One is no address, or config.toml cannot be understood.
         """
-        return tuple(self.flags.get("rendezvous") or self.config.peer.rendezvous)
+        from p2ptunnel.defaults import RENDEZVOUS_PORT
+        from p2ptunnel.types import parse_address
+
+        servers = tuple(self.flags.get("rendezvous") or self.config.peer.rendezvous)
+        for server in servers:
+            parse_address(server, default_port=RENDEZVOUS_PORT)
+        return servers
 
     @property
     def for_ssh(self) -> tuple[str, ...]:
@@ -123,7 +130,6 @@ class Settings:
         Raises:
             ConfigError: No server is configured, or no tag to be found by.
         """
-        from p2ptunnel.defaults import RESUME_TIMEOUT
         from p2ptunnel.peer import Peer
 
         if not self.rendezvous:
@@ -132,7 +138,7 @@ class Settings:
         if is_serving and self.tag is None:
             hint = "--tag NAME, P2PTUNNEL_TAG, or tag under [peer] in config.toml."
             raise ConfigError("this machine has no tag that others could ask for", hint)
-        patience = RESUME_TIMEOUT if self.resume_timeout is None else self.resume_timeout
+        patience = self.resume_timeout
         return Peer(self.tag, rendezvous=self.rendezvous, profile=self.profile, resume_timeout=patience, tracer=tracer)
 
     @contextlib.contextmanager
@@ -185,6 +191,15 @@ class _Duration(click.ParamType[str]):
         return str(value)
 
 
+class _Option(click.Option):
+    """An option that is named in errors as it was given: by its flag, or by its variable."""
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """Return the name."""
+        is_variable = ctx is not None and ctx.get_parameter_source(str(self.name)) is ParameterSource.ENVIRONMENT
+        return str(self.envvar) if is_variable else super().get_error_hint(ctx)
+
+
 def global_options(*, is_root: bool) -> list[click.Parameter]:
     """Return the global flags as options of one command; only the root's read the environment and stand in its help."""
 
@@ -192,9 +207,7 @@ def global_options(*, is_root: bool) -> list[click.Parameter]:
         name = names[0].lstrip("-").partition("/")[0].replace("-", "_")
         environment = f"{_ENVIRONMENT}{name.upper()}" if is_root else None
         own = f"global_{name}"  # commands have arguments that are called the same
-        return click.Option(
-            [*names, own], **attributes, envvar=environment, callback=_take, expose_value=False, hidden=not is_root
-        )
+        return _Option([*names, own], **attributes, envvar=environment, callback=_take, expose_value=False, hidden=not is_root)
 
     return [
         option("--profile", metavar="DIR", help="Where identity, peers and config.toml are."),

@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from p2ptunnel.cli.commands import Command
+from p2ptunnel.cli.output import in_words
 from p2ptunnel.cli.settings import Settings
 from p2ptunnel.cli.table import table
 
@@ -120,5 +121,5 @@ def _server(status: ServerStatus) -> str:
     from p2ptunnel.types import format_address
 
     if status.rtt is None or status.observed is None:
-        return f"{status.server}  {status.problem or 'no answer'}"
+        return f"{status.server}  {in_words(status.problem) or 'no answer'}"
     return f"{status.server}  up, {status.rtt * 1000:.0f} ms, sees us at {format_address(status.observed)}"

@@ -168,6 +168,11 @@ class Session:
         return f"<Session with {self.tag} ({self.peer_key.short}): {self.streams} streams, {state}>"
 
     @property
+    def is_caller(self) -> bool:
+        """Whether we have called the peer, and so move the session."""
+        return self._is_caller
+
+    @property
     def state(self) -> SessionState:
         """How it is now."""
         if self.error is not None:

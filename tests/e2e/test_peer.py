@@ -55,6 +55,16 @@ def test_bytes_go_there_and_back_and_each_way_ends_by_itself(tmp_path: Path) -> 
     run(main())
 
 
+def test_a_port_may_be_asked_for_as_the_number_it_is(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with meeting(tmp_path, "8888") as there, there.home.serve({"8888": echo}):
+            async with await there.laptop.connect(HOME, 8888) as stream:
+                assert await conversation(stream) == HELLO
+            assert stream.service == "8888"
+
+    run(main())
+
+
 def test_several_at_once_share_one_punched_connection_and_so_do_later_ones(tmp_path: Path) -> None:
     async def main() -> None:
         async with meeting(tmp_path, "echo") as there, there.home.serve({"echo": echo}):

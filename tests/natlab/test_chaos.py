@@ -10,13 +10,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from p2ptunnel.testing.chaos.__main__ import _parse
+from p2ptunnel.testing.chaos.__main__ import parse
 from p2ptunnel.testing.chaos.bytes import End, chunks, exchange, socket_end
 from p2ptunnel.testing.chaos.faults import KINDS, plan
 from p2ptunnel.testing.chaos.flow import ChaosError, Ledger
@@ -96,7 +96,7 @@ def test_misuse_is_told(option: str, value: str, said: str) -> None:
 
 @pytest.mark.parametrize(("text", "size"), [("2", 2), ("3K", 3072), ("200M", 200 * MIB), ("1G", 1024 * MIB)])
 def test_a_size_may_be_written_with_a_unit(text: str, size: int) -> None:
-    assert _parse(["--size", text]).size == size
+    assert parse(["--size", text]).size == size
 
 
 def test_faults_come_evenly_and_in_turn_on_sides_of_the_seed() -> None:
@@ -117,7 +117,7 @@ def test_every_chunk_is_another_one() -> None:
 
 
 @contextlib.contextmanager
-def wire() -> Iterator[tuple[End, End, socket.socket, socket.socket]]:
+def wire() -> Generator[tuple[End, End, socket.socket, socket.socket]]:
     """Two ends of a connection, and their sockets."""
     near, far = socket.socketpair()
     with near, far:

@@ -40,18 +40,18 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         ),
         ("[peer]\ntag = 1", "config.toml: Expected `str | null`, got `int` - at `$.peer.tag`", "The file is "),
         ("peer = 1", "config.toml: Expected `object`, got `int` - at `$.peer`", "The file is "),
-        ('[peer]\ntag = "NAS"', "'NAS' is not a tag in config.toml, table peer", "A tag has 1 to 63"),
+        ('[peer]\ntag = "NAS"', "'NAS' is not a tag: `tag` at peer in FILE", "A tag has 1 to 63"),
         ("[peer]\nresume_timeuot = 1", "unknown key `resume_timeuot` at peer in config.toml", "Did you mean `resume_timeout`?"),
-        ('[peer]\nresume_timeout = "soon"', "'soon' is not a duration in config.toml, table peer", "Examples: 30s"),
-        ("[peer]\nresume_timeout = -1", "'-1.0' is not a duration in config.toml, table peer", "Examples: 30s"),
-        ("[peer]\nresume_timeout = inf", "'inf' is not a duration in config.toml, table peer", "Examples: 30s"),
-        ('[peer]\nrendezvous = ["a:b"]', "'a:b' is not an address in config.toml, table peer", "Write host:port"),
+        ('[peer]\nresume_timeout = "soon"', "'soon' is not a duration: `resume_timeout` at peer in FILE", "Examples: 30s"),
+        ("[peer]\nresume_timeout = -1", "'-1.0' is not a duration: `resume_timeout` at peer in FILE", "Examples: 30s"),
+        ("[peer]\nresume_timeout = inf", "'inf' is not a duration: `resume_timeout` at peer in FILE", "Examples: 30s"),
+        ('[peer]\nrendezvous = ["a:b"]', "'a:b' is not an address: `rendezvous` at peer in FILE", "Write host:port"),
     ],
 )
 def test_a_mistake_is_named_with_its_place(text: str, problem: str, hint: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         loaded(tmp_path, text)
-    assert str(caught.value) == problem
+    assert str(caught.value) == problem.replace("FILE", str(tmp_path / "config.toml"))
     assert caught.value.hint.startswith(hint)
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
+
+import pytest
 
 from p2ptunnel.events import (
     ChannelLost,
     EventHub,
+    Events,
     EventsDropped,
     PeerEvent,
     SessionExpired,
@@ -102,6 +106,90 @@ def test_who_listens_no_more_is_told_no_more() -> None:
         assert not hub._listeners
 
     run(scenario())
+
+
+def test_a_loop_that_was_left_is_forgotten() -> None:
+    async def scenario() -> None:
+        hub = EventHub()
+
+        heard: list[Any] = []
+
+        async def first() -> None:
+            async for event in hub.listen():
+                heard.append(event)
+                break
+
+        hearing = asyncio.create_task(first())
+        await asyncio.sleep(0)
+        hub(lost(1))
+        await hearing
+        assert [event.cause for event in heard] == ["1"]
+        del hearing
+        gc.collect()
+        assert not hub._listeners
+
+    run(scenario())
+
+
+def test_a_loop_that_nobody_else_knows_of_goes_on() -> None:
+    async def scenario() -> None:
+        hub = EventHub()
+        heard: list[Any] = []
+
+        async def watch() -> None:
+            heard.extend([event async for event in hub.listen()])
+
+        asyncio.create_task(watch())  # noqa: RUF006 - that is the point
+        for number in range(3):
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            gc.collect()
+            hub(lost(number))
+        hub.close()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert [event.cause for event in heard] == ["0", "1", "2"]
+
+    run(scenario())
+
+
+def test_a_block_ends_the_listening() -> None:
+    async def scenario() -> None:
+        hub = EventHub()
+        async with hub.listen() as events:
+            hub(lost(1))
+        hub(lost(2))
+        assert isinstance(events, Events)
+        assert [event.cause for event in await _all(events) if isinstance(event, ChannelLost)] == ["1"]
+        await events.aclose()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("kind", [EventsDropped, str, "ChannelLost", None, lost(1)], ids=repr)
+def test_what_is_no_kind_of_event_is_refused_at_once(kind: Any) -> None:
+    hub = EventHub()
+    with pytest.raises(TypeError, match="is no kind of event"):
+        hub.listen(ChannelLost, kind)
+    assert not hub._listeners
+
+
+def test_a_buffer_that_holds_nothing_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="a buffer of 0 events holds none"):
+        EventHub().listen(buffer=0)
+
+
+def test_who_waited_in_a_loop_that_is_closed_costs_the_teller_nothing() -> None:
+    hub = EventHub()
+    loop = asyncio.new_event_loop()
+    listener = hub.listen()
+    task = loop.create_task(_all(listener))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    hub(lost(1))
+    assert not hub._listeners
+    assert not task.done()
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # as it would say, the test means it so
 
 
 def test_a_cancelled_wait_loses_nothing() -> None:

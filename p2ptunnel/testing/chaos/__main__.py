@@ -28,7 +28,7 @@ from p2ptunnel.testing.chaos.shell import ssh
 from p2ptunnel.testing.chaos.workload import Workload
 from p2ptunnel.testing.demo import DemoError
 
-__all__ = ["main"]
+__all__ = ["main", "parse"]
 
 _MIB: Final = 1 << 20
 _ALL_KINDS: Final = tuple(KINDS)
@@ -46,7 +46,7 @@ _SECONDS_BETWEEN: Final = 6.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one workload; return the exit status."""
-    options = _parse(arguments)
+    options = parse(arguments)
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         report = _run(options, None if options.keep is None else Path(options.keep))
@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if report.is_good else 1
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the words of a command line; what is misuse ends the program."""
     parser = argparse.ArgumentParser(prog="python -m p2ptunnel.testing.chaos", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--workload", choices=_WORKLOADS, default="forward", help="[forward]")
     parser.add_argument("--size", type=_size, metavar="SIZE", help="in all: 200M, 1G [1G, half each way; ssh: 512M by scp]")

@@ -11,7 +11,7 @@ import pytest
 
 from bench.page import render_page
 from bench.results import METRICS, Machine, Report, Result, median, ratio
-from bench.table import render_table, render_trouble
+from bench.table import render_spread, render_table, render_trouble
 
 ROOT = Path(__file__).parents[3]
 THROUGHPUT, CPU = METRICS[0], METRICS[1]
@@ -65,13 +65,26 @@ def test_the_table_shows_medians_ratios_and_marks_and_its_columns_are_aligned() 
         result("broken", trouble=("start: it says no",)),
     ]
     assert render_table(rows).splitlines() == [
-        "|                    |        MB/s | CPU-s/GB, near + far |",
-        "| ------------------ | ----------: | -------------------: |",
-        "| The ours 1.2       |         412 |          1.46 + 1.20 |",
-        "| The theirs 1.2     | 103 (4.00x) |   15.2 + 141 (58.7x) |",
-        "| The broken 1.2 [1] |           - |                    - |",
+        "|                     |        MB/s | CPU-s/GB, near + far |",
+        "| ------------------- | ----------: | -------------------: |",
+        "| The ours, 1.2       |         412 |          1.46 + 1.20 |",
+        "| The theirs, 1.2     | 103 (4.00x) |   15.2 + 141 (58.7x) |",
+        "| The broken, 1.2 [1] |           - |                    - |",
     ]
     assert render_trouble(rows) == "[1] The broken: start: it says no"
+
+
+def test_the_spread_is_that_of_the_rounds() -> None:
+    first = {"throughput": 412.3, "cpu_near": 1.0, "cpu_far": 0.5}
+    rounds: tuple[dict[str, float], ...] = (first, {"throughput": 9.5, "cpu_near": 0.5, "cpu_far": 0.25}, {})
+    rows = [result("ours", *rounds), result("broken", trouble=("start: no",))]
+    assert render_spread(rows).splitlines() == [
+        "|                 |        MB/s | CPU-s/GB, near and far together |",
+        "| --------------- | ----------: | ------------------------------: |",
+        "| The ours, 1.2   | 9.50 to 412 |                    0.75 to 1.50 |",
+        "| The broken, 1.2 |           - |                               - |",
+    ]
+    assert render_spread(rows) in render_page(report(*rows))
 
 
 def test_without_ours_there_are_no_ratios() -> None:

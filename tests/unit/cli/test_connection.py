@@ -81,7 +81,7 @@ def test_a_path_that_came_back_by_itself_is_named_as_it_was() -> None:
 
 def test_a_path_that_changes_without_a_loss_is_told_as_no_loss() -> None:
     assert told(opened(), SUSPECTED, opened(5123), changed())[2:] == [
-        "home-nas: moved to a new connection over 198.51.100.1:5123, without a break"
+        "home-nas: moved to a new connection over 198.51.100.1:5123"
     ]
 
 
@@ -112,14 +112,18 @@ def test_the_end_of_patience_is_told_with_what_may_be_lost() -> None:
     assert again[-1] == "home-nas: connected again after 1.8 s over 198.51.100.1:7000"  # nothing of the old session is left
 
 
-def test_numbers_of_the_kernels_are_left_out() -> None:
+def test_numbers_of_the_kernels_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert "lost (Connection reset by peer);" in told(lost("[Errno 104] Connection reset by peer"))[0]
+    output = Output()
+    output.say("said: [Errno 2] No such file")
+    output.problem("failed: [Errno -3] No name", kind="", layer="", code=0)
+    assert capsys.readouterr().err == "said: No such file\np2ptunnel: failed: No name\n"
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.04, "0.0 s"),
+        (0.05, "0.1 s"),
         (9.94, "9.9 s"),
         (10, "10 s"),
         (59, "59 s"),
@@ -130,7 +134,26 @@ def test_numbers_of_the_kernels_are_left_out() -> None:
     ],
 )
 def test_times_are_said_as_people_say_them(seconds: float, text: str) -> None:
-    assert told(lost(patience=seconds))[0].endswith(f"; waiting up to {text}")
+    assert told(expired(gap=seconds)) == [f"home-nas: gave up after {text} (no path)"]
+
+
+def test_what_takes_no_time_to_speak_of_is_at_once() -> None:
+    assert told(opened(), lost(), resumed(gap=0.04))[-1] == "home-nas: connected again at once over 198.51.100.1:5122"
+
+
+def test_a_connection_that_carried_nothing_is_missed_only_with_v() -> None:
+    idle = (lost(patience=30), changed(), resumed(replayed=8))
+    assert all(line.startswith("*") for line in told(opened(), *idle, lost(patience=30), expired()))
+    assert told(opened(), *idle)[2] == "*home-nas: connected again after 1.8 s over 198.51.100.1:5123; 8 B sent again"
+    assert not told(opened(), lost(patience=30), lost(), resumed())[-1].startswith("*")
+    assert told(opened(), *idle, STALLED, resumed())[-1] == "home-nas: its program answers again, after 1.8 s"
+    assert told(lost(patience=30), expired(count=1))[1] == "home-nas: gave up after 10 min (no path); 1 B unconfirmed"
+
+
+def test_who_is_patient_for_less_has_all_losses_told() -> None:
+    narrator = Narrator(patience=20)
+    assert narrator.text(lost(patience=20))
+    assert narrator.text(resumed())
 
 
 @pytest.mark.parametrize(("count", "text"), [(1023, "1023 B"), (1024, "1 KiB"), (1 << 20, "1.0 MiB"), (3_400_000, "3.2 MiB")])

@@ -71,6 +71,12 @@ def test_what_cannot_be_done_changes_nothing(words: list[str], code: int, text: 
     assert Profile(profile).peers().all() == ()
 
 
+def test_who_cannot_be_forgotten_need_not_be_added(capsys: Capture) -> None:
+    assert call(capsys, "peers", "rm", "nas").err.splitlines()[1:] == [
+        "hint: `p2ptunnel peers` lists those that are known here."
+    ]
+
+
 def test_a_machine_is_no_peer_of_itself(capsys: Capture, profile: Path) -> None:
     own = str(Profile(profile).identity().public)
     result = call(capsys, "peers", "add", "me", own)

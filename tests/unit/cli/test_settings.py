@@ -61,7 +61,7 @@ def test_a_flag_holds_before_the_environment_before_the_file(
         ([], "", '"1h"', 3600.0),
         ([], "", "2.5", 2.5),
         (["--resume-timeout", "0"], "", '"1h"', 0.0),
-        ([], "", "", None),
+        ([], "", "", RESUME_TIMEOUT),
     ],
 )
 def test_patience_is_written_with_a_unit_and_handed_on_to_ssh(
@@ -95,7 +95,9 @@ def test_what_is_no_duration_is_misuse(value: str, capsys: pytest.CaptureFixture
     assert result.err.startswith(f"p2ptunnel: Invalid value for '--resume-timeout': '{value}' is not a duration. Examples: 30s")
     monkeypatch.setenv("P2PTUNNEL_RESUME_TIMEOUT", value)
     if value:  # an empty variable is none
-        assert call(capsys, "status").code == 2
+        result = call(capsys, "status")
+        assert result.code == 2
+        assert result.err.startswith(f"p2ptunnel: Invalid value for P2PTUNNEL_RESUME_TIMEOUT: '{value}' is not a duration.")
 
 
 @pytest.mark.parametrize(
@@ -138,6 +140,7 @@ def test_what_ssh_hands_on_is_what_was_given_by_flags_and_environment(monkeypatc
         (["--rendezvous", "127.0.0.1:1", "serve", "8888"], "this machine has no tag that others could ask for"),
         (["--rendezvous", "127.0.0.1:1", "--tag", "NAS", "serve", "8888"], "'NAS' is not a tag"),
         (["--rendezvous", "a:x", "forward", "nas", "8888"], "'a:x' is not an address"),
+        (["--rendezvous", "a:x", "status"], "'a:x' is not an address"),
         (
             ["--trace", "/dev/null/x", "--rendezvous", "a:1", "forward", "nas", "1"],
             "cannot write the trace to /dev/null/x: Not a directory",

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
-from pathlib import Path
 
 import pytest
 
-from p2ptunnel.defaults import SUSPENDED_SESSIONS_MAX
 from p2ptunnel.errors import ChannelError, P2PTunnelError, RemoteProtocolError
-from p2ptunnel.events import EventHub, PathSuspected
-from p2ptunnel.net.transport import StreamTransport
-from p2ptunnel.peer import Peer
 from p2ptunnel.protocol.link import Health
 from p2ptunnel.protocol.resume import Endpoint
 from p2ptunnel.session import live
@@ -331,69 +325,6 @@ def test_a_sink_that_fails_costs_no_bytes_of_a_stream() -> None:
     run(scenario(), timeout=10)
 
 
-def test_a_transport_carries_memory_of_any_format() -> None:
-    """What a protocol writes is counted in bytes, not in items; and a fault there must not break the session's sequence."""
-
-    async def scenario() -> None:
-        peers = Peers("web")
-        async with sessions(peers) as (caller, _):
-            ours, theirs = await peers.stream(caller, "web")
-            block = os.urandom(1000)
-            transport = StreamTransport(ours, asyncio.Protocol())
-            transport.write(memoryview(block).cast("H"))
-            assert await asyncio.wait_for(theirs.readexactly(1000), 2) == block
-
-    run(scenario())
-
-
-def test_a_transport_sends_what_its_protocol_writes_when_it_is_made() -> None:
-    async def scenario() -> None:
-        peers = Peers("web")
-
-        class Greeting(asyncio.Protocol):
-            def connection_made(self, transport: asyncio.BaseTransport) -> None:
-                assert isinstance(transport, StreamTransport)
-                transport.write(b"hello")
-
-        async with sessions(peers) as (caller, _):
-            ours, theirs = await peers.stream(caller, "web")
-            await ours.opened()
-            await asyncio.sleep(0.05)
-            StreamTransport(ours, Greeting())
-            assert await asyncio.wait_for(theirs.read(), 2) == b"hello"
-
-    run(scenario())
-
-
-def test_a_transport_that_ended_its_direction_before_it_was_closed_frees_its_stream() -> None:
-    async def scenario() -> None:
-        peers = Peers("web")
-        async with sessions(peers) as (caller, _):
-            ours, theirs = await peers.stream(caller, "web")
-            transport = StreamTransport(ours, asyncio.Protocol())
-            transport.write_eof()
-            assert await theirs.read() == b""
-            transport.close()
-            await theirs.write(b"to nobody")
-            await asyncio.sleep(0.2)
-            assert caller.streams == 0
-            with pytest.raises(P2PTunnelError):  # as behind `Stream.close`: nobody reads there any more
-                await theirs.write(b"to nobody")
-
-    run(scenario())
-
-
-def test_who_listens_no_more_is_forgotten() -> None:
-    async def scenario() -> None:
-        hub = EventHub()
-        for _ in range(10):
-            hub.listen()
-        gc.collect()
-        assert len(hub._listeners) == 0
-
-    run(scenario())
-
-
 def test_a_session_that_has_ended_keeps_no_replay_buffer() -> None:
     async def scenario() -> None:
         peers = Peers("web")
@@ -409,131 +340,3 @@ def test_a_session_that_has_ended_keeps_no_replay_buffer() -> None:
             assert caller._endpoint.unacknowledged == 0
 
     run(scenario())
-
-
-def test_a_transport_loses_nothing_that_comes_for_a_buffered_protocol() -> None:
-    class Buffered(asyncio.BufferedProtocol):
-        def __init__(self) -> None:
-            self.buffer, self.got = bytearray(1000), b""
-
-        def get_buffer(self, sizehint: int) -> bytearray:
-            return self.buffer
-
-        def buffer_updated(self, nbytes: int) -> None:
-            self.got += self.buffer[:nbytes]
-
-    async def scenario() -> None:
-        peers = Peers("web")
-        async with sessions(peers) as (caller, _):
-            ours, theirs = await peers.stream(caller, "web")
-            transport, buffered = StreamTransport(ours, asyncio.Protocol()), Buffered()
-            try:
-                transport.set_protocol(buffered)
-            except TypeError:
-                return  # as honest
-            await theirs.write(b"hello")
-            for _ in range(100):
-                await asyncio.sleep(0.002)
-            assert buffered.got == b"hello"
-
-    run(scenario())
-
-
-# --- the peer that holds the sessions -----------------------------------------------------------------------------------
-
-
-def test_few_sessions_of_a_peer_wait_also_if_all_lose_their_channels_at_once(tmp_path: Path) -> None:
-    """SUSPENDED_SESSIONS_MAX is looked at when a session begins; whoever begins many first and cuts them then has them all."""
-
-    async def scenario() -> None:
-        async with Peer("home", rendezvous="127.0.0.1:9", profile=tmp_path) as peer:
-            up, callers, callees = peer._up, [], []
-            for _ in range(SUSPENDED_SESSIONS_MAX + 4):
-                peers = Peers("web")
-                peers.options = peer._options
-                caller, callee = await peers.meet()
-                assert isinstance(caller, Session)
-                assert isinstance(callee, Session)
-                await peers.stream(caller, "web")
-                up.keep(callee)
-                callers.append(caller)
-                callees.append(callee)
-            for callee in callees:
-                cut(callee)
-            for caller in callers:
-                caller.abort()
-            await asyncio.sleep(1.5)
-            waiting = [callee for callee in callees if callee.state == "suspended"]
-            await asyncio.gather(*(each.close(grace=0) for each in (*callers, *callees)))
-            assert len(waiting) <= SUSPENDED_SESSIONS_MAX
-
-    run(scenario(), timeout=20)
-
-
-def test_a_session_that_we_called_is_not_gone_on_with_by_the_peer(tmp_path: Path) -> None:
-    """Only the caller moves a session, and the peer knows its id."""
-
-    async def scenario() -> None:
-        async with Peer("home", rendezvous="127.0.0.1:9", profile=tmp_path) as peer:
-            peers = Peers("web")
-            async with sessions(peers) as (caller, _):
-                peer._up.keep(caller)
-                assert peer._up.find(caller.peer_key, caller.session_id) is None
-
-    run(scenario())
-
-
-def test_a_port_that_was_to_replace_one_is_not_left_behind(tmp_path: Path) -> None:
-    """The last service ends and another begins while a worn port is being replaced: two registrations, one is forgotten."""
-
-    class Port:
-        observed = None
-        is_worn = True
-        admit_raw = None
-
-        def __init__(self) -> None:
-            self.is_open = True
-
-        async def close(self) -> None:
-            self.is_open = False
-
-        def abort(self) -> None:
-            self.is_open = False
-
-        def network_changed(self) -> None: ...
-
-    class Slow:
-        texts = ()
-
-        def __init__(self) -> None:
-            self.ports: list[Port] = []
-            self.may_go = asyncio.Event()
-
-        async def first(self, use: object) -> Port:
-            await self.may_go.wait()
-            self.ports.append(Port())
-            return self.ports[-1]
-
-    async def scenario() -> None:
-        peer = Peer("home", rendezvous="127.0.0.1:9", profile=tmp_path)
-        await peer.start()
-        up, servers = peer._up, Slow()
-        object.__setattr__(peer, "_servers", servers)
-        up.answering, up.answered_for = Port(), 1  # type: ignore[assignment]
-        peer._on_session_event(PathSuspected(tag="laptop"))
-        await asyncio.sleep(0)
-        await up.leave()
-        registering = asyncio.ensure_future(peer._register(up))
-        await asyncio.sleep(0)
-        servers.may_go.set()
-        await registering
-        await asyncio.sleep(0.01)
-        await peer.close()
-        assert [port.is_open for port in servers.ports] == [False] * len(servers.ports)
-
-    run(scenario())
-
-
-def test_a_replay_buffer_that_takes_no_frame_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(P2PTunnelError):
-        Peer("home", rendezvous="127.0.0.1:9", profile=tmp_path, resume_buffer=1000)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from p2ptunnel.abc import Stream, StreamStats
 from p2ptunnel.errors import StreamResetError
@@ -12,6 +13,8 @@ from p2ptunnel.net.sockets import reset_close
 from p2ptunnel.types import Address, Path
 
 __all__ = ["Loopback", "SocketStream", "connected_pair"]
+
+P = TypeVar("P", bound=asyncio.Protocol)
 
 
 def connected_pair() -> tuple[socket.socket, socket.socket]:
@@ -65,6 +68,25 @@ class SocketStream(Stream):
 
     def socket(self) -> socket.socket:
         return self.sock
+
+    def asyncssh_tunnel(self) -> SocketTunnel:
+        return SocketTunnel(self.sock)
+
+
+class SocketTunnel:
+    """A socket as asyncssh's `tunnel=`."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    async def create_connection(self, session_factory: Callable[[], P], remote_host: str, remote_port: int) -> tuple[Any, P]:
+        return await asyncio.get_running_loop().create_connection(session_factory, sock=self._sock)
+
+    def close(self) -> None:
+        self._sock.close()
+
+    async def wait_closed(self) -> None:
+        """A socket is closed at once."""
 
 
 class Loopback:

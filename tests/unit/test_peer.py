@@ -1,0 +1,229 @@
+"""A peer's own bookkeeping: what it is made of, which sessions it keeps, and that it is registered once at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from p2ptunnel.defaults import RESUME_BUFFER_MIN_BYTES, SUSPENDED_SESSIONS_MAX
+from p2ptunnel.errors import ConfigError, InvalidSpecError
+from p2ptunnel.events import PathSuspected
+from p2ptunnel.identity.store import PinnedPeer
+from p2ptunnel.peer import Peer
+from p2ptunnel.session.session import Session
+from tests.helpers import run
+from tests.helpers.peers import CALLEE, Peers, sessions
+
+
+def new_peer(directory: Path) -> Peer:
+    """A peer whose server is never asked."""
+    return Peer("home", rendezvous="127.0.0.1:9", profile=directory)
+
+
+# --- what it is made of -------------------------------------------------------------------------------------------------
+
+
+def test_it_is_shown_by_name_and_server() -> None:
+    assert repr(Peer("laptop", rendezvous="127.0.0.1")) == "<Peer laptop via 127.0.0.1:7000>"
+    assert (
+        repr(Peer("laptop", rendezvous=["rv.example:1", "[2001:db8::1]"]))
+        == "<Peer laptop via rv.example:1, [2001:db8::1]:7000>"
+    )
+    assert repr(Peer()) == "<Peer without a tag via no server>"
+
+
+@pytest.mark.parametrize("seconds", [-0.1, float("inf"), float("nan")])
+def test_a_wait_that_does_not_end_or_begin_is_refused(seconds: float) -> None:
+    with pytest.raises(ConfigError, match=f"a resume_timeout of {seconds} seconds"):
+        Peer("home", resume_timeout=seconds)
+
+
+def test_a_replay_buffer_that_would_hold_streams_up_is_refused() -> None:
+    Peer("home", resume_buffer=RESUME_BUFFER_MIN_BYTES, resume_timeout=0)
+    with pytest.raises(ConfigError, match="a resume_buffer of 524287 bytes"):
+        Peer("home", resume_buffer=RESUME_BUFFER_MIN_BYTES - 1)
+
+
+def test_a_number_that_is_no_port_is_no_service(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with new_peer(tmp_path) as peer:
+            with pytest.raises(InvalidSpecError):
+                await peer.connect("laptop", 65536)
+
+    run(scenario())
+
+
+def test_what_is_no_kind_of_event_is_refused_at_once() -> None:
+    with pytest.raises(TypeError, match="is no kind of event"):
+        Peer("home").events(str)  # type: ignore[arg-type]
+
+
+# --- its sessions -------------------------------------------------------------------------------------------------------
+
+
+def test_few_sessions_of_a_peer_wait_also_if_all_lose_their_channels_at_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with new_peer(tmp_path) as peer:
+            callers: list[Session] = []
+            callees: list[Session] = []
+            for _ in range(SUSPENDED_SESSIONS_MAX + 4):
+                peers = Peers("web")
+                peers.options = peer._options
+                caller, callee = await peers.meet()
+                assert isinstance(caller, Session)
+                assert isinstance(callee, Session)
+                peer._up.keep(callee)
+                callers.append(caller)
+                callees.append(callee)
+            for callee in callees:
+                cut(callee)
+            while any(callee.state == "open" for callee in callees) or len(waiting(callees)) > SUSPENDED_SESSIONS_MAX:
+                await asyncio.sleep(0)
+            assert len(waiting(callees)) == SUSPENDED_SESSIONS_MAX
+            await asyncio.gather(*(session.close(grace=0) for session in (*callers, *callees)))
+            peer._up.tidy()
+            assert not peer._up._sessions
+
+    run(scenario())
+
+
+def cut(session: Session) -> None:
+    """Break the channel that carries the session."""
+    leg = session._active
+    assert leg is not None
+    assert leg.channel._transport is not None
+    leg.channel._transport.abort()
+
+
+def waiting(those: list[Session]) -> list[Session]:
+    """The sessions without a channel."""
+    return [session for session in those if session.state == "suspended"]
+
+
+def test_a_session_that_has_ended_is_forgotten(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with new_peer(tmp_path) as peer:
+            peers, home_nas = Peers("web"), PinnedPeer("home-nas", CALLEE.public)
+            peers.options = peer._options
+            async with sessions(peers) as (caller, _):
+                peer._up.keep(caller, home_nas)
+                assert peer._up.session(home_nas) is caller
+            await caller.closed.wait()
+            async with sessions(Peers("web")) as (_, callee):
+                peer._up.keep(callee)
+                assert (peer._up._sessions, peer._up._called) == ([callee], {})
+
+    run(scenario())
+
+
+def test_a_session_is_gone_on_with_by_its_caller_alone(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with new_peer(tmp_path) as peer, sessions(Peers("web")) as (caller, callee):
+            for session in (caller, callee):
+                peer._up.keep(session)
+            assert peer._up.find(caller.peer_key, caller.session_id) is None
+            assert peer._up.find(callee.peer_key, callee.session_id) is callee
+
+    run(scenario())
+
+
+# --- its registration ---------------------------------------------------------------------------------------------------
+
+
+class Port:
+    """What a peer knows of a port that answers calls."""
+
+    observed = None
+    is_worn = True
+    admit_raw = None
+
+    def __init__(self) -> None:
+        self.is_open = True
+
+    async def close(self) -> None:
+        self.is_open = False
+
+    def abort(self) -> None:
+        self.is_open = False
+
+
+class Servers:
+    """Makes a port when it may, or raises `error`."""
+
+    def __init__(self) -> None:
+        self.ports: list[Port] = []
+        self.may_go = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def first(self, use: object) -> Port:
+        await self.may_go.wait()
+        if self.error is not None:
+            raise self.error
+        self.ports.append(Port())
+        return self.ports[-1]
+
+
+async def wearing(directory: Path) -> tuple[Peer, Servers, Port]:
+    """A peer that serves, and is replacing its worn port."""
+    peer, servers, worn = new_peer(directory), Servers(), Port()
+    await peer.start()
+    object.__setattr__(peer, "_servers", servers)
+    peer._up.answering, peer._up.answered_for = worn, 1  # type: ignore[assignment]
+    peer._on_session_event(PathSuspected(tag="laptop"))
+    await asyncio.sleep(0)
+    return peer, servers, worn
+
+
+async def replaced(peer: Peer) -> None:
+    """Wait until the port is replaced, or is not."""
+    assert peer._up.replacing is not None
+    await peer._up.replacing
+
+
+def test_a_worn_port_is_replaced_by_another(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        peer, servers, worn = await wearing(tmp_path)
+        servers.may_go.set()
+        await replaced(peer)
+        assert (peer._up.answering, worn.is_open) == (servers.ports[0], False)
+        await peer.close()
+        assert not servers.ports[0].is_open
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("error", [ConfigError("no server"), OSError(24, "too many open files")], ids=repr)
+def test_a_worn_port_is_kept_where_there_is_no_other(tmp_path: Path, error: Exception) -> None:
+    async def scenario() -> None:
+        peer, servers, worn = await wearing(tmp_path)
+        servers.error = error
+        servers.may_go.set()
+        await replaced(peer)
+        assert (peer._up.answering, peer._up.replacing, worn.is_open) == (worn, None, True)
+        await peer.close()
+
+    run(scenario())
+
+
+def test_a_port_that_was_to_replace_one_is_not_left_behind(tmp_path: Path) -> None:
+    """The last service ends and another begins while a worn port is being replaced."""
+
+    async def scenario() -> None:
+        peer, servers, worn = await wearing(tmp_path)
+        replacing = peer._up.replacing
+        assert replacing is not None
+        _, registering = await asyncio.gather(peer._up.leave(), begin(peer))
+        servers.may_go.set()
+        await registering
+        await asyncio.gather(replacing, return_exceptions=True)
+        assert not worn.is_open
+        assert len(servers.ports) == 1
+        await peer.close()
+        assert not servers.ports[0].is_open
+
+    async def begin(peer: Peer) -> asyncio.Task[object]:
+        return asyncio.create_task(peer._register(peer._up))
+
+    run(scenario())
