@@ -21,11 +21,11 @@ from p2ptunnel.errors import (
     AuthenticationError,
     ChannelClosedError,
     ChannelError,
-    ResumeExpiredError,
     ConfigError,
     InvalidSpecError,
     InvalidTagError,
     PeerOfflineError,
+    ResumeExpiredError,
 )
 from p2ptunnel.peer import Peer
 from p2ptunnel.server import Rendezvous

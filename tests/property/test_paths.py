@@ -1,4 +1,4 @@
-"""Choosing between paths, whatever they do: it settles where nothing changes, and never jumps to and fro."""
+"""Choosing between paths, whatever they do: it settles where nothing changes, and never jumps back and forth."""
 
 from __future__ import annotations
 

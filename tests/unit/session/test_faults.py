@@ -1,4 +1,4 @@
-"""Faults found in a review: what a malicious peer, a bad moment or a failing helper does to a session."""
+"""What a malicious peer, a bad moment or a failing helper does to a session."""
 
 from __future__ import annotations
 
