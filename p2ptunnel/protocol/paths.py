@@ -1,4 +1,4 @@
-"""Over which of its channels a session runs: a score, and rules that keep it from jumping back and forth.  Rule: `now` comes in.
+"""Over which channel a session runs: a score, and rules that keep it from hopping back and forth.  Rule: `now` comes in.
 
 A path in doubt is left at once, for any other that answers.  All else is voluntary: it needs a reason that lasts, and happens
 once in ten seconds at most.
