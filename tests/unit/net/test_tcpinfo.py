@@ -159,7 +159,8 @@ def test_there_is_none_without_a_connection(monkeypatch: pytest.MonkeyPatch) -> 
         assert read_tcp_info(datagrams) is None
 
 
-def test_reading_costs_less_than_ten_microseconds() -> None:
+def test_reading_costs_a_few_microseconds() -> None:
+    """The bound is wide, for machines that are busy, and for annotations that are checked."""
     client, server = tcp_pair()
     with client, server:
-        assert min(timeit.repeat(lambda: read_tcp_info(client), number=100, repeat=50)) / 100 < 10e-6
+        assert min(timeit.repeat(lambda: read_tcp_info(client), number=100, repeat=50)) / 100 < 50e-6
