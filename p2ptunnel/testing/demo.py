@@ -148,9 +148,7 @@ class Stage:
         """End the programs, in the reverse order of their start."""
         for program in reversed(self._programs):
             end_program(program)
-            if (
-                program.stdout is not None
-            ):  # a child of sshd may hold it: closing would wait for its reader
+            if program.stdout is not None:  # a child of sshd may hold it: closing would wait for its reader
                 closing = threading.Thread(target=program.stdout.close, daemon=True)
                 closing.start()
                 closing.join(_CLOSE_WAIT)
