@@ -9,18 +9,18 @@ import contextlib
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from bench.contest import FAR, FORWARD_PORT, LOOPBACK, NEAR, SINK_PORT, BenchError
 from p2ptunnel.testing.natlab import Host
+from p2ptunnel.testing.natlab.processes import descendants, stat_fields
 
 __all__ = ["Program", "Rig", "Side"]
 
@@ -42,7 +42,7 @@ class Program:
     @property
     def pids(self) -> list[int]:
         """Its process and all that descend from it; none when it has ended, since its number may be another's by then."""
-        return [] if self._process.poll() is not None else list(_descendants(self._process.pid))
+        return [] if self._process.poll() is not None else list(descendants(self._process.pid))
 
     def check(self) -> None:
         """See that it still runs.
@@ -122,7 +122,6 @@ class Side:
         program = Program(self._rig, process, log)
         if counts:
             self._contestants.append(program)
-        self._rig.programs.append(program)
         return program
 
     def wait_for_port(self, port: int, program: Program) -> None:
@@ -163,7 +162,6 @@ class Rig:
 
     def __init__(self, limit: float) -> None:
         self._deadline = time.monotonic() + limit
-        self.programs: list[Program] = []
         with contextlib.ExitStack() as stack:
             self.directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True)))
             self.directory.chmod(0o755)  # programs that give up root keep reading what is here
@@ -171,7 +169,6 @@ class Rig:
             stack.callback(self.far.host.close)
             self.near = Side(self, "near", NEAR)
             stack.callback(self.near.host.close)
-            stack.callback(self._end_programs)
             self._plug_in()
             self._closing = stack.pop_all()
 
@@ -216,37 +213,12 @@ class Rig:
             host.namespace.netlink.settle(_CABLE)
             host.namespace.netlink.add_address(_CABLE, f"{address}/24")
 
-    def _end_programs(self) -> None:
-        """Kill what each program has started as well: sshd's children have sessions of their own."""
-        for pid in [pid for program in self.programs for pid in program.pids]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
 
 # --- what /proc says of processes -------------------------------------------------------------------------------------
 
 
-def _descendants(pid: int) -> Iterator[int]:
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        if fields := _stat(stat):
-            children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found = [pid]
-    while found:
-        yield (parent := found.pop())
-        found.extend(children.get(parent, ()))
-
-
 def _cpu_seconds(pid: int) -> float:
-    return sum(map(int, _stat(Path(f"/proc/{pid}/stat"))[11:15])) / _TICKS
-
-
-def _stat(path: Path) -> list[str]:
-    """Return the fields of a `stat` file from the third on, the state; none if the process has ended."""
-    try:
-        return path.read_text().rpartition(") ")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
+    return sum(map(int, stat_fields(pid)[11:15])) / _TICKS
 
 
 def _memory_kib(pid: int) -> int:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
+import stat
 from typing import Final
 
 from p2ptunnel.abc import Stream
@@ -22,6 +24,7 @@ __all__ = ["carry_stdio"]
 
 _STDIN, _STDOUT = 0, 1
 _CHUNK_BYTES: Final = 256 * 1024
+_LAST_DELIVERY: Final = 60.0  # seconds
 
 
 async def carry_stdio(stream: Stream) -> None:
@@ -60,12 +63,35 @@ async def _until_done(carrying: asyncio.Task[None], out: asyncio.Task[None], int
 
 
 def _copy_in(sock: socket.socket) -> None:
-    """Copy stdin to the socket up to its end."""
+    """Copy stdin to the socket up to its end; then do not wait for ever on behalf of a program that has died.
+
+    When ssh is killed while the path is down, both ends of this program go, and the session would still be kept for hours.
+
+    Raises:
+        TunnelError: Nobody reads stdout, and what was read from stdin cannot be delivered.
+    """
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the stream is over; `pump` says why
         while data := _read_stdin():
             sock.sendall(data)
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_WR)
+    if _is_stdout_watchable() and _hangs_up(_STDOUT, sock) and not _hangs_up(sock, timeout=_LAST_DELIVERY):
+        raise TunnelError(f"nobody reads stdout, and the peer has not confirmed the end of stdin for {_LAST_DELIVERY:g} s")
+
+
+def _is_stdout_watchable() -> bool:
+    """Tell whether stdout is a pipe or a socket, and the system tells when its other end is closed."""
+    mode = os.fstat(_STDOUT).st_mode
+    return hasattr(select, "poll") and (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode))
+
+
+def _hangs_up(awaited: int | socket.socket, *others: socket.socket, timeout: float | None = None) -> bool:
+    """Wait until one of these descriptors has ended in both directions, at most `timeout` seconds; tell whether `awaited` has."""
+    poller = select.poll()
+    for file in (awaited, *others):
+        poller.register(file, 0)  # errors and hang-ups are reported unasked
+    number = awaited if isinstance(awaited, int) else awaited.fileno()
+    return number in {descriptor for descriptor, _ in poller.poll(None if timeout is None else timeout * 1000)}
 
 
 def _copy_out(sock: socket.socket) -> None:

@@ -39,7 +39,6 @@ _HOME: Final = "home-nas"
 _LAPTOP: Final = "laptop"
 _PAGE: Final = "<h1>This page came from behind two NATs.</h1>\n"
 _WAIT: Final = 20.0
-_CLOSE_WAIT: Final = 1.0  # seconds
 _SSHD_PLACES: Final = "/usr/local/sbin:/usr/sbin:/sbin"
 
 _INSTALL: Final = (
@@ -148,10 +147,6 @@ class Stage:
         """End the programs, in the reverse order of their start."""
         for program in reversed(self._programs):
             end_program(program)
-            if program.stdout is not None:  # a child of sshd may hold it: closing would wait for its reader
-                closing = threading.Thread(target=program.stdout.close, daemon=True)
-                closing.start()
-                closing.join(_CLOSE_WAIT)
 
 
 def _first_line(program: subprocess.Popen[str], ready: Callable[[str], bool], machine: Machine) -> str:

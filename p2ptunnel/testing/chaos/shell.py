@@ -14,7 +14,7 @@ from p2ptunnel.testing.chaos.bytes import chunks
 from p2ptunnel.testing.chaos.flow import Flow, Ledger, wait_for_program
 from p2ptunnel.testing.chaos.workload import Load, Running
 from p2ptunnel.testing.chaos.world import World
-from p2ptunnel.testing.natlab.programs import end_program
+from p2ptunnel.testing.natlab.programs import end_program, kill_program
 
 __all__ = ["ssh"]
 
@@ -95,7 +95,7 @@ def _following(world: World, ledger: Ledger, ssh: Sequence[str]) -> Generator[_J
     finally:
         ledger.over.set()
         journal.stop()
-        tail.kill()
+        kill_program(tail)
         for thread in threads:
             thread.join()
         end_program(tail)
