@@ -69,6 +69,8 @@ class Channel(asyncio.BufferedProtocol):
         self._room: Room | None = None
         self.batch_bytes = BATCH_FIRST_BYTES
         """What to write at a time: so much as the path takes in a few milliseconds, since all else waits behind it."""
+        self.is_shared = False
+        """Whether several streams write: then nothing is written before the kernel has room, or each would wait for the others."""
         self._arrived: Final = asyncio.Event()
         self._end: ChannelError | None = None
         self._lingering: asyncio.TimerHandle | None = None
@@ -181,7 +183,7 @@ class Channel(asyncio.BufferedProtocol):
             self._fail(ChannelLostError(_reason(error)))
         self._flush()
         self._written += len(data)
-        if self._room is not None and self._written >= self.batch_bytes and self.is_writable and self._room.wait():
+        if self.is_shared and self._written >= self.batch_bytes and self.is_writable and self._room and self._room.wait():
             self.pause_writing()
 
     def close(self) -> None:

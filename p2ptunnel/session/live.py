@@ -453,7 +453,9 @@ class Session:
     def flush(self) -> None:
         """Send what waits now, as far as the transport takes it."""
         now = self._loop.time()
+        is_shared = len(self._mux) > 1
         for leg in tuple(self._legs.values()):
+            leg.channel.is_shared = is_shared
             self._endpoint.limit_batches(leg.channel.batch_bytes)
             while leg.channel.is_writable and (batch := self._endpoint.data_to_send(leg.number, now)):
                 leg.channel.write(batch)

@@ -205,6 +205,7 @@ def test_behind_a_whole_batch_the_kernel_is_asked_for_room() -> None:
             consumer = Recorder()
             caller.start(consumer)
             caller.batch_bytes = 4096
+            caller.is_shared = True
             writable: list[bool] = []
             for size in (4095, 1):
                 caller.write(bytes(size))
@@ -214,6 +215,19 @@ def test_behind_a_whole_batch_the_kernel_is_asked_for_room() -> None:
             callee.start(Recorder())
             while not consumer.writable_again:
                 await asyncio.sleep(0)
+            assert caller.is_writable
+
+    run(scenario())
+
+
+def test_a_stream_alone_waits_for_no_room() -> None:
+    """Nothing could be behind its bytes but more of them."""
+
+    async def scenario() -> None:
+        async with channels() as (caller, _):
+            caller.start(Recorder())
+            caller.batch_bytes = 4096
+            caller.write(bytes(4096))
             assert caller.is_writable
 
     run(scenario())
