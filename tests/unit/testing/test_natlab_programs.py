@@ -16,7 +16,9 @@ from p2ptunnel.testing.natlab.programs import end_program, kill_program, start_p
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="descendants are found in /proc")
 
 # A child in a session of its own, as sshd's are, holding stdout; it says who it is, and keeps a child as well.
-_NEST = "import os, subprocess, sys, time\nsubprocess.Popen(['sleep', '1000'])\nprint(os.getpid(), flush=True)\ntime.sleep(1000)"
+_NEST = (
+    "import os, subprocess, sys, time\nsubprocess.Popen(['sleep', '1000'])\nprint(os.getpid(), flush=True)\ntime.sleep(1000)"
+)
 _PROGRAM = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {_NEST!r}], start_new_session=True).wait()"
 
 
