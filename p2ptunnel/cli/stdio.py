@@ -86,7 +86,7 @@ def _is_stdout_watchable() -> bool:
 
 
 def _hangs_up(awaited: int | socket.socket, *others: socket.socket, timeout: float | None = None) -> bool:
-    """Wait until one of these descriptors has ended in both directions, at most `timeout` seconds; tell whether `awaited` has."""
+    """Wait until one of these descriptors is hung up, at most `timeout` seconds; tell whether `awaited` is."""
     poller = select.poll()
     for file in (awaited, *others):
         poller.register(file, 0)  # errors and hang-ups are reported unasked

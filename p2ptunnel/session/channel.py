@@ -70,7 +70,7 @@ class Channel(asyncio.BufferedProtocol):
         self.batch_bytes = BATCH_FIRST_BYTES
         """What to write at a time: so much as the path takes in a few milliseconds, since all else waits behind it."""
         self.is_shared = False
-        """Whether several streams write: then nothing is written before the kernel has room, or each would wait for the others."""
+        """Whether there are several streams: then we wait until the kernel has room, or one would wait behind another."""
         self._arrived: Final = asyncio.Event()
         self._end: ChannelError | None = None
         self._lingering: asyncio.TimerHandle | None = None
