@@ -73,8 +73,9 @@ median of the ratios of each round, which neighbours on a shared machine disturb
 OpenSSH, asyncssh and p2ptunnel carry all streams in one encrypted connection; stunnel makes one for each stream; the relays
 encrypt nothing, and show what the rest costs. asyncssh lets everybody in here; the others prove a key or a certificate.
 
-[The way of a byte](explanation/data-path.md) says where our time goes. `python -m bench --help` tells how to run a part of this. It needs root for the namespaces, and installs what contestants need:
-Python packages into environments of their own under `.bench/`, Debian packages where they are missing.
+[The way of a byte](explanation/data-path.md) says where our time goes. `python -m bench --help` tells how to run a part of
+this. It needs root for the namespaces, and installs what contestants need: Python packages into environments of their own
+under `.bench/`, Debian packages where they are missing.
 """
 
 
