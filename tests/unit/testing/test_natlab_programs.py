@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pytest
 
@@ -64,14 +65,14 @@ def test_a_thread_that_reads_its_output_reads_the_end() -> None:
 def test_interrupted_while_it_starts_nobody_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C may come between the start and the return."""
     programs: list[subprocess.Popen[str]] = []
-    popen = subprocess.Popen
 
-    def interrupted(*arguments: object, **options: object) -> subprocess.Popen[str]:
-        programs.append(popen(*arguments, **options))  # type: ignore[call-overload]
-        signal.raise_signal(signal.SIGINT)
-        return programs[0]
+    class Interrupted(subprocess.Popen[str]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            programs.append(self)
+            signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         start_program(None, ["sleep", "1000"])
     assert programs[0].returncode == -signal.SIGKILL
