@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check natlab bench docs fmt clean
+.PHONY: help demo check natlab fuzz mutations bench docs fmt clean
 # pyright and its node are wheels from PyPI; this keeps it from asking another registry whether there is a newer one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
@@ -45,6 +45,13 @@ check: .venv/check.stamp ## format, lint, types, layers, spelling, all tests, co
 natlab: .venv/check.stamp ## every kind of NAT against every other, in network namespaces (root)
 	@scripts/system-tools
 	@$(BIN)/python -m p2ptunnel.testing.natlab matrix
+
+FUZZ_SECONDS ?= 20
+fuzz: .venv/check.stamp ## hostile bytes for everything that reads what others wrote; FUZZ_SECONDS for each of them
+	@$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
+
+mutations: .venv/check.stamp ## take every defence away in a copy, and see its test fail; writes docs/security/attacks.md
+	@$(BIN)/python -m scripts.mutate_defences
 
 BENCH_ARGS ?=
 bench: .venv/check.stamp ## this and what people use instead on the same work, in one run; writes docs/performance.md (root)

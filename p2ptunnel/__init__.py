@@ -17,12 +17,18 @@ from p2ptunnel._version import __version__
 
 if TYPE_CHECKING:
     from p2ptunnel.abc import Opening, Stream, StreamStats
+    from p2ptunnel.asking import AccessRequest
     from p2ptunnel.errors import P2PTunnelError
     from p2ptunnel.events import (
+        AccessDecided,
+        AccessRequested,
+        ApprovalAwaited,
         ChannelLost,
         ChannelOpened,
         Events,
         EventsDropped,
+        Paired,
+        PairingFailed,
         PathChanged,
         PathSuspected,
         PeerEvent,
@@ -30,8 +36,10 @@ if TYPE_CHECKING:
         SessionResumed,
         SessionStalled,
     )
+    from p2ptunnel.identity.capability import Capability
     from p2ptunnel.identity.keys import Identity, PublicKey
     from p2ptunnel.identity.store import PeerStore, PinnedPeer, Profile
+    from p2ptunnel.pairing import Invitation
     from p2ptunnel.peer import Peer, PeerStatus, Snapshot
     from p2ptunnel.server.rendezvous import Rendezvous
     from p2ptunnel.serving import Serving
@@ -45,16 +53,24 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SSH",
+    "AccessDecided",
+    "AccessRequest",
+    "AccessRequested",
+    "ApprovalAwaited",
+    "Capability",
     "ChannelLost",
     "ChannelOpened",
     "Events",
     "EventsDropped",
     "Forward",
     "Identity",
+    "Invitation",
     "JsonLines",
     "NetReport",
     "Opening",
     "P2PTunnelError",
+    "Paired",
+    "PairingFailed",
     "Path",
     "PathChanged",
     "PathSuspected",
@@ -82,16 +98,24 @@ __all__ = [
 
 _HOMES: Final = {
     "SSH": "ssh.client",
+    "AccessDecided": "events",
+    "AccessRequest": "asking",
+    "AccessRequested": "events",
+    "ApprovalAwaited": "events",
+    "Capability": "identity.capability",
     "ChannelLost": "events",
     "ChannelOpened": "events",
     "Events": "events",
     "EventsDropped": "events",
     "Forward": "tunnels.local",
     "Identity": "identity.keys",
+    "Invitation": "pairing",
     "JsonLines": "trace",
     "NetReport": "traversal.netcheck",
     "Opening": "abc",
     "P2PTunnelError": "errors",
+    "Paired": "events",
+    "PairingFailed": "events",
     "Path": "types",
     "PathChanged": "events",
     "PathSuspected": "events",

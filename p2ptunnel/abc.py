@@ -123,6 +123,15 @@ class Stream(abc.ABC):
         """Send FIN: no more bytes from here; reading goes on."""
 
     @abc.abstractmethod
+    async def delivered(self) -> None:
+        """Wait until the peer has acknowledged every byte that was written; also after `close`.
+
+        Raises:
+            ResumeExpiredError: The connection was lost, and no other came in time; `stats` says how far the stream got.
+            ChannelError: The session ended before.
+        """
+
+    @abc.abstractmethod
     async def close(self) -> None:
         """Finish writing and give up reading; closing twice is fine."""
 

@@ -12,16 +12,17 @@ import math
 import re
 import tomllib
 from collections.abc import Generator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, cast
 
 import msgspec
 
-from p2ptunnel.defaults import RENDEZVOUS_PORT
+from p2ptunnel.defaults import CLOCK_MIN, RENDEZVOUS_PORT
 from p2ptunnel.errors import ConfigError
-from p2ptunnel.types import clean, parse_address, parse_tag
+from p2ptunnel.types import clean, parse_server, parse_tag
 
-__all__ = ["CONFIG_FILE", "Config", "PeerConfig", "load_config", "parse_duration"]
+__all__ = ["CONFIG_FILE", "Config", "PeerConfig", "load_config", "parse_duration", "parse_until"]
 
 CONFIG_FILE: Final = "config.toml"
 
@@ -34,7 +35,7 @@ class PeerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         tag: What others find it by.
-        rendezvous: Its servers in order of preference, `host:port`.
+        rendezvous: Its servers in order of preference, `host:port` or the whole line that the server's operator has given.
         resume_timeout: How long a lost connection is waited for: `"10m"`, or a number of seconds.
     """
 
@@ -63,6 +64,33 @@ def parse_duration(value: str | float) -> float:
     if not 0 <= seconds < math.inf:
         raise ConfigError(f"{clean(str(value))!r} is not a duration", "Examples: 30s, 10m, 2h; 0 for none.")
     return seconds
+
+
+def parse_until(text: str, now: float) -> datetime:
+    """Return the moment that `text` means: `2h` or `7d` from now, or a date, or a date and a time.
+
+    Without a time zone it is local time; a date alone is when that day begins.
+
+    Args:
+        text: What somebody wrote.
+        now: Seconds since 1970.
+
+    Raises:
+        ConfigError: It is none of these, or is over; or this machine's clock was never set, so that nothing would end rightly.
+    """
+    if now < CLOCK_MIN:
+        raise ConfigError("this machine's clock is not set", "Set it first: what is granted until a time ends by the clock.")
+    hint = "Examples: 2h, 7d, 2030-01-31, 2030-01-31T18:00, 2030-01-31T18:00Z."
+    try:
+        if _DURATION.fullmatch(text):
+            until = datetime.fromtimestamp(now + parse_duration(text)).astimezone()
+        else:
+            until = datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"{clean(text)!r} is no time", hint) from error
+    if until.timestamp() <= now:
+        raise ConfigError(f"{clean(text)!r} is over already", hint)
+    return until
 
 
 def load_config(directory: Path) -> Config:
@@ -94,7 +122,7 @@ def _understood(table: Mapping[str, Any], path: Path) -> Config:
             parse_tag(config.peer.tag)
     with _placed("rendezvous", path):
         for server in config.peer.rendezvous:
-            parse_address(server, default_port=RENDEZVOUS_PORT)
+            parse_server(server, default_port=RENDEZVOUS_PORT)
     with _placed("resume_timeout", path):
         if config.peer.resume_timeout is not None:
             parse_duration(config.peer.resume_timeout)

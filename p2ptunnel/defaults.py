@@ -9,9 +9,10 @@ WIRE_VERSION: Final = 1  # extra.v of t=1 and t=4
 RENDEZVOUS_PORT: Final = 7000  # UDP and TCP
 DATAGRAM_MAX_BYTES: Final = 1200  # one JSON object; fits IPv6's minimum MTU with room for tunnels
 DATAGRAM_MAX_DEPTH: Final = 4  # {extra: {cands: [[...]]}} is the deepest legal message
-COOKIELESS_PAD_BYTES: Final = 176  # a request without cookie is padded to this; the longest 401 is shorter (no amplification)
+COOKIELESS_PAD_BYTES: Final = 240  # a request without cookie is padded to this; the longest 401 is shorter (no amplification)
 PROBE_PAD_BYTES: Final = 320  # t=5: its answer also lists the server's other addresses
-STUN_BARE_PER_SECOND: Final = 200  # answers to 20-byte Binding requests, 32 or 44 bytes each
+STUN_BARE_PER_SECOND: Final = 200  # answers to 20-byte Binding requests, 32 or 44 bytes each; of all sources together
+STUN_BARE_OF_SOURCE_PER_SECOND: Final = 10
 MID_MAX: Final = 2**53 - 1  # every JSON implementation carries it exactly
 
 # --- transactions ---------------------------------------------------------------------------------------------------------
@@ -35,6 +36,17 @@ ATTEMPTS_OF_SOURCE_MAX: Final = 64  # of one host at a time; an attempt ends whe
 ATTEMPTS_OF_CALLEE_MAX: Final = 32  # to one callee at a time
 COMPAT_REQUESTS_PER_MINUTE: Final = 3  # cookie-less t=4 and unsigned t=1 of one source, only with --compat seed
 COMPAT_REQUESTS_PER_SECOND: Final = 5  # of all sources together: sources can be forged
+
+# --- signed calls ---------------------------------------------------------------------------------------------------------
+INTENT_WINDOW: Final = 64  # counters of one key that are remembered; below the smallest of them nothing counts any more
+INTENT_KEYS_MAX: Final = 4096  # keys whose counters are remembered, those that called last
+INTENTS_PER_SECOND: Final = 50.0  # signatures verified, 0.15 ms each: less than 1 % of a core, whoever floods
+INTENTS_OF_SOURCE_PER_SECOND: Final = 10.0  # of those, of one host and of one key
+STRANGERS_PER_SECOND: Final = 5.0  # signatures of keys that we do not admit, so that we can tell them so
+PAIRING_CALL_PAUSE: Final = 2.0  # between calls of strangers that are let in while pairing is open
+COUNTER_STEP: Final = 2**20  # of the counter kept on disk, a second of it: what a crash may lose
+FOUNDING_CALLS_PER_SECOND: Final = 1.0  # of programs that sign nothing, where they are let in at all; 8 at once
+FOUNDING_CALLS_BURST: Final = 8.0
 
 # --- punching -------------------------------------------------------------------------------------------------------------
 PHASE_MIN: Final = 0.3  # W = max(this, PHASE_ROUND_TRIPS x estimated round trip)
@@ -88,8 +100,19 @@ RESUME_BUFFER_BYTES: Final = 16 * 1024 * 1024  # sent and not acknowledged, of o
 RESUME_BUFFER_MIN_BYTES: Final = 512 * 1024  # two of the largest batches: one on its way, one that is being sealed
 RESUME_TIMEOUT: Final = 600.0  # how long a session waits for a new channel
 RESUME_LINGER: Final = 30.0  # the same for a session without streams
-SUSPENDED_SESSIONS_MAX: Final = 8  # of one peer that wait for a channel; the oldest ends
 TARGET_TIMEOUT: Final = 10.0  # connecting to what a service stands for
+CLOCK_MIN: Final = 1_767_225_600.0  # seconds since 1970, 2026: a clock that shows less was never set, and ends no grant rightly
+ACCESS_TICK: Final = 0.5  # how soon the streams of a grant end that was taken back
+STREAMS_OF_SERVICE_MAX: Final = 200  # of one peer, unless the service says otherwise
+OPENS_PER_SECOND: Final = 200.0  # of one peer
+OPENS_BURST: Final = 400.0
+SESSIONS_OF_PEER_MAX: Final = 8  # that one peer has with us, by its own calls; first those end that wait for a channel
+CAPABILITY_MAX_BYTES: Final = 1024  # of a signed grant: five services with names of the usual length take 200
+CAPABILITIES_MAX: Final = 16  # that a peer can show in one session
+ASK_TIMEOUT: Final = 30.0  # of the owner who is asked; then it is a no
+ASK_REFUSALS: Final = 3  # in a row, after which a peer can make no question appear
+ASK_MUTE: Final = 600.0  # for so long
+ASK_GRANT: Final = 3600.0  # of a grant "for an hour"
 
 # --- reconnecting -----------------------------------------------------------------------------------------------------
 RECONNECT_FIRST: Final = 0.2  # x 1.6 up to the cap, full jitter: no herd after a server's restart
@@ -118,6 +141,13 @@ FLAP_WAIT_MAX: Final = 300.0
 LOADED_BYTES: Final = 65_536  # a second, both ways: from there on a path's round trips tell of our own queue
 CHANNELS_MAX: Final = 6  # of one session: the one in use, one standby of each kind, and what may be coming up
 
+# --- pairing ----------------------------------------------------------------------------------------------------------
+PAIRING_EXPIRES: Final = 600.0  # how long an invitation is good
+PAIRING_PAUSE: Final = 2.0  # between two attempts of one source
+PAIRING_FAILURES_MAX: Final = 3  # wrong codes so near to each other close pairing
+PAIRING_FAILURES_WITHIN: Final = 600.0
+PAIRING_SOURCES_MAX: Final = 1024  # whose last attempt is remembered; the oldest go first
+
 # --- tunnels and ssh ----------------------------------------------------------------------------------------------------------
 FORWARD_CONNECTIONS_MAX: Final = 1000  # of one forward; more clients wait in the kernel's backlog
 FORWARD_BACKLOG: Final = 128  # of a forward's listener: clients that wait while streams open for others
@@ -129,8 +159,44 @@ SSH_LOGIN_TIMEOUT: Final = 30.0  # asyncssh's own is 120
 SSH_WINDOW_BYTES: Final = 16 * 1024 * 1024  # of a channel; asyncssh's 2 MiB holds a long path down
 SSH_PACKET_BYTES: Final = 65_536  # measured best with 32 KiB; from 128 KiB on half as slow again
 
+# --- what a rendezvous server takes from one source ---------------------------------------------------------------------
+# A source is an IPv4 address or a /64; a /48 has 16 times as much.  Loopback is not rationed: who is there can do worse.
+SITE_FACTOR: Final = 16  # how much more a /48 may have than a /64
+LIMITED_SOURCES_MAX: Final = 4096  # that are remembered at a time; the oldest go first
+SOURCE_DATAGRAMS_PER_SECOND: Final = 20.0  # that show no cookie and no registration
+SOURCE_DATAGRAMS_BURST: Final = 20.0
+CHALLENGES_PER_SECOND: Final = 10_000.0  # 401s over UDP in all: under a flood the time is for who has a cookie, by TCP too
+SOURCE_LINES_PER_SECOND: Final = 50.0  # over TCP, of all its connections
+SOURCE_LINES_BURST: Final = 200.0  # its peers come back together after a restart
+REGISTRATIONS_PER_MINUTE: Final = 30.0  # each costs a check of a signature
+REREGISTRATIONS_PER_MINUTE: Final = 6.0  # of one key that owns its tag, beside those: many peers share a NAT
+NEW_TAGS_PER_DAY: Final = 300.0
+CALLS_PER_MINUTE: Final = 5.0  # of one source to one callee
+CALLS_BURST: Final = 20.0  # a session whose path breaks again and again calls for each new one
+CALLS_PER_SECOND_OF_CALLEE: Final = 20.0  # from all sources together
+
+# --- tags ---------------------------------------------------------------------------------------------------------------
+TAGS_MAX: Final = 200_000  # owned at one server, about 0.5 KiB each
+TAGS_OF_KEY_MAX: Final = 64
+TAG_UNSEEN_DAYS: Final = 30  # after which a tag is free
+TAG_SEEN_EVERY: Final = 3600.0  # how exactly that is known: less to write
+SNAPSHOT_EVERY: Final = 5.0  # what a server that is killed forgets
+RECALLS_PER_SECOND: Final = 500  # known addresses that a restarted server tells to register again
+RECALL_MIN: Final = 0.2  # after which a peer does; random between the two: no herd
+RECALL_MAX: Final = 2.0
+RESTART_GRACE: Final = 5.0  # for which a peer of before the restart is "not yet there" rather than "offline"
+
 # --- TCP connections of the rendezvous server -------------------------------------------------------------------------
 CONTROL_CONNECTIONS_MAX: Final = 20_000
+CONTROL_OF_SOURCE_MAX: Final = 1024  # a peer has one; a provider's NAT has many peers
+CONTROL_QUIET: Final = 0.25  # after which one that has said nothing counts as silent; peers speak at once
+CONTROL_SILENT_OF_SOURCE_MAX: Final = 16
+CONTROL_DROP_FROM: Final = 10  # silent ones of all sources, beyond which the next one costs one of them its place, by lot,
+CONTROL_DROP_FIRST: Final = 0.3  # at first with this probability,
+CONTROL_DROP_FULL: Final = 100  # and from here on always
+CONTROL_LINE: Final = 12.0  # for a line once begun: 100 bytes a second
+CONTROL_UNREAD: Final = 5.0  # for which a connection may leave what we sent unread
+CONTROL_PENALTY: Final = 90.0  # for a source whose connection began with junk
 CONTROL_FIRST_LINE: Final = 5.0  # who says nothing by then is cut off
 CONTROL_IDLE: Final = 150.0  # peers send a line every 45 s
 CONTROL_KEEPALIVE: Final = 45.0

@@ -10,7 +10,9 @@ from typing import ClassVar, Self
 
 __all__ = [
     "AccessDeniedError",
+    "AccessRevokedError",
     "AddressInUseError",
+    "ApprovalTimeoutError",
     "AuthenticationError",
     "BindError",
     "ChannelBusyError",
@@ -21,6 +23,7 @@ __all__ = [
     "DialError",
     "InsecureKeyFileError",
     "InvalidAddressError",
+    "InvalidCodeError",
     "InvalidKeyError",
     "InvalidSpecError",
     "InvalidTagError",
@@ -29,6 +32,7 @@ __all__ = [
     "MissingExtraError",
     "NoPathError",
     "P2PTunnelError",
+    "PairingError",
     "PeerKeyChangedError",
     "PeerOfflineError",
     "PeerRefusedError",
@@ -41,6 +45,8 @@ __all__ = [
     "ResolveError",
     "ResumeExpiredError",
     "SSHError",
+    "ServerKeyError",
+    "ServerPrivateError",
     "StoreError",
     "StreamResetError",
     "TagInUseError",
@@ -119,6 +125,12 @@ class InvalidKeyError(ConfigError):
         super().__init__(f"not a usable public key: {reason}")
         self.reason = reason
         self.args = (reason,)
+
+
+class InvalidCodeError(ConfigError):
+    """A ticket or a spoken code that cannot be read; nothing of it stands in the text."""
+
+    layer = "identity"
 
 
 class InvalidSpecError(ConfigError):
@@ -258,6 +270,17 @@ class TagInUseError(RendezvousError):
         return f"the tag {self.tag!r} belongs to another key"
 
 
+class ServerPrivateError(RendezvousError):
+    """The server serves its members only, and did not take us for one."""
+
+    code = 407
+    hint = "Ask its operator for the whole line, host:port#p2p:…#join:…, or to list this machine's key (`p2ptunnel id`)."
+
+    def __init__(self, server: str) -> None:
+        super().__init__(server, "it serves its members only", 407)
+        self.args = (server,)
+
+
 class RateLimitedError(RendezvousError):
     """The server asks for patience; `retry_after` is in seconds."""
 
@@ -354,6 +377,20 @@ class AuthenticationError(P2PTunnelError):
         return f"authentication failed: {self.reason}"
 
 
+class ServerKeyError(AuthenticationError):
+    """Whoever answers at the server's address did not prove the key that was given for it."""
+
+    hint = "If the server was set up anew, ask its operator for the new line, host:port#p2p:…; else something is between."
+
+    def __init__(self, server: str) -> None:
+        super().__init__(f"{server} did not prove the key that was given for it")
+        self.server = server
+        self.args = (server,)
+
+    def __str__(self) -> str:
+        return f"{self.server} did not prove the key that was given for it"
+
+
 class UnknownPeerError(AuthenticationError):
     """A tag that has no pinned key here."""
 
@@ -361,7 +398,7 @@ class UnknownPeerError(AuthenticationError):
         super().__init__(f"no key is pinned for {tag!r}")
         self.tag = tag
         self.args = (tag,)
-        self.hint = f"`p2ptunnel id` on {tag} prints its key; then here: p2ptunnel peers add {tag} KEY"
+        self.hint = f"`p2ptunnel pair` on {tag} prints a code; then here: p2ptunnel pair CODE"
 
     def __str__(self) -> str:
         return f"no key is pinned for {self.tag!r}"
@@ -390,10 +427,22 @@ class PeerRefusedError(AuthenticationError):
         super().__init__(f"{tag} does not know this machine's key")
         self.tag = tag
         self.args = (tag,)
-        self.hint = f"`p2ptunnel id` here prints the key; on {tag}: p2ptunnel peers add OUR-TAG KEY --services …"
+        self.hint = f"Pair with it: `p2ptunnel pair` on {tag} prints a code; then here: p2ptunnel pair CODE"
 
     def __str__(self) -> str:
         return f"{self.tag} does not know this machine's key"
+
+
+class PairingError(AuthenticationError):
+    """Two machines did not come to know each other; neither has kept anything of it."""
+
+    def __init__(self, reason: str, hint: str = "Ask for a new code there: p2ptunnel pair") -> None:
+        super().__init__(reason)
+        self.hint = hint
+        self.args = (reason, hint)
+
+    def __str__(self) -> str:
+        return f"pairing failed: {self.reason}"
 
 
 class AccessDeniedError(P2PTunnelError):
@@ -411,6 +460,18 @@ class AccessDeniedError(P2PTunnelError):
 
     def __str__(self) -> str:
         return f"{self.tag} does not serve {self.service!r} to this machine"
+
+
+class ApprovalTimeoutError(AccessDeniedError, TimeoutError):
+    """The peer's owner was asked whether we may open the service, and has not answered."""
+
+    def __init__(self, tag: str, service: str) -> None:
+        super().__init__(tag, service)
+        self.args = (tag, service)
+        self.hint = f"Ask again when somebody is at {tag}; its owner can also grant it: p2ptunnel peers allow OUR-TAG {service}"
+
+    def __str__(self) -> str:
+        return f"nobody at {self.tag} has answered whether this machine may open {self.service!r}"
 
 
 # --- channel and stream -----------------------------------------------------------------------------------------------
@@ -489,6 +550,23 @@ class StreamResetError(ChannelError):
 
     def __str__(self) -> str:
         return f"the stream was reset: {self.reason}"
+
+
+class AccessRevokedError(StreamResetError):
+    """A stream that was open, and whose service the peer serves to us no more."""
+
+    layer = "access"
+    code = 403
+    hint = "Its owner took it back, or had granted it until now."
+
+    def __init__(self, tag: str, service: str) -> None:
+        super().__init__("access was revoked")
+        self.tag = tag
+        self.service = service
+        self.args = (tag, service)
+
+    def __str__(self) -> str:
+        return f"{self.tag} serves {self.service!r} to this machine no more"
 
 
 # --- tunnels ----------------------------------------------------------------------------------------------------------

@@ -19,11 +19,16 @@ import msgspec
 from p2ptunnel.types import Path, Tag
 
 __all__ = [
+    "AccessDecided",
+    "AccessRequested",
+    "ApprovalAwaited",
     "ChannelLost",
     "ChannelOpened",
     "EventHub",
     "Events",
     "EventsDropped",
+    "Paired",
+    "PairingFailed",
     "PathChanged",
     "PathSuspected",
     "PeerEvent",
@@ -90,6 +95,49 @@ class SessionExpired(PeerEvent, frozen=True, kw_only=True):
     gap: float
     unacknowledged_bytes: int
     cause: str = ""
+
+
+class AccessRequested(PeerEvent, frozen=True, kw_only=True):
+    """The peer asks for a service that it is not granted, and the owner of this machine is asked; `id` names the question."""
+
+    id: int
+    key: str
+    service: str
+    path: Path
+
+
+class AccessDecided(PeerEvent, frozen=True, kw_only=True):
+    """A question was answered: `decision` is once, hour, always or no, and `by` is owner or timeout."""
+
+    id: int
+    service: str
+    decision: str
+    by: str
+
+
+class ApprovalAwaited(PeerEvent, frozen=True, kw_only=True):
+    """We have asked the peer for a service, and its owner is asked; an answer may take `patience` seconds."""
+
+    service: str
+    patience: float
+
+
+class Paired(PeerEvent, frozen=True, kw_only=True):
+    """A machine has proved that it was invited, or that it has invited us: its `key` is pinned.
+
+    It may open `services` here, and we what it has `offered` there; a guest is not asked for any.
+    """
+
+    key: str
+    services: tuple[str, ...] = ()
+    offered: tuple[str, ...] = ()
+
+
+class PairingFailed(PeerEvent, frozen=True, kw_only=True):
+    """Somebody at the address `source` wanted to pair, and could not; the tag is empty, since nobody knows who it was."""
+
+    source: str
+    reason: str
 
 
 class EventsDropped(msgspec.Struct, frozen=True):

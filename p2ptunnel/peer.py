@@ -9,23 +9,31 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import random
+import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
+from weakref import WeakSet
 
 import msgspec
 from typeguard import typechecked
 
 from p2ptunnel.abc import Opening, Pipe, Stream
+from p2ptunnel.asking import AskCallback
 from p2ptunnel.defaults import (
     CONNECT_TIMEOUT,
+    PAIRING_EXPIRES,
     RENDEZVOUS_PORT,
     RESUME_BUFFER_BYTES,
     RESUME_BUFFER_MIN_BYTES,
     RESUME_TIMEOUT,
-    SUSPENDED_SESSIONS_MAX,
+    SESSIONS_OF_PEER_MAX,
+    STREAMS_OF_SERVICE_MAX,
 )
 from p2ptunnel.errors import (
     ChannelClosedError,
@@ -33,18 +41,29 @@ from p2ptunnel.errors import (
     ConfigError,
     LocalProtocolError,
     P2PTunnelError,
+    PeerKeyChangedError,
+    PeerOfflineError,
+    PeerRefusedError,
     PunchTimeoutError,
     RemoteProtocolError,
+    RendezvousTimeoutError,
+    ResolveError,
+    StoreError,
     UnknownPeerError,
 )
-from p2ptunnel.events import ChannelLost, EventHub, Events, PathSuspected, PeerEvent, SessionExpired
+from p2ptunnel.events import ChannelLost, EventHub, Events, Paired, PathSuspected, PeerEvent, SessionExpired
+from p2ptunnel.identity.capability import Capability, issue, parse_capability
+from p2ptunnel.identity.counter import ProfileCounter
 from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.registration import KeyCredentials
 from p2ptunnel.identity.store import PeerStore, PinnedPeer, Profile
 from p2ptunnel.net.changes import NetworkWatch
 from p2ptunnel.net.threads import in_thread
+from p2ptunnel.pairing import Invitation, Redemption, pairing_tag, with_host_keys
+from p2ptunnel.protocol.intent import CallSigner, IntentJudge
 from p2ptunnel.serving import Allow, ServiceTable, Serving
 from p2ptunnel.session.live import SessionState
+from p2ptunnel.session.pairing import PairingChannel
 from p2ptunnel.session.session import (
     Rejoined,
     Session,
@@ -57,21 +76,22 @@ from p2ptunnel.ssh.client import SSH, open_ssh
 from p2ptunnel.ssh.hostkeys import fetch_host_keys
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.raw import RawStream, RawStreams
-from p2ptunnel.traversal.answer import AnsweringPort
-from p2ptunnel.traversal.call import Abortable, Call
+from p2ptunnel.traversal.answer import Admit, AnsweringPort
+from p2ptunnel.traversal.call import Abortable, Call, Establish
 from p2ptunnel.traversal.netcheck import NetReport, netcheck
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort
 from p2ptunnel.traversal.servers import Servers
 from p2ptunnel.traversal.shared import Shared
 from p2ptunnel.tunnels.local import Forward, open_forward
 from p2ptunnel.tunnels.spec import ServeSpec, Target, parse_target
-from p2ptunnel.types import Address, Path, Tag, format_address, parse_tag
+from p2ptunnel.types import Address, Path, ServerSpec, Tag, format_address, parse_tag
 
 __all__ = ["Peer", "PeerStatus", "Snapshot"]
 
 A = TypeVar("A", bound=Abortable)
 T = TypeVar("T")
 _SELECTOR_BYTES: Final = 16
+_dice: Final = random.SystemRandom()
 
 
 class PeerStatus(msgspec.Struct, frozen=True):
@@ -119,8 +139,9 @@ class Peer:
 
     Args:
         tag: Our name; needed to serve.
-        rendezvous: The server's `host:port` (port 7000 if left out), or several, of which the first that answers is used; who
-            calls asks the next one also if nobody is registered there under the tag.
+        rendezvous: The server's `host:port` (port 7000 if left out), or the whole line that its operator has given
+            (`host:port#p2p:KEY`, `#join:TOKEN` behind it): then no other server can pass for it.  Or several, of which the
+            first that answers is used; who calls asks the next one also if nobody is registered there under the tag.
         profile: Where key and pinned peers are kept: a directory, or None for the user's own.
         allow_unauthenticated: Also reach, and be reached by, programs that speak the founding protocol only, by `connect_raw`
             and `listen_raw`; nothing else changes.
@@ -178,7 +199,9 @@ class Peer:
         store = self.profile.peers()
         await in_thread(store.all)
         if self._started is None:  # others may have started it, too
-            self._started = _Started(identity, store, ServiceTable(store, self._trace), self._trace)
+            counter = ProfileCounter(self.profile.directory / "counter")
+            table = ServiceTable(store, self._trace, self._events, issuer=identity.public)
+            self._started = _Started(identity, counter, store, table, self._trace)
 
     async def close(self) -> None:
         """Leave the server, close tunnels, sessions and sockets; waits at most about two seconds.  Closing twice is fine."""
@@ -273,17 +296,25 @@ class Peer:
             NoPathError: No connection came up.
             PunchTimeoutError: Not in `timeout`.
             PeerKeyChangedError: Whoever answers has another key than the pinned one.
+            AuthenticationError: The answer is not the peer's own; nothing was sent to where it says the peer is.
             PeerRefusedError: The peer has not pinned our key.
             AccessDeniedError: The service is not there, or not ours.
+            ApprovalTimeoutError: The peer's owner was asked, which `timeout` does not count, and has not answered.
             TargetRefusedError: The service is ours, but nobody answers behind it.
             ChannelError: The connection broke before the stream was open.
         """
         name = parse_target(service) if isinstance(service, int) else service
-        return await _within(timeout, tag, self._connect(self._pinned(tag), name, confirm=confirm))
+        deadline = asyncio.timeout(timeout)
+        connecting = self._connect(self._pinned(tag), name, confirm=confirm, deadline=deadline)
+        return await _within(timeout, tag, connecting, deadline)
 
-    async def _connect(self, pinned: PinnedPeer, service: str, *, confirm: bool) -> Stream:
+    async def _connect(self, pinned: PinnedPeer, service: str, *, confirm: bool, deadline: asyncio.Timeout) -> Stream:
+        def on_asked(patience: float) -> None:
+            if (end := deadline.when()) is not None and not deadline.expired():
+                deadline.reschedule(end + patience)
+
         async def open_on(session: Session) -> Stream:
-            return await session.open_confirmed(service) if confirm else session.open(service)
+            return await session.open_confirmed(service, on_asked=on_asked) if confirm else session.open(service)
 
         known = self._up.session(pinned)
         if known is not None:
@@ -294,7 +325,7 @@ class Peer:
     async def _dial(self, pinned: PinnedPeer) -> Session:
         up = self._up
 
-        async def establish(pipe: Pipe, conkey: str) -> Session:
+        async def establish(pipe: Pipe, conkey: str, _: PublicKey | None) -> Session:
             selector = _selector(conkey, pinned.tag)
             return await connect_session(
                 pipe,
@@ -306,28 +337,41 @@ class Peer:
                 tracer=self._trace,
             )
 
-        session = await self._call(pinned.tag, establish)
+        session = await self._call(pinned.tag, establish, up.signer(pinned.key))
         up.keep(session, pinned)
+        for ticket in pinned.tickets:
+            session.show(ticket.raw)
         session.keep_up(lambda: self._redial(session))
         return session
 
     async def _redial(self, session: Session) -> None:
         """Bring up another channel for a session that has lost its own."""
-        identity = self._up.identity
+        up = self._up
 
-        async def establish(pipe: Pipe, conkey: str) -> Rejoined:
-            return await resume_session(session, pipe, identity=identity, selector=_selector(conkey, session.tag))
+        async def establish(pipe: Pipe, conkey: str, _: PublicKey | None) -> Rejoined:
+            return await resume_session(session, pipe, identity=up.identity, selector=_selector(conkey, session.tag))
 
-        await self._call(session.tag, establish)
+        await self._call(session.tag, establish, up.signer(session.peer_key))
 
-    async def _call(self, tag: Tag, establish: Callable[[Pipe, str], Awaitable[A]], *, raw: bool = False) -> A:
-        own_tag = self.tag or f"p-{self.key.short}"
+    async def _call(self, tag: Tag, establish: Establish[A], signer: CallSigner | None, *, servers: Servers | None = None) -> A:
+        """Call; without a signer, a program of the founding protocol."""
+        own_tag = self._own_name
+        reserving = asyncio.create_task(in_thread(self._up.counter.reserve))  # beside all else: a disk may be slow
 
-        async def at(server: Address) -> A:
+        async def at(server: ServerSpec) -> A:
             port = await PunchPort.open(server, self._ttl, tracer=self._trace)
-            return await Call(port, own_tag, tag, establish, raw=raw, tracer=self._trace).run()
+            try:
+                await asyncio.shield(reserving)
+            except BaseException:
+                port.close()
+                raise
+            return await Call(port, own_tag, tag, establish, signer=signer, tracer=self._trace).run()
 
-        return await self._servers.first(at)
+        try:
+            return await (servers or self._servers).first(at)
+        finally:
+            reserving.cancel()
+            await asyncio.gather(reserving, return_exceptions=True)
 
     async def connect_raw(self, tag: str, *, timeout: float | None = CONNECT_TIMEOUT) -> RawStream:
         """Reach a program that speaks the founding protocol only: no key, no encryption, no claim of who answers.
@@ -339,10 +383,10 @@ class Peer:
         """
         self._require_unauthenticated("connect_raw")
 
-        async def establish(pipe: Pipe, conkey: str) -> RawStream:
+        async def establish(pipe: Pipe, conkey: str, _: PublicKey | None) -> RawStream:
             return await RawStream.over(pipe)
 
-        return await _within(timeout, tag, self._call(parse_tag(tag), establish, raw=True))
+        return await _within(timeout, tag, self._call(parse_tag(tag), establish, None))
 
     @asynccontextmanager
     async def listen_raw(self) -> AsyncGenerator[AsyncIterator[RawStream]]:
@@ -375,16 +419,27 @@ class Peer:
     # --- services and tunnels -----------------------------------------------------------------------------------------
 
     @typechecked
-    def serve(self, services: Mapping[str, Target | ServeSpec], *, allow: Allow = ()) -> Opening[Serving]:
+    def serve(
+        self,
+        services: Mapping[str, Target | ServeSpec],
+        *,
+        allow: Allow = (),
+        until: datetime | None = None,
+        ask: AskCallback | None = None,
+        max_streams: int = STREAMS_OF_SERVICE_MAX,
+    ) -> Opening[Serving]:
         """Serve: let pinned peers open these services of this machine.
 
         Nobody is let in by default: only peers whom `p2ptunnel peers allow` or `allow` grants the name, and only as long as
         they are pinned.
 
         Args:
-            services: What peers ask for, and what it stands for: a port of this machine, `host:port`, `unix:/path`, `ssh`, or a
-                function that is given each stream.
+            services: What peers ask for, and what it stands for: a port of this machine, `host:port`, `unix:/path`, `ssh`, a
+                function that is given each stream, or `any:` and what may be reached: `any:10.0.0.0/24:80,443 db:5432`.
             allow: Tags of pinned peers that may open these services.
+            until: When that ends; None: with the service.
+            ask: Asks somebody, for 30 s, about every other pinned peer that wants one; None: those are refused.
+            max_streams: Of one peer to each of these services.
 
         Returns:
             To be awaited, or entered with `async with`: the `Serving`, up when the server knows us.
@@ -397,11 +452,14 @@ class Peer:
             RendezvousTimeoutError: No server answers.
             ResolveError: The server's name has no address.
         """
-        return Opening(self._serve(dict(services), (allow,) if isinstance(allow, str) else tuple(allow)))
+        add = partial(ServiceTable.add, until=_seconds(until), ask=ask, most=max_streams)
+        return Opening(self._serve(dict(services), (allow,) if isinstance(allow, str) else tuple(allow), add))
 
-    async def _serve(self, services: dict[str, Target | ServeSpec], allow: tuple[Tag, ...]) -> Serving:
+    async def _serve(
+        self, services: dict[str, Target | ServeSpec], allow: tuple[Tag, ...], add: Callable[..., None]
+    ) -> Serving:
         up = self._up
-        up.table.add(services, allow)
+        add(up.table, services, allow)
         try:
             await self._register(up)
         except BaseException:
@@ -460,10 +518,189 @@ class Peer:
             ResolveError: The server's name has no address.
         """
 
-        async def at(server: Address) -> NetReport:
-            return await netcheck(server, timeout=timeout)
+        async def at(server: ServerSpec) -> NetReport:
+            return await netcheck(server.address, timeout=timeout)
 
         return await self._servers.first(at)
+
+    # --- pairing ------------------------------------------------------------------------------------------------------
+
+    async def invite(
+        self, *, services: Sequence[str] = (), expires: float = PAIRING_EXPIRES, uses: int = 1, name: str | None = None
+    ) -> Invitation:
+        """Wait for a machine that is not known here yet, and pin its key when it proves that it was invited.
+
+        What it is to show is in the `Invitation`: a code to be said, and a ticket to be pasted.  While it is open, strangers
+        may call, at a tag of its own: whoever serves stays as unreachable for them as ever.
+
+        Args:
+            services: What the guest may open here, by their names; they need not be served yet.
+            expires: Seconds, > 0.
+            uses: How many guests it is for, 1 at least.
+            name: What to call the guest here; None: as it calls itself.
+
+        Raises:
+            ConfigError: We have no tag; `expires` or `uses` is out of range.
+            InvalidSpecError: A service's name is none.
+            InvalidTagError: `name` is no tag.
+            TagInUseError: Another key waits under our tag.
+            RendezvousTimeoutError: No server answers.
+            ResolveError: The server's name has no address.
+        """
+        tag = self._required_tag()
+        offered = await with_host_keys(services)
+
+        async def at(server: ServerSpec) -> Invitation:
+            invitation = Invitation(
+                self._up.identity,
+                self._up.store,
+                tag,
+                server,
+                services=offered,
+                expires=expires,
+                uses=uses,
+                name=name,
+                tell=self._events,
+            )
+            await self._wait_for_guests(invitation, server)
+            return invitation
+
+        *others, last = self._servers.specs or (ServerSpec(("", 0)),)
+        for server in others:
+            with suppress(RendezvousTimeoutError, ResolveError):
+                return await at(server)
+        return await at(last)
+
+    async def _wait_for_guests(self, invitation: Invitation, server: ServerSpec) -> None:
+        """Register at one server under the tag that guests ask for, and take them."""
+        up, tag = self._up, pairing_tag(invitation.tag)
+        judge = IntentJudge(up.identity, _dice, is_admitted=lambda _: False, is_pairing_open=lambda: invitation.is_open)
+
+        async def admit(pipe: Pipe, conkey: str, key: PublicKey) -> None:
+            await invitation.admit(pipe, key, _selector(conkey, "this machine"))
+
+        up.invitations.add(invitation)
+        try:
+            servers = Servers((server,) if self._servers.specs else (), default_port=RENDEZVOUS_PORT, tracer=self._trace)
+            port = await servers.first(lambda at: self._registered(at, tag, judge, admit))
+        except BaseException:
+            await invitation.close()
+            raise
+        invitation.wait_at(port.close)
+
+    async def redeem(
+        self,
+        code_or_ticket: str,
+        *,
+        services: Sequence[str] = (),
+        name: str | None = None,
+        timeout: float | None = CONNECT_TIMEOUT,
+    ) -> PinnedPeer:
+        """Pair with the machine that gave us a code or a ticket: afterwards each has pinned the other's key.
+
+        Args:
+            code_or_ticket: As it was said or pasted; words may be cut to four letters, and slips are mended.
+            services: What the other machine may open here, by their names.
+            name: What to call the other machine here; None: as it calls itself.
+            timeout: Seconds until it must have been reached; None waits as long as each part of it does.
+
+        Raises:
+            InvalidCodeError: It is neither a code nor a ticket.
+            InvalidSpecError: A service's name is none.
+            InvalidTagError: `name` is no tag.
+            PairingError: It is not valid (any more); whoever answered did not know it; the name is taken, here or there.
+            PeerOfflineError: Nobody waits there.
+            P2PTunnelError: As `connect`.
+        """
+        up = self._up
+        redemption = Redemption(code_or_ticket, up.store, name=name, services=services)
+        specs = self._servers.specs if redemption.server is None else (self._known_as(redemption.server),)
+
+        async def establish(pipe: Pipe, conkey: str, key: PublicKey | None) -> PairingChannel:
+            assert key is not None  # the call is signed, so its answer is
+            return await redemption.call(pipe, up.identity, key, _selector(conkey, redemption.host))
+
+        servers = Servers(specs, default_port=RENDEZVOUS_PORT, tracer=self._trace)
+        wanted, signer = pairing_tag(redemption.host), up.signer(redemption.host_key)
+        try:
+            channel = await _within(timeout, redemption.host, self._call(wanted, establish, signer, servers=servers))
+        except (PeerOfflineError, PeerRefusedError, PeerKeyChangedError) as error:
+            raise redemption.explained(error) from error
+        pinned = await redemption.settle(channel, self._own_name)
+        self._events(Paired(tag=pinned.tag, key=str(pinned.key), services=pinned.services, offered=redemption.offered))
+        return pinned
+
+    def _known_as(self, server: ServerSpec) -> ServerSpec:
+        """Return what we know ourselves of a server that a ticket names: a join token, perhaps, that no ticket has."""
+        known = self._servers.spec_at(server.address)
+        return known if known.key else msgspec.structs.replace(known, key=server.key)
+
+    # --- access -------------------------------------------------------------------------------------------------------
+
+    async def allow(self, tag: str, service: str, *, until: datetime | None = None) -> None:
+        """Let a pinned peer open a service of this machine, now and after a restart; what is said last holds.
+
+        Args:
+            tag: The peer's.
+            service: The name under which it is served, now or later.
+            until: When that ends; None: never.  One without a time zone is local time.
+
+        Raises:
+            UnknownPeerError: No key is pinned for the tag.
+            InvalidSpecError: The service name is no name.
+            StoreError: The peers file cannot be written.
+        """
+        await in_thread(self._up.store.allow, tag, service, until=_seconds(until))
+
+    async def revoke(self, tag: str, service: str | None = None) -> None:
+        """Take a service back from a peer, or without `service` forget the peer; its streams end within a second.
+
+        Raises:
+            UnknownPeerError: No key is pinned for the tag.
+            StoreError: The peers file cannot be written.
+        """
+        store = self._up.store
+        await (in_thread(store.remove, tag) if service is None else in_thread(store.deny, tag, service))
+
+    def ticket(self, services: Sequence[str], *, until: datetime, holder: str | None = None) -> Capability:
+        """Return an access ticket: `str` of it, handed to a peer, lets it open these services here until then.
+
+        It admits nobody: its holder must be pinned here as well.
+
+        Args:
+            services: Their names.
+            until: When it ends.
+            holder: Tag of the only peer that can use it; None: any can.
+
+        Raises:
+            UnknownPeerError: No key is pinned for `holder`.
+            InvalidSpecError: A service name is no name.
+            ConfigError: There is no service, or there are more than fit.
+        """
+        pinned = None if holder is None else self._pinned(holder)
+        return issue(self._up.identity, tuple(services), until.timestamp(), pinned.key if pinned else None)
+
+    async def revoke_ticket(self, ticket: Capability) -> None:
+        """Let nobody use an access ticket of ours any more; streams that it let in end within a second.
+
+        Raises:
+            StoreError: The peers file cannot be written.
+        """
+        await in_thread(self._up.store.revoke_ticket, ticket.name, ticket.until)
+
+    async def use_ticket(self, text: str) -> PinnedPeer:
+        """Keep an access ticket, and show it whenever we connect to its issuer; return who that is.
+
+        Raises:
+            InvalidCodeError: It is none.
+            UnknownPeerError: Its issuer is not pinned.
+            StoreError: The peers file cannot be written.
+        """
+        up, ticket = self._up, parse_capability(text)
+        pinned = await in_thread(up.store.keep_ticket, ticket, time.time())
+        if (session := up.session(pinned)) is not None:
+            session.show(ticket.raw)
+        return pinned
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -506,6 +743,16 @@ class Peer:
         finally:
             up.replacing = None
 
+    @property
+    def _own_name(self) -> Tag:
+        """What we call ourselves to others; who has no tag has a name that is no promise."""
+        return self.tag or f"p-{self.key.short}"
+
+    def _required_tag(self) -> Tag:
+        if self.tag is None:
+            raise ConfigError("a peer that others are to find needs a tag", "Peer('home-nas', …), --tag or P2PTUNNEL_TAG.")
+        return self.tag
+
     def _pinned(self, tag: str) -> PinnedPeer:
         pinned = self._up.store.get(parse_tag(tag))
         if pinned is None:
@@ -520,9 +767,7 @@ class Peer:
 
     async def _register(self, up: _Started) -> AnsweringPort:
         """Be registered and answer calls until `up.leave`; all services share one registration."""
-        tag = self.tag
-        if tag is None:
-            raise ConfigError("a peer that serves needs a tag", "Peer('home-nas', …), --tag or P2PTUNNEL_TAG.")
+        tag = self._required_tag()
         up.answered_for += 1
         try:
             if up.answering is None:
@@ -534,7 +779,7 @@ class Peer:
         return up.answering
 
     async def _answer(self, up: _Started, tag: Tag) -> None:
-        async def admit(pipe: Pipe, conkey: str) -> None:
+        async def admit(pipe: Pipe, conkey: str, key: PublicKey) -> None:
             selector = _selector(conkey, "this machine")
             session = await accept_session(
                 pipe,
@@ -542,44 +787,66 @@ class Peer:
                 access=up.table,
                 selector=selector,
                 on_open=up.table.handle,
+                key=key,
                 find=up.find,
                 options=self._options,
                 tracer=self._trace,
             )
             up.keep(session)
 
-        async def at(server: Address) -> AnsweringPort:
-            port = await PunchPort.open(server, self._ttl, tracer=self._trace)
-            answering = AnsweringPort(port, tag, KeyCredentials(up.identity, tag), admit, tracer=self._trace)
-            try:
-                await answering.start()
-            except BaseException:
-                await answering.close()
-                raise
-            return answering
+        up.answering = await self._servers.first(lambda server: self._registered(server, tag, up.judge, admit))
 
-        up.answering = await self._servers.first(at)
+    async def _registered(self, server: ServerSpec, tag: Tag, judge: IntentJudge, admit: Admit) -> AnsweringPort:
+        """Register under a tag at a server, and answer calls there."""
+        port = await PunchPort.open(server, self._ttl, tracer=self._trace)
+        credentials = KeyCredentials(self._up.identity, tag, server_key=server.key, join_token=server.join_token)
+        answering = AnsweringPort(port, tag, credentials, judge, admit, tracer=self._trace)
+        try:
+            await answering.start()
+        except BaseException:
+            await answering.close()
+            raise
+        return answering
 
 
 class _Started:
     """What a peer holds between start and close."""
 
-    def __init__(self, identity: Identity, store: PeerStore, table: ServiceTable, tracer: Tracer) -> None:
+    def __init__(
+        self, identity: Identity, counter: ProfileCounter, store: PeerStore, table: ServiceTable, tracer: Tracer
+    ) -> None:
         self.identity: Final = identity
+        self.counter: Final = counter
         self.store: Final = store
         self.table: Final = table
+        self.judge: Final = IntentJudge(identity, _dice, is_admitted=self._admits)
         self.dialing: Final[Shared[tuple[Tag, PublicKey], Session]] = Shared()
         self.registering: Final[Shared[None, None]] = Shared()
         self.answering: AnsweringPort | None = None
         self.replacing: asyncio.Task[None] | None = None
+        self.invitations: Final[WeakSet[Invitation]] = WeakSet()
         self.answered_for = 0
         """How many `Serving`s and `listen_raw`s need the registration."""
+        self._trace: Final = tracer
         self._is_closed = False
         self._sessions: list[Session] = []
         self._called: dict[Tag, Session] = {}
         self._forwards: list[Forward] = []
+        table.own_listeners = lambda: tuple(forward.local for forward in self._forwards)
         self._watch: Final = NetworkWatch(lambda _: self.network_changed(), tracer=tracer)
         self._watch.start()
+
+    def signer(self, callee: PublicKey | None) -> CallSigner:
+        """Return what signs one call to the peer with this key, or to one whose key is to be learnt."""
+        return CallSigner(self.identity, self.counter, _dice, callee=callee)
+
+    def _admits(self, key: PublicKey) -> bool:
+        """Tell whether a key may connect; while that cannot be read, nobody may."""
+        try:
+            return key in self.table.admitted()
+        except StoreError as error:
+            self._trace("access", "unreadable", reason=str(error))
+            return False
 
     def session(self, pinned: PinnedPeer) -> Session | None:
         """Return the live session with a peer that we called."""
@@ -616,16 +883,17 @@ class _Started:
             self.answering.network_changed()
 
     def tidy(self) -> None:
-        """Forget sessions that have ended; keep few of a peer that only wait: one that restarts must not fill our memory."""
+        """Forget sessions that have ended; keep few of one peer: those that wait for a channel go first, and older ones."""
         self._sessions = [session for session in self._sessions if not session.closed.is_set()]
         self._called = {tag: session for tag, session in self._called.items() if not session.closed.is_set()}
-        waiting: defaultdict[PublicKey, list[Session]] = defaultdict(list)
+        callers: defaultdict[PublicKey, list[Session]] = defaultdict(list)
         for session in self._sessions:
-            if session.state == "suspended":
-                waiting[session.peer_key].append(session)
-        for sessions in waiting.values():
-            for session in sessions[:-SUSPENDED_SESSIONS_MAX]:
-                session.abort("too many sessions of this peer wait for a channel")
+            if not session.is_caller:
+                callers[session.peer_key].append(session)
+        for sessions in callers.values():
+            sessions.sort(key=lambda session: session.state != "suspended")
+            for session in sessions[:-SESSIONS_OF_PEER_MAX]:
+                session.dismiss("too many sessions of this peer")
 
     def keep_forward(self, forward: Forward) -> None:
         """Close the forward with us."""
@@ -660,6 +928,7 @@ class _Started:
         try:
             await asyncio.gather(
                 *(forward.close() for forward in self._forwards),
+                *(invitation.close() for invitation in self.invitations),
                 self._stop_replacing(),
                 self.dialing.close(),
                 self.registering.close(),
@@ -682,9 +951,9 @@ def _check_resuming(timeout: float, buffer: int) -> None:
         raise ConfigError(f"a resume_buffer of {buffer} bytes", f"{RESUME_BUFFER_MIN_BYTES} at least.")
 
 
-async def _within(timeout: float | None, tag: Tag, work: Coroutine[Any, Any, T]) -> T:
-    """Await `work` for at most `timeout` seconds; only the end of these becomes a PunchTimeoutError."""
-    deadline = asyncio.timeout(timeout)
+async def _within(timeout: float | None, tag: Tag, work: Coroutine[Any, Any, T], deadline: asyncio.Timeout | None = None) -> T:
+    """Await `work` for at most `timeout` seconds, or until its `deadline`; only this end becomes a PunchTimeoutError."""
+    deadline = deadline or asyncio.timeout(timeout)
     try:
         async with deadline:
             return await work
@@ -694,13 +963,17 @@ async def _within(timeout: float | None, tag: Tag, work: Coroutine[Any, Any, T])
         raise
 
 
+def _seconds(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()
+
+
 def _is_with(session: Session, pinned: PinnedPeer) -> bool:
     """Tell whether a session is up, and with the key that is pinned now."""
     return session.tag == pinned.tag and session.peer_key == pinned.key and not session.closed.is_set()
 
 
 def _status(pinned: PinnedPeer, session: Session | None) -> PeerStatus:
-    status = PeerStatus(pinned.tag, str(pinned.key), pinned.services)
+    status = PeerStatus(pinned.tag, str(pinned.key), pinned.granted(time.time()))
     if session is None:
         return status
     return msgspec.structs.replace(

@@ -15,12 +15,14 @@ __all__ = [
     "Candidate",
     "CandidateKind",
     "Path",
+    "ServerSpec",
     "Tag",
     "Transport",
     "clean",
     "format_address",
     "is_tag",
     "parse_address",
+    "parse_server",
     "parse_tag",
 ]
 
@@ -33,6 +35,9 @@ Tag: TypeAlias = str
 Transport: TypeAlias = Literal["tcp", "udp"]
 CandidateKind: TypeAlias = Literal["host", "srflx", "mapped", "prflx", "relay"]
 
+_SERVER_KEY: Final = re.compile(r"p2p:[a-z2-7]{52}")
+_JOIN: Final = "join:"
+_JOIN_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{16,64}")
 _TAG: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 _CLEAN_LIMIT: Final = 200
 
@@ -42,7 +47,7 @@ class Candidate(msgspec.Struct, frozen=True, array_like=True):
 
     kind: CandidateKind
     proto: Transport
-    host: Annotated[str, msgspec.Meta(max_length=64)]
+    host: Annotated[str, msgspec.Meta(max_length=64, pattern=r"\A[0-9A-Fa-f:.]*\Z")]
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
     @property
@@ -102,6 +107,39 @@ def parse_address(text: str, *, default_port: int | None = None) -> Address:
     if port and not (port.isascii() and port.isdigit() and int(port) <= 65535):
         raise InvalidAddressError(clean(text))
     return (host, int(port) if port else int(default_port or 0))
+
+
+class ServerSpec(msgspec.Struct, frozen=True):
+    """A rendezvous server as its operator hands it on: where it is, and what proves either side to the other.
+
+    Attributes:
+        address: `(host, port)`; the host may be a name.
+        key: Its public key as text; empty: whoever answers there is believed.
+        join_token: What a private server wants of its members; a secret, and in no text.
+    """
+
+    address: Address
+    key: str = ""
+    join_token: str = ""
+
+    def __repr__(self) -> str:
+        return f"ServerSpec({format_address(self.address)}{f', {self.key}' if self.key else ''})"
+
+
+def parse_server(text: str, *, default_port: int) -> ServerSpec:
+    """Read `host:port`, `host:port#p2p:KEY` or `host:port#p2p:KEY#join:TOKEN`.
+
+    Raises:
+        InvalidAddressError: It is none of these; its text shows nothing behind the first `#`.
+    """
+    place, *marks = text.strip().split("#")
+    key, token = (*marks, "", "")[:2]
+    is_readable = len(marks) <= 2 and (not marks or _SERVER_KEY.fullmatch(key) is not None)
+    if token:
+        is_readable = is_readable and token.startswith(_JOIN) and _JOIN_TOKEN.fullmatch(token[len(_JOIN) :]) is not None
+    if not is_readable:
+        raise InvalidAddressError(f"{clean(place)}#…")
+    return ServerSpec(parse_address(place, default_port=default_port), key, token[len(_JOIN) :])
 
 
 def format_address(address: Address) -> str:

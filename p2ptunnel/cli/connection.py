@@ -13,6 +13,8 @@ import msgspec
 from p2ptunnel.cli.output import Output, in_words
 from p2ptunnel.defaults import RESUME_LINGER, RESUME_TIMEOUT
 from p2ptunnel.events import (
+    AccessDecided,
+    ApprovalAwaited,
     ChannelLost,
     ChannelOpened,
     EventsDropped,
@@ -92,6 +94,11 @@ class Narrator:
                 self._paths[event.session] = path
                 moved = f"{event.tag}: moved to a new connection{self._over(event)}"
                 return "" if event.session in self._waiting else moved
+            case ApprovalAwaited(service=service, patience=patience):
+                return f"{event.tag}: waiting for approval of {service} there, up to {_duration(patience)}"
+            case AccessDecided(service=service, decision=decision, by=by):
+                answer = "nobody answered" if by == "timeout" else decision
+                return f"{event.tag}: {service}: {answer}"
             case EventsDropped(count=count):
                 return f"{count} events came too fast to be told"
             case _:

@@ -21,6 +21,7 @@ from p2ptunnel.cli.output import ReaderGoneError, hush_stdout, occupy_standard_d
 from p2ptunnel.cli.settings import Settings
 from p2ptunnel.errors import (
     AccessDeniedError,
+    AccessRevokedError,
     AuthenticationError,
     ConfigError,
     P2PTunnelError,
@@ -32,6 +33,7 @@ from p2ptunnel.errors import (
 __all__ = ["COMMANDS", "COMPLETE_VARIABLE", "exit_code", "main", "root"]
 
 COMMANDS: Final = (
+    "pair",
     "serve",
     "forward",
     "ssh",
@@ -39,6 +41,7 @@ COMMANDS: Final = (
     "pipe",
     "status",
     "netcheck",
+    "doctor",
     "id",
     "peers",
     "rendezvous",
@@ -55,6 +58,7 @@ _EXIT_CODES: Final = (
     (ConfigError, MISUSE),
     (AuthenticationError, DENIED),
     (AccessDeniedError, DENIED),
+    (AccessRevokedError, DENIED),
     (TagInUseError, DENIED),
     (RendezvousError, RETRY),
     (TraversalError, RETRY),
@@ -81,6 +85,8 @@ class _Root(Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     examples=(
         "p2ptunnel rendezvous                                        on a machine that both can reach",
+        "p2ptunnel --rendezvous rv.example:7000 --tag home-nas pair --services ssh,8888",
+        "p2ptunnel --rendezvous rv.example:7000 pair home-nas-apple-river-zoo",
         "p2ptunnel --rendezvous rv.example:7000 --tag home-nas serve ssh 8888",
         "p2ptunnel --rendezvous rv.example:7000 forward home-nas 8888",
         "p2ptunnel --rendezvous rv.example:7000 ssh pi@home-nas",

@@ -62,6 +62,10 @@ class Output:
             with contextlib.suppress(BrokenPipeError):  # a tunnel does not end because nobody listens to its talk
                 click.echo(in_words(text), err=True)
 
+    def question(self, text: str) -> None:
+        """Ask the person at the keyboard, whatever -q says."""
+        click.echo(text, err=True)
+
     def detail(self, text: str) -> None:
         """Tell what only -v asks for."""
         if self._verbose:

@@ -1,58 +1,197 @@
-"""`rendezvous`: the server that introduces peers to each other."""
+"""`rendezvous`: the server that introduces peers, and what its operator may do with its tags."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from p2ptunnel.cli.commands import Command
+from p2ptunnel.cli.commands import Group
 from p2ptunnel.cli.settings import Settings
 
 if TYPE_CHECKING:
+    from p2ptunnel.server import Rendezvous
+    from p2ptunnel.server.registry import SqliteTags
     from p2ptunnel.types import Address
 
 __all__ = ["command"]
 
 _EVERYWHERE: Final = "0.0.0.0"  # noqa: S104  # a server is there to be reached
+_DIRECTORY: Final = "server"
+_TAGS: Final = "tags.sqlite"
 
 
-@click.command(
+@click.group(
     "rendezvous",
-    cls=Command,
+    cls=Group,
+    invoke_without_command=True,
     short_help="Run the server that introduces peers.",
     examples=(
         "p2ptunnel rendezvous",
         "p2ptunnel rendezvous --listen 192.0.2.7:7000 --alt-listen 192.0.2.7:7001 --alt-listen 192.0.2.8:7000",
         "p2ptunnel rendezvous --listen [2001:db8::7]:7000",
+        "p2ptunnel rendezvous --join-token-file join.token",
+        "p2ptunnel rendezvous tags list",
     ),
 )
 @click.option("--listen", metavar="[HOST]:PORT", default=":7000", show_default=True, help="UDP and TCP; port 0 picks one.")
 @click.option("--alt-listen", metavar="HOST:PORT", multiple=True, help="Where else to answer, so that peers learn their NAT.")
 @click.option("--compat", type=click.Choice(["seed"]), help="Also serve programs of the founding protocol; weakens limits.")
-@click.pass_obj
-def command(settings: Settings, listen: str, alt_listen: tuple[str, ...], compat: str | None) -> None:
+@click.option(
+    "--registry", type=click.Choice(["sqlite", "memory"]), default="sqlite", show_default=True, help="Where tags are kept."
+)
+@click.option("--join-token-file", metavar="FILE", help="Serve only who knows the token in it; made if it is missing.")
+@click.option("--allow-keys", metavar="FILE", help="Serve only these public keys, one a line.")
+@click.option("--stats", metavar="S", type=click.FloatRange(min=1), help="Tell every S seconds how the server stands.")
+@click.pass_context
+def command(context: click.Context, /, **options: Any) -> None:
     """Run a rendezvous server until it is told to end.
 
-    It introduces peers by their tags and sees no byte of what they say to each other. Both peers need to reach it over UDP.
+    It introduces peers by their tags and sees no byte of what they say to each other. Peers need to reach it over UDP and TCP.
+    The line that it prints first is what they put into their configuration: with its key, no other server can pass for it.
     """
-    from p2ptunnel.cli.running import run_until_stopped
+    if context.invoked_subcommand is None:
+        from p2ptunnel.cli.running import run_until_stopped
 
-    options: dict[str, Any] = {"alt_listen": [_address(text) for text in alt_listen], "compat_seed": compat == "seed"}
-    run_until_stopped(_serve(settings, _address(listen), options))
+        run_until_stopped(_serve(context.find_object(Settings) or Settings(), **options))
 
 
-async def _serve(settings: Settings, listen: Address, options: dict[str, Any]) -> None:
-    import asyncio
+@command.group(
+    "tags", cls=Group, short_help="Who owns which tag at this server.", examples=("p2ptunnel rendezvous tags free old-nas",)
+)
+def tags() -> None:
+    """Look at the tags that keys own here, and free them.
 
-    from p2ptunnel.server import Rendezvous
+    The first key that registers a tag owns it until it has not been seen for 30 days.
+    """
+
+
+@tags.command("list", short_help="List them.", examples=("p2ptunnel rendezvous tags list",))
+@click.pass_obj
+def list_tags(settings: Settings) -> None:
+    """List the tags that are owned, the longest unseen first."""
+    import datetime
+
     from p2ptunnel.types import format_address
 
+    with _tags(settings) as store:
+        for record in store.load()[0]:
+            seen = datetime.datetime.fromtimestamp(record.seen_at, datetime.UTC).isoformat(timespec="minutes")
+            where = format_address(record.address) if record.address else "offline"
+            facts = {"tag": record.tag, "key": record.key, "seen_at": seen, "address": record.address}
+            settings.output.data(f"{record.tag}  {record.key}  {seen}  {where}", event="tag", **facts)
+
+
+@tags.command("free", short_help="Free one.", examples=("p2ptunnel rendezvous tags free old-nas",))
+@click.argument("tag")
+@click.pass_obj
+def free_tag(settings: Settings, tag: str) -> None:
+    """Let another key have TAG; a server that runs hears of it within seconds.
+
+    Stop the machine that has it first: it takes its tag again as soon as it registers.
+    """
+    from p2ptunnel.errors import ConfigError
+    from p2ptunnel.types import parse_tag
+
+    with _tags(settings) as store:
+        was_owned = store.free(parse_tag(tag))
+    if not was_owned:
+        raise ConfigError(f"nobody owns the tag {tag!r} here", "p2ptunnel rendezvous tags list")
+    settings.output.data(f"{tag} is free", event="freed", tag=tag)
+
+
+@contextlib.contextmanager
+def _tags(settings: Settings) -> Generator[SqliteTags]:
+    store = _store(settings)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _store(settings: Settings) -> SqliteTags:
+    from p2ptunnel.server.registry import SqliteTags
+
+    return SqliteTags(settings.profile.directory / _DIRECTORY / _TAGS)
+
+
+async def _serve(
+    settings: Settings,
+    *,
+    listen: str,
+    alt_listen: tuple[str, ...],
+    compat: str | None,
+    registry: str,
+    join_token_file: str | None,
+    allow_keys: str | None,
+    stats: float | None,
+) -> None:
+    from p2ptunnel.identity.store import Profile
+    from p2ptunnel.server import Rendezvous
+    from p2ptunnel.server.members import KeyList, join_token
+
+    identity = Profile(settings.profile.directory / _DIRECTORY).identity()
+    token = join_token(Path(join_token_file)) if join_token_file else ""
+    members = KeyList(Path(allow_keys)) if allow_keys else None
     with settings.tracer() as tracer:
-        async with Rendezvous(listen, tracer=tracer, **options) as server:
-            address = format_address(server.address)
-            settings.output.data(f"rendezvous server on {address}, UDP and TCP", event="listening", address=server.address)
-            await asyncio.Event().wait()
+        server = Rendezvous(
+            _address(listen),
+            alt_listen=[_address(text) for text in alt_listen],
+            compat_seed=compat == "seed",
+            identity=identity,
+            store=_store(settings) if registry == "sqlite" else None,
+            join_token=token,
+            members=members,
+            tracer=tracer,
+        )
+        async with server:
+            _announce(settings, server, str(identity.public), token)
+            try:
+                await _tell_every(stats, settings, server)
+            finally:
+                _tell(settings, server)
+
+
+async def _tell_every(seconds: float | None, settings: Settings, server: Rendezvous) -> None:
+    """Say every so many seconds, None: never, how the server stands; ends with the program."""
+    import asyncio
+
+    if seconds is None:
+        await asyncio.Event().wait()
+        return
+    while True:
+        await asyncio.sleep(seconds)
+        _tell(settings, server)
+
+
+def _announce(settings: Settings, server: Rendezvous, key: str, token: str) -> None:
+    """Say where the server is, and the line that peers configure: the one place that shows the token."""
+    from p2ptunnel.types import format_address
+
+    host, port = server.address
+    address = format_address(server.address)
+    line = f"{format_address(('HOST' if host == _EVERYWHERE else host, port))}#{key}{f'#join:{token}' if token else ''}"
+    text = f"rendezvous server on {address}, UDP and TCP\nfor its peers: --rendezvous '{line}'"
+    settings.output.data(text, event="listening", address=server.address, key=key, spec=line)
+
+
+def _tell(settings: Settings, server: Rendezvous) -> None:
+    """Say how the server stands."""
+    import msgspec
+
+    stats = server.stats
+    dropped = ", ".join(f"{why} {count}" for why, count in sorted(stats.dropped.items())) or "nothing"
+    text = (
+        f"online {stats.online}, tags {stats.tags}, introducing {stats.attempts}, TCP {stats.connections}, "
+        f"UDP received {stats.received} sent {stats.sent}; dropped: {dropped}"
+    )
+    if settings.output.as_json:
+        settings.output.data("", event="stats", **msgspec.to_builtins(stats))
+    else:
+        settings.output.say(text)
 
 
 def _address(text: str) -> Address:

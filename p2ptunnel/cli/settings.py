@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from p2ptunnel.peer import Peer
     from p2ptunnel.trace import Tracer
 
-__all__ = ["Settings", "global_options"]
+__all__ = ["Duration", "Settings", "global_options"]
 
 _ENVIRONMENT: Final = "P2PTUNNEL_"
 
@@ -106,11 +106,11 @@ class Settings:
             ConfigError: One is no address, or config.toml cannot be understood.
         """
         from p2ptunnel.defaults import RENDEZVOUS_PORT
-        from p2ptunnel.types import parse_address
+        from p2ptunnel.types import parse_server
 
         servers = tuple(self.flags.get("rendezvous") or self.config.peer.rendezvous)
         for server in servers:
-            parse_address(server, default_port=RENDEZVOUS_PORT)
+            parse_server(server, default_port=RENDEZVOUS_PORT)
         return servers
 
     @property
@@ -175,7 +175,7 @@ def _log_to_stderr() -> None:
     logging.getLogger("asyncssh").setLevel(logging.INFO)
 
 
-class _Duration(click.ParamType[str]):
+class Duration(click.ParamType[str]):
     """A duration, kept as it was written: it may be handed on to another program."""
 
     name = "duration"
@@ -215,7 +215,7 @@ def global_options(*, is_root: bool) -> list[click.Parameter]:
         option("--rendezvous", metavar="HOST:PORT", multiple=True, help="A rendezvous server; may be repeated."),
         option("--timeout", metavar="S", type=click.FloatRange(min=0, min_open=True), help="Seconds to wait for a peer."),
         option(
-            "--resume-timeout", metavar="TIME", type=_Duration(), help="How long a lost connection is waited for: 30s, 10m, 0."
+            "--resume-timeout", metavar="TIME", type=Duration(), help="How long a lost connection is waited for: 30s, 10m, 0."
         ),
         option("--json", is_flag=True, help="One JSON object a line on stdout."),
         option("--quiet", "-q", is_flag=True, help="No talk on stderr but errors."),

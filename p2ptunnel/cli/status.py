@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -54,7 +55,7 @@ def command(settings: Settings, check: bool) -> int:
         "\n".join((_text(settings.tag, str(key), str(directory), servers, peers), *_connections(programs))),
         self={"tag": settings.tag, "key": str(key), "profile": str(directory)},
         rendezvous=msgspec.to_builtins(servers),
-        peers=[{"tag": peer.tag, "key": str(peer.key), "services": peer.services} for peer in peers],
+        peers=[{"tag": peer.tag, "key": str(peer.key), "services": peer.granted(time.time())} for peer in peers],
         programs=msgspec.to_builtins(programs),
     )
     return _DOWN if check and not any(server.rtt is not None for server in servers) else 0
@@ -91,8 +92,8 @@ def _text(tag: str | None, key: str, directory: str, servers: list[ServerStatus]
     lines = [f"self    {tag or '(no tag)'}  {key}  {directory}"]
     lines += [f"server  {_server(server)}" for server in servers] or ["server  none configured"]
     if not peers:
-        return "\n".join((*lines, "no peer is known yet: p2ptunnel peers add TAG KEY"))
-    rows = [(peer.tag, str(peer.key), ", ".join(peer.services) or "-") for peer in peers]
+        return "\n".join((*lines, "no peer is known yet: p2ptunnel pair"))
+    rows = [(peer.tag, str(peer.key), ", ".join(peer.granted(time.time())) or "-") for peer in peers]
     return "\n".join((*lines, table(("PEER", "KEY", "MAY OPEN"), rows)))
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import socket
-import stat
 from typing import Final
 
 from p2ptunnel.abc import Stream
@@ -24,11 +22,10 @@ __all__ = ["carry_stdio"]
 
 _STDIN, _STDOUT = 0, 1
 _CHUNK_BYTES: Final = 256 * 1024
-_LAST_DELIVERY: Final = 60.0  # seconds
 
 
 async def carry_stdio(stream: Stream) -> None:
-    """Carry bytes until both directions have ended; the stream is spent then.
+    """Carry bytes until both directions have ended and the peer has all of ours; the stream is spent then.
 
     End of input goes to the peer; the peer's end closes our stdout, and input may still follow, unless a person types it.
 
@@ -42,6 +39,7 @@ async def carry_stdio(stream: Stream) -> None:
     carrying = asyncio.create_task(pump(stream, far))
     try:
         await _until_done(carrying, out, into)
+        await stream.delivered()
     finally:
         for task in (carrying, out, into):
             task.cancel()
@@ -63,35 +61,12 @@ async def _until_done(carrying: asyncio.Task[None], out: asyncio.Task[None], int
 
 
 def _copy_in(sock: socket.socket) -> None:
-    """Copy stdin to the socket up to its end; then do not wait for ever on behalf of a program that has died.
-
-    When ssh is killed while the path is down, both ends of this program go, and the session would still be kept for hours.
-
-    Raises:
-        TunnelError: Nobody reads stdout, and what was read from stdin cannot be delivered.
-    """
+    """Copy stdin to the socket up to its end."""
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the stream is over; `pump` says why
         while data := _read_stdin():
             sock.sendall(data)
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_WR)
-    if _is_stdout_watchable() and _hangs_up(_STDOUT, sock) and not _hangs_up(sock, timeout=_LAST_DELIVERY):
-        raise TunnelError(f"nobody reads stdout, and the peer has not confirmed the end of stdin for {_LAST_DELIVERY:g} s")
-
-
-def _is_stdout_watchable() -> bool:
-    """Tell whether stdout is a pipe or a socket, and the system tells when its other end is closed."""
-    mode = os.fstat(_STDOUT).st_mode
-    return hasattr(select, "poll") and (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode))
-
-
-def _hangs_up(awaited: int | socket.socket, *others: socket.socket, timeout: float | None = None) -> bool:
-    """Wait until one of these descriptors is hung up, at most `timeout` seconds; tell whether `awaited` is."""
-    poller = select.poll()
-    for file in (awaited, *others):
-        poller.register(file, 0)  # errors and hang-ups are reported unasked
-    number = awaited if isinstance(awaited, int) else awaited.fileno()
-    return number in {descriptor for descriptor, _ in poller.poll(None if timeout is None else timeout * 1000)}
 
 
 def _copy_out(sock: socket.socket) -> None:

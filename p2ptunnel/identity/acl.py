@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Final, Protocol
 
+from p2ptunnel.defaults import CAPABILITIES_MAX
+from p2ptunnel.errors import InvalidCodeError
+from p2ptunnel.identity.capability import Capability
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.identity.store import PeerStore, PinnedPeer
 
@@ -29,18 +34,32 @@ class Access(Protocol):
         """Return what to call the holder of `key`."""
         ...
 
+    def show(self, key: PublicKey, ticket: bytes) -> None:
+        """Take what the holder of `key` shows as a ticket of ours; what is none changes nothing."""
+        ...
+
 
 class AccessList:
     """The grants of a peer store, as they are on disk now, and those given in code.
 
     Args:
         store: None: only what code grants.
+        clock: Seconds since 1970, by which grants end.
+        issuer: Our own key: what it has signed counts when it is shown; None: nothing does.
 
     All methods but `allow` and `revoke` raise StoreError when the store cannot be read: nobody is let in by a guess.
     """
 
-    def __init__(self, store: PeerStore | None = None) -> None:
+    def __init__(
+        self,
+        store: PeerStore | None = None,
+        clock: Callable[[], float] = time.time,
+        issuer: PublicKey | None = None,
+    ) -> None:
         self._store: Final = store
+        self._issuer: Final = issuer
+        self._shown: Final[dict[PublicKey, tuple[Capability, ...]]] = {}  # of admitted peers, who are few
+        self._clock: Final = clock
         self._grants: Final[dict[PublicKey, dict[str, None]]] = {}  # a dict keeps the order in which services were granted
 
     def allow(self, key: PublicKey, *services: str) -> None:
@@ -56,8 +75,11 @@ class AccessList:
 
     def granted(self, key: PublicKey) -> tuple[str, ...]:
         """Return the services that `key` may open, each once."""
-        pinned = (service for peer in self._pinned() if peer.key == key for service in peer.services)
-        return tuple(dict.fromkeys((*pinned, *self._grants.get(key, ()))))
+        now = self._clock()
+        pinned = (service for peer in self._pinned() if peer.key == key for service in peer.granted(now))
+        shown = (service for ticket in self._shown.get(key, ()) if self._counts(ticket, now) for service in ticket.services)
+        from_tickets = tuple(shown) if key in self._shown and key in self.admitted() else ()
+        return tuple(dict.fromkeys((*pinned, *self._grants.get(key, ()), *from_tickets)))
 
     def may_open(self, key: PublicKey, service: str) -> bool:
         """Tell whether `key` may open `service`."""
@@ -70,6 +92,19 @@ class AccessList:
     def name_of(self, key: PublicKey) -> str:
         """Return the tag under which `key` is pinned, or the first characters of the key."""
         return next((peer.tag for peer in self._pinned() if peer.key == key), key.short)
+
+    def show(self, key: PublicKey, ticket: bytes) -> None:
+        """Take what the holder of `key` shows as a ticket of ours; what is none, or another's, changes nothing."""
+        try:
+            shown = Capability.from_bytes(ticket)
+        except InvalidCodeError:
+            return
+        if shown.issuer == self._issuer and shown.holder in {None, key} and shown.is_genuine:
+            others = (known for known in self._shown.get(key, ()) if known.id != shown.id)
+            self._shown[key] = (*others, shown)[-CAPABILITIES_MAX:]
+
+    def _counts(self, ticket: Capability, now: float) -> bool:
+        return ticket.holds(now) and not (self._store and self._store.is_revoked(ticket.name))
 
     def _pinned(self) -> tuple[PinnedPeer, ...]:
         return self._store.all() if self._store else ()

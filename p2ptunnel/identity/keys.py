@@ -52,6 +52,10 @@ class Purpose(bytes, enum.Enum):
     ACCEPT = b"p2pt-accept-1"
     PAIRING = b"p2pt-pair-1"
     TICKET = b"p2pt-ticket-1"
+    CAPABILITY = b"p2pt-capability-1"
+    REKEY = b"p2pt-rekey-1"
+    SERVER = b"p2pt-server-1"
+    JOIN = b"p2pt-join-1"
 
 
 class PublicKey(msgspec.Struct, frozen=True, order=True):

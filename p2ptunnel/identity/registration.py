@@ -1,85 +1,96 @@
-"""Who registers: the signed body of t=1, made and judged.  Source: wire document, t=1."""
+"""Who registers: the signed body of t=1, and what the server's answer must prove.  Source: wire document, t=1."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import secrets
 import time
 from typing import Final
 
-from p2ptunnel.defaults import WIRE_VERSION
-from p2ptunnel.errors import InvalidKeyError
-from p2ptunnel.identity.keys import KEY_BYTES, Identity, PublicKey, registration_payload
-from p2ptunnel.types import Tag
-from p2ptunnel.wire.messages import RegisterExtra
+from msgspec.structs import replace
 
-__all__ = ["KeyCredentials", "verify_registration"]
+from p2ptunnel.defaults import WIRE_VERSION
+from p2ptunnel.identity.judge import (
+    COOKIE_BYTES,
+    answer_payload,
+    from_base64,
+    join_proof,
+    rekey_payload,
+    server_key_bytes,
+    to_base64,
+)
+from p2ptunnel.identity.keys import Identity, PublicKey, registration_payload
+from p2ptunnel.types import Tag
+from p2ptunnel.wire.messages import Observed, RegisterExtra
+
+__all__ = ["KeyCredentials"]
 
 _NONCE_BYTES: Final = 16
-_COOKIE_BYTES: Final = 16
-_NO_SERVER_KEY: Final = bytes(KEY_BYTES)
 
 
 class KeyCredentials:
     """Signs registrations of one tag with an identity.
 
     `ts` is a counter that looks like microseconds: newer than any before, whatever the clock says.
+
+    Args:
+        identity: Ours.
+        tag: The tag.
+        server_key: The server's public key as text, if it was given: then no other server is believed.
+        join_token: What the server wants of its members.
+        previous: The identity whose tag it is so far; it hands the tag on to `identity`.
     """
 
-    def __init__(self, identity: Identity, tag: Tag) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        tag: Tag,
+        *,
+        server_key: str = "",
+        join_token: str = "",
+        previous: Identity | None = None,
+    ) -> None:
+        self.server_key: Final = server_key
         self._identity = identity
         self._tag = tag
+        self._join_token = join_token
+        self._previous = previous
         self._last_ts = 0
+        self._last_nonce = b""
 
     def register_extra(self, *, cookie: str, server_key: str, at_least_ts: int) -> RegisterExtra:
         """Return a freshly signed body; its `ts` is above `at_least_ts` and above that of any body before.
 
         Without a cookie of the right form it is unsigned: the server will not look at it before it has sent one.
+
+        Raises:
+            ValueError: `server_key` is no key, or the counter is at its end.
         """
         key = str(self._identity.public)
-        cookie_bytes = _from_base64(cookie)
-        if len(cookie_bytes) != _COOKIE_BYTES:
+        cookie_bytes = from_base64(cookie)
+        if len(cookie_bytes) != COOKIE_BYTES:
             return RegisterExtra(v=WIRE_VERSION, key=key)
         self._last_ts = max(self._last_ts + 1, at_least_ts + 1, time.time_ns() // 1000)
-        nonce = secrets.token_bytes(_NONCE_BYTES)
+        self._last_nonce = secrets.token_bytes(_NONCE_BYTES)
         payload = registration_payload(
-            _server_key(server_key), self._tag, self._identity.public.raw, self._last_ts, nonce, cookie_bytes
+            server_key_bytes(server_key), self._tag, self._identity.public.raw, self._last_ts, self._last_nonce, cookie_bytes
         )
-        return RegisterExtra(
+        extra = RegisterExtra(
             v=WIRE_VERSION,
             key=key,
             ts=self._last_ts,
-            nonce=_to_base64(nonce),
-            sig=_to_base64(self._identity.sign(payload)),
+            nonce=to_base64(self._last_nonce),
+            sig=to_base64(self._identity.sign(payload)),
             cookie=cookie,
+            join=join_proof(self._join_token, server_key, cookie),
         )
+        if self._previous is None:
+            return extra
+        signature = to_base64(self._previous.sign(rekey_payload(payload)))
+        return replace(extra, old_key=str(self._previous.public), rekey=signature)
 
-
-def verify_registration(tag: Tag, extra: RegisterExtra, server_key: str) -> bool:
-    """Tell whether `extra.sig` is by `extra.key` over this registration of `tag` with this server.
-
-    Malformed fields are no valid signature; nothing is raised.
-    """
-    try:
-        key = PublicKey.parse(extra.key)
-        nonce, cookie = _from_base64(extra.nonce), _from_base64(extra.cookie)
-        payload = registration_payload(_server_key(server_key), tag, key.raw, extra.ts, nonce, cookie)
-    except (InvalidKeyError, ValueError):
-        return False
-    return key.verify(_from_base64(extra.sig), payload)
-
-
-def _server_key(text: str) -> bytes:
-    return PublicKey.parse(text).raw if text else _NO_SERVER_KEY
-
-
-def _to_base64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def _from_base64(text: str) -> bytes:
-    try:
-        return base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except (UnicodeEncodeError, binascii.Error):
-        return b""
+    def is_proven(self, answer: Observed) -> bool:
+        """Tell whether the server that answered our last body holds the key that was given for it, if one was."""
+        if not self.server_key:
+            return True
+        payload = answer_payload(PublicKey.parse(self.server_key), self._identity.public, self._last_nonce, answer.epoch)
+        return PublicKey.parse(self.server_key).verify(from_base64(answer.sig), payload)

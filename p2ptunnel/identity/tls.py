@@ -29,9 +29,11 @@ from cryptography.x509.oid import NameOID
 from p2ptunnel.errors import AuthenticationError
 from p2ptunnel.identity.keys import Identity, PublicKey
 
-__all__ = ["ALPN", "Proof", "callee_context", "caller_context", "leaf_key", "prove"]
+__all__ = ["ALPN", "PAIRING_ALPN", "Proof", "callee_context", "caller_context", "leaf_key", "prove"]
 
 ALPN: Final = "p2pt/1"
+PAIRING_ALPN: Final = "p2pt-pair/1"
+"""Under it only pairing frames are legal, and the keys are those that each side claims: nobody is admitted to anything."""
 _NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME: a board that wakes in 1970 works
 _BEGIN: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _END: Final = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
@@ -72,38 +74,39 @@ def leaf_key(identity: Identity) -> bytes:
 
 
 @functools.lru_cache(_CONTEXTS_KEPT)
-def caller_context(identity: Identity, callee: PublicKey) -> ssl.SSLContext:
+def caller_context(identity: Identity, callee: PublicKey, alpn: str = ALPN) -> ssl.SSLContext:
     """Return a client context in which only `callee` can finish the handshake."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    _pin(context, identity, (callee,))
+    _pin(context, identity, (callee,), alpn)
     return context
 
 
 @functools.lru_cache(_CONTEXTS_KEPT)
-def callee_context(identity: Identity, admitted: tuple[PublicKey, ...]) -> ssl.SSLContext:
+def callee_context(identity: Identity, admitted: tuple[PublicKey, ...], alpn: str = ALPN) -> ssl.SSLContext:
     """Return a server context in which only these keys can finish the handshake; our own is never one of them.
 
     Another tuple is another context, so a key that is taken from the list is refused at once.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = 0  # no resumption: each channel proves its keys anew
-    _pin(context, identity, tuple(key for key in admitted if key != identity.public))
+    _pin(context, identity, tuple(key for key in admitted if key != identity.public), alpn)
     return context
 
 
-def prove(connection: ssl.SSLObject, own: PublicKey, expected: PublicKey | None = None) -> Proof:
+def prove(connection: ssl.SSLObject, own: PublicKey, expected: PublicKey | None = None, *, alpn: str = ALPN) -> Proof:
     """Return what the finished handshake of `connection` has proved.
 
     Args:
         connection: Its handshake is done.
         own: Our key; a peer that has it is ourselves.
         expected: The key that the other side must have; None when the issuer of its leaf tells who came.
+        alpn: What is spoken inside.
 
     Raises:
         AuthenticationError: It proved less than a channel needs.
     """
-    if connection.version() != "TLSv1.3" or connection.selected_alpn_protocol() != ALPN:
-        raise AuthenticationError(f"the other side does not speak {ALPN} over TLS 1.3")
+    if connection.version() != "TLSv1.3" or connection.selected_alpn_protocol() != alpn:
+        raise AuthenticationError(f"the other side does not speak {alpn} over TLS 1.3")
     key, leaf = _read_leaf(connection.getpeercert(binary_form=True) or b"")
     if key == own:
         raise AuthenticationError("the other side is this machine itself")
@@ -119,20 +122,20 @@ def _read_leaf(der: bytes) -> tuple[PublicKey, bytes]:
         leaf = certificate.public_key()
         [issuer] = certificate.issuer.get_attributes_for_oid(NameOID.COMMON_NAME)
         key = PublicKey(bytes.fromhex(str(issuer.value)))
-    except (ValueError, UnsupportedAlgorithm) as error:  # OpenSSL reads more than this library does
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:  # OpenSSL takes more than these
         raise AuthenticationError("the other side's certificate cannot be read") from error
     if not isinstance(leaf, Ed25519PublicKey):  # TLS itself lets other kinds through
         raise AuthenticationError("the other side's leaf is not an Ed25519 key")
     return key, leaf.public_bytes_raw()
 
 
-def _pin(context: ssl.SSLContext, identity: Identity, keys: tuple[PublicKey, ...]) -> None:
+def _pin(context: ssl.SSLContext, identity: Identity, keys: tuple[PublicKey, ...], alpn: str) -> None:
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
     context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # Debian's Python sets it: a forged FIN would look like a clean end
     context.check_hostname = False  # before verify_mode; the key is the name
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VerifyFlags(_NO_CHECK_TIME)
-    context.set_alpn_protocols([ALPN])
+    context.set_alpn_protocols([alpn])
     _load_leaf(context, _leaf(identity))
     if keys:  # without anchors every key is refused
         context.load_verify_locations(cadata=b"".join(map(_anchor_certificate, keys)))

@@ -26,7 +26,7 @@ from p2ptunnel.protocol.machine import Entropy, Event, MachineBase, new_mid
 from p2ptunnel.protocol.transaction import Requester
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Address, clean, format_address
-from p2ptunnel.wire.messages import Message, ProbeExtra, ReflexiveAnswer, ReflexiveProbe, encode, encode_padded
+from p2ptunnel.wire.messages import Message, Observed, ProbeExtra, ReflexiveAnswer, ReflexiveProbe, encode, encode_padded
 
 __all__ = ["Observation", "TcpControl", "observe_tcp", "observe_udp"]
 
@@ -52,6 +52,7 @@ class TcpControl:
         observed: Our end, as the server sees it.
         others: Where else the server observes.
         cookie: Its proof that we receive at our address; saves a request over UDP the round trip of a 401.
+        server_key: The public key that it says it has, as text; empty if none.
         rtt: Seconds, measured by the last t=5.
     """
 
@@ -68,6 +69,7 @@ class TcpControl:
         self.observed: Address = ("", 0)
         self.others: tuple[Address, ...] = ()
         self.cookie = ""
+        self.server_key = ""
         self.rtt = 0.0
         self._on_message = on_message
         self._on_lost = on_lost
@@ -173,7 +175,8 @@ class TcpControl:
             self._fail_opening(error)
             return
         self.observed, self.others, self.rtt = seen.address, seen.others, seen.rtt
-        self.cookie = answer.extra.cookie if answer.extra else ""
+        extra = answer.extra or Observed()
+        self.cookie, self.server_key = extra.cookie, extra.key
         if not self._first.done():
             self._first.set_result(None)
 

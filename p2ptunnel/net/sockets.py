@@ -94,8 +94,12 @@ def can_open_low() -> bool:
 
 
 def share_port(sock: socket.socket) -> None:
-    """Let other sockets of ours have the same local port; every socket of the port must say so."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """Let other sockets of ours have the same local port; every socket of the port must say so.
+
+    Linux asks for SO_REUSEPORT whose socket it is, and for SO_REUSEADDR not: any user could then take the port's datagrams.
+    """
+    if not LINUX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if _SO_REUSEPORT is not None:
         sock.setsockopt(socket.SOL_SOCKET, _SO_REUSEPORT, 1)
 

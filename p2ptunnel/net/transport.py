@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
 from p2ptunnel.abc import Spliceable
-from p2ptunnel.errors import LocalProtocolError
+from p2ptunnel.errors import LocalProtocolError, StreamResetError
 
 __all__ = ["StreamTransport", "Tunnel"]
 
@@ -47,6 +47,7 @@ class StreamTransport(asyncio.Transport):
         self._has_paused = False  # the protocol was told to write no more for now
         self._is_closing = False
         self._is_lost = False
+        self._is_stopped = False  # the peer takes no more
         stream.splice(self)
         protocol.connection_made(self)  # what it writes goes into the splice; what has come is handed on in a later turn
 
@@ -102,7 +103,10 @@ class StreamTransport(asyncio.Transport):
         if self._is_eof:
             raise LocalProtocolError("nothing is written behind the end")
         view = memoryview(data)
-        if view.nbytes:
+        if self._is_stopped and view.nbytes:  # as a TCP connection breaks at the next write
+            self._is_closing = True
+            self._lose(StreamResetError("the peer takes no more"))
+        elif view.nbytes:
             self._waiting.append(view.cast("B"))
             self._waiting_bytes += view.nbytes
             self._stream.source_ready()
@@ -178,6 +182,7 @@ class StreamTransport(asyncio.Transport):
 
     def stopped(self) -> None:
         """The peer takes no more: what was written is of no use, and nobody needs to wait for room."""
+        self._is_stopped = True
         self._waiting.clear()
         self._waiting_bytes = 0
         self._resume_writer()

@@ -7,8 +7,24 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from p2ptunnel.defaults import CALLS_MAX, PHASES, PLAIN_MARGIN, PUNCH_TIMEOUT, TOKEN_TTL, WIRE_VERSION
+from msgspec import Struct
+from msgspec.structs import replace
+
+from p2ptunnel.defaults import (
+    CALLS_MAX,
+    CANDIDATES_MAX,
+    FOUNDING_CALLS_BURST,
+    FOUNDING_CALLS_PER_SECOND,
+    PHASES,
+    PLAIN_MARGIN,
+    PUNCH_TIMEOUT,
+    TOKEN_TTL,
+    WIRE_VERSION,
+)
 from p2ptunnel.errors import LocalProtocolError
+from p2ptunnel.identity.keys import PublicKey
+from p2ptunnel.protocol.intent import AttemptKeys, Call, CallVerdict, IntentJudge
+from p2ptunnel.protocol.limits import Buckets, Rate
 from p2ptunnel.protocol.machine import Datagram, Entropy, Event, MachineBase, new_secret
 from p2ptunnel.protocol.punch import (
     ConnectionChosen,
@@ -16,6 +32,8 @@ from p2ptunnel.protocol.punch import (
     LocalView,
     PunchStarted,
     StopDialing,
+    aim,
+    own_candidates,
     phase_length,
     sends_low,
     tcp_targets,
@@ -23,6 +41,7 @@ from p2ptunnel.protocol.punch import (
 from p2ptunnel.protocol.registration import Credentials, Registration
 from p2ptunnel.protocol.transaction import AnswerMemory
 from p2ptunnel.types import Address, Tag
+from p2ptunnel.wire.keyed import KeyedReceiver, KeyedSender
 from p2ptunnel.wire.messages import (
     ConkeyExtra,
     HoleAnswer,
@@ -38,7 +57,7 @@ from p2ptunnel.wire.messages import (
     encode,
 )
 
-__all__ = ["TRANSITIONS", "CallAnswered", "CalleeAgent", "CalleePort", "CalleeState", "CalleeTrigger", "Refusal"]
+__all__ = ["TRANSITIONS", "CallAnswered", "CalleeAgent", "CalleePort", "CalleeState", "CalleeTrigger", "Refusal", "SignedCall"]
 
 
 class CalleeState(enum.Enum):
@@ -67,24 +86,66 @@ TRANSITIONS: Final = {
 """Every legal transition of a callee; what is not here cannot happen."""
 
 
+class SignedCall(Struct, frozen=True):
+    """A call that its caller has signed, and our signed answer.
+
+    key: Of the caller.  is_stranger: It is not admitted; pairing is open.  answer: `extra.intent` of -10.
+    """
+
+    key: PublicKey
+    is_stranger: bool
+    answer: str
+    keys: AttemptKeys
+
+
 class CalleeAgent(MachineBase):
     """One answered call: from t=10 to an accepted channel, on the registered port.
 
-    It is fed with decoded messages (`receive`), since all calls to a peer share its registered port.
+    It is fed with decoded messages (`receive`), since all calls to a peer share its registered port.  Until the caller has
+    shown there that it holds the attempt's key, two datagrams of ours get further than our own NAT and no SYN; on systems that
+    cannot send a SYN that dies on the way, the first one does.
+
+    Args:
+        notice: The t=10.
+        caller: Where the caller is, as `aim` returned it.
+        server: Ours.
+        view: What we know of our own port.
+        entropy: For the conkey.
+        udp_port: Our local port.
+        signed: What was signed on both sides; None of a program of the founding protocol.
     """
 
-    def __init__(self, notice: PunchNotice, server: Address, view: LocalView, entropy: Entropy, *, udp_port: int) -> None:
+    def __init__(
+        self,
+        notice: PunchNotice,
+        caller: Address,
+        server: Address,
+        view: LocalView,
+        entropy: Entropy,
+        *,
+        udp_port: int,
+        signed: SignedCall | None,
+    ) -> None:
         super().__init__()
         self.state = CalleeState.IDLE
         self.token = notice.extra.token
         self.conkey = new_secret(entropy)
-        self.caller: Address = (notice.extra.host, notice.extra.port)
-        self.is_seed_only = not notice.extra.v
+        self.caller = caller
+        self.key = signed.key if signed else None
+        """Who called, as its signature has it; it proves itself again in the channel."""
+        self.is_stranger = signed is not None and signed.is_stranger
+        """It is not admitted, and was let in because pairing is open."""
+        self.is_seed_only = signed is None
+        self._answer = signed.answer if signed else ""
+        self._sender = KeyedSender(signed.keys.callee_mac) if signed else None
+        self._receiver = KeyedReceiver(signed.keys.caller_mac) if signed else None
+        self._is_proven = signed is None
+        self._holds_back = False
         self._notice = notice
         self._server = server
         self._view = view
         self._udp_port = udp_port
-        self._targets = tcp_targets(notice.extra.cands, self.caller)
+        self._targets = tcp_targets(notice.extra.cands, caller, server)
         self._hints = notice.extra.nat or NatHints()
         self._phase = -1
         self._phase_ends: float | None = None
@@ -120,20 +181,30 @@ class CalleeAgent(MachineBase):
 
     def answer_notice(self) -> None:
         """Answer t=10, once more if it was repeated."""
-        extra = PunchAnswerExtra(port=self._udp_port, v=WIRE_VERSION, cands=self._view.candidates, nat=self._view.hints)
-        if self.is_seed_only:
-            extra = PunchAnswerExtra(port=self._udp_port)
+        extra = PunchAnswerExtra(port=self._udp_port)
+        if not self.is_seed_only:
+            extra = PunchAnswerExtra(
+                port=self._udp_port,
+                v=WIRE_VERSION,
+                intent=self._answer,
+                cands=self._view.candidates,
+                nat=self._view.hints,
+            )
         answer = PunchAnswer(mid=self._notice.mid, token=self.token, code=200, em="", extra=extra)
         self._datagrams.append(Datagram(encode(answer), self._server))
 
-    def receive(self, message: HoleProbe | OpenTcp, source: Address, now: float) -> None:
-        """Take a t=31 or t=32 that names our token."""
+    def receive(self, message: HoleProbe | OpenTcp, data: bytes, source: Address, now: float) -> None:
+        """Take a t=31 or t=32 that names our token; `data` is the datagram that it came in."""
         if self.state is not CalleeState.OPENED:
             self._drop("attempt over")
             return
         if source[0] != self.caller[0]:
             self._drop("another host")
             return
+        if self._receiver is not None and not self._receiver.open(data):
+            self._drop("replayed" if self._receiver.is_replay else "not keyed")
+            return
+        self._prove(now)
         if isinstance(message, HoleProbe):
             answer: Message = HoleAnswer(mid=message.mid, token=self.token)
         elif message.extra.op == 1:
@@ -165,15 +236,36 @@ class CalleeAgent(MachineBase):
         """Return when something is due."""
         return min((at for at in (self._phase_ends, self._expires_at) if at is not None), default=None)
 
+    def datagrams_to_send(self) -> list[Datagram]:
+        """Return and forget the datagrams that wait, in send order; each to the caller is keyed."""
+        return [self._keyed(datagram) for datagram in super().datagrams_to_send()]
+
+    def _keyed(self, datagram: Datagram) -> Datagram:
+        if self._sender is None or datagram.destination == self._server:
+            return datagram
+        return replace(datagram, data=self._sender.seal(datagram.data))
+
     def _begin_phase(self, phase: int, now: float) -> None:
-        assert self._expires_at is not None
         self._phase = phase
         is_last = phase == PHASES - 1 or self.is_seed_only  # a program of the seed dials itself: all it needs is the hole
         length = phase_length(self._view.rtt, self._hints.rtt / 1000)
         self._phase_ends = None if is_last else now + length
-        self._events.append(Dial(self.token, self._targets, self._is_low(phase), self._expires_at - now))
+        self._holds_back = phase > 0 and not (self._is_proven or self._is_low(phase))
+        if not self._holds_back:
+            self._dial(now)
         if phase > 0:
             self._open_udp(low=False)
+
+    def _dial(self, now: float) -> None:
+        assert self._expires_at is not None
+        self._events.append(Dial(self.token, self._targets, self._is_low(self._phase), self._expires_at - now))
+
+    def _prove(self, now: float) -> None:
+        """The caller holds the attempt's key, and is where it says: what was held back may go."""
+        self._is_proven = True
+        if self._holds_back:
+            self._holds_back = False
+            self._dial(now)
 
     def _open_udp(self, *, low: bool) -> None:
         """Send t=30: first so that it dies on the way, which any system can do over UDP; later so that it does not."""
@@ -212,7 +304,8 @@ class CalleePort(MachineBase):
         credentials: Who we are.
         entropy: For message ids and conkeys.
         udp_port: Our local port, as the founding protocol wants it in -10.
-        screen: Judges a t=10 before anything is sent to the caller: None lets it in, a `Refusal` is answered.
+        screen: Looks at a t=10 before anything else: None lets it go on, a `Refusal` is answered.
+        judge: Judges who has signed it; nobody but the server hears of a call that it does not let in.
     """
 
     def __init__(
@@ -224,6 +317,7 @@ class CalleePort(MachineBase):
         *,
         udp_port: int,
         screen: Callable[[PunchNotice], Refusal | None],
+        judge: IntentJudge,
     ) -> None:
         super().__init__()
         self.registration = Registration(tag, server, credentials, entropy)
@@ -232,6 +326,8 @@ class CalleePort(MachineBase):
         self._entropy = entropy
         self._udp_port = udp_port
         self._screen = screen
+        self._judge = judge
+        self._founding_calls = Buckets(Rate(FOUNDING_CALLS_PER_SECOND, FOUNDING_CALLS_BURST), most=1)
         self._agents: dict[str, CalleeAgent] = {}
         self._answered = AnswerMemory(seconds=TOKEN_TTL)
 
@@ -257,7 +353,7 @@ class CalleePort(MachineBase):
                 if agent is None:
                     self._drop("unknown token")
                 else:
-                    agent.receive(message, source, now)
+                    agent.receive(message, data, source, now)
             case _:
                 if not self.registration.receive(message, source, now):
                     self._drop("unexpected message")
@@ -299,13 +395,58 @@ class CalleePort(MachineBase):
             return
         refusal = self._screen(message)
         if refusal is not None:
-            code, text = refusal
-            answer = PunchAnswer(mid=message.mid, token=token, code=code, em=text)
-            self._datagrams.append(Datagram(encode(answer), source))
+            self._refuse(message, *refusal)
             return
+        is_signed = bool(message.extra.v)
+        caller = aim((message.extra.host, message.extra.port), message.extra.cands if is_signed else None, self._server)
+        if isinstance(caller, str):
+            self._drop(caller)
+        elif is_signed:
+            self._on_signed_call(message, caller, now)
+        elif self._founding_calls.take(None, now):
+            self._begin(message, caller, self.view, None, now)
+        else:
+            self._drop("too many calls that nobody signs")
+
+    def _on_signed_call(self, message: PunchNotice, caller: Address, now: float) -> None:
+        call = self._judge.judge(message.extra.intent, message.extra.cands, caller[0], now)
+        if isinstance(call, str):
+            self._drop(call)
+        elif call.verdict in {CallVerdict.REFUSED, CallVerdict.FORGED}:
+            self._drop(call.verdict.value)
+            self._refuse(message, 403, "not known here", intent=self._judge.refuse(call))
+        elif call.verdict is CallVerdict.STALE:
+            self._refuse(message, 401, "the counter is too low", intent=self._judge.renew(call))
+        else:
+            self._let_in(message, caller, call, now)
+
+    def _let_in(self, message: PunchNotice, caller: Address, call: Call, now: float) -> None:
+        view = self._signed_view()
+        answered = self._judge.answer(call, view.candidates)
+        if answered is None:
+            self._drop("unusable intent")
+            return
+        is_stranger = call.verdict is CallVerdict.PAIRING
+        self._begin(message, caller, view, SignedCall(call.key, is_stranger, *answered), now)
+
+    def _signed_view(self) -> LocalView:
+        """Return our view, with the address that -10 comes from: the caller sends only where we have signed that we are."""
+        observed = self.registration.observed
+        udp = () if observed is None else own_candidates("udp", observed, self._server)
+        candidates = dict.fromkeys((*udp, *self.view.candidates))
+        return replace(self.view, candidates=tuple(candidates)[:CANDIDATES_MAX])
+
+    def _refuse(self, message: PunchNotice, code: int, text: str, *, intent: str = "") -> None:
+        """Answer no, to the server and to nobody else."""
+        extra = PunchAnswerExtra(port=self._udp_port, v=WIRE_VERSION, intent=intent) if intent else None
+        answer = PunchAnswer(mid=message.mid, token=message.extra.token, code=code, em=text, extra=extra)
+        self._datagrams.append(Datagram(encode(answer), self._server))
+
+    def _begin(self, message: PunchNotice, caller: Address, view: LocalView, signed: SignedCall | None, now: float) -> None:
         if len(self._agents) >= CALLS_MAX:
             self._make_room()
-        agent = CalleeAgent(message, source, self.view, self._entropy, udp_port=self._udp_port)
+        agent = CalleeAgent(message, caller, self._server, view, self._entropy, udp_port=self._udp_port, signed=signed)
+        token = agent.token
         self._agents[token] = agent
         self._answered.remember(token, b"", now)  # a late repetition of t=10 must not begin it anew
         self._events.append(CallAnswered(token, agent.caller, agent.is_seed_only))

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Final
+
+from msgspec.structs import replace
 
 from p2ptunnel.defaults import COOKIELESS_PAD_BYTES, PHASES, PUNCH_TIMEOUT, WIRE_VERSION
 from p2ptunnel.errors import LocalProtocolError
+from p2ptunnel.identity.keys import PublicKey
+from p2ptunnel.protocol.intent import AnswerFault, CallSigner
 from p2ptunnel.protocol.machine import Datagram, Entropy, MachineBase, new_mid
 from p2ptunnel.protocol.punch import (
     CallFailed,
@@ -18,12 +23,15 @@ from p2ptunnel.protocol.punch import (
     Nominate,
     PunchStarted,
     StopDialing,
+    aim,
+    own_candidates,
     phase_length,
     sends_low,
     tcp_targets,
 )
 from p2ptunnel.protocol.transaction import Requester
 from p2ptunnel.types import Address, Tag, clean
+from p2ptunnel.wire.keyed import KeyedReceiver, KeyedSender
 from p2ptunnel.wire.messages import (
     ConnectAnswer,
     ConnectAnswerExtra,
@@ -65,6 +73,7 @@ class CallerTrigger(enum.Enum):
     START = "start"
     CHALLENGED = "-4 401"
     OFFERED = "-4 200"
+    RENEWED = "t=11 401"
     RESULT = "t=11 200"
     CANDIDATE = "connected, conkey known"
     CHANNEL_UP = "channel up"
@@ -77,6 +86,7 @@ TRANSITIONS: Final = {
     (_S.IDLE, _T.START): _S.ASKING,
     (_S.ASKING, _T.CHALLENGED): _S.ASKING,
     (_S.ASKING, _T.OFFERED): _S.OFFERED,
+    (_S.OFFERED, _T.RENEWED): _S.ASKING,
     (_S.OFFERED, _T.RESULT): _S.PUNCHING,
     (_S.PUNCHING, _T.CANDIDATE): _S.NOMINATING,
     (_S.NOMINATING, _T.CHANNEL_UP): _S.CONNECTED,
@@ -98,8 +108,10 @@ class CallerAgent(MachineBase):
         server: The rendezvous server's numeric address.
         view: What we know of our own port.
         entropy: For message ids.
+        signer: Signs the call, and judges who answers before anything is sent there; None calls a program that speaks the
+            founding protocol only.
         cookie: The server's cookie for our address if we have one; saves a round trip.
-        raw: Call a program that speaks the founding protocol only: nothing is sent on the connection, so any is chosen.
+        join: Makes of a cookie what shows to a private server that we belong to it.
     """
 
     def __init__(
@@ -110,33 +122,41 @@ class CallerAgent(MachineBase):
         view: LocalView,
         entropy: Entropy,
         *,
+        signer: CallSigner | None,
         cookie: str = "",
-        raw: bool = False,
+        join: Callable[[str], str] | None = None,
     ) -> None:
         super().__init__()
         self.state = CallerState.IDLE
         self.token = ""
+        self.peer_key: PublicKey | None = None
+        """Who answered, as its signature has it; it proves itself again in the channel."""
         self._tag = tag
         self._wanted = wanted
         self._server = server
         self._view = view
         self._entropy = entropy
         self._cookie = cookie
-        self._raw = raw
+        self._join = join
+        self._signer = signer
+        self._candidates = view.candidates
+        self._sender: KeyedSender | None = None
+        self._receiver: KeyedReceiver | None = None
         self._requester = Requester(entropy)
+        self._tokens: set[str] = set()  # this one, and that of the call before it was renewed
         self._early: PunchResult | None = None
         self._conkey: str | None = None
         self._has_followed = False
         self._peer: Address | None = None
         self._targets: tuple[Address, ...] = ()
         self._hints = NatHints()
-        self._peer_is_ours = False
         self._connections: list[int] = []
         self._nominated: int | None = None
         self._phase = 0
         self._phase_ends: float | None = None
         self._gives_up_at: float | None = None
         self._challenges = 0
+        self._is_renewed = False
 
     # --- input --------------------------------------------------------------------------------------------------------
 
@@ -154,8 +174,14 @@ class CallerAgent(MachineBase):
     def receive_datagram(self, data: bytes, source: Address, now: float) -> None:
         """Take one datagram from the server, the callee or anybody else."""
         message = self._decode(data)
+        if isinstance(message, HoleAnswer | OpenTcpAnswer | Opener) and not self._is_genuine(data):
+            return
         if message is not None:
             self._receive(message, source, now)
+
+    def datagrams_to_send(self) -> list[Datagram]:
+        """Return and forget the datagrams that wait, in send order; each to the callee is keyed, a repetition anew."""
+        return [self._keyed(datagram) for datagram in super().datagrams_to_send()]
 
     def connection_up(self, connection: int, now: float) -> None:
         """Take note of a TCP connection on our port, however it was opened; the number is the driver's."""
@@ -199,12 +225,14 @@ class CallerAgent(MachineBase):
 
     def _ask(self, now: float) -> None:
         extra = ConnectRequestExtra(rtag=self._wanted, cookie=self._cookie)
-        if not self._raw:
+        if self._signer is not None:
             extra = ConnectRequestExtra(
                 rtag=self._wanted,
                 v=WIRE_VERSION,
                 cookie=self._cookie,
-                cands=self._view.candidates,
+                join="" if self._join is None else self._join(self._cookie),
+                intent=self._signer.sign(self._candidates),
+                cands=self._candidates,
                 nat=self._view.hints,
             )
         request = ConnectRequest(mid=new_mid(self._entropy), ltag=self._tag, extra=extra)
@@ -237,6 +265,7 @@ class CallerAgent(MachineBase):
         extra = message.extra or ConnectAnswerExtra()
         if message.code == 200 and extra.token:
             self.token = extra.token
+            self._tokens.add(extra.token)
             self._move(CallerTrigger.OFFERED)
             self._gives_up_at = now + PUNCH_TIMEOUT
             if self._early is not None and self._early.token == self.token:
@@ -244,6 +273,7 @@ class CallerAgent(MachineBase):
         elif message.code == 401 and extra.cookie and self._challenges < 2:
             self._challenges += 1
             self._cookie = extra.cookie
+            self._sign_for(extra.host, extra.port)
             self._move(CallerTrigger.CHALLENGED)
             self._ask(now)
         elif message.code == 404:
@@ -254,39 +284,74 @@ class CallerAgent(MachineBase):
             self._fail("refused", message.code, clean(message.em or ""), now)
 
     def _on_result(self, message: PunchResult, now: float) -> None:
-        self._datagrams.append(Datagram(encode(PunchResultAck(mid=message.mid, token=message.token)), self._server))
-        if message.token != self.token:
+        if message.token not in self._tokens:  # not acknowledged either: who forges it could use up our rate at the server
             self._drop("result of another attempt")
             return
-        if self.state is not CallerState.OFFERED:
+        self._datagrams.append(Datagram(encode(PunchResultAck(mid=message.mid, token=message.token)), self._server))
+        if self.state is not CallerState.OFFERED or message.token != self.token:
             self._drop("result repeated")
             return
-        if message.code != 200 or message.extra is None:
+        if message.code == 401 and self._is_to_renew(message):
+            self._renew(now)
+        elif message.code == 403 and self._signer is not None and self._signer.is_of_another(_intent_of(message)):
+            self._fail("key-changed", 403, AnswerFault.OTHER_KEY.value, now)
+        elif message.code != 200 or message.extra is None:
             kind: FailureKind = "timeout" if message.code == 408 else "refused"
             self._fail(kind, message.code, clean(message.em or ""), now)
-            return
-        self._move(CallerTrigger.RESULT)
-        self._begin_punching(message.extra, now)
+        elif self._accept(message.extra, now):
+            self._move(CallerTrigger.RESULT)
+            self._begin_punching(message.extra, now)
+
+    def _sign_for(self, host: str, port: int) -> None:
+        """Add how the server sees this very port, where we knew of no address at all: the callee sends nowhere else."""
+        if not self._candidates and host:
+            self._candidates = own_candidates("udp", (host, port), self._server)
+
+    def _is_to_renew(self, message: PunchResult) -> bool:
+        return self._signer is not None and not self._is_renewed and self._signer.renew(_intent_of(message))
+
+    def _renew(self, now: float) -> None:
+        """Call once more: our counter was lower than one that the callee has seen, perhaps since a file was lost."""
+        self._is_renewed = True
+        self._move(CallerTrigger.RENEWED)
+        self.token, self._early, self._gives_up_at = "", None, None
+        self._ask(now)
+
+    def _accept(self, callee: PunchResultExtra, now: float) -> bool:
+        """Find out who answered, and where it may be sent to; not one packet goes there before."""
+        if self._signer is not None:
+            answered = self._signer.judge(callee.intent, callee.cands)
+            if isinstance(answered, AnswerFault):
+                self._fail("key-changed" if answered is AnswerFault.OTHER_KEY else "forged", 401, answered.value, now)
+                return False
+            self.peer_key = answered.key
+            self._sender = KeyedSender(answered.keys.caller_mac)
+            self._receiver = KeyedReceiver(answered.keys.callee_mac)
+        peer = aim((callee.host, callee.port), None if self._signer is None else callee.cands, self._server)
+        if isinstance(peer, str):
+            self._fail("forged", 401, f"the server names {peer}", now)
+            return False
+        self._peer = peer
+        self._targets = tcp_targets(callee.cands, peer, self._server)
+        return True
 
     # --- the conversation with the callee -----------------------------------------------------------------------------
 
     def _begin_punching(self, callee: PunchResultExtra, now: float) -> None:
-        self._peer = (callee.host, callee.port)
-        self._targets = tcp_targets(callee.cands, self._peer)
+        assert self._peer is not None
         self._hints = callee.nat or NatHints()
         self._gives_up_at = now + PUNCH_TIMEOUT
-        self._peer_is_ours = callee.v > 0
         self._events.append(PunchStarted(self.token, self._peer))
         self._begin_phase(0, now)
         self._probe(self._peer, now)
-        if self._peer_is_ours:  # a program of the seed wants t=31 and t=32 one after the other
+        if self._signer is not None:  # a program of the seed wants t=31 and t=32 one after the other
             self._open_tcp(self._peer, now)
 
     def _begin_phase(self, phase: int, now: float) -> None:
         self._phase = phase
         length = phase_length(self._view.rtt, self._hints.rtt / 1000)
         self._phase_ends = now + length if phase < PHASES - 1 else None
-        low = self._peer_is_ours and sends_low(  # a program of the seed never sends a SYN: nothing to open for
+        low = self._signer is not None and sends_low(  # a program of the seed never sends a SYN: nothing to open for
             "caller", phase, caller_can=self._view.can_open_low, callee_can=self._hints.low
         )
         assert self._gives_up_at is not None
@@ -294,6 +359,21 @@ class CallerAgent(MachineBase):
 
     def _is_peer(self, token: str, source: Address) -> bool:
         return self._peer is not None and token == self.token and source[0] == self._peer[0]
+
+    def _is_genuine(self, data: bytes) -> bool:
+        """Tell whether what claims to be the callee's is keyed, once; of a program of the founding protocol nothing is."""
+        if self._signer is None:
+            return True
+        receiver = self._receiver
+        is_genuine = receiver is not None and receiver.open(data)
+        if not is_genuine:
+            self._drop("replayed" if receiver is not None and receiver.is_replay else "not keyed")
+        return is_genuine
+
+    def _keyed(self, datagram: Datagram) -> Datagram:
+        if self._sender is None or datagram.destination == self._server:
+            return datagram
+        return replace(datagram, data=self._sender.seal(datagram.data))
 
     def _probe(self, peer: Address, now: float) -> None:
         mid = new_mid(self._entropy)
@@ -316,7 +396,7 @@ class CallerAgent(MachineBase):
             return
         self._has_followed = True
         self._probe(source, now)
-        if self._peer_is_ours and self._conkey is None:
+        if self._signer is not None and self._conkey is None:
             self._open_tcp(source, now)
 
     def _on_hole(self, message: HoleAnswer, source: Address, now: float) -> None:
@@ -328,14 +408,14 @@ class CallerAgent(MachineBase):
         rtt = now - request.sent_at if request.sends == 1 else None
         self._events.append(HoleOpened(self.token, source, rtt))
         is_moved = source != request.destination
-        if self._conkey is None and (is_moved or not self._peer_is_ours):
+        if self._conkey is None and (is_moved or self._signer is None):
             self._open_tcp(source, now)
 
     def _on_conkey(self, message: OpenTcpAnswer, now: float) -> None:
         if self._requester.answered(32, message.mid) is None:
             self._drop("unexpected answer")
             return
-        if message.code != 200 or message.extra is None:
+        if message.code != 200 or message.extra is None or not message.extra.conkey:
             self._fail("refused", message.code, clean(message.em or ""), now)
             return
         self._requester.cancel(32)
@@ -365,3 +445,7 @@ class CallerAgent(MachineBase):
             self.state = TRANSITIONS[self.state, trigger]
         except KeyError:
             raise LocalProtocolError(f"a call that is {self.state.value} takes no {trigger.value}") from None
+
+
+def _intent_of(message: PunchResult) -> str:
+    return message.extra.intent if message.extra else ""

@@ -16,10 +16,11 @@ __all__ = ["CookieJar"]
 
 
 class CookieJar:
-    """Makes and checks cookies; holds one secret and no other state."""
+    """Makes and checks cookies; holds one secret and what follows from it."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
+        self._keys: dict[int, bytes] = {}
 
     def make(self, host: str, now: float) -> str:
         """Return the cookie of `host`, 22 characters, good for 30 to 60 s from `now`."""
@@ -32,5 +33,12 @@ class CookieJar:
         return any(hmac.compare_digest(offered, self._cookie(host, e).encode()) for e in (epoch, epoch - 1))
 
     def _cookie(self, host: str, epoch: int) -> str:
-        key = hmac.digest(self._secret, epoch.to_bytes(8, "big", signed=True), hashlib.sha256)
+        key = self._key(epoch)
         return base64.urlsafe_b64encode(hmac.digest(key, host.encode(), hashlib.sha256)[:16]).rstrip(b"=").decode()
+
+    def _key(self, epoch: int) -> bytes:
+        key = self._keys.get(epoch)
+        if key is None:
+            key = hmac.digest(self._secret, epoch.to_bytes(8, "big", signed=True), hashlib.sha256)
+            self._keys = {other: self._keys[other] for other in self._keys if abs(other - epoch) == 1} | {epoch: key}
+        return key

@@ -25,6 +25,9 @@ class Datagram(msgspec.Struct, frozen=True):
     destination: Address
     opener: bool = False
 
+    def __repr__(self) -> str:
+        return f"Datagram({len(self.data)} bytes, {self.destination!r}, opener={self.opener})"
+
 
 _SECRET_FIELDS = frozenset({"token", "conkey", "line"})
 

@@ -13,6 +13,7 @@ from typing import Final, Protocol, TypeAlias
 import msgspec
 
 from p2ptunnel.defaults import (
+    CAPABILITIES_MAX,
     STREAM_WINDOW_BYTES,
     STREAM_WINDOW_MAX_BYTES,
     STREAMS_MAX,
@@ -23,6 +24,7 @@ from p2ptunnel.protocol.machine import Event
 from p2ptunnel.wire.frames import (
     HEADER,
     PAYLOAD_MAX_BYTES,
+    Capability,
     Data,
     Fin,
     Frame,
@@ -32,6 +34,7 @@ from p2ptunnel.wire.frames import (
     Opened,
     Reset,
     ResetCode,
+    Waiting,
     Window,
     encode,
 )
@@ -63,7 +66,7 @@ class Drained(Event, frozen=True):
     stream_id: int
 
 
-MuxEvent: TypeAlias = Open | Opened | Data | Fin | Reset | GoAway | Drained
+MuxEvent: TypeAlias = Open | Opened | Waiting | Data | Fin | Reset | GoAway | Capability | Drained
 
 
 class Counts(msgspec.Struct):
@@ -143,6 +146,7 @@ class Mux:
         self._events: list[MuxEvent] = []
         self._growth = 0  # by how much windows together exceed the constant
         self._leaving = False
+        self._shown = 0  # capabilities, by the peer
 
     # --- streams ------------------------------------------------------------------------------------------------------
 
@@ -181,6 +185,15 @@ class Mux:
         if stream := self._streams.get(stream_id):
             stream.is_opened = True
             self._say(Opened(stream_id, stream.window))
+
+    def wait(self, stream_id: int, patience: int) -> None:
+        """Tell the peer that somebody is asked about its stream, for so many seconds; nothing happens if it is gone by now."""
+        if stream_id in self._streams:
+            self._say(Waiting(stream_id, patience))
+
+    def show(self, ticket: bytes) -> None:
+        """Show the peer what it has signed; streams that are opened from now on go by it."""
+        self._say(Capability(ticket))
 
     def write(self, stream_id: int, data: memoryview) -> None:
         """Queue bytes; they are not copied, so the buffer must stay as it is until `Drained`.
@@ -227,13 +240,16 @@ class Mux:
         stream = self._streams.get(stream_id)
         return stream is None or not stream.pending
 
-    def take_back(self, stream_id: int) -> None:
-        """Forget what of the last write has not been taken yet; a FIN that waits behind it becomes a reset."""
+    def take_back(self, stream_id: int) -> bool:
+        """Forget what of the last write is not taken yet; tell whether a FIN that waited behind it became a reset."""
         stream = self._streams.get(stream_id)
-        if stream and stream.pending:
-            stream.pending = _NOTHING
-            if stream.fin_wanted:  # a clean end would hide what is missing
-                self.reset(stream_id, ResetCode.CANCELLED, "a write was cancelled")
+        if stream is None or not stream.pending:
+            return False
+        stream.pending = _NOTHING
+        if stream.fin_wanted:  # a clean end would hide what is missing
+            self.reset(stream_id, ResetCode.CANCELLED, "a write was cancelled")
+            return True
+        return False
 
     def write_eof(self, stream_id: int) -> None:
         """Send FIN behind what is written; doing so twice is fine."""
@@ -423,6 +439,13 @@ class Mux:
                 self._on_fin(frame)
             case Reset():
                 self._on_reset(frame)
+            case Waiting():
+                self._on_waiting(frame)
+            case Capability():
+                self._shown += 1
+                if self._shown > CAPABILITIES_MAX:
+                    raise RemoteProtocolError(f"more than {CAPABILITIES_MAX} capabilities")
+                self._events.append(frame)
             case GoAway():
                 self._leaving = True
                 self._events.append(frame)
@@ -473,6 +496,16 @@ class Mux:
         stream.is_opened = True
         stream.credit += frame.window - STREAM_WINDOW_BYTES
         self._queue(stream)
+        self._events.append(frame)
+
+    def _on_waiting(self, frame: Waiting) -> None:
+        if frame.stream_id % 2 != self._own_parity:
+            raise RemoteProtocolError("an answer to its own opening")
+        stream = self._known(frame.stream_id)
+        if stream is None:
+            return
+        if stream.is_opened:
+            raise RemoteProtocolError("a stream that waits although it is open")
         self._events.append(frame)
 
     def _on_window(self, frame: Window) -> None:

@@ -5,7 +5,13 @@ A rendezvous server has one on each address and port it listens on, so that peer
 
 from __future__ import annotations
 
-from p2ptunnel.defaults import STUN_BARE_PER_SECOND
+from p2ptunnel.defaults import (
+    SOURCE_DATAGRAMS_BURST,
+    SOURCE_DATAGRAMS_PER_SECOND,
+    STUN_BARE_OF_SOURCE_PER_SECOND,
+    STUN_BARE_PER_SECOND,
+)
+from p2ptunnel.protocol.limits import Buckets, Rate, SourceLimit
 from p2ptunnel.protocol.machine import Datagram, MachineBase
 from p2ptunnel.types import Address
 from p2ptunnel.wire.messages import Observed, ReflexiveAnswer, ReflexiveProbe, encode
@@ -24,15 +30,19 @@ class Observer(MachineBase):
     def __init__(self, others: tuple[Address, ...] = ()) -> None:
         super().__init__()
         self.others = others
-        self._bare_second = -1
-        self._bare_answers = 0
+        self._of_source = SourceLimit(Rate(SOURCE_DATAGRAMS_PER_SECOND, SOURCE_DATAGRAMS_BURST))
+        self._bare_of_source = SourceLimit(Rate(STUN_BARE_OF_SOURCE_PER_SECOND, STUN_BARE_OF_SOURCE_PER_SECOND))
+        self._bare = Buckets(Rate(STUN_BARE_PER_SECOND, STUN_BARE_PER_SECOND))
 
     def receive_datagram(self, data: bytes, source: Address, now: float) -> None:
         """Take one datagram; an answer that would be longer than the question is not given."""
+        if not self._of_source.take(source[0], now):
+            self._drop("source over its rate")
+            return
         if is_stun(data):
             self._on_stun(data, source, now)
             return
-        answer = self.answer_line(data, source)
+        answer = self._answer(data, source)
         if answer is None:
             return
         if len(answer) <= len(data):
@@ -40,14 +50,19 @@ class Observer(MachineBase):
         else:
             self._drop("question shorter than the answer")
 
-    def answer(self, probe: ReflexiveProbe, source: Address, cookie: str = "") -> ReflexiveAnswer:
-        """Return the -5 for `probe`; a source that has shown that it receives there may be given its `cookie`."""
+    def answer(self, probe: ReflexiveProbe, source: Address, cookie: str = "", key: str = "") -> ReflexiveAnswer:
+        """Return the -5 for `probe`; a source that receives there may be given its `cookie` and the server's `key`."""
         host, port = source
-        extra = Observed(host=host, port=port, cookie=cookie, other=self.others)
+        extra = Observed(host=host, port=port, cookie=cookie, key=key, other=self.others)
         return ReflexiveAnswer(mid=probe.mid, code=200, em="", extra=extra)
 
-    def answer_line(self, line: bytes, source: Address) -> bytes | None:
-        """Return the answer to one line of a TCP connection, None if it is no t=5."""
+    def receive_line(self, line: bytes, source: Address) -> tuple[bool, bytes | None]:
+        """Take one line of a TCP connection; return whether it was a message, and the answer if it was a t=5."""
+        malformed = self.dropped["malformed"]
+        answer = self._answer(line, source)
+        return self.dropped["malformed"] == malformed, answer
+
+    def _answer(self, line: bytes, source: Address) -> bytes | None:
         message = self._decode(line)
         if isinstance(message, ReflexiveProbe):
             return encode(self.answer(message, source))
@@ -69,14 +84,11 @@ class Observer(MachineBase):
             self._drop("malformed STUN")
             return
         response = encode_response(request.transaction_id, source)
-        if len(response) <= len(data) or self._may_answer_bare(now):
+        if len(response) <= len(data) or self._may_answer_bare(source[0], now):
             self._datagrams.append(Datagram(response, source))
         else:
             self._drop("bare STUN over its rate")
 
-    def _may_answer_bare(self, now: float) -> bool:
+    def _may_answer_bare(self, host: str, now: float) -> bool:
         """Ration the one answer that is longer than its question: a bare Binding request, as other people's clients send it."""
-        if int(now) != self._bare_second:
-            self._bare_second, self._bare_answers = int(now), 0
-        self._bare_answers += 1
-        return self._bare_answers <= STUN_BARE_PER_SECOND
+        return self._bare_of_source.take(host, now) and self._bare.take(None, now)

@@ -12,9 +12,11 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from p2ptunnel.addresses import canonical, probe_refusal, scope_of
 from p2ptunnel.defaults import PHASE_MIN, PHASE_ROUND_TRIPS, SYN_REPEAT
+from p2ptunnel.errors import InvalidAddressError
 from p2ptunnel.protocol.machine import Event
-from p2ptunnel.types import Address, Candidate
+from p2ptunnel.types import Address, Candidate, Transport
 from p2ptunnel.wire.messages import NatHints
 
 __all__ = [
@@ -27,12 +29,14 @@ __all__ = [
     "Nominate",
     "PunchStarted",
     "StopDialing",
+    "aim",
+    "own_candidates",
     "phase_length",
     "sends_low",
     "tcp_targets",
 ]
 
-FailureKind: TypeAlias = Literal["rendezvous-silent", "offline", "refused", "rate-limited", "timeout"]
+FailureKind: TypeAlias = Literal["rendezvous-silent", "offline", "refused", "rate-limited", "timeout", "forged", "key-changed"]
 
 
 class LocalView(msgspec.Struct, frozen=True):
@@ -137,10 +141,48 @@ def sends_low(role: Literal["caller", "callee"], phase: int, *, caller_can: bool
     return role == opener and (caller_can if role == "caller" else callee_can)
 
 
-def tcp_targets(candidates: tuple[Candidate, ...], peer: Address) -> tuple[Address, ...]:
+def aim(named: Address, candidates: tuple[Candidate, ...] | None, server: Address) -> Address | str:
+    """Return where a peer is, in its one spelling, or why nothing may be sent there.
+
+    The server names the address.  Of a peer that signs, the host must be one that it has signed, so that the server cannot aim
+    us at others.  Nobody signs for a program of the founding protocol; its address may lie no deeper inside than the server's
+    own: who is asked on loopback may name loopback, who is asked inside a private network may name addresses of such networks.
+
+    Args:
+        named: As the server has it.
+        candidates: The peer's signed ones; None of a program of the founding protocol.
+        server: As we reach it.
+    """
+    host, port = named
+    try:
+        address, asked = canonical(host), scope_of(canonical(server[0]))
+        signed = None if candidates is None else {canonical(candidate.host) for candidate in candidates}
+    except InvalidAddressError:
+        return "no numeric address"
+    if signed is not None and address not in signed:
+        return "an address that the peer has not signed"
+    is_near = signed is not None or asked in {"private", "loopback"}
+    refusal = probe_refusal(address, port, is_admitted=is_near, on_loopback=asked == "loopback")
+    return refusal or (str(address), port)
+
+
+def own_candidates(proto: Transport, seen: Address, server: Address) -> tuple[Candidate, ...]:
+    """Return the candidate of a port of ours that the server sees at `seen`; none, if no peer would send there."""
+    candidate = Candidate("srflx", proto, *seen)
+    return () if isinstance(aim(seen, (candidate,), server), str) else (candidate,)
+
+
+def tcp_targets(candidates: tuple[Candidate, ...], peer: Address, server: Address) -> tuple[Address, ...]:
     """Return where to send SYNs: the peer's TCP candidates, or its UDP address if it names none (the founding protocol).
 
     Only ports are taken from candidates, never another host than the one the server has seen: nobody can aim us at others.
+
+    Args:
+        candidates: The peer's.
+        peer: What `aim` returned.
+        server: As we reach it.
     """
-    targets = tuple(dict.fromkeys(c.address for c in candidates if c.proto == "tcp" and c.port and c.host == peer[0]))
+    named = (candidate.address for candidate in candidates if candidate.proto == "tcp")
+    aimed = (aim(address, candidates, server) for address in named)
+    targets = tuple(dict.fromkeys(address for address in aimed if not isinstance(address, str) and address[0] == peer[0]))
     return targets or (peer,)

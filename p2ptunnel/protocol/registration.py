@@ -12,6 +12,8 @@ from p2ptunnel.defaults import (
     COOKIELESS_PAD_BYTES,
     HEARTBEAT_MAX,
     HEARTBEAT_MIN,
+    RECALL_MAX,
+    RECALL_MIN,
     RECONNECT_CAP,
     RECONNECT_FACTOR,
     RECONNECT_FIRST,
@@ -45,6 +47,7 @@ __all__ = [
     "RegistrationRefused",
     "RegistrationState",
     "RegistrationTrigger",
+    "ServerUnproven",
 ]
 
 
@@ -125,6 +128,10 @@ class RegistrationLost(Event, frozen=True):
     retry_in: float
 
 
+class ServerUnproven(Event, frozen=True):
+    """Whoever answers is not the server whose key was given to us; nothing of ours counts there."""
+
+
 class Left(Event, frozen=True):
     """The registration is over."""
 
@@ -132,8 +139,17 @@ class Left(Event, frozen=True):
 class Credentials(Protocol):
     """Who registers: signs the body of t=1 with the peer's key."""
 
+    @property
+    def server_key(self) -> str:
+        """The server's public key as text if it was given to us, else empty."""
+        ...
+
     def register_extra(self, *, cookie: str, server_key: str, at_least_ts: int) -> RegisterExtra:
         """Return a freshly signed body; its `ts` is above `at_least_ts` and above that of any body before."""
+        ...
+
+    def is_proven(self, answer: Observed) -> bool:
+        """Tell whether the server that answered our last body holds the key that was given to us, if one was."""
         ...
 
 
@@ -151,15 +167,16 @@ class Registration(MachineBase):
         self.observed: Address | None = None
         self.rtt: float | None = None
         self.cookie = ""
+        self.server_key = credentials.server_key
         self._credentials = credentials
         self._entropy = entropy
         self._requester = Requester(entropy)
         self._epoch = 0
-        self._server_key = ""
         self._ts = 0
         self._failures = 0
         self._challenges = 0
         self._timer: float | None = None
+        self._is_recalled = False
 
     def start(self, now: float) -> None:
         """Register.
@@ -195,7 +212,7 @@ class Registration(MachineBase):
             case RegisterAnswer():
                 self._on_answer(self._requester.answered(1, message.mid, source), message, now)
             case HeartbeatAnswer():
-                self._on_heartbeat_answer(self._requester.answered(2, message.mid, source), message, now)
+                self._on_heartbeat_answer(message, source, now)
             case LeaveAnswer():
                 if self._requester.answered(3, message.mid, source) is None:
                     self._drop("unexpected answer")
@@ -215,11 +232,11 @@ class Registration(MachineBase):
         if self._timer is None or now < self._timer:
             return
         self._timer = None
-        if self.state is RegistrationState.REGISTERED:
+        if self.state is RegistrationState.REGISTERED and not self._is_recalled:
             self._heartbeat(now)
-        else:
-            self._move(RegistrationTrigger.RETRY)
-            self._register(now)
+            return
+        self._move(RegistrationTrigger.UNKNOWN if self._is_recalled else RegistrationTrigger.RETRY)
+        self._register(now)
 
     def next_deadline(self) -> float | None:
         """Return when something is due."""
@@ -242,12 +259,13 @@ class Registration(MachineBase):
 
     def _register(self, now: float) -> None:
         self._requester.cancel()
-        extra = self._credentials.register_extra(cookie=self.cookie, server_key=self._server_key, at_least_ts=self._ts)
+        self._is_recalled = False
+        extra = self._credentials.register_extra(cookie=self.cookie, server_key=self.server_key, at_least_ts=self._ts)
         self._request(Register(mid=new_mid(self._entropy), ltag=self.tag, extra=extra), now)
 
     def _heartbeat(self, now: float) -> None:
         self._requester.cancel(2)
-        self._timer = None
+        self._timer, self._is_recalled = None, False
         self._request(Heartbeat(mid=new_mid(self._entropy), ltag=self.tag, extra=EpochExtra(epoch=self._epoch)), now)
 
     def _on_answer(self, request: Request | None, message: RegisterAnswer, now: float) -> None:
@@ -256,14 +274,9 @@ class Registration(MachineBase):
             return
         extra = message.extra or Observed()
         if message.code == 401 and extra.cookie and self._challenges < 3:
-            self._challenges += 1
-            self.cookie, self._server_key, self._ts = extra.cookie, extra.key or self._server_key, max(self._ts, extra.ts)
-            self._move(RegistrationTrigger.CHALLENGED)
-            try:
-                self._register(now)
-            except ValueError:  # the credentials cannot sign what it sent: a key that is none, a counter at its end
-                self._server_key, self._ts = "", 0
-                self._refused(400, "its challenge is malformed", 0.0, now)
+            self._on_challenge(extra, now)
+        elif message.code == 200 and not self._credentials.is_proven(extra):
+            self._unproven(now)
         elif message.code == 200 and extra.host:
             self._challenges = self._failures = 0
             self._move(RegistrationTrigger.ACCEPTED)
@@ -275,6 +288,27 @@ class Registration(MachineBase):
         else:
             self._refused(message.code, message.em, extra.retry_after, now)
 
+    def _on_challenge(self, extra: Observed, now: float) -> None:
+        """Sign for the server and the cookie that the answer names; once we were given a key, for no other."""
+        if self._credentials.server_key and extra.key != self._credentials.server_key:
+            self._unproven(now)
+            return
+        self._challenges += 1
+        self.cookie, self.server_key, self._ts = extra.cookie, extra.key, max(self._ts, extra.ts)
+        self._move(RegistrationTrigger.CHALLENGED)
+        try:
+            self._register(now)
+        except ValueError:  # the credentials cannot sign what it sent: a key that is none, a counter at its end
+            self.server_key, self._ts = "", 0
+            self._refused(400, "its challenge is malformed", 0.0, now)
+
+    def _unproven(self, now: float) -> None:
+        """Treat a server that is not ours as one that is silent, and say so: the right one may be back later."""
+        self._challenges = 0
+        self._move(RegistrationTrigger.REFUSED)
+        self._timer = now + RECONNECT_CAP
+        self._events.append(ServerUnproven())
+
     def _refused(self, code: int, text: str | None, retry_after: float, now: float) -> None:
         self._challenges = 0
         self._move(RegistrationTrigger.REFUSED)
@@ -282,17 +316,27 @@ class Registration(MachineBase):
         self._timer = now + wait
         self._events.append(RegistrationRefused(code, clean(text or ""), wait))
 
-    def _on_heartbeat_answer(self, request: Request | None, message: HeartbeatAnswer, now: float) -> None:
+    def _on_heartbeat_answer(self, message: HeartbeatAnswer, source: Address, now: float) -> None:
+        request = self._requester.answered(2, message.mid, source)
+        extra = message.extra or Observed()
+        if request is None and source == self.server and self._is_recall(message.code, extra):
+            self._is_recalled = True
+            self._timer = now + RECALL_MIN + (RECALL_MAX - RECALL_MIN) * self._entropy.random()
+            return
         if request is None or self.state is not RegistrationState.REGISTERED:
             self._drop("unexpected answer")
             return
-        extra = message.extra or Observed()
         self.cookie = extra.cookie or self.cookie
         if message.code == 200:
             self._observe(extra, now)
         else:
             self._move(RegistrationTrigger.UNKNOWN)
             self._register(now)
+
+    def _is_recall(self, code: int, extra: Observed) -> bool:
+        """Tell whether a restarted server asks us to come back: only that server knows the epoch of our registration."""
+        is_ours = self.state is RegistrationState.REGISTERED and 0 < extra.epoch == self._epoch
+        return code == 401 and is_ours and not self._is_recalled
 
     def _observe(self, extra: Observed, now: float) -> None:
         seen = (extra.host, extra.port) if extra.host else self.observed

@@ -6,11 +6,23 @@ Rule: a connection costs bounded memory and bounded time at once, and one that s
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from p2ptunnel.defaults import CONTROL_CONNECTIONS_MAX, CONTROL_FIRST_LINE, CONTROL_IDLE, DATAGRAM_MAX_BYTES
+from p2ptunnel.defaults import (
+    CONTROL_FIRST_LINE,
+    CONTROL_IDLE,
+    CONTROL_LINE,
+    CONTROL_QUIET,
+    CONTROL_UNREAD,
+    DATAGRAM_MAX_BYTES,
+    SOURCE_LINES_BURST,
+    SOURCE_LINES_PER_SECOND,
+)
+from p2ptunnel.protocol.limits import Rate, SourceLimit
+from p2ptunnel.server.doorman import Doorman
 from p2ptunnel.types import Address
 
 __all__ = ["ControlConnection", "ControlConnections"]
@@ -23,17 +35,19 @@ class ControlConnections:
     """The TCP connections of one listener, by number.
 
     Args:
-        on_line: `(line without its end, source, connection)`.
+        on_line: `(line without its end, source, connection)`; returns whether it was a message.
         on_closed: `(connection)`.
 
     Attributes:
-        cut_off: How many connections were ended here, by reason.
+        cut_off: How many connections were ended here, and lines not taken, by reason.
     """
 
-    def __init__(self, on_line: Callable[[bytes, Address, int], None], on_closed: Callable[[int], None]) -> None:
+    def __init__(self, on_line: Callable[[bytes, Address, int], bool], on_closed: Callable[[int], None]) -> None:
         self.cut_off: Counter[str] = Counter()
         self._on_line = on_line
         self._on_closed = on_closed
+        self._doorman = Doorman(random.SystemRandom())
+        self._lines_of_source = SourceLimit(Rate(SOURCE_LINES_PER_SECOND, SOURCE_LINES_BURST))
         self._last = 0
         self._open: dict[int, ControlConnection] = {}
         self._is_closed = False
@@ -59,57 +73,106 @@ class ControlConnections:
             protocol.abort()
 
     def opened(self, protocol: ControlConnection) -> None:
-        """Take note of a connection; cut it off if there are too many."""
+        """Take note of a connection; cut it off if it cannot stay."""
         self._open[protocol.number] = protocol
+        refusal = self._doorman.enter(protocol.number, protocol.source[0], protocol.now)
         if self._is_closed:
             protocol.abort()
-        elif len(self._open) > CONTROL_CONNECTIONS_MAX:
-            protocol.cut_off("too many connections")
+        elif refusal:
+            protocol.cut_off(refusal)
 
-    def received(self, line: bytes, protocol: ControlConnection) -> None:
-        """Hand a line on."""
-        self._on_line(line, protocol.source, protocol.number)
+    def fell_silent(self, protocol: ControlConnection) -> None:
+        """Take note that a connection has not spoken yet; it, or another silent one, may have to go."""
+        victim = self._doorman.fell_silent(protocol.number)
+        if victim is not None:
+            number, why = victim
+            self._doorman.spoke(number)  # it is gone in the next turn only, and must not be drawn twice
+            self._open[number].cut_off(why)
+
+    def received(self, line: bytes, protocol: ControlConnection, *, is_first: bool) -> bool:
+        """Hand a line on; return whether there may be more of them: who begins with junk is cut off."""
+        if not self._lines_of_source.take(protocol.source[0], protocol.now):
+            self.cut_off["line over its source's rate"] += 1
+            return True
+        if self._on_line(line, protocol.source, protocol.number) or not is_first:
+            self._doorman.spoke(protocol.number)
+            return True
+        self.punish(protocol, "junk")
+        return False
+
+    def punish(self, protocol: ControlConnection, why: str) -> None:
+        """Cut off a connection that does not speak our language, and its source for a while."""
+        self._doorman.punish(protocol.number, protocol.now)
+        protocol.cut_off(why)
 
     def closed(self, protocol: ControlConnection) -> None:
         """Forget a connection."""
         del self._open[protocol.number]
+        self._doorman.leave(protocol.number)
         self._on_closed(protocol.number)
 
 
 class ControlConnection(asyncio.Protocol):
-    """One connection: splits lines, cuts off who is silent, sends junk or does not read."""
+    """One connection: splits lines, cuts off who is silent, slow, sends junk or does not read."""
 
     def __init__(self, connections: ControlConnections, number: int) -> None:
         self.number = number
         self.source: Address = ("", 0)
         self._connections = connections
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._rest = b""
+        self._has_spoken = False
         self._timer: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
+
+    @property
+    def now(self) -> float:
+        """The loop's time."""
+        return self._loop.time()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin, unless there are too many."""
+        """Begin, unless it cannot stay."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        transport.set_write_buffer_limits(high=0)  # so that we hear of the first byte that is not taken
         self.source = transport.get_extra_info("peername")[:2]
-        self._wait(CONTROL_FIRST_LINE)
+        self._timer = self._loop.call_later(CONTROL_QUIET, self._on_quiet)
         self._connections.opened(self)
 
     def data_received(self, data: bytes) -> None:
         """Hand on whole lines; one longer than a datagram may be, or too many at once, end the connection."""
+        had_rest = bool(self._rest)
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(lines) > _LINES_AT_ONCE:
             self.cut_off("too many lines")
         elif max(map(len, (*lines, self._rest))) > DATAGRAM_MAX_BYTES:
-            self.cut_off("line too long")
+            self._connections.punish(self, "line too long")
         elif lines:
-            self._wait(CONTROL_IDLE)
-            for line in lines:
-                self._connections.received(line, self)
+            self._take(lines)
+        elif self._has_spoken and not had_rest:  # only a whole line is a reason to wait longer
+            self._wait(CONTROL_LINE, "slow")
+
+    def _take(self, lines: list[bytes]) -> None:
+        for line in lines:
+            is_first, self._has_spoken = not self._has_spoken, True
+            if not self._connections.received(line, self, is_first=is_first):
+                return
+        self._wait(*((CONTROL_LINE, "slow") if self._rest else (CONTROL_IDLE, "silent")))
+
+    def pause_writing(self) -> None:
+        """Begin to count: the kernel takes no more for this connection."""
+        self._unread = self._loop.call_later(CONTROL_UNREAD, self.cut_off, "does not read")
+
+    def resume_writing(self) -> None:
+        """Stop counting: all has been taken."""
+        if self._unread is not None:
+            self._unread.cancel()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
         self._stop_waiting()
+        self.resume_writing()
         self._connections.closed(self)
 
     def send(self, line: bytes) -> None:
@@ -130,11 +193,17 @@ class ControlConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once."""
         assert self._transport is not None
+        self._stop_waiting()
+        self.resume_writing()
         self._transport.abort()
 
-    def _wait(self, seconds: float) -> None:
+    def _on_quiet(self) -> None:
+        self._wait(CONTROL_FIRST_LINE - CONTROL_QUIET, "silent")
+        self._connections.fell_silent(self)
+
+    def _wait(self, seconds: float, reason: str) -> None:
         self._stop_waiting()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self.cut_off, "silent")
+        self._timer = self._loop.call_later(seconds, self.cut_off, reason)
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:

@@ -14,27 +14,57 @@ import secrets
 import socket
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from types import TracebackType
 from typing import Final, Self
 
+import msgspec
+
 from p2ptunnel.defaults import RENDEZVOUS_PORT
 from p2ptunnel.errors import AddressInUseError, BindError, ConfigError, LocalProtocolError
-from p2ptunnel.identity.registration import verify_registration
+from p2ptunnel.identity.judge import Judge
+from p2ptunnel.identity.keys import Identity
 from p2ptunnel.net.filter import attach_filter
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
-from p2ptunnel.protocol.broker import Broker, Endpoint, LineToSend
+from p2ptunnel.protocol.broker import Broker, LineToSend
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.observer import Observer
+from p2ptunnel.protocol.tags import TagBook
 from p2ptunnel.server.control import ControlConnections
+from p2ptunnel.server.keeper import TagKeeper
+from p2ptunnel.server.registry import TagStore
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Address, format_address
 
-__all__ = ["Rendezvous"]
+__all__ = ["Rendezvous", "ServerStats"]
 
 _PORT_TRIES: Final = 16
 _BACKLOG: Final = 1024
 _EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - what nobody can be told to ask
+
+
+class ServerStats(msgspec.Struct, frozen=True):
+    """How a server stands; counts are since it was made.
+
+    Attributes:
+        online: Registered peers.
+        tags: Tags that a key owns.
+        attempts: Introductions under way.
+        connections: TCP connections.
+        received: UDP datagrams that came past the kernel's filter.
+        sent: UDP datagrams.
+        unwritten: How often the store could not be written.
+        dropped: What was not taken and who was cut off, by reason.
+    """
+
+    online: int
+    tags: int
+    attempts: int
+    connections: int
+    received: int
+    sent: int
+    unwritten: int
+    dropped: dict[str, int]
 
 
 class Rendezvous:
@@ -46,6 +76,10 @@ class Rendezvous:
             told these addresses as they are written here.
         compat_seed: Also serve programs written from the founding document alone (see docs/how-to/rendezvous.md for what
             that gives up).
+        identity: The server's own key, which registrations are signed for; None: nobody can tell it from another.
+        store: Where owned tags outlive the server; None: nowhere.  Closed with the server.
+        join_token: What members must know; empty: everybody is served.
+        members: The public keys, as text, of whom it serves; None: everybody.
         tracer: Gets every event of the broker.
 
     Raises:
@@ -58,6 +92,10 @@ class Rendezvous:
         *,
         alt_listen: Sequence[Address] = (),
         compat_seed: bool = False,
+        identity: Identity | None = None,
+        store: TagStore | None = None,
+        join_token: str = "",
+        members: Container[str] | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         for address in alt_listen:
@@ -68,13 +106,16 @@ class Rendezvous:
         self._alt_listen = tuple(alt_listen)
         self._trace = tracer or Tracer()
         self._observer = Observer()
+        self._tags = TagBook()
         self._broker = Broker(
             secrets.token_bytes(32),
             random.SystemRandom(),
-            verify_registration,
+            Judge(identity, join_token=join_token, members=members),
+            tags=self._tags,
             compat_seed=compat_seed,
             observer=self._observer,
         )
+        self._keeper = None if store is None else TagKeeper(store)
         self._services: list[_Service] = []
 
     @property
@@ -98,8 +139,22 @@ class Rendezvous:
         """How often something that came was dropped, or a connection cut off, by reason."""
         counts = self._broker.dropped + self._observer.dropped
         for service in self._services:
-            counts += service.connections.cut_off
+            counts += service.dropped
         return counts
+
+    @property
+    def stats(self) -> ServerStats:
+        """How the server stands."""
+        return ServerStats(
+            online=len(self._broker.registrar.online),
+            tags=len(self._tags),
+            attempts=self._broker.attempts,
+            connections=sum(len(service.connections) for service in self._services),
+            received=sum(service.driver.udp.received for service in self._services),
+            sent=sum(service.driver.udp.sent for service in self._services),
+            unwritten=0 if self._keeper is None else self._keeper.failures,
+            dropped=dict(self.dropped),
+        )
 
     async def start(self) -> None:
         """Bind and serve; starting twice is fine.
@@ -108,27 +163,35 @@ class Rendezvous:
             AddressInUseError: Another program has a port, for UDP or for TCP; nothing stays open.
             BindError: An address is not ours; nothing stays open.
             InvalidAddressError: An address is not numeric.
+            StoreError: The store cannot be read.
         """
         if self._services:
             return
         try:
+            if self._keeper is not None:
+                await self._keeper.load(self._tags)
             self._services.append(_BrokerService(self._broker, *_bind_both(self._listen, self._trace), self._trace))
             for address in self._alt_listen:
                 self._services.append(_ObserverService(Observer(), *_bind_both(address, self._trace)))
             self._observer.others = tuple(service.address for service in self._services[1:])
             for service in self._services:
                 await service.start()
+            if self._keeper is not None:
+                self._keeper.start(self._broker.registrar)
+                self._services[0].driver.wake()
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
-        """Stop serving; closing twice is fine."""
+        """Stop serving, and write what is to be kept; closing twice is fine."""
         services, self._services = self._services, []
         for service in services:
             service.close()
         for service in services:
             await service.wait_closed()
+        if self._keeper is not None:
+            await self._keeper.close()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -149,6 +212,11 @@ class _Service(abc.ABC):
         self.driver: Final = UdpDriver(machine, udp, self.on_event)
         self._listener: Final = listener
         self._server: asyncio.Server | None = None
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """What was dropped here, and nowhere else."""
+        return self.connections.cut_off
 
     async def start(self) -> None:
         """Serve."""
@@ -180,8 +248,8 @@ class _Service(abc.ABC):
         """Do what the machine wants done."""
 
     @abc.abstractmethod
-    def on_line(self, line: bytes, source: Address, connection: int) -> None:
-        """Take a line."""
+    def on_line(self, line: bytes, source: Address, connection: int) -> bool:
+        """Take a line; return whether it was a message."""
 
     @abc.abstractmethod
     def on_closed(self, connection: int) -> None:
@@ -203,10 +271,11 @@ class _BrokerService(_Service):
         else:
             self._trace("server", type(event).__name__, **event.facts())
 
-    def on_line(self, line: bytes, source: Address, connection: int) -> None:
+    def on_line(self, line: bytes, source: Address, connection: int) -> bool:
         """Give it to the broker."""
-        self._broker.receive(line, Endpoint(source, connection), time.monotonic())
+        is_message = self._broker.receive_line(line, source, connection, time.monotonic())
         self.driver.wake()
+        return is_message
 
     def on_closed(self, connection: int) -> None:
         """Tell the broker: whoever registered over it cannot be reached any more."""
@@ -221,14 +290,20 @@ class _ObserverService(_Service):
         super().__init__(observer, udp, listener)
         self._observer = observer
 
+    @property
+    def dropped(self) -> Counter[str]:
+        """What was dropped by this observer, too."""
+        return self.connections.cut_off + self._observer.dropped
+
     def on_event(self, event: Event) -> None:
         """An observer has nothing to report."""
 
-    def on_line(self, line: bytes, source: Address, connection: int) -> None:
+    def on_line(self, line: bytes, source: Address, connection: int) -> bool:
         """Answer it, if it is a question."""
-        answer = self._observer.answer_line(line, source)
+        is_message, answer = self._observer.receive_line(line, source)
         if answer is not None:
             self.connections.send(connection, answer)
+        return is_message
 
     def on_closed(self, connection: int) -> None:
         """Nothing is kept of a connection."""

@@ -24,6 +24,9 @@ from p2ptunnel.wire.frames import HEADER, Frame, decode, payload_length
 
 __all__ = ["Channel", "Consumer"]
 
+_TURN_SLOW: Final = 0.005  # seconds that one channel may take while others wait
+_TURN_MIN_BYTES: Final = 4096
+
 
 class Consumer(Protocol):
     """Who takes what a channel decrypts."""
@@ -66,6 +69,8 @@ class Channel(asyncio.BufferedProtocol):
         self._is_ending = False  # the end has been read, and what came before it is being handed on
         self._paused_at = 0.0
         self._written = 0  # bytes since the kernel last had room
+        self._has_eof = False  # the transport closes in the next turn: nothing is put off any more
+        self._turn_bytes = _TURN_MIN_BYTES  # what is decrypted and handed on before others have their turn
         self._room: Room | None = None
         self.batch_bytes = BATCH_FIRST_BYTES
         """What to write at a time: so much as the path takes in a few milliseconds, since all else waits behind it."""
@@ -79,7 +84,9 @@ class Channel(asyncio.BufferedProtocol):
     @property
     def is_writable(self) -> bool:
         """Whether `write` would reach the transport now and not pile up."""
-        return not self._is_paused and not self._is_ending and self._end is None
+        if self._is_paused or self._is_ending or self._end is not None:
+            return False
+        return self._transport is not None and not self._transport.is_closing()
 
     @property
     def seconds_without_ack(self) -> float | None:
@@ -129,10 +136,16 @@ class Channel(asyncio.BufferedProtocol):
             ChannelLostError: The connection broke.
             RemoteProtocolError: It is no frame.
         """
-        header = await self._read_exactly(HEADER.size)
-        return decode(header + await self._read_exactly(payload_length(header)))
+        header = await self.read_exactly(HEADER.size)
+        return decode(header + await self.read_exactly(payload_length(header)))
 
-    async def _read_exactly(self, count: int) -> bytes:
+    async def read_exactly(self, count: int) -> bytes:
+        """Return the next `count` bytes; not a byte behind them is read.
+
+        Raises:
+            ssl.SSLError: The bytes were damaged, or the other side refused the handshake after all.
+            ChannelLostError: The connection broke.
+        """
         data = b""
         while len(data) < count:
             try:
@@ -234,6 +247,7 @@ class Channel(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """Learn that the socket has ended; whether TLS had said so before is seen when it is read."""
         self._incoming.write_eof()
+        self._has_eof = True
         if self._end is None:
             self._advance()
         return False
@@ -261,6 +275,9 @@ class Channel(asyncio.BufferedProtocol):
         self._is_paused = False
         self._written = 0
         self._adapt(asyncio.get_running_loop().time() - self._paused_at)
+        asyncio.get_running_loop().call_soon(self._write_on)  # not from within the transport's own write (CPython 156512)
+
+    def _write_on(self) -> None:
         if self._consumer is not None and self._end is None:
             self._consumer.writable()
 
@@ -290,24 +307,50 @@ class Channel(asyncio.BufferedProtocol):
         self._arrived.set()
 
     def _decrypt(self, consumer: Consumer) -> None:
-        """Decrypt and hand on everything that is whole, then the end if it has come."""
-        used = BATCH_BYTES
+        """Decrypt and hand on everything that is whole, then the end if it has come.
+
+        Bytes that cost much, as frames of one byte do, are taken in small portions, and between them everybody else has a turn.
+        """
         end: ChannelError | None = None
-        while used == BATCH_BYTES and end is None and self._end is None:
-            used, end = self._fill_plain()
+        is_more, is_slow = True, False
+        while is_more and (self._has_eof or not is_slow) and self._end is None:
+            limit = self._turn_bytes
+            used, end = self._fill_plain(limit)
+            is_more = used == limit and end is None
             self._is_ending = end is not None  # an answer now would fail, and hide both the bytes and the reason
             if used:
-                consumer.data_received(self._plain[:used])
+                is_slow = self._hand_on(consumer, used)
         if end is not None:
             self._fail(end)
+        elif is_more and self._end is None:
+            assert self._transport is not None
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._decrypt_on, consumer)
         self._flush()  # TLS may have something to answer, such as a new key
 
-    def _fill_plain(self) -> tuple[int, ChannelError | None]:
+    def _decrypt_on(self, consumer: Consumer) -> None:
+        if self._end is None and self._transport is not None:
+            self._transport.resume_reading()
+            self._decrypt(consumer)
+
+    def _hand_on(self, consumer: Consumer, used: int) -> bool:
+        """Hand on what was decrypted; tell whether that took so long that others are due."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        consumer.data_received(self._plain[:used])
+        is_slow = loop.time() - began > _TURN_SLOW
+        if is_slow:
+            self._turn_bytes = max(self._turn_bytes // 2, _TURN_MIN_BYTES)
+        elif used == self._turn_bytes:
+            self._turn_bytes = min(self._turn_bytes * 2, BATCH_BYTES)
+        return is_slow
+
+    def _fill_plain(self, limit: int) -> tuple[int, ChannelError | None]:
         """Decrypt records one behind the other; return how many bytes there are, and the end if it follows them."""
         used = 0
         try:
-            while used < BATCH_BYTES:
-                count = cast("int", self.tls.read(BATCH_BYTES, self._plain[used:]))  # with a buffer it returns a count
+            while used < limit:
+                count = cast("int", self.tls.read(limit, self._plain[used:limit]))  # with a buffer it returns a count
                 if not count:
                     return used, ChannelClosedError("the peer")
                 used += count

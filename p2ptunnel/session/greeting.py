@@ -51,6 +51,9 @@ class _Transcript(msgspec.Struct, frozen=True):
         keys = (self.caller.key.raw, self.callee.key.raw, self.caller.leaf, self.callee.leaf)
         return signed_bytes(purpose, *keys, self.selector, self.session, self.nonce)
 
+    def __repr__(self) -> str:
+        return f"_Transcript({self.caller.key.short} to {self.callee.key.short})"
+
 
 async def greet(
     channel: Channel,

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TypeAlias
 import msgspec
 
 from p2ptunnel.defaults import (
+    ACCESS_TICK,
     CHANNELS_MAX,
     CLOSE_GRACE,
     JOIN_PATIENCE,
@@ -37,6 +38,7 @@ from p2ptunnel.errors import (
     StoreError,
 )
 from p2ptunnel.events import (
+    ApprovalAwaited,
     ChannelLost,
     ChannelOpened,
     PathChanged,
@@ -59,12 +61,24 @@ from p2ptunnel.session.standby import Standbys
 from p2ptunnel.session.stream import SessionStream
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Path, Tag, format_address
-from p2ptunnel.wire.frames import Data, Fin, GoAway, GoAwayCode, Open, Opened, Reset, ResetCode
+from p2ptunnel.wire.frames import (
+    Capability,
+    Data,
+    Fin,
+    GoAway,
+    GoAwayCode,
+    Open,
+    Opened,
+    Reset,
+    ResetCode,
+    Waiting,
+)
 
 __all__ = ["Session", "SessionOptions", "SessionState"]
 
 _log: Final = logging.getLogger("p2ptunnel.session")
 _numbers: Final = itertools.count(1)
+_DELIVERY_LOOK: Final = 0.05  # seconds
 _TASKS_MAX: Final = 2 * STREAMS_MAX  # a peer that opens and resets without end must not leave a server busy for each
 
 
@@ -221,6 +235,17 @@ class Session:
         """Return how many bytes of a stream were sent and are not acknowledged."""
         return self._endpoint.unacknowledged_of().get(stream_id, 0)
 
+    async def delivered(self, stream_id: int) -> None:
+        """Wait until the peer has acknowledged every byte of a stream.
+
+        Raises:
+            ChannelError: The session ended before.
+        """
+        while self.unacknowledged_of(stream_id):
+            await _wait(self.closed, _DELIVERY_LOOK)
+            if self.error is not None:
+                raise self.error
+
     # --- streams ------------------------------------------------------------------------------------------------------
 
     def open(self, service: str, *, interactive: bool = True) -> SessionStream:
@@ -243,22 +268,42 @@ class Session:
         self.settle(stream_id)
         return stream
 
-    async def open_confirmed(self, service: str, *, interactive: bool = True) -> SessionStream:
+    async def open_confirmed(
+        self, service: str, *, interactive: bool = True, on_asked: Callable[[float], None] | None = None
+    ) -> SessionStream:
         """Open a stream and wait until the peer has accepted it; cancelling it resets the stream.
+
+        Args:
+            service: As for `open`.
+            interactive: As for `open`.
+            on_asked: Called with the seconds for which the peer's owner is asked, if that is so.
 
         Raises:
             AccessDeniedError: The service does not exist there or is not ours; `granted` lists what is.
+            ApprovalTimeoutError: The peer's owner was asked, and has not answered.
             TargetRefusedError: What the service stands for cannot be reached from there.
             ChannelError: As for `open`, or the session ended meanwhile.
             LocalProtocolError: `service` is no name.
         """
         stream = self.open(service, interactive=interactive)
+        stream.on_asked = on_asked
         try:
             await stream.opened()
         except BaseException:
             stream.abort()
             raise
         return stream
+
+    def show(self, ticket: bytes) -> None:
+        """Show the peer a ticket that it has signed: streams that are opened from now on go by it.
+
+        Raises:
+            ChannelError: The session has ended, or is ending.
+        """
+        if error := self.error or self._leaving:
+            raise error.with_traceback(None)
+        self._mux.show(ticket)
+        self._flush_soon()
 
     # --- channels -----------------------------------------------------------------------------------------------------
 
@@ -390,7 +435,7 @@ class Session:
     async def close(self, grace: float = CLOSE_GRACE) -> None:
         """End the session: no new streams, `grace` seconds for the open ones, then goodbye.  Closing twice is fine.
 
-        Cancelling it ends the session at once.
+        Cancelling it ends the session at once; the goodbye is still sent.
         """
         try:
             if self.error is None:
@@ -401,6 +446,10 @@ class Session:
                 self._leave()
             for channel in self._channels:
                 await _wait(channel.gone, CLOSE_GRACE)
+        except asyncio.CancelledError:
+            if self.error is None:  # who is waited for no longer still hears that it is over, and does not look for us
+                self._leave()
+            raise
         finally:
             self.abort()
         await asyncio.gather(*(channel.gone.wait() for channel in self._channels))
@@ -411,6 +460,12 @@ class Session:
         self._end(ChannelClosedError(f"us: {reason}" if reason else "us"))
         for channel in self._channels:
             channel.abort()
+
+    def dismiss(self, reason: str) -> None:
+        """End the session at once, and tell the peer why: it does not try to go on."""
+        if self.error is None:
+            self._go_away(GoAwayCode.CLOSED, reason)
+            self._leave()
 
     def _go_away(self, code: GoAwayCode, reason: str = "") -> None:
         self._leaving = self._leaving or ChannelClosedError(f"us: {reason}" if reason else "us")
@@ -594,6 +649,13 @@ class Session:
             case Opened(stream_id):
                 if stream := self._streams.get(stream_id):
                     stream.on_opened()
+            case Waiting(stream_id, patience):
+                if stream := self._streams.get(stream_id):
+                    self._tell(ApprovalAwaited(tag=self.tag, service=stream.service, patience=patience))
+                    stream.on_waiting(patience)
+            case Capability(ticket):
+                if self._access is not None:
+                    self._access.show(self.peer_key, ticket)
             case Reset(stream_id):
                 if stream := self._streams.get(stream_id):
                     stream.on_reset(event)
@@ -710,9 +772,9 @@ class Session:
 
     @property
     def _patience(self) -> float:
-        """For how many seconds another channel is waited for; without streams, hardly anybody misses it."""
+        """For how many seconds another channel is waited for; little without streams, and where one side is about to go."""
         is_used = self._streams or self._endpoint.unacknowledged
-        return self._resume_timeout if is_used else min(self._resume_timeout, RESUME_LINGER)
+        return self._resume_timeout if is_used and not self._leaving else min(self._resume_timeout, RESUME_LINGER)
 
     def _check_patience(self, now: float) -> None:
         if self._suspended_at is None:
@@ -763,7 +825,8 @@ class Session:
         if self._timer is not None:
             self._timer.cancel()
         self._pace = self._endpoint.pace(now)
-        self._due = min(self._endpoint.next_deadline(now), now + SESSION_TICK)
+        tick = min(ACCESS_TICK, SESSION_TICK) if self._access is not None and self._streams else SESSION_TICK
+        self._due = min(self._endpoint.next_deadline(now), now + tick)
         self._timer = self._loop.call_at(self._due, self._on_timer)
 
     def _on_timer(self) -> None:
@@ -798,15 +861,23 @@ class Session:
                 self._settle()
 
     def _check_access(self, access: Access) -> None:
-        """End the session of a peer that is no longer admitted."""
+        """End the session of a peer that is no longer admitted, and the streams of grants that hold no more."""
         try:
             is_admitted = self.peer_key in access.admitted()
+            revoked = [stream for stream in self._streams.values() if not (stream.is_ours or self._holds(access, stream))]
         except StoreError as error:  # what runs goes on; nothing new is let in
             self._trace("session", "access_unreadable", reason=str(error))
             return
         if not is_admitted:
             self._go_away(GoAwayCode.REVOKED, "access was revoked")
             self._leave()
+            return
+        for stream in revoked:
+            self._trace("session", "stream_revoked", tag=self.tag, service=stream.service)
+            stream.refuse(ResetCode.NOT_YOURS, "access was revoked")
+
+    def _holds(self, access: Access, stream: SessionStream) -> bool:
+        return access.may_open(self.peer_key, stream.service) if stream.holds is None else stream.holds()
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -25,6 +25,14 @@ class OpenRequest:
         self._stream: Final = stream
         self._is_decided = False
 
+    def hold_while(self, holds: Callable[[], bool]) -> None:
+        """Reset the stream once `holds` says no; it is asked about twice a second, may raise StoreError, and cannot wait."""
+        self._stream.holds = holds
+
+    def wait(self, patience: float) -> None:
+        """Tell the peer that somebody is asked, who may take so many seconds."""
+        self._stream.wait(patience)
+
     def accept(self) -> SessionStream:
         """Tell the peer that its stream is open, and return it; it is the caller's to close.
 

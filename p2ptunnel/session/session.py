@@ -33,6 +33,7 @@ __all__ = [
     "accept_session",
     "add_channel",
     "connect_session",
+    "fresh_channel",
     "resume_session",
 ]
 
@@ -71,7 +72,7 @@ async def connect_session(
         RemoteProtocolError: The peer broke the protocol.
         OSError: The pipe was broken before.
     """
-    async with _channel(pipe, _pinned(identity, peer_key), callee=False) as channel:
+    async with fresh_channel(pipe, _pinned(identity, peer_key), callee=False) as channel:
         granted = await greet(channel, identity, tag, peer_key, selector)
         return Session(
             channel,
@@ -107,7 +108,7 @@ async def resume_session(session: Session, pipe: Pipe, *, identity: Identity, se
         pipe.abort()
         raise
     try:
-        async with _channel(pipe, _pinned(identity, session.peer_key), callee=False) as channel:
+        async with fresh_channel(pipe, _pinned(identity, session.peer_key), callee=False) as channel:
             await greet(channel, identity, session.tag, session.peer_key, selector, session=session.session_id, behind=behind)
             session.adopt(channel, pipe.path, number)
     except BaseException:
@@ -132,7 +133,7 @@ async def add_channel(session: Session, pipe: Pipe, *, identity: Identity, selec
         LocalProtocolError: We are the callee of this session.
         OSError: The pipe was broken before.
     """
-    async with _channel(pipe, _pinned(identity, session.peer_key), callee=False) as channel:
+    async with fresh_channel(pipe, _pinned(identity, session.peer_key), callee=False) as channel:
         await greet(channel, identity, session.tag, session.peer_key, selector, session=session.session_id)
         return Rejoined(session, session.stand_by(channel, pipe.path))
 
@@ -165,6 +166,7 @@ async def accept_session(
     access: Access,
     selector: bytes,
     on_open: OnOpen,
+    key: PublicKey | None = None,
     find: FindSession = lambda key, session_id: None,
     options: SessionOptions | None = None,
     early: bytes = b"",
@@ -180,6 +182,7 @@ async def accept_session(
         access: Who may connect, and open what; asked anew for each stream.
         selector: 16 bytes, as the preamble had it and the caller must repeat it inside TLS.
         on_open: Called in a task of the session for each stream that the peer may open.
+        key: Of those that `access` admits, the only one that may come; None: each of them.
         find: Finds the session that a caller wants to go on with.
         options: What to do when the channel is lost; None: end with it.
         early: Bytes read beyond the preamble.
@@ -195,9 +198,9 @@ async def accept_session(
     """
 
     def context() -> ssl.SSLContext:
-        return callee_context(identity, access.admitted())
+        return callee_context(identity, tuple(admitted for admitted in access.admitted() if key in {None, admitted}))
 
-    async with _channel(pipe, context, callee=True, early=early) as channel:
+    async with fresh_channel(pipe, context, callee=True, early=early) as channel:
         peer_key, session_id = await welcome(channel, identity, access, selector)
         if session_id != selector:
             return _go_on(find(peer_key, session_id), channel, pipe)
@@ -227,7 +230,7 @@ def _go_on(session: Session | None, channel: Channel, pipe: Pipe) -> Session:
 
 
 @contextlib.asynccontextmanager
-async def _channel(
+async def fresh_channel(
     pipe: Pipe, context: Callable[[], ssl.SSLContext], *, callee: bool, early: bytes = b""
 ) -> AsyncGenerator[Channel]:
     """Give a channel over the pipe for the time in which it must come up; where the block fails, nothing stays open."""

@@ -7,14 +7,17 @@ decrypted into.
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
 from p2ptunnel.abc import Splice, Stream, StreamStats
 from p2ptunnel.errors import (
     AccessDeniedError,
+    AccessRevokedError,
+    ApprovalTimeoutError,
     ChannelClosedError,
     LocalProtocolError,
     P2PTunnelError,
@@ -74,6 +77,10 @@ class Carrier(Protocol):
         """Return how many bytes of a stream were sent and are not acknowledged."""
         ...
 
+    async def delivered(self, stream_id: int) -> None:
+        """Wait until the peer has acknowledged every byte of a stream."""
+        ...
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` as long as the session lives."""
         ...
@@ -91,6 +98,10 @@ class SessionStream(Stream):
         self.stream_id: Final = stream_id
         self.is_ours: Final = is_ours
         """Whether this side has opened it."""
+        self.holds: Callable[[], bool] | None = None
+        """Whether the grant by which the peer opened it holds; None: the access list is asked as it was when it opened."""
+        self.on_asked: Callable[[float], None] | None = None
+        """Called with the seconds for which the peer's owner is asked, before the stream is open."""
         self._carrier: Final = carrier
         self._mux: Final = mux
         self._counts: Final = mux.counts(stream_id)
@@ -193,6 +204,8 @@ class SessionStream(Stream):
                     await self._write(view)
 
     async def _write(self, view: memoryview) -> None:
+        if self._writing is not None:
+            raise LocalProtocolError("another task is writing this stream")
         self._mux.write(self.stream_id, view)
         self._carrier.flush()
         if not self._mux.is_drained(self.stream_id):
@@ -205,12 +218,25 @@ class SessionStream(Stream):
             await self._writing
         finally:
             self._writing = None
-            self._mux.take_back(self.stream_id)
+            if self._mux.take_back(self.stream_id):  # a FIN waited behind it
+                self._fail(StreamResetError("a write was cancelled"))
+                self._carrier.settle(self.stream_id)
 
     async def write_eof(self) -> None:
         """Send FIN behind what is written: no more bytes from here; reading goes on.  Doing so twice is fine."""
         self._mux.write_eof(self.stream_id)
         self._carrier.settle(self.stream_id)
+
+    async def delivered(self) -> None:
+        """Wait until the peer has acknowledged every byte that was written; also after `close`.
+
+        Raises:
+            ResumeExpiredError: The connection was lost, and no other came in time; `stats` says how far the stream got.
+            ChannelError: The session ended before.
+        """
+        if self._unacknowledged and self._error is not None:
+            raise self._error.with_traceback(None)
+        await self._carrier.delivered(self.stream_id)
 
     # --- spliced ------------------------------------------------------------------------------------------------------
 
@@ -285,7 +311,11 @@ class SessionStream(Stream):
 
     def _give_up_reading(self) -> None:
         self._is_closed = True
+        unread = sum(map(len, self._chunks)) - self._offset
         self._chunks.clear()
+        self._offset = 0
+        if unread:
+            self._carrier.consumed(self.stream_id, unread)
         self._wake(self._reading)
 
     def _end_if_drained(self) -> None:
@@ -315,6 +345,7 @@ class SessionStream(Stream):
 
         Raises:
             AccessDeniedError: The service does not exist there or is not ours.
+            ApprovalTimeoutError: The peer's owner was asked, and has not answered.
             TargetRefusedError: What the service stands for cannot be reached from there.
             ChannelError: The channel ended before.
         """
@@ -330,6 +361,11 @@ class SessionStream(Stream):
         self._is_opened = True
         self._carrier.settle(self.stream_id)
 
+    def wait(self, patience: float) -> None:
+        """Tell the peer that somebody is asked about its stream, for so many seconds."""
+        self._mux.wait(self.stream_id, math.ceil(patience))
+        self._carrier.settle(self.stream_id)
+
     def refuse(self, code: int, reason: str = "") -> None:
         """Reset the stream with a code that says more than `abort` does."""
         self._give_up_reading()
@@ -342,9 +378,15 @@ class SessionStream(Stream):
         self._is_opened = True
         self._wake(self._reading)
 
+    def on_waiting(self, patience: float) -> None:
+        """The peer's owner is asked, for so many seconds."""
+        if self.on_asked is not None:
+            self.on_asked(patience)
+
     def on_data(self, payload: memoryview) -> None:
         """Keep bytes that came; nobody has to be there to read them."""
         if self._is_closed:
+            self._carrier.consumed(self.stream_id, len(payload))
             return
         if self._splice is not None and not self._chunks:
             taken = self._splice.take(payload)
@@ -384,8 +426,12 @@ class SessionStream(Stream):
         if self.is_ours and not self._is_opened:
             if frame.code == ResetCode.NOT_YOURS:
                 return AccessDeniedError(self.tag, self.service, self._carrier.granted)
+            if frame.code == ResetCode.UNANSWERED:
+                return ApprovalTimeoutError(self.tag, self.service)
             if frame.code == ResetCode.TARGET_REFUSED:
                 return TargetRefusedError(self.tag, self.service, frame.reason)
+        elif self.is_ours and frame.code == ResetCode.NOT_YOURS:
+            return AccessRevokedError(self.tag, self.service)
         return StreamResetError(frame.reason or _WORDS.get(frame.code, "cancelled by the peer"))
 
     def _fail(self, error: P2PTunnelError) -> None:

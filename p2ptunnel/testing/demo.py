@@ -33,7 +33,7 @@ from typing import Any, Final
 from p2ptunnel.testing.natlab import Host, Lab, capable
 from p2ptunnel.testing.natlab.programs import end_program, start_program
 
-__all__ = ["main"]
+__all__ = ["Machine", "Stage", "main", "start_server", "start_sshd"]
 
 _HOME: Final = "home-nas"
 _LAPTOP: Final = "laptop"
@@ -228,10 +228,10 @@ def _introduce(stage: Stage, reason: str | None, delay: float) -> None:
 
 
 def _play(stage: Stage, size_mib: int) -> None:
-    server = _start_server(stage)
-    user, key = _start_sshd(stage)
+    server = start_server(stage)
+    user, key = start_sshd(stage)
     _start_web(stage)
-    _pin_keys(stage)
+    _pair(stage, server)
     serve = stage.home.p2ptunnel(
         "--rendezvous", server, "serve", f"ssh=ssh:127.0.0.1:{stage.sshd_port}", f"web={stage.web_port}"
     )
@@ -242,7 +242,8 @@ def _play(stage: Stage, size_mib: int) -> None:
     stage.say("Done: nothing was configured on either router, and the server saw none of it.")
 
 
-def _start_server(stage: Stage) -> str:
+def start_server(stage: Stage) -> str:
+    """Start the rendezvous server; return its `host:port`."""
     argv = stage.server.p2ptunnel("rendezvous", "--listen", f"{stage.server_host}:{stage.server_port}")
     line = stage.start(stage.server, argv, lambda line: stage.server_host in line)
     address = next(word for word in line.replace(",", " ").split() if word.startswith(f"{stage.server_host}:"))
@@ -259,7 +260,7 @@ def _sshd() -> str | None:
     return shutil.which("sshd", path=os.pathsep.join((os.environ.get("PATH", os.defpath), _SSHD_PLACES)))
 
 
-def _start_sshd(stage: Stage) -> tuple[str, Path]:
+def start_sshd(stage: Stage) -> tuple[str, Path]:
     """Start OpenSSH's server on the home machine; return who may log in, and the key to do so."""
     directory = stage.home.directory
     host_key, user_key = directory / "host_key", stage.laptop.directory / "id_ed25519"
@@ -314,25 +315,24 @@ def _wait_for_port(machine: Machine, port: int) -> None:
     machine.run([sys.executable, "-c", program])
 
 
-def _pin_keys(stage: Stage) -> None:
-    """Tell each machine the other's public key: the only introduction that there is."""
-    keys = {
-        machine.name: json.loads(machine.run(machine.p2ptunnel("--json", "id")))["key"]
-        for machine in (stage.home, stage.laptop)
-    }
-    stage.home.run(stage.home.p2ptunnel("peers", "add", _LAPTOP, keys[_LAPTOP], "--services", "ssh,web"))
-    stage.laptop.run(stage.laptop.p2ptunnel("peers", "add", _HOME, keys[_HOME]))
+def _pair(stage: Stage, server: str) -> None:
+    """Make the two known to each other by a spoken code: the only introduction that there is."""
+    inviting = stage.home.p2ptunnel("--rendezvous", server, "--json", "pair", "--services", "ssh,web")
+    code = json.loads(stage.start(stage.home, inviting, lambda line: "invited" in line))["code"]
+    since = time.monotonic()
+    host = json.loads(stage.laptop.run(stage.laptop.p2ptunnel("--rendezvous", server, "--json", "pair", code)))
     stage.say(
-        f"{_HOME} has pinned {keys[_LAPTOP][:12]}… and lets it open ssh and web; {_LAPTOP} has pinned {keys[_HOME][:12]}…."
+        f"{_HOME}: `p2ptunnel pair` says {code}\n          {_LAPTOP}: `p2ptunnel pair {code}` has pinned "
+        f"{host['key'][:12]}… and may open {' and '.join(host['offered'])} there   ({time.monotonic() - since:.2f} s)"
     )
 
 
 def _ssh(stage: Stage, server: str, user: str, key: Path) -> None:
-    since = time.monotonic()
+    since, asked_at = time.monotonic(), time.time()
     command = stage.laptop.p2ptunnel("--rendezvous", server, "ssh", f"{user}@{_HOME}", "-i", str(key), "uname", "-a")
     output = stage.laptop.run(command)
     took = time.monotonic() - since
-    _show_steps(stage)
+    _show_steps(stage, asked_at)
     stage.say(f"ssh {user}@{_HOME} uname -a   ({took:.2f} s with login)\n          {output.strip()}")
 
 
@@ -375,9 +375,9 @@ def _forward(stage: Stage, server: str) -> None:
     stage.say(f"{url} here is service web of {_HOME}:\n          {page.strip()}")
 
 
-def _show_steps(stage: Stage) -> None:
-    """Print the founding protocol's messages of the first call, each when it left, and how TCP came up."""
-    events = sorted(_events(stage), key=lambda event: event["time"])
+def _show_steps(stage: Stage, since: float) -> None:
+    """Print the founding protocol's messages of the first call since then, each when it left, and how TCP came up."""
+    events = sorted((event for event in _events(stage) if event["time"] >= since), key=lambda event: event["time"])
     asked = next((event for event in events if event["event"] == "sent" and event.get("t") == 4), None)
     if asked is None:
         raise DemoError("no call is in the traces")

@@ -29,12 +29,16 @@ from p2ptunnel.errors import (
     RateLimitedError,
     RendezvousError,
     RendezvousTimeoutError,
+    ServerKeyError,
+    ServerPrivateError,
     TagInUseError,
 )
+from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.net.backoff import Backoff
 from p2ptunnel.net.tcp import Dialer, Listener, reset_close
 from p2ptunnel.net.udp import UdpDriver
 from p2ptunnel.protocol.callee import CallAnswered, CalleeAgent, CalleePort, Refusal
+from p2ptunnel.protocol.intent import IntentJudge
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.punch import Dial, StopDialing
 from p2ptunnel.protocol.registration import (
@@ -44,6 +48,7 @@ from p2ptunnel.protocol.registration import (
     Registered,
     RegistrationLost,
     RegistrationRefused,
+    ServerUnproven,
 )
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.tcp import TcpPipe, read_preamble
@@ -52,8 +57,9 @@ from p2ptunnel.traversal.report import ConnectedBy, path_of
 from p2ptunnel.types import Address, Tag, format_address
 from p2ptunnel.wire.messages import PunchNotice
 
-__all__ = ["AdmitRaw", "AnsweringPort"]
+__all__ = ["Admit", "AdmitRaw", "AnsweringPort"]
 
+Admit: TypeAlias = Callable[[Pipe, str, PublicKey], Awaitable[None]]
 AdmitRaw: TypeAlias = Callable[[Pipe], Awaitable[None]]
 _dice: Final = random.SystemRandom()
 
@@ -65,7 +71,9 @@ class AnsweringPort:
         port: Taken over, and closed by `close`.
         tag: Ours.
         credentials: Sign the registration.
-        admit: Makes a channel on a pipe: `(pipe, conkey)`; returns when it stands, raises an error of ours if it does not.
+        judge: Judges who calls; ports of one machine share it, so that no call is let in twice.
+        admit: Makes a channel on a pipe: `(pipe, conkey, key)`; the key has signed the call and nobody else's is to be let in.
+            It is admitted, or pairing was open.  Returns when the channel stands, raises an error of ours if it does not.
 
     Attributes:
         admit_raw: The same for callers that speak the founding protocol only; None refuses such callers.
@@ -76,7 +84,8 @@ class AnsweringPort:
         port: PunchPort,
         tag: Tag,
         credentials: Credentials,
-        admit: Callable[[Pipe, str], Awaitable[None]],
+        judge: IntentJudge,
+        admit: Admit,
         *,
         tracer: Tracer | None = None,
     ) -> None:
@@ -85,7 +94,9 @@ class AnsweringPort:
         self._tag = tag
         self._admit = admit
         self._trace = tracer or Tracer()
-        self._machine = CalleePort(tag, port.server, credentials, _dice, udp_port=port.address[1], screen=self._screen)
+        self._machine = CalleePort(
+            tag, port.server, credentials, _dice, udp_port=port.address[1], screen=self._screen, judge=judge
+        )
         self._driver = UdpDriver(self._machine, port.udp, self._on_event)
         self._listener: Listener | None = None
         self._dialers: dict[str, Dialer] = {}
@@ -123,6 +134,8 @@ class AnsweringPort:
         Raises:
             TagInUseError: Another key owns the tag.
             RendezvousTimeoutError: The server does not answer.
+            ServerPrivateError: It serves its members only.
+            ServerKeyError: It did not prove the key that was given for it.
             RendezvousError: It refused.
             BindError: The port cannot be listened on.
         """
@@ -195,6 +208,7 @@ class AnsweringPort:
     def _take_view(self) -> None:
         self._machine.view = self._port.view
         self._machine.registration.cookie = self._port.cookie
+        self._machine.registration.server_key = self._port.server_key
 
     async def _watch_control(self) -> None:
         """Keep the standing TCP connection open; what ended it may have ended the registration or changed our address."""
@@ -228,7 +242,7 @@ class AnsweringPort:
             case StopDialing():
                 if event.token in self._dialers:
                     self._dialers.pop(event.token).close()
-            case Registered() | RegistrationRefused() | RegistrationLost():
+            case Registered() | RegistrationRefused() | RegistrationLost() | ServerUnproven():
                 self._on_registration(event)
             case AddressChanged():
                 self._port.forget_control()  # the NAT forgot us: what it showed of TCP is old as well
@@ -249,7 +263,7 @@ class AnsweringPort:
             self._dialers[wanted.token] = dialer
         dialer.start(wanted.targets, low_ttl=self._port.udp.opener_ttl if wanted.low else None, patience=wanted.patience)
 
-    def _on_registration(self, event: Registered | RegistrationRefused | RegistrationLost) -> None:
+    def _on_registration(self, event: Registered | RegistrationRefused | RegistrationLost | ServerUnproven) -> None:
         if self._registered is None or self._registered.done():
             return
         server = format_address(self._port.server)
@@ -258,6 +272,10 @@ class AnsweringPort:
                 self._registered.set_result(event.observed)
             case RegistrationRefused(code=409):
                 self._registered.set_exception(TagInUseError(self._tag, server))
+            case RegistrationRefused(code=407):
+                self._registered.set_exception(ServerPrivateError(server))
+            case ServerUnproven():
+                self._registered.set_exception(ServerKeyError(server))
             case RegistrationRefused(code=429):
                 self._registered.set_exception(RateLimitedError(server, event.retry_after))
             case RegistrationRefused():
@@ -305,7 +323,8 @@ class AnsweringPort:
             await self.admit_raw(pipe)
             return raw_agent
         agent = self._agent_of(await read_preamble(sock, PREAMBLE_TIMEOUT))
-        await self._admit(pipe, agent.conkey)
+        assert agent.key is not None  # a preamble names no call of the founding protocol
+        await self._admit(pipe, agent.conkey, agent.key)
         return agent
 
     def _agent_of(self, selector: bytes) -> CalleeAgent:

@@ -7,7 +7,7 @@ import random
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -24,10 +24,13 @@ from p2ptunnel.errors import (
     RateLimitedError,
     RendezvousError,
     RendezvousTimeoutError,
+    ServerPrivateError,
 )
+from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.net.tcp import Dialer, Listener, reset_close
 from p2ptunnel.net.udp import UdpDriver
 from p2ptunnel.protocol.caller import CallerAgent, CallerState
+from p2ptunnel.protocol.intent import CallSigner
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.punch import CallFailed, Dial, HoleOpened, Nominate, PunchStarted, StopDialing
 from p2ptunnel.trace import Tracer
@@ -36,7 +39,7 @@ from p2ptunnel.traversal.port import PunchPort
 from p2ptunnel.traversal.report import ConnectedBy, attempt_lines, path_of
 from p2ptunnel.types import Address, Tag, format_address
 
-__all__ = ["Abortable", "Call"]
+__all__ = ["Abortable", "Call", "Establish"]
 
 
 class Abortable(Protocol):
@@ -48,6 +51,7 @@ class Abortable(Protocol):
 
 
 T = TypeVar("T", bound=Abortable)
+Establish: TypeAlias = Callable[[Pipe, str, PublicKey | None], Awaitable[T]]
 _KEY_CHANGED_PATIENCE: Final = 1.0
 """Seconds: somebody with another key answered; the right one may still come up beside it, but nobody waits long for that."""
 
@@ -59,9 +63,10 @@ class Call(Generic[T]):
         port: Used for this call only, and closed by its end.
         tag: Ours.
         wanted: The callee's.
-        establish: Makes a channel on a pipe with a conkey: `(pipe, conkey) -> channel`.  Its ChannelError and OSError let the
-            next connection try; so does PeerKeyChangedError, for a second; what else it raises ends the call.
-        raw: The callee speaks the founding protocol only.
+        establish: Makes a channel: `(pipe, conkey, key) -> channel`; the key is that of whoever answered, which has signed with
+            it, None for a program of the founding protocol.  ChannelError and OSError let the next connection try; so does
+            PeerKeyChangedError, for a second; what else it raises ends the call.
+        signer: Signs the call, and knows who is to answer; None: the callee speaks the founding protocol only.
     """
 
     def __init__(
@@ -69,16 +74,18 @@ class Call(Generic[T]):
         port: PunchPort,
         tag: Tag,
         wanted: Tag,
-        establish: Callable[[Pipe, str], Awaitable[T]],
+        establish: Establish[T],
         *,
-        raw: bool = False,
+        signer: CallSigner | None,
         tracer: Tracer | None = None,
     ) -> None:
         self._port = port
         self._wanted = wanted
         self._establish = establish
         self._trace = tracer or Tracer()
-        self._agent = CallerAgent(tag, wanted, port.server, port.view, random.SystemRandom(), cookie=port.cookie, raw=raw)
+        self._agent = CallerAgent(
+            tag, wanted, port.server, port.view, random.SystemRandom(), signer=signer, cookie=port.cookie, join=port.join
+        )
         self._driver = UdpDriver(self._agent, port.udp, self._on_event)
         self._dialer = Dialer(port.address, self._add, tracer=self._trace)
         self._listener: Listener | None = None
@@ -87,7 +94,8 @@ class Call(Generic[T]):
         self._rtt: float | None = None
         self._nominating: asyncio.Task[None] | None = None
         self._result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._is_raw = raw
+        self._pinned = signer.callee if signer else None
+        self._is_raw = signer is None
         self._peer_host = ""
         self._broken: list[str] = []
         self._changed_key: PeerKeyChangedError | None = None
@@ -103,7 +111,8 @@ class Call(Generic[T]):
             RendezvousTimeoutError: The server does not answer.
             RendezvousError: It refused.
             PeerRefusedError: The callee does not let us in.
-            PeerKeyChangedError: Whoever answered has another key than the pinned one.
+            PeerKeyChangedError: Whoever answered has another key than the pinned one; nothing was sent there.
+            AuthenticationError: The answer, or where it says the callee is, is not signed by the pinned key; nothing was sent.
             NoPathError: No connection came up; its `attempts` name each target tried.
         """
         try:
@@ -180,7 +189,7 @@ class Call(Generic[T]):
 
     async def _nominate(self, pipe: Pipe, conkey: str) -> None:
         try:
-            channel = await self._establish(pipe, conkey)
+            channel = await self._establish(pipe, conkey, self._agent.peer_key)
         except PeerKeyChangedError as error:
             self._fail_soon(error)
         except (ChannelError, OSError) as error:
@@ -229,6 +238,15 @@ class Call(Generic[T]):
                 return RateLimitedError(server, failed.retry_after)
             case "timeout":
                 return self._changed_key or NoPathError(self._wanted, self._attempts() or (failed.text,))
+            case "key-changed":
+                assert self._pinned is not None
+                return PeerKeyChangedError(self._wanted, str(self._pinned))
+            case "forged":
+                error = AuthenticationError(f"the answer in the name of {self._wanted} does not count: {failed.text}")
+                error.hint = f"The server {server}, or somebody in its name, lies: use another one."
+                return error
+            case "refused" if failed.code == 407:
+                return ServerPrivateError(server)
             case "refused" if failed.code == 404:
                 return PeerOfflineError(self._wanted, server)
             case "refused" if failed.code == 403 and self._is_raw:

@@ -13,15 +13,16 @@ from typing import Final, Self
 
 from p2ptunnel.defaults import CONTROL_GRACE, OPENER_TTL_MEMORY, OPENER_TTL_UNKNOWN, TRANSACTION_TIMEOUT
 from p2ptunnel.errors import BindError, RendezvousError, RendezvousTimeoutError
+from p2ptunnel.identity.judge import join_proof
 from p2ptunnel.net.dial import punch_socket
 from p2ptunnel.net.hops import opener_ttl
 from p2ptunnel.net.interfaces import source_address
 from p2ptunnel.net.reflexive import TcpControl, observe_udp
 from p2ptunnel.net.sockets import ANY_IPV4, can_open_low, is_loopback
 from p2ptunnel.net.udp import UdpSocket
-from p2ptunnel.protocol.punch import LocalView
+from p2ptunnel.protocol.punch import LocalView, own_candidates
 from p2ptunnel.trace import Tracer
-from p2ptunnel.types import Address, Candidate, format_address
+from p2ptunnel.types import Address, ServerSpec, format_address
 
 __all__ = ["OpenerTtl", "PunchPort", "take_number"]
 
@@ -71,27 +72,36 @@ def _take_once(host: str, tracer: Tracer) -> tuple[UdpSocket, socket.socket]:
 class PunchPort:
     """A port that is ready for an attempt; whoever opens it closes it."""
 
-    def __init__(self, number: tuple[UdpSocket, socket.socket], server: Address, tracer: Tracer) -> None:
+    def __init__(self, number: tuple[UdpSocket, socket.socket], spec: ServerSpec, tracer: Tracer) -> None:
         self.udp: Final = number[0]
-        self.server: Final = server
+        self.spec: Final = spec
+        self.server: Final = spec.address
         self.control: TcpControl | None = None
         self._reserved: Final = number[1]
         self._trace = tracer
         self._control_lost = asyncio.Event()
+        self._seen_udp: Address | None = None
 
     @classmethod
-    async def open(cls, server: Address, ttl: OpenerTtl, *, tracer: Tracer | None = None) -> Self:
+    async def open(cls, at: ServerSpec | Address, ttl: OpenerTtl, *, tracer: Tracer | None = None) -> Self:
         """Take a free number and learn how it looks from outside over TCP.
 
         A server that cannot be reached over TCP costs the candidate, not the port.
+
+        Args:
+            at: The server; its address is numeric.
+            ttl: Knows how far a packet goes to leave our own NATs.
+            tracer: Gets what happens.
 
         Raises:
             BindError: No number can be had.
             RendezvousTimeoutError: The server is silent over UDP and TCP alike.
         """
         trace = tracer or Tracer()
+        spec = at if isinstance(at, ServerSpec) else ServerSpec(at)
+        server = spec.address
         local = source_address(server[0]) if is_loopback(server[0]) else ANY_IPV4 if ":" not in server[0] else "::"
-        port = cls(take_number(local, trace), server, trace)
+        port = cls(take_number(local, trace), spec, trace)
         hops = asyncio.create_task(ttl.towards(server))
         try:
             await port._observe_first()
@@ -112,8 +122,9 @@ class PunchPort:
     def view(self) -> LocalView:
         """What we can tell a peer of this port."""
         control = self.control
-        candidates = () if control is None else (Candidate("srflx", "tcp", *control.observed),)
-        return LocalView(candidates, 0.0 if control is None else control.rtt, can_open_low())
+        over_tcp = () if control is None else own_candidates("tcp", control.observed, self.server)
+        over_udp = () if self._seen_udp is None else own_candidates("udp", self._seen_udp, self.server)
+        return LocalView((*over_tcp, *over_udp), 0.0 if control is None else control.rtt, can_open_low())
 
     @property
     def silent_over(self) -> str:
@@ -124,6 +135,15 @@ class PunchPort:
     def cookie(self) -> str:
         """The server's cookie for our address, empty if it has given none."""
         return "" if self.control is None else self.control.cookie
+
+    @property
+    def server_key(self) -> str:
+        """The server's key as text: the one that was given to us, else the one that it has told, else empty."""
+        return self.spec.key or ("" if self.control is None else self.control.server_key)
+
+    def join(self, cookie: str) -> str:
+        """Return what shows to a private server that we know its join token, empty where none is asked for."""
+        return join_proof(self.spec.join_token, self.spec.key, cookie)
 
     async def observe(self, *, timeout: float = TRANSACTION_TIMEOUT) -> bool:
         """Open the standing TCP connection to the server, anew if there is one; return whether there is one now."""
@@ -158,7 +178,7 @@ class PunchPort:
     async def _hear(self, heard: asyncio.Event, patience: asyncio.Timeout) -> None:
         """Ask over UDP; once the server has answered, TCP gets only a little longer."""
         with contextlib.suppress(RendezvousError, OSError):  # then TCP alone must tell
-            await observe_udp(self.address, self.server)
+            self._seen_udp = (await observe_udp(self.address, self.server)).address
             heard.set()
             patience.reschedule(asyncio.get_running_loop().time() + CONTROL_GRACE)
 
@@ -171,6 +191,7 @@ class PunchPort:
         if self.control is not None:
             self.control.abort()
             self.control = None
+        self._seen_udp = None
         self._control_lost.set()
 
     def close(self) -> None:

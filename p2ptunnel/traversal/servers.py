@@ -6,10 +6,12 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
+from msgspec.structs import replace
+
 from p2ptunnel.errors import ConfigError, InvalidAddressError, PeerOfflineError, RendezvousTimeoutError, ResolveError
 from p2ptunnel.net.interfaces import resolve
 from p2ptunnel.trace import Tracer
-from p2ptunnel.types import Address, format_address, parse_address
+from p2ptunnel.types import Address, ServerSpec, format_address, parse_server
 
 __all__ = ["Servers"]
 
@@ -20,47 +22,60 @@ class Servers:
     """The servers in the order in which they are asked.
 
     Args:
-        texts: Each `host:port`; a name is looked up each time that it is asked.
+        servers: Each as `types.parse_server` reads it, or read already; a name is looked up each time that it is asked.
         default_port: Where a text has none.
         tracer: Told of servers that did not help.
 
     Raises:
         InvalidAddressError: A text is no address of a server.
+
+    Attributes:
+        specs: The servers.
     """
 
-    def __init__(self, texts: Sequence[str], *, default_port: int, tracer: Tracer | None = None) -> None:
-        self._addresses: Final = tuple(parse_address(text, default_port=default_port) for text in texts)
+    def __init__(self, servers: Sequence[str | ServerSpec], *, default_port: int, tracer: Tracer | None = None) -> None:
+        self.specs: Final = tuple(
+            parse_server(server, default_port=default_port) if isinstance(server, str) else server for server in servers
+        )
         self._trace: Final = tracer or Tracer()
-        for text, (_, port) in zip(texts, self._addresses, strict=True):
-            if not port:
-                raise InvalidAddressError(text)
+        for spec in self.specs:
+            if not spec.address[1]:
+                raise InvalidAddressError(format_address(spec.address))
 
     @property
     def texts(self) -> tuple[str, ...]:
         """Each as `host:port`."""
-        return tuple(map(format_address, self._addresses))
+        return tuple(format_address(spec.address) for spec in self.specs)
 
-    async def first(self, use: Callable[[Address], Awaitable[T]]) -> T:
-        """Return what `use` makes of the first server that is there and, for a call, knows the peer.
+    def spec_at(self, address: Address) -> ServerSpec:
+        """Return what we know of the server at an address, which may be nothing more."""
+        return next((spec for spec in self.specs if spec.address == address), ServerSpec(address))
+
+    async def first(self, use: Callable[[ServerSpec], Awaitable[T]]) -> T:
+        """Return what `use` makes of the first server, its address numeric, that is there and, for a call, knows the peer.
 
         Raises:
             ConfigError: There is no server.
             ResolveError: The last server's name has no address.
             P2PTunnelError: What `use` raises: at once, or RendezvousTimeoutError and PeerOfflineError of the last server.
         """
-        if not self._addresses:
+        if not self.specs:
             hint = "Peer(rendezvous='host:7000'), --rendezvous host:7000 or P2PTUNNEL_RENDEZVOUS."
             raise ConfigError("no rendezvous server is given", hint)
-        *others, last = self._addresses
-        for address in others:
+        *others, last = self.specs
+        for spec in others:
             try:
-                return await use(await _numeric(address))
+                return await use(await _numeric(spec))
             except (RendezvousTimeoutError, PeerOfflineError, ResolveError) as error:
-                self._trace("rendezvous", "next_server", server=format_address(address), reason=str(error))
+                self._trace("rendezvous", "next_server", server=format_address(spec.address), reason=str(error))
         return await use(await _numeric(last))
 
 
-async def _numeric(address: Address) -> Address:
+async def _numeric(spec: ServerSpec) -> ServerSpec:
+    return replace(spec, address=await _looked_up(spec.address))
+
+
+async def _looked_up(address: Address) -> Address:
     """Look the name up; IPv4 goes first, since two peers can only meet in one family, and every network has that one."""
     host, port = address
     try:

@@ -17,6 +17,7 @@ import msgspec
 from p2ptunnel.abc import Stream
 from p2ptunnel.defaults import SERVICE_MAX_BYTES
 from p2ptunnel.errors import InvalidSpecError
+from p2ptunnel.tunnels.reach import Reach, covers, parse_reach
 from p2ptunnel.types import Address, format_address
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Handler",
     "ServeSpec",
     "Target",
+    "find_destination",
     "find_service",
     "parse_forward",
     "parse_name",
@@ -38,7 +40,8 @@ Handler: TypeAlias = Callable[[Stream], Awaitable[None]]
 """A service that is a function: it is given each stream, and the stream is closed when it returns."""
 
 Target: TypeAlias = int | str | Handler
-"""What a service may stand for: a port of this machine, `host:port`, `unix:/path`, `ssh`, or a function."""
+"""What a service may stand for: a port of this machine, `host:port`, `unix:/path`, `ssh`, `any:` and what may be reached, or a
+function."""
 
 LOOPBACK: Final = "127.0.0.1"
 EVERY_INTERFACE: Final = "*"
@@ -56,6 +59,7 @@ _LABEL: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 
 _FORWARD_EXAMPLES: Final = "Examples: 8888, 9000:8888, web, 9000:web, 9000:host:80."
 _SERVE_EXAMPLES: Final = "Examples: ssh, 8888, web=8080, web=127.0.0.1:8080, db=unix:/run/db.sock."
+_ANY: Final = "any:"
 
 
 class ForwardSpec(msgspec.Struct, frozen=True):
@@ -77,14 +81,18 @@ class ServeSpec(msgspec.Struct, frozen=True):
     """One service: the name peers ask for and what it stands for, `name=target` as `str` prints it.
 
     `target` is `(host, port)`, or the path of a unix socket. `is_ssh` says that an SSH server is behind it, whose host
-    keys are told to whoever may open the service.
+    keys are told to whoever may open the service.  With `reach` there is no target: peers ask for `host:port` themselves, and
+    get what is reached.
     """
 
     name: str
     target: Address | str
     is_ssh: bool = False
+    reach: tuple[Reach, ...] = ()
 
     def __str__(self) -> str:
+        if self.reach:
+            return f"{self.name}={_ANY}{' '.join(map(str, self.reach))}"
         if isinstance(self.target, str):
             return f"{self.name}=unix:{self.target}"
         kind = "ssh:" if self.is_ssh and self.name != "ssh" else ""
@@ -148,6 +156,8 @@ def parse_target(target: int | str) -> str:
 def parse_service(text: str) -> ServeSpec:
     """Read a service as people write it: `ssh`, `8888`, `web=8080`, `web=host:8080`, `db=unix:/path`, `box=ssh:host:22`.
 
+    `lan=any:10.0.0.0/24:80,443 db.internal:5432` is everything that these reach.
+
     Raises:
         InvalidSpecError: The text is none of these.
     """
@@ -155,11 +165,18 @@ def parse_service(text: str) -> ServeSpec:
     name, equals, target = text.partition("=")
     if not equals:
         name = target = text
+        if text == "any" or text.startswith(_ANY):
+            raise reader.error("it does not say what may be reached", "--to 10.0.0.0/24:80,443 --to db.internal:5432")
         if not (text == "ssh" or _DIGITS.fullmatch(text)):
             raise reader.nameless()
     name = reader.service(name)
     if target.startswith("unix:"):
         return ServeSpec(name, reader.unix_path(target.removeprefix("unix:")))
+    if target.startswith(_ANY):
+        reach = tuple(map(parse_reach, target.removeprefix(_ANY).split()))
+        if not reach:
+            raise reader.error("it does not say what may be reached", f"For instance {name}=any:10.0.0.0/24:80,443.")
+        return ServeSpec(name, "", reach=reach)
     is_ssh = name == "ssh" or target == "ssh" or target.startswith("ssh:")
     return ServeSpec(name, reader.target(target), is_ssh)
 
@@ -179,15 +196,30 @@ def find_service(specs: Iterable[ServeSpec], asked: str) -> ServeSpec | None:
     `asked` is a name, or the `host:port` that a service stands for. Give only those services that the asker may open, so
     that "not there" and "not yours" are one answer.
     """
-    table = tuple(specs)
+    table = tuple(spec for spec in specs if not spec.reach)
     for spec in table:
         if spec.name == asked:
             return spec
+    wanted = _destination(asked)
+    return next((spec for spec in table if spec.target == wanted), None)
+
+
+def find_destination(specs: Iterable[ServeSpec], asked: str) -> tuple[ServeSpec, Address] | None:
+    """Return the service by which a peer may reach the `host:port` that it asks for, and that address, parsed once.
+
+    A name may still resolve to what is not reached.  Give only those services that the asker may open.
+    """
+    wanted = _destination(asked)
+    if wanted is None:
+        return None
+    return next(((spec, wanted) for spec in specs if covers(spec.reach, wanted)), None)
+
+
+def _destination(asked: str) -> Address | None:
     try:
-        wanted = _Reader(asked).address(asked)
+        return _Reader(asked).address(asked)
     except InvalidSpecError:
         return None
-    return next((spec for spec in table if spec.target == wanted), None)
 
 
 class _Reader:
@@ -215,7 +247,7 @@ class _Reader:
     def nameless(self) -> InvalidSpecError:
         """Return what is wrong with a service that has no name."""
         text = self._text
-        if text.endswith("/udp") or _RANGE.fullmatch(text) or text in {"any", "socks"}:
+        if text.endswith("/udp") or _RANGE.fullmatch(text) or text == "socks":
             return self.error("this version serves single TCP ports, unix sockets and ssh")
         if text.startswith("unix:") or ":" in text:
             return self.error("a service needs a name", f"Peers ask for it by name: web={text}")

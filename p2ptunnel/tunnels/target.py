@@ -10,17 +10,20 @@ import contextlib
 import errno
 import os
 import socket
+from collections.abc import Awaitable, Collection
 from typing import Any, Final, TypeAlias
 
 from p2ptunnel.abc import Stream
+from p2ptunnel.addresses import IPAddress, canonical, scope_of
 from p2ptunnel.defaults import TARGET_TIMEOUT
-from p2ptunnel.errors import TargetRefusedError
+from p2ptunnel.errors import AccessDeniedError, InvalidAddressError, TargetRefusedError
 from p2ptunnel.net.pump import pump
 from p2ptunnel.net.threads import in_thread
+from p2ptunnel.tunnels.reach import may_reach
 from p2ptunnel.tunnels.spec import ServeSpec
 from p2ptunnel.types import Address
 
-__all__ = ["open_target", "serve_target"]
+__all__ = ["open_destination", "open_target", "serve_target"]
 
 _Endpoint: TypeAlias = tuple[int, Any]
 """An address family, and an address of it in the form that sockets want."""
@@ -51,13 +54,38 @@ async def open_target(spec: ServeSpec, *, timeout: float = TARGET_TIMEOUT) -> so
     Raises:
         TargetRefusedError: Nobody answers there; `reason` says so in words that may be told to the peer.
     """
+    return await _open(_addresses(spec.target), spec.name, timeout)
+
+
+async def open_destination(
+    spec: ServeSpec, destination: Address, own: Collection[Address] = (), *, timeout: float = TARGET_TIMEOUT
+) -> socket.socket:
+    """Connect to what a peer asks for through a service with `reach`; every address that a name resolves to must be reached.
+
+    Args:
+        spec: The service.
+        destination: Asked for, and parsed once.
+        own: Where this peer itself listens: nothing is connected to that.
+        timeout: Seconds for look-up and connection together.
+
+    Returns:
+        A connected, non-blocking socket, which is the caller's to close.
+
+    Raises:
+        AccessDeniedError: It is not reached, or one of its addresses is not.
+        TargetRefusedError: Nobody answers there.
+    """
+    return await _open(_reached(spec, destination, own), spec.name, timeout)
+
+
+async def _open(finding: Awaitable[list[_Endpoint]], name: str, timeout: float) -> socket.socket:
     deadline = asyncio.timeout(timeout)
     try:
         async with deadline:
-            return await _dial(await _addresses(spec.target))
+            return await _dial(await finding)
     except OSError as error:
         reason = f"no answer in {timeout:g} s" if deadline.expired() else _reason(error)
-        raise TargetRefusedError("this machine", spec.name, reason) from error
+        raise TargetRefusedError("this machine", name, reason) from error
 
 
 async def serve_target(stream: Stream, sock: socket.socket) -> None:
@@ -76,6 +104,27 @@ async def _addresses(target: Address | str) -> list[_Endpoint]:
     with contextlib.suppress(socket.gaierror):  # a name is no error here, it only takes longer
         return _look_up(target, socket.AI_NUMERICHOST)
     return await in_thread(_look_up, target)
+
+
+async def _reached(spec: ServeSpec, destination: Address, own: Collection[Address]) -> list[_Endpoint]:
+    """Resolve a destination once; return the numeric addresses to connect to, each of which was checked."""
+    host, port = destination
+    endpoints: list[_Endpoint] = []
+    for _, where in await _addresses(destination):
+        try:
+            address = canonical(where[0])
+        except InvalidAddressError:  # it has a zone
+            raise AccessDeniedError("this machine", spec.name) from None
+        if not may_reach(spec.reach, host, address, port) or _is_own(address, port, own):
+            raise AccessDeniedError("this machine", spec.name)
+        endpoints.append((socket.AF_INET if address.version == 4 else socket.AF_INET6, (str(address), port)))
+    return endpoints
+
+
+def _is_own(address: IPAddress, port: int, own: Collection[Address]) -> bool:
+    """Tell whether one of our own listeners is there; one on every address is on this one as well."""
+    listeners = (canonical(host) for host, number in own if number == port)
+    return any(listener == address or scope_of(listener) == "unspecified" for listener in listeners)
 
 
 def _look_up(address: Address, flags: int = 0) -> list[_Endpoint]:

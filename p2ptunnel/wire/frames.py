@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 from msgspec import Struct
 
-from p2ptunnel.defaults import SERVICE_MAX_BYTES
+from p2ptunnel.defaults import CAPABILITY_MAX_BYTES, SERVICE_MAX_BYTES
 from p2ptunnel.errors import LocalProtocolError, RemoteProtocolError
 from p2ptunnel.types import clean
 
@@ -24,6 +24,7 @@ __all__ = [
     "SELECTOR_BYTES",
     "Accept",
     "Ack",
+    "Capability",
     "Data",
     "Fin",
     "Frame",
@@ -39,6 +40,7 @@ __all__ = [
     "Reset",
     "ResetCode",
     "Resume",
+    "Waiting",
     "Window",
     "conkey_to_selector",
     "decode",
@@ -74,6 +76,8 @@ class FrameType(enum.IntEnum):
     GOAWAY = 11
     ACK = 12
     RESUME = 13
+    WAITING = 14
+    CAPABILITY = 15
 
 
 class ResetCode(enum.IntEnum):
@@ -85,6 +89,7 @@ class ResetCode(enum.IntEnum):
     TARGET_REFUSED = 3
     BUSY = 4
     INTERNAL = 5
+    UNANSWERED = 6  # the owner was asked, and has not answered
 
 
 class GoAwayCode(enum.IntEnum):
@@ -140,6 +145,22 @@ class Opened(Struct, frozen=True):
 
     stream_id: int
     window: int
+
+
+class Waiting(Struct, frozen=True):
+    """The stream's acceptor asks its owner, which may take `patience` seconds."""
+
+    stream_id: int
+    patience: int
+
+
+class Capability(Struct, frozen=True):
+    """What its sender has been granted beforehand, signed by its receiver; `ticket` is a secret, and opaque here."""
+
+    ticket: bytes
+
+    def __repr__(self) -> str:
+        return f"Capability({len(self.ticket)} bytes)"
 
 
 class Data(Struct, frozen=True):
@@ -209,7 +230,9 @@ class Resume(Struct, frozen=True):
     start: int = 0
 
 
-Frame: TypeAlias = Hello | Accept | Open | Opened | Data | Fin | Reset | Window | Ping | Pong | GoAway | Ack | Resume
+Frame: TypeAlias = (
+    Hello | Accept | Open | Opened | Data | Fin | Reset | Window | Ping | Pong | GoAway | Ack | Resume | Waiting | Capability
+)
 
 
 # --- the preamble -------------------------------------------------------------------------------------------------------
@@ -260,6 +283,7 @@ _ACCEPT: Final = struct.Struct("!B64s")
 _OPEN: Final = struct.Struct("!IB")
 _CREDIT: Final = struct.Struct("!I")
 _CODE: Final = struct.Struct("!H")
+_PATIENCE: Final = struct.Struct("!H")
 _OFFSET: Final = struct.Struct("!Q")
 _RESUME: Final = struct.Struct("!IQQ")
 
@@ -299,6 +323,10 @@ def _encoded(frame: Frame) -> tuple[FrameType, int, bytes | memoryview]:
             return FrameType.GOAWAY, 0, _CODE.pack(code) + _encode_reason(reason)
         case Ack(received):
             return FrameType.ACK, 0, _OFFSET.pack(received)
+        case Waiting(stream_id, patience):
+            return FrameType.WAITING, stream_id, _PATIENCE.pack(patience)
+        case Capability(ticket):
+            return FrameType.CAPABILITY, 0, ticket
         case Resume(number, received, start):
             return FrameType.RESUME, 0, _RESUME.pack(number, received, start)
         case Hello(selector, session, nonce, signature, v):
@@ -495,6 +523,8 @@ _DECODERS: Final[dict[int, Callable[[int, memoryview], Frame]]] = {
     FrameType.GOAWAY: lambda _, payload: GoAway(*_decode_reason(payload)),
     FrameType.ACK: lambda _, payload: Ack(*_OFFSET.unpack(payload)),
     FrameType.RESUME: lambda _, payload: Resume(*_RESUME.unpack(payload)),
+    FrameType.WAITING: lambda stream_id, payload: Waiting(stream_id, *_PATIENCE.unpack(payload)),
+    FrameType.CAPABILITY: lambda _, payload: Capability(bytes(payload)),
 }
 
 _LENGTHS: Final[dict[int, tuple[int, int]]] = {
@@ -511,10 +541,12 @@ _LENGTHS: Final[dict[int, tuple[int, int]]] = {
     FrameType.GOAWAY: (_CODE.size, _CODE.size + _REASON_MAX_BYTES),
     FrameType.ACK: (_OFFSET.size, _OFFSET.size),
     FrameType.RESUME: (_RESUME.size, _RESUME.size),
+    FrameType.WAITING: (_PATIENCE.size, _PATIENCE.size),
+    FrameType.CAPABILITY: (1, CAPABILITY_MAX_BYTES),
 }
 
 _OF_THE_CHANNEL: Final = frozenset(
     {FrameType.HELLO, FrameType.ACCEPT, FrameType.PING, FrameType.PONG, FrameType.ACK, FrameType.RESUME}
 )
 """What concerns one channel and is not sent again on the next; all other frames are sequenced."""
-_WITHOUT_STREAM: Final = _OF_THE_CHANNEL | {FrameType.GOAWAY}
+_WITHOUT_STREAM: Final = _OF_THE_CHANNEL | {FrameType.GOAWAY, FrameType.CAPABILITY}

@@ -69,7 +69,7 @@ Token: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
 Code: TypeAlias = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Text: TypeAlias = Annotated[str, Meta(max_length=512)]
 Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
-Host: TypeAlias = Annotated[str, Meta(max_length=64)]
+Host: TypeAlias = Annotated[str, Meta(max_length=64, pattern=r"\A[0-9A-Fa-f:.]*\Z")]  # numeric: it is shown, and sent to
 Blob: TypeAlias = Annotated[str, Meta(max_length=512)]  # base64url or hex of something fixed
 
 
@@ -77,11 +77,22 @@ class MalformedMessageError(ValueError):
     """A datagram that is no message of ours: counted and dropped by whoever decodes, never answered."""
 
 
-class _Wire(Struct, frozen=True, kw_only=True, omit_defaults=True):
+_SECRET: Final = frozenset({"token", "conkey", "cookie", "nonce", "sig", "intent", "join", "rekey", "sealed"})
+
+
+class _Discreet(Struct, frozen=True):
+    """Shows itself without what only the ends of an exchange should know."""
+
+    def __repr__(self) -> str:
+        shown = (f"{name}={getattr(self, name)!r}" for name in self.__struct_fields__ if name not in _SECRET)
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+class _Wire(_Discreet, frozen=True, kw_only=True, omit_defaults=True):
     """Parts of messages: unknown members are ignored, absent ones are not written."""
 
 
-class _Base(Struct, frozen=True, kw_only=True, tag_field="t"):
+class _Base(_Discreet, frozen=True, kw_only=True, tag_field="t"):
     """Messages: tagged by `t`; every member of theirs is written, an absent `em` or `extra` reads as null."""
 
 
@@ -115,6 +126,7 @@ class Observed(_Wire, frozen=True):
     retry_after: Annotated[float, Meta(ge=0, le=86_400)] = 0
     ts: Annotated[int, Meta(ge=0, le=2**62)] = 0
     key: Blob = ""  # the server's public key, where it has one
+    sig: Blob = ""  # by that key, in a -1 of 200: the server that was signed for is the one that answers
     other: Annotated[tuple[tuple[Host, Port], ...], Meta(max_length=4)] = ()  # where else this server observes (RFC 5780)
 
 
@@ -127,6 +139,9 @@ class RegisterExtra(_Wire, frozen=True):
     nonce: Blob = ""
     sig: Blob = ""
     cookie: Blob = ""
+    join: Blob = ""  # to a private server: proof of its join token
+    old_key: Blob = ""  # whose tag this is so far, if `key` is to have it from now on
+    rekey: Blob = ""  # by `old_key` over the same registration
     caps: tuple[Annotated[str, Meta(max_length=16)], ...] = ()
     pad: Text = ""
 
@@ -152,6 +167,7 @@ class ConnectRequestExtra(_Wire, frozen=True):
     rtag: Name
     v: Annotated[int, Meta(ge=0, le=1000)] = 0
     cookie: Blob = ""
+    join: Blob = ""  # to a private server: proof of its join token
     intent: Blob = ""
     cands: Candidates = ()
     nat: NatHints | None = None
@@ -165,6 +181,7 @@ class ConnectAnswerExtra(_Wire, frozen=True):
     host: Host = ""
     port: Port = 0
     cookie: Blob = ""
+    key: Blob = ""  # the server's public key, where it has one
     retry_after: Annotated[float, Meta(ge=0, le=86_400)] = 0
 
 
@@ -226,7 +243,7 @@ class OpenTcpExtra(_Wire, frozen=True):
 class ConkeyExtra(_Wire, frozen=True):
     """Body of -32: the key of that one TCP connection."""
 
-    conkey: Annotated[str, Meta(max_length=64)]
+    conkey: Annotated[str, Meta(max_length=64)] = ""  # empty in a refusal, whose `extra` has nothing but its MAC
 
 
 # --- the seed's messages ----------------------------------------------------------------------------------------------

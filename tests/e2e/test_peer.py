@@ -224,7 +224,7 @@ def test_a_callee_that_does_not_know_us_says_so_at_once(tmp_path: Path) -> None:
             assert time.monotonic() - began < 1
             assert str(caught.value) == "home-nas does not know this machine's key"
             assert caught.value.hint == (
-                "`p2ptunnel id` here prints the key; on home-nas: p2ptunnel peers add OUR-TAG KEY --services …"
+                "Pair with it: `p2ptunnel pair` on home-nas prints a code; then here: p2ptunnel pair CODE"
             )
 
     run(main())
@@ -313,7 +313,7 @@ def test_a_tag_that_nobody_pinned_is_named_before_anything_is_sent(tmp_path: Pat
                 laptop.connect("nobody"),
                 UnknownPeerError,
                 "no key is pinned for 'nobody'",
-                "`p2ptunnel id` on nobody prints its key; then here: p2ptunnel peers add nobody KEY",
+                "`p2ptunnel pair` on nobody prints a code; then here: p2ptunnel pair CODE",
             )
             await refused(
                 laptop.connect("Home NAS"),
@@ -502,7 +502,7 @@ def test_serving_needs_a_tag(tmp_path: Path) -> None:
             await refused(
                 nameless.serve({"echo": echo}),
                 ConfigError,
-                "a peer that serves needs a tag",
+                "a peer that others are to find needs a tag",
                 "Peer('home-nas', …), --tag or P2PTUNNEL_TAG.",
             )
 
@@ -530,7 +530,7 @@ def test_allowing_somebody_unknown_serves_nothing(tmp_path: Path) -> None:
                 there.home.serve({"echo": echo}, allow=[LAPTOP, "nobody"]),
                 UnknownPeerError,
                 "no key is pinned for 'nobody'",
-                "`p2ptunnel id` on nobody prints its key; then here: p2ptunnel peers add nobody KEY",
+                "`p2ptunnel pair` on nobody prints a code; then here: p2ptunnel pair CODE",
             )
             assert there.home.snapshot().serving == ()
             assert there.server.registered == ()

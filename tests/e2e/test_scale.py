@@ -26,9 +26,10 @@ from p2ptunnel.errors import ResumeExpiredError, TargetRefusedError
 from p2ptunnel.net.pump import pump
 from p2ptunnel.session.session import OpenRequest, Session, SessionOptions
 from p2ptunnel.session.stream import SessionStream
-from p2ptunnel.testing.natlab import Lab, Site
+from p2ptunnel.testing.natlab import Lab
 from p2ptunnel.trace import Tracer
 from tests.helpers import run
+from tests.helpers.lasting import cut, through
 from tests.helpers.peers import Peers, sessions, tcp_pair
 
 KIB: Final = 1024
@@ -282,14 +283,6 @@ def test_an_idle_stream_costs_less_than_20_kib() -> None:
 # --- without a channel ----------------------------------------------------------------------------------------------------
 
 
-def cut(session: Session) -> None:
-    """Break the connection under a session, as a reset from the network does."""
-    leg = session._active
-    assert leg is not None
-    assert leg.channel._transport is not None
-    leg.channel._transport.abort()
-
-
 async def writers_without_a_channel() -> str:
     async with sessions(Serving(SessionOptions(resume_timeout=1.5))) as (caller, callee):
         streams = [await caller.open_confirmed("sink") for _ in range(100)]
@@ -445,22 +438,6 @@ def test_an_echo_beside_fifty_bulk_streams_takes_less_than_20_ms() -> None:
 
 
 # --- a slow path ----------------------------------------------------------------------------------------------------------
-
-
-@contextlib.asynccontextmanager
-async def through(lab: Lab, site: Site, peers: Peers) -> AsyncGenerator[tuple[Session, Session]]:
-    """A session from a host behind the site's NAT to the server outside."""
-    loop = asyncio.get_running_loop()
-    with lab.server.socket() as listener:
-        client = site.host.socket()
-        listener.bind((lab.server.ip, 0))
-        listener.listen()
-        for sock in (listener, client):
-            sock.setblocking(False)
-        await loop.sock_connect(client, listener.getsockname())
-        server, _ = await loop.sock_accept(listener)
-    async with sessions(peers, (client, server)) as both:
-        yield both
 
 
 @pytest.mark.natlab

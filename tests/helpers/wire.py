@@ -47,6 +47,8 @@ def _strategy(kind: msgspec.inspect.Type) -> st.SearchStrategy[Any]:
             return st.floats(low, high, allow_nan=False)
         case msgspec.inspect.BoolType():
             return st.booleans()
+        case msgspec.inspect.StrType(pattern=str()):
+            return st.ip_addresses().map(str)  # the one pattern that there is: a numeric host
         case msgspec.inspect.StrType(min_length=shortest, max_length=longest):
             characters = st.characters(codec="utf-8")
             return st.text(characters, min_size=shortest or 0, max_size=min(longest or _LONGEST, _LONGEST))

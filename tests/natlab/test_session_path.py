@@ -3,39 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncGenerator
 
 import pytest
 
 from p2ptunnel.errors import ChannelLostError
-from p2ptunnel.session.session import Session
 from p2ptunnel.testing.natlab import Lab, Site
 from tests.helpers import run
+from tests.helpers.lasting import through
 from tests.helpers.paces import hasten
-from tests.helpers.peers import Peers, sessions
+from tests.helpers.peers import Peers
 
 
 @pytest.fixture
 def site(natlab: Lab) -> Site:
     return natlab.site("pr", link=True)
-
-
-@contextlib.asynccontextmanager
-async def through(lab: Lab, site: Site, peers: Peers) -> AsyncGenerator[tuple[Session, Session]]:
-    """A session from a host behind the site's NAT to the server outside."""
-    loop = asyncio.get_running_loop()
-    listener, client = lab.server.socket(), site.host.socket()
-    with listener:
-        listener.bind((lab.server.ip, 0))
-        listener.listen()
-        for sock in (listener, client):
-            sock.setblocking(False)
-        await loop.sock_connect(client, listener.getsockname())
-        server, _ = await loop.sock_accept(listener)
-    async with sessions(peers, (client, server)) as both:
-        yield both
 
 
 def test_a_path_on_which_bytes_vanish_is_dead(natlab: Lab, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from p2ptunnel.errors import RemoteProtocolError
 from p2ptunnel.wire.frames import (
     Accept,
     Ack,
+    Capability,
     Data,
     Fin,
     Frame,
@@ -23,6 +24,7 @@ from p2ptunnel.wire.frames import (
     Pong,
     Reset,
     Resume,
+    Waiting,
     Window,
     decode,
     encode,
@@ -47,6 +49,8 @@ frames: st.SearchStrategy[Frame] = st.one_of(
     st.builds(Ping, eight),
     st.builds(Pong, eight),
     st.builds(GoAway, u16, reasons),
+    st.builds(Waiting, stream_ids, u16),
+    st.builds(Capability, st.binary(min_size=1, max_size=1024)),
     st.builds(Ack, u64),
     st.builds(Resume, u32, u64, u64),
 )

@@ -8,6 +8,7 @@ from itertools import count
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from p2ptunnel.identity.judge import Judge
 from p2ptunnel.protocol.broker import Broker
 from p2ptunnel.protocol.callee import CalleePort, CalleeState
 from p2ptunnel.protocol.caller import CallerAgent, CallerState
@@ -17,6 +18,7 @@ from p2ptunnel.protocol.registration import Registration, RegistrationState
 from p2ptunnel.testing.simnet import KINDS, Credentials, Habits, run_punch
 from p2ptunnel.types import Address, Candidate
 from p2ptunnel.wire.messages import MalformedMessageError, PunchNotice, RegisterExtra, decode
+from tests.unit.protocol.actors import judge, signer
 
 SERVER: Address = ("203.0.113.1", 7000)
 CALLER: Address = ("198.51.100.1", 40001)
@@ -26,8 +28,9 @@ ADDRESSES = (SERVER, CALLER, CALLEE)
 TRANSACTION = 10.0  # seconds in which every question under way is answered or given up
 
 
-def _verify(tag: str, extra: RegisterExtra, server_key: str) -> bool:
-    return extra.sig == f"by {extra.key}"
+class _Believing(Judge):
+    def is_signed(self, tag: str, extra: RegisterExtra) -> bool:
+        return extra.sig == f"by {extra.key}"
 
 
 def _let_in(_: PunchNotice) -> None:
@@ -39,12 +42,12 @@ class World:
 
     def __init__(self, seed: int) -> None:
         rng = random.Random(seed)
-        view = LocalView((Candidate("srflx", "tcp", CALLEE[0], 50002),), 0.05, can_open_low=True)
+        views = {host: LocalView((Candidate("srflx", "tcp", host, 50002),), 0.05, can_open_low=True) for host, _ in ADDRESSES}
         self.now = 0.0
-        self.broker = Broker(b"a secret of sixteen bytes or more", rng, _verify)
-        self.port = CalleePort("bob", SERVER, Credentials("key"), rng, udp_port=CALLEE[1], screen=_let_in)
-        self.port.view = view
-        self.caller = CallerAgent("alice", "bob", SERVER, view, rng)
+        self.broker = Broker(b"a secret of sixteen bytes or more", rng, _Believing())
+        self.port = CalleePort("bob", SERVER, Credentials("key"), rng, udp_port=CALLEE[1], screen=_let_in, judge=judge())
+        self.port.view = views[CALLEE[0]]
+        self.caller = CallerAgent("alice", "bob", SERVER, views[CALLER[0]], rng, signer=signer())
         self.machines: dict[Address, Machine] = {SERVER: self.broker, CALLER: self.caller, CALLEE: self.port}
         self.flying: list[tuple[bytes, Address, Address]] = []
         self.nominated: Nominate | None = None
@@ -181,7 +184,7 @@ def check_end(world: World) -> None:
     assert len(world.port.registration._requester) <= 1
     world.let_time_pass(12 * TRANSACTION)
     assert world.broker.attempts == 0
-    assert len(world.broker._requester) == 0
+    assert len(world.broker._replies.requester) == 0
     assert world.broker.registered == ()  # nobody has heard of the callee for long
     assert world.broker.next_deadline() is None
 

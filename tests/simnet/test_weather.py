@@ -34,7 +34,7 @@ def play(call: Call) -> bool:
     assert agent.next_deadline() is None
     assert not port.agents
     assert broker.attempts == 0
-    assert len(broker._requester) == 0
+    assert len(broker._replies.requester) == 0
     assert broker.registered == ("callee",)
     assert set(call.caller.stack.sockets) <= set(call.caller.chosen.values())
     assert not call.caller.stack.listening

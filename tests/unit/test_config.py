@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
-from p2ptunnel.config import Config, PeerConfig, load_config, parse_duration
+from p2ptunnel.config import Config, PeerConfig, load_config, parse_duration, parse_until
 from p2ptunnel.errors import ConfigError
 
 
@@ -82,3 +83,44 @@ def test_a_file_that_cannot_be_read_is_told_with_its_path(tmp_path: Path) -> Non
     (tmp_path / "config.toml").mkdir()
     with pytest.raises(ConfigError, match=r"config\.toml: Is a directory"):
         load_config(tmp_path)
+
+
+# --- when a grant ends --------------------------------------------------------------------------------------------------
+
+NOON = 1_893_499_200.0  # 2030-01-01 12:00 UTC
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2h", NOON + 7200),
+        ("90", NOON + 90),
+        ("7d", NOON + 604_800),
+        ("2030-01-01T12:00:01Z", NOON + 1),
+        ("2030-01-01T14:00+01:00", NOON + 3600),
+        ("2030-01-02", NOON + 9 * 3600),
+        ("2030-01-01T18:00", NOON + 3 * 3600),
+    ],
+)
+def test_a_time_is_read_from_now_or_by_the_calendar(text: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "<+03>-3")  # three hours east: what has no zone is local
+    time.tzset()
+    try:
+        assert parse_until(text, NOON).timestamp() == seconds
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "soon", "0", "2030-01-01T12:00:00Z", "2029-12-31", "2030-13-01", "9999999d", "7w", "-1h", "inf"]
+)
+def test_what_is_no_time_or_over_is_named(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_until(text, NOON)
+    assert caught.value.hint.startswith("Examples: 2h, 7d, 2030-01-31")
+
+
+def test_nothing_ends_by_a_clock_that_was_never_set() -> None:
+    with pytest.raises(ConfigError, match="this machine's clock is not set"):
+        parse_until("2h", 1000.0)

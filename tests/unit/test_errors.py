@@ -51,6 +51,20 @@ TABLE = [
         "identity",
     ),
     Row(
+        errors.InvalidCodeError("the second word is not in the list", "Nearest to it: river."),
+        "the second word is not in the list",
+        "Nearest to it: river.",
+        400,
+        "identity",
+    ),
+    Row(
+        errors.PairingError("it was wrong, used or too old"),
+        "pairing failed: it was wrong, used or too old",
+        "Ask for a new code there: p2ptunnel pair",
+        401,
+        "identity",
+    ),
+    Row(
         errors.InvalidSpecError("1:2:3:4:5", "too many parts"),
         "cannot read '1:2:3:4:5': too many parts",
         "Examples: 8888, 9000:8888, web, 9000:web, 9000:host:80.",
@@ -106,6 +120,20 @@ TABLE = [
         "rendezvous",
     ),
     Row(
+        errors.ServerPrivateError("rv.example:7000"),
+        "rv.example:7000 refused: it serves its members only (407)",
+        "Ask its operator for the whole line, host:port#p2p:…#join:…, or to list this machine's key (`p2ptunnel id`).",
+        407,
+        "rendezvous",
+    ),
+    Row(
+        errors.ServerKeyError("rv.example:7000"),
+        "rv.example:7000 did not prove the key that was given for it",
+        "If the server was set up anew, ask its operator for the new line, host:port#p2p:…; else something is between.",
+        401,
+        "identity",
+    ),
+    Row(
         errors.TagInUseError("home-nas", "rv.example:7000"),
         "the tag 'home-nas' belongs to another key",
         "Choose another tag, or stop the other machine that uses it.",
@@ -149,7 +177,7 @@ TABLE = [
     Row(
         errors.UnknownPeerError("home-nas"),
         "no key is pinned for 'home-nas'",
-        "`p2ptunnel id` on home-nas prints its key; then here: p2ptunnel peers add home-nas KEY",
+        "`p2ptunnel pair` on home-nas prints a code; then here: p2ptunnel pair CODE",
         401,
         "identity",
     ),
@@ -163,7 +191,7 @@ TABLE = [
     Row(
         errors.PeerRefusedError("home-nas"),
         "home-nas does not know this machine's key",
-        "`p2ptunnel id` here prints the key; on home-nas: p2ptunnel peers add OUR-TAG KEY --services …",
+        "Pair with it: `p2ptunnel pair` on home-nas prints a code; then here: p2ptunnel pair CODE",
         403,
         "identity",
     ),
@@ -178,6 +206,13 @@ TABLE = [
         errors.AccessDeniedError("home-nas", "web"),
         "home-nas does not serve 'web' to this machine",
         "Served to you: nothing.",
+        403,
+        "access",
+    ),
+    Row(
+        errors.ApprovalTimeoutError("home-nas", "ssh"),
+        "nobody at home-nas has answered whether this machine may open 'ssh'",
+        "Ask again when somebody is at home-nas; its owner can also grant it: p2ptunnel peers allow OUR-TAG ssh",
         403,
         "access",
     ),
@@ -205,6 +240,13 @@ TABLE = [
         "Longer cuts: be more patient on both sides, by --resume-timeout 1h or Peer(resume_timeout=3600).",
         500,
         "session",
+    ),
+    Row(
+        errors.AccessRevokedError("home-nas", "web"),
+        "home-nas serves 'web' to this machine no more",
+        "Its owner took it back, or had granted it until now.",
+        403,
+        "access",
     ),
     Row(errors.StreamResetError("cancelled"), "the stream was reset: cancelled", "", 500, "session"),
     # tunnels

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typeguard import TypeCheckError
 
-from p2ptunnel.defaults import RESUME_BUFFER_MIN_BYTES, SUSPENDED_SESSIONS_MAX
+from p2ptunnel.defaults import RESUME_BUFFER_MIN_BYTES, SESSIONS_OF_PEER_MAX
 from p2ptunnel.errors import ConfigError, InvalidSpecError
 from p2ptunnel.events import PathSuspected
 from p2ptunnel.identity.store import PinnedPeer
@@ -65,12 +65,13 @@ def test_what_is_no_kind_of_event_is_refused_at_once() -> None:
 # --- its sessions -------------------------------------------------------------------------------------------------------
 
 
-def test_few_sessions_of_a_peer_wait_also_if_all_lose_their_channels_at_once(tmp_path: Path) -> None:
+def test_of_too_many_sessions_of_a_peer_those_that_wait_end_first_and_then_the_oldest(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with new_peer(tmp_path) as peer:
             callers: list[Session] = []
             callees: list[Session] = []
-            for _ in range(SUSPENDED_SESSIONS_MAX + 4):
+
+            async def another() -> None:
                 peers = Peers("web")
                 peers.options = peer._options
                 caller, callee = await peers.meet()
@@ -79,16 +80,26 @@ def test_few_sessions_of_a_peer_wait_also_if_all_lose_their_channels_at_once(tmp
                 peer._up.keep(callee)
                 callers.append(caller)
                 callees.append(callee)
-            for callee in callees:
-                cut(callee)
-            while any(callee.state == "open" for callee in callees) or len(waiting(callees)) > SUSPENDED_SESSIONS_MAX:
+
+            for _ in range(SESSIONS_OF_PEER_MAX):
+                await another()
+            cut(callees[2])
+            while callees[2].state != "suspended":
                 await asyncio.sleep(0)
-            assert len(waiting(callees)) == SUSPENDED_SESSIONS_MAX
+            await another()
+            assert ended(callees) == [2]
+            await another()
+            assert ended(callees) == [0, 2]
+            assert str(callees[0].error) == "the channel was closed by us: too many sessions of this peer"
             await asyncio.gather(*(session.close(grace=0) for session in (*callers, *callees)))
             peer._up.tidy()
             assert not peer._up._sessions
 
     run(scenario())
+
+
+def ended(sessions: list[Session]) -> list[int]:
+    return [number for number, session in enumerate(sessions) if session.error is not None]
 
 
 def cut(session: Session) -> None:
@@ -97,11 +108,6 @@ def cut(session: Session) -> None:
     assert leg is not None
     assert leg.channel._transport is not None
     leg.channel._transport.abort()
-
-
-def waiting(those: list[Session]) -> list[Session]:
-    """The sessions without a channel."""
-    return [session for session in those if session.state == "suspended"]
 
 
 def test_a_session_that_has_ended_is_forgotten(tmp_path: Path) -> None:

@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2ptunnel.errors import InvalidAddressError, InvalidTagError
-from p2ptunnel.types import Candidate, Path, clean, format_address, is_tag, parse_address, parse_tag
+from p2ptunnel.types import (
+    Candidate,
+    Path,
+    ServerSpec,
+    clean,
+    format_address,
+    is_tag,
+    parse_address,
+    parse_server,
+    parse_tag,
+)
 
 # --- tags -------------------------------------------------------------------------------------------------------------
 
@@ -157,6 +167,52 @@ def test_values_do_not_change() -> None:
     with pytest.raises(AttributeError):
         path.rtt = 0.1  # type: ignore[misc]
     assert hash(path) == hash(msgspec.structs.replace(path))
+
+
+# --- servers ----------------------------------------------------------------------------------------------------------
+
+KEY = "p2p:" + "k5xq7m2a" * 6 + "k5xq"
+TOKEN = "si9UqzGf1sA-3BsQtfUIlA"
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("rv.example", ServerSpec(("rv.example", 7000))),
+        ("rv.example:7001", ServerSpec(("rv.example", 7001))),
+        (f"[2001:db8::7]:7000#{KEY}", ServerSpec(("2001:db8::7", 7000), KEY)),
+        (f" rv.example#{KEY}#join:{TOKEN} ", ServerSpec(("rv.example", 7000), KEY, TOKEN)),
+    ],
+)
+def test_a_server_is_read_as_its_operator_wrote_it(text: str, spec: ServerSpec) -> None:
+    assert parse_server(text, default_port=7000) == spec
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "#",
+        "rv.example#",
+        "rv.example#p2p:short",
+        f"rv.example#{KEY}x",
+        f"rv.example#join:{TOKEN}",
+        f"rv.example#{KEY}#{TOKEN}",
+        f"rv.example#{KEY}#join:short",
+        f"rv.example#{KEY}#join:{TOKEN}#more",
+        f"rv.example:x#{KEY}#join:{TOKEN}",
+    ],
+)
+def test_what_is_no_server_is_refused_without_showing_its_secret(text: str) -> None:
+    with pytest.raises(InvalidAddressError) as caught:
+        parse_server(text, default_port=7000)
+    assert TOKEN not in str(caught.value)
+
+
+def test_a_server_is_shown_without_its_secret() -> None:
+    shown = repr(ServerSpec(("rv.example", 7000), KEY, TOKEN))
+    assert TOKEN not in shown
+    assert "rv.example:7000" in shown
 
 
 # --- text from elsewhere ----------------------------------------------------------------------------------------------

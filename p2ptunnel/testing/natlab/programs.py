@@ -54,7 +54,10 @@ def start_program(namespace: Namespace | None, arguments: Sequence[str], **optio
 
 
 def end_program(program: subprocess.Popen[Any]) -> None:
-    """Kill a program and what it started, wait for them, and close our ends of its pipes.  Doing so twice is fine."""
+    """Kill a program and its descendants, wait for them, and close our ends of its pipes.  Doing so twice is fine.
+
+    A descendant whose parent has ended before cannot be told from a stranger, and stays.
+    """
     kill_program(program)
     pipes: tuple[IO[Any] | None, ...] = (program.stdin, program.stdout, program.stderr)
     for pipe in pipes:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from p2ptunnel.identity.judge import Judge
 from p2ptunnel.protocol.broker import Broker
 from p2ptunnel.protocol.machine import Event, Machine
 from p2ptunnel.testing.simnet.network import TTL, Host, Network
 from p2ptunnel.types import Address, Tag
-from p2ptunnel.wire.messages import RegisterExtra
+from p2ptunnel.wire.messages import Observed, RegisterExtra
 
 __all__ = ["Credentials", "Driver", "SimServer"]
 
@@ -67,6 +68,7 @@ class Credentials:
 
     def __init__(self, key: str) -> None:
         """Sign as `key`."""
+        self.server_key = ""
         self._key = key
         self._ts = 0
 
@@ -75,9 +77,17 @@ class Credentials:
         self._ts = max(self._ts, at_least_ts) + 1
         return RegisterExtra(v=1, key=self._key, ts=self._ts, sig=f"by {self._key}", cookie=cookie)
 
+    def is_proven(self, answer: Observed) -> bool:
+        """Believe every server."""
+        return True
 
-def _verify(tag: Tag, extra: RegisterExtra, server_key: str) -> bool:
-    return extra.sig == f"by {extra.key}"
+
+class _Believing(Judge):
+    """Believes those words."""
+
+    def is_signed(self, tag: Tag, extra: RegisterExtra) -> bool:
+        """Tell whether they name the key."""
+        return extra.sig == f"by {extra.key}"
 
 
 class SimServer(Driver):
@@ -89,5 +99,5 @@ class SimServer(Driver):
 
     def __init__(self, network: Network, host: Host, *, compat_seed: bool = False) -> None:
         """Open it on `host`."""
-        self.broker = Broker(_SECRET, network.random, _verify, compat_seed=compat_seed)
+        self.broker = Broker(_SECRET, network.random, _Believing(), compat_seed=compat_seed)
         super().__init__(self.broker, network, host)

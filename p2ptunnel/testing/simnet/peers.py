@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import Final
 
 from p2ptunnel.defaults import PREAMBLE_TIMEOUT
+from p2ptunnel.identity.keys import Identity
 from p2ptunnel.protocol.callee import CalleeAgent, CalleePort, CalleeState
 from p2ptunnel.protocol.caller import CallerAgent
+from p2ptunnel.protocol.intent import CallSigner, IntentJudge
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.punch import CallFailed, ConnectionChosen, Nominate
 from p2ptunnel.testing.simnet.driver import Credentials
@@ -19,10 +21,27 @@ from p2ptunnel.testing.simnet.tcp import Socket
 from p2ptunnel.types import Address, Tag
 from p2ptunnel.wire.messages import PunchNotice
 
-__all__ = ["SimCallee", "SimCaller"]
+__all__ = ["CALLEE_IDENTITY", "CALLER_IDENTITY", "SimCallee", "SimCaller", "SimCounter"]
 
+CALLER_IDENTITY: Final = Identity.from_seed(b"caller".ljust(32))
+CALLEE_IDENTITY: Final = Identity.from_seed(b"callee".ljust(32))
 _ACCEPTED: Final = "accepted"
 _REPEAT: Final = 0.3  # seconds beyond a round trip: what was written to a connection and got no answer is written again
+
+
+class SimCounter:
+    """The counter of signed calls, in memory."""
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def next(self, at_least: int = 0) -> int:
+        """Return a value above all before, and above `at_least`."""
+        self._last = max(self._last, at_least) + 1
+        return self._last
+
+
+_counter: Final = SimCounter()  # all callers have one key
 
 
 class SimCaller(Side):
@@ -37,7 +56,8 @@ class SimCaller(Side):
     def __init__(self, network: Network, host: Host, server: Address, wanted: Tag, habits: Habits) -> None:
         """Look around; `start` calls."""
         view = look_around(network, host, server, habits)
-        self.agent = CallerAgent("caller", wanted, server, view, network.random)
+        signer = CallSigner(CALLER_IDENTITY, _counter, network.random, callee=CALLEE_IDENTITY.public)
+        self.agent = CallerAgent("caller", wanted, server, view, network.random, signer=signer)
         self.failure: CallFailed | None = None
         self.ended_at: float | None = None
         self._nominated: int | None = None
@@ -111,7 +131,10 @@ class SimCallee(Side):
 
     def __init__(self, network: Network, host: Host, server: Address, tag: Tag, habits: Habits) -> None:
         """Look around; `start` registers."""
-        self.port = CalleePort(tag, server, Credentials("callee's key"), network.random, udp_port=host.port, screen=_let_in)
+        judge = IntentJudge(CALLEE_IDENTITY, network.random, is_admitted=CALLER_IDENTITY.public.__eq__)
+        self.port = CalleePort(
+            tag, server, Credentials("callee's key"), network.random, udp_port=host.port, screen=_let_in, judge=judge
+        )
         self.port.view = look_around(network, host, server, habits)
         super().__init__(self.port, network, host, habits)
 

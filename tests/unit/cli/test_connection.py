@@ -11,6 +11,8 @@ import pytest
 from p2ptunnel.cli.connection import Narrator, facts, tell_connections, telling_beside
 from p2ptunnel.cli.output import Output
 from p2ptunnel.events import (
+    AccessDecided,
+    ApprovalAwaited,
     ChannelLost,
     ChannelOpened,
     EventHub,
@@ -164,6 +166,15 @@ def test_sizes_are_said_as_people_say_them(count: int, text: str) -> None:
 def test_what_was_missed_is_counted() -> None:
     assert told(EventsDropped(7)) == ["7 events came too fast to be told"]
     assert facts(EventsDropped(7)) == {"event": "events_dropped", "count": 7}
+
+
+def test_questions_to_an_owner_are_said_on_both_sides() -> None:
+    assert told(ApprovalAwaited(tag="nas", service="ssh", patience=30)) == [
+        "nas: waiting for approval of ssh there, up to 30 s"
+    ]
+    decided = AccessDecided(tag="laptop", id=7, service="ssh", decision="hour", by="owner")
+    unanswered = AccessDecided(tag="laptop", id=8, service="ssh", decision="no", by="timeout")
+    assert told(decided, unanswered) == ["laptop: ssh: hour", "laptop: ssh: nobody answered"]
 
 
 def test_an_object_has_the_events_name_the_peer_and_its_facts() -> None:

@@ -37,7 +37,7 @@ def test_id_never_shows_the_secret_half(profile: Path, capsys: Capture) -> None:
 
 
 def test_peers_come_and_go(capsys: Capture, profile: Path) -> None:
-    assert call(capsys, "peers").err == "No peer is known yet: p2ptunnel peers add TAG KEY\n"
+    assert call(capsys, "peers").err == "No peer is known yet: p2ptunnel pair\n"
     added = call(capsys, "peers", "add", "laptop", KEY, "--services", "ssh,8888")
     assert tuple(added) == (0, "laptop is known; it may open ssh, 8888\n", "")
     assert call(capsys, "peers", "deny", "laptop", "ssh").out == "laptop may open 8888\n"
@@ -46,7 +46,7 @@ def test_peers_come_and_go(capsys: Capture, profile: Path) -> None:
     assert head.split() == ["PEER", "KEY", "MAY", "OPEN"]
     assert row.split(maxsplit=2) == ["laptop", KEY, "8888, web, jupyter"]
     listed = json.loads(call(capsys, "--json", "peers", "list").out)
-    assert listed == {"schema": 1, "tag": "laptop", "key": KEY, "services": ["8888", "web", "jupyter"]}
+    assert listed == {"schema": 1, "tag": "laptop", "key": KEY, "services": ["8888", "web", "jupyter"], "until": {}}
     assert Profile(profile).peers().get("laptop") is not None
     assert call(capsys, "peers", "rm", "laptop").out == "laptop is forgotten\n"
     assert Profile(profile).peers().get("laptop") is None
@@ -62,6 +62,14 @@ def test_peers_come_and_go(capsys: Capture, profile: Path) -> None:
         (["allow", "nas", "web"], 5, "no key is pinned for 'nas'"),
         (["deny", "nas", "web"], 5, "no key is pinned for 'nas'"),
         (["rm", "nas"], 5, "no key is pinned for 'nas'"),
+        (["show", "nas"], 5, "no key is pinned for 'nas'"),
+        (["rename", "nas", "new"], 5, "no key is pinned for 'nas'"),
+        (["allow", "nas", "web", "--until", "yesterday"], 2, "'yesterday' is no time"),
+        (["ticket", "--services", "web", "--until", "1h", "--for", "nas"], 5, "no key is pinned for 'nas'"),
+        (["ticket", "--services", "Web", "--until", "1h"], 2, "cannot read 'Web'"),
+        (["ticket", "--services", ",", "--until", "1h"], 2, "an access ticket is for one service at least"),
+        (["use", "p2pc1nonsense"], 2, "an access ticket"),
+        (["revoke", "nonsense"], 2, "an access ticket begins with p2pc1"),
     ],
 )
 def test_what_cannot_be_done_changes_nothing(words: list[str], code: int, text: str, capsys: Capture, profile: Path) -> None:
@@ -69,6 +77,49 @@ def test_what_cannot_be_done_changes_nothing(words: list[str], code: int, text: 
     assert (result.code, result.out) == (code, "")
     assert result.err.startswith(f"p2ptunnel: {text}")
     assert Profile(profile).peers().all() == ()
+
+
+def test_a_grant_is_shown_with_its_end(capsys: Capture, profile: Path) -> None:
+    call(capsys, "peers", "add", "laptop", KEY, "--services", "ssh")
+    allowed = call(capsys, "peers", "allow", "laptop", "web", "--until", "2099-01-31T18:00").out
+    assert allowed == "laptop may open ssh, web (until 2099-01-31 18:00)\n"
+    assert call(capsys, "peers").out.splitlines()[1].endswith("ssh, web (until 2099-01-31 18:00)")
+    Profile(profile).peers().allow("laptop", "old", until=1_800_000_000.0 - 10**8)
+    peer, head, ssh, web, old = call(capsys, "peers", "show", "laptop").out.splitlines()
+    assert peer.split()[:3] == ["peer", "laptop", KEY]
+    assert head.split() == ["MAY", "OPEN", "UNTIL"]
+    assert (ssh.split(), web.split(), old.split()[0::3]) == (["ssh", "-"], ["web", "2099-01-31", "18:00"], ["old", "ended"])
+    told = json.loads(call(capsys, "--json", "peers", "show", "laptop").out)
+    assert (told["services"], sorted(told["until"])) == (["ssh", "web"], ["old", "web"])
+    assert call(capsys, "peers", "allow", "laptop", "web").out == "laptop may open ssh, web\n"
+
+
+def test_a_peer_is_renamed(capsys: Capture) -> None:
+    call(capsys, "peers", "add", "laptop", KEY, "--services", "ssh")
+    assert call(capsys, "peers", "rename", "laptop", "work").out == "laptop is work now\n"
+    assert call(capsys, "peers", "show", "laptop").code == 5
+    assert "it may open nothing" not in call(capsys, "peers", "show", "work").out
+
+
+def test_a_ticket_is_printed_kept_and_revoked(capsys: Capture, tmp_path: Path) -> None:
+    home, laptop = ("--profile", tmp_path / "home"), ("--profile", tmp_path / "laptop")
+    keys = {name: call(capsys, "--profile", tmp_path / name, "id").out.strip() for name in ("home", "laptop")}
+    call(capsys, *home, "peers", "add", "laptop", keys["laptop"])
+    call(capsys, *laptop, "peers", "add", "nas", keys["home"])
+    made = call(capsys, *home, "peers", "ticket", "--services", "web,ssh", "--until", "2099-01-31T18:00", "--for", "laptop")
+    ticket, name = made.out.strip(), made.err.split()[-1]
+    assert made.err.startswith("for web, ssh until 2099-01-31 18:00; to end it before: p2ptunnel peers revoke ")
+    kept = call(capsys, *laptop, "peers", "use", ticket)
+    assert kept.out == "nas lets this machine open web, ssh until 2099-01-31 18:00\n"
+    shown = call(capsys, *laptop, "peers", "show", "nas").out
+    assert "GAVE US A TICKET FOR" in shown
+    assert ticket[6:40] not in shown
+    assert call(capsys, *home, "peers", "revoke", name).out == f"{name} opens nothing any more\n"
+    assert call(capsys, *home, "peers", "revoke", ticket).out == f"{name} opens nothing any more\n"
+    assert Profile(tmp_path / "home").peers().is_revoked(name)
+    elsewhere = call(capsys, *laptop, "peers", "revoke", ticket)
+    assert (elsewhere.code, ticket[6:40] in elsewhere.err) == (2, False)
+    assert call(capsys, *home, "peers", "use", ticket).code == 5
 
 
 def test_who_cannot_be_forgotten_need_not_be_added(capsys: Capture) -> None:
@@ -229,7 +280,7 @@ def test_a_completion_script_calls_this_program(shell: str, capsys: Capture) -> 
     [
         ("p2ptunnel for", {"forward"}),
         ("p2ptunnel forward l", {"laptop"}),
-        ("p2ptunnel peers ", {"add", "allow", "deny", "list", "rm"}),
+        ("p2ptunnel peers ", {"add", "allow", "deny", "list", "rename", "revoke", "rm", "show", "ticket", "use"}),
     ],
 )
 def test_tab_offers_commands_and_peers(line: str, offered: set[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,7 @@ def sshd_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, P
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
     directory = tmp_path_factory.mktemp("machines")
-    with started("--json", "rendezvous", "--listen", "127.0.0.1:0") as server:
+    with started("--json", "--profile", directory / "server", "rendezvous", "--listen", "127.0.0.1:0") as server:
         assert server.stdout is not None
         host, port = json.loads(server.stdout.readline())["address"]
         profiles = {name: Profile(directory / name) for name in ("nas", "shed", "cellar", "laptop", "stranger")}
@@ -312,8 +312,8 @@ def test_pipe_to_a_full_disk_says_so(network: Network) -> None:
         ("laptop", ["nas", "jupiter"], 5, "nas does not serve 'jupiter' to this machine", "Served to you: echo, dead."),
         ("laptop", ["nas", "private"], 5, "nas does not serve 'private' to this machine", "Served to you: echo, dead."),
         ("laptop", ["shed", "echo"], 4, "no peer is registered as 'shed'", "`p2ptunnel serve` is running on shed"),
-        ("stranger", ["nas", "echo"], 5, "nas does not know this machine's key", "`p2ptunnel id` here prints the key"),
-        ("laptop", ["who", "echo"], 5, "no key is pinned for 'who'", "p2ptunnel peers add who KEY"),
+        ("stranger", ["nas", "echo"], 5, "nas does not know this machine's key", "`p2ptunnel pair` on nas prints a code"),
+        ("laptop", ["who", "echo"], 5, "no key is pinned for 'who'", "p2ptunnel pair CODE"),
         ("laptop", ["nas", "a:b"], 2, "cannot read 'a:b': 'b' is not a port", "9000:host:80"),
     ],
 )
@@ -394,12 +394,30 @@ def test_serve_says_what_nobody_may_open(network: Network, target: int) -> None:
         (["8888", "--allow", "laptop=web"], "--allow laptop=web: 'web' is not served"),
         (["8888", "--allow", "LAPTOP"], "'LAPTOP' is not a tag"),
         (["jupyter"], "cannot read 'jupyter': it says neither port nor address"),
+        (["any"], "cannot read 'any': it does not say what may be reached"),
+        (["8888", "--to", "10.0.0.0/8:80"], "--to says what the service `any` reaches, which is not served"),
+        (["any", "--to", "10.0.0.1/8:80"], "cannot read '10.0.0.1/8:80'"),
+        (["8888", "--allow", "laptop", "--until", "yesterday"], "'yesterday' is no time"),
+        (["8888", "--ask"], "--ask needs a terminal to ask on"),
     ],
 )
 def test_what_serve_cannot_do_is_2(words: list[str], text: str, network: Network) -> None:
     done = network.run("nas", "serve", *words)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"p2ptunnel: {text}")
+
+
+@pytest.mark.usefixtures("served")
+def test_any_is_what_to_reaches(network: Network, target: int) -> None:
+    words = ("--tag", "gate", "serve", "any", "--to", f"127.0.0.1:{target}", "--allow", "laptop", "--until", "1h")
+    Profile(network.directory / "laptop").peers().add("gate", Profile(network.directory / "nas").identity().public)
+    with network.start("nas", *words) as serving:
+        assert serving.stdout is not None
+        serving.stdout.readline()
+        done = network.run("laptop", "pipe", "gate", f"127.0.0.1:{target}", input="through any")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "11 through any", "")
+        done = network.run("laptop", "pipe", "gate", "127.0.0.1:9")
+        assert (done.returncode, done.stdout) == (5, "")
 
 
 def test_a_peer_that_is_not_known_cannot_be_allowed(network: Network) -> None:

@@ -352,7 +352,6 @@ def test_server_that_ends_before_it_answers_is_a_typed_error() -> None:
     [
         (ReflexiveAnswer(mid=0, code=429, em="slow\ndown"), "slow\\x0adown (429)"),
         (ReflexiveAnswer(mid=0, code=200), "an answer without an address"),
-        (ReflexiveAnswer(mid=0, code=200, extra=Observed(host="localhost", port=9)), "an answer without an address"),
         (ReflexiveAnswer(mid=0, code=200, extra=Observed(host="192.0.2.1", port=0)), "an answer without an address"),
     ],
 )
@@ -405,7 +404,7 @@ def test_open_cancelled_in_any_turn_leaves_no_socket_and_no_word(turns: int, cap
 
 def test_other_observers_of_the_server_are_told_unless_they_are_no_addresses() -> None:
     def answer(probe: ReflexiveProbe, _: Address) -> ReflexiveAnswer:
-        others = (("192.0.2.1", 7001), ("localhost", 7001), ("192.0.2.2", 0), ("2001:db8::1", 7000))
+        others = (("192.0.2.1", 7001), ("192.0.2.2", 0), ("2001:db8::1", 7000))
         return ReflexiveAnswer(mid=probe.mid, code=200, extra=Observed(host="192.0.2.9", port=9, other=others))
 
     async def main() -> None:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
-from p2ptunnel.protocol.callee import CalleePort
+from p2ptunnel.identity.keys import Identity
+from p2ptunnel.protocol.callee import CalleeAgent, CalleePort, SignedCall
 from p2ptunnel.protocol.caller import CallerAgent
+from p2ptunnel.protocol.intent import AttemptKeys, Call, CallSigner, CallVerdict, IntentJudge
 from p2ptunnel.protocol.machine import Datagram, Event
 from p2ptunnel.protocol.punch import LocalView
 from p2ptunnel.testing.simnet import Credentials
+from p2ptunnel.testing.simnet.peers import SimCounter
 from p2ptunnel.types import Address, Candidate
+from p2ptunnel.wire.intent import decode as decode_intent
+from p2ptunnel.wire.intent import encode as encode_intent
+from p2ptunnel.wire.keyed import KeyedSender
 from p2ptunnel.wire.messages import (
     ConnectAnswer,
     ConnectAnswerExtra,
@@ -42,6 +49,10 @@ TOKEN = "0123456789abcdef0123456789abcdef"
 CONKEY = "fedcba9876543210fedcba9876543210"
 VIEW = LocalView((Candidate("srflx", "tcp", CALLEE[0], 50002),), 0.05, can_open_low=True)
 
+ALICE = Identity.from_seed(b"alice".ljust(32))  # calls
+BOB = Identity.from_seed(b"bob".ljust(32))  # is called
+EVE = Identity.from_seed(b"eve".ljust(32))
+
 E = TypeVar("E", bound=Event)
 M = TypeVar("M", bound=Message)
 
@@ -63,15 +74,44 @@ def event(kind: type[E], events: Iterable[Event]) -> E:
     return found
 
 
+counter = SimCounter()
+_voices: WeakKeyDictionary[object, KeyedSender] = WeakKeyDictionary()
+
+
+def signer(identity: Identity = ALICE, callee: Identity = BOB) -> CallSigner:
+    """Return what signs a call."""
+    return CallSigner(identity, counter, random.Random(3), callee=callee.public)
+
+
+def judge(identity: Identity = BOB, admitted: Identity = ALICE) -> IntentJudge:
+    """Return a judge that admits one key."""
+    return IntentJudge(identity, random.Random(4), is_admitted=admitted.public.__eq__)
+
+
+def answer_intent(question: str, cands: Sequence[Candidate], identity: Identity = BOB) -> tuple[str, AttemptKeys]:
+    """Return what `identity` signs as its answer to a call, and the keys of that attempt."""
+    intent = decode_intent(question)
+    answered = judge(identity).answer(Call(ALICE.public, CallVerdict.ADMITTED, intent, intent.ts), cands)
+    assert answered is not None
+    return answered
+
+
 # --- the caller's world ---------------------------------------------------------------------------------------------------
 
 
 def asking(*, now: float = 0.0, cookie: str = "cookie", raw: bool = False) -> tuple[CallerAgent, ConnectRequest]:
     """Return a caller that has asked, and its question."""
     view = LocalView((Candidate("srflx", "tcp", CALLER[0], 50001),), 0.05, can_open_low=True)
-    agent = CallerAgent("alice", "bob", SERVER, view, random.Random(1), cookie=cookie, raw=raw)
+    signs = None if raw else signer()
+    agent = CallerAgent("alice", "bob", SERVER, view, random.Random(1), signer=signs, cookie=cookie)
     agent.start(now)
     return agent, only(ConnectRequest, agent.datagrams_to_send())
+
+
+def hear(agent: CallerAgent, body: bytes, source: Address, now: float) -> None:
+    """Let the agent receive something that whoever holds the callee's key has sent."""
+    voice = _voices.get(agent)
+    agent.receive_datagram(voice.seal(body) if voice else body, source, now)
 
 
 def offer(question: ConnectRequest, *, code: int = 200, token: str = TOKEN) -> bytes:
@@ -80,9 +120,22 @@ def offer(question: ConnectRequest, *, code: int = 200, token: str = TOKEN) -> b
     return encode(ConnectAnswer(mid=question.mid, code=code, em="", extra=extra))
 
 
-def result(*, token: str = TOKEN, code: int = 200, v: int = 1, cands: tuple[Candidate, ...] = ()) -> bytes:
-    """Return a t=11."""
-    extra = PunchResultExtra(host=CALLEE[0], port=CALLEE[1], v=v, cands=cands, nat=NatHints(low=True, rtt=50))
+def result(
+    agent: CallerAgent | None = None,
+    *,
+    token: str = TOKEN,
+    code: int = 200,
+    cands: tuple[Candidate, ...] = (),
+    by: Identity = BOB,
+) -> bytes:
+    """Return a t=11 for what the agent has asked; the founding protocol's, if it signs nothing or there is none."""
+    v, intent = 0, ""
+    if agent is not None and agent._signer is not None and agent._signer._call is not None:
+        v, cands = 1, (*cands, Candidate("srflx", "udp", *CALLEE))
+        intent, keys = answer_intent(encode_intent(agent._signer._call), cands, by)
+        _voices[agent] = KeyedSender(keys.callee_mac)
+    nat = NatHints(low=True, rtt=50)
+    extra = PunchResultExtra(host=CALLEE[0], port=CALLEE[1], v=v, intent=intent, cands=cands, nat=nat)
     return encode(PunchResult(mid=11, token=token, code=code, em="", extra=extra if code == 200 else None))
 
 
@@ -93,10 +146,10 @@ def offered(*, now: float = 0.0, raw: bool = False) -> CallerAgent:
     return agent
 
 
-def punching(*, now: float = 0.0, v: int = 1, cands: tuple[Candidate, ...] = ()) -> CallerAgent:
+def punching(*, now: float = 0.0, raw: bool = False, cands: tuple[Candidate, ...] = ()) -> CallerAgent:
     """Return a caller that punches; its datagrams and events still wait."""
-    agent = offered(now=now)
-    agent.receive_datagram(result(v=v, cands=cands), SERVER, now)
+    agent = offered(now=now, raw=raw)
+    agent.receive_datagram(result(agent, cands=cands), SERVER, now)
     return agent
 
 
@@ -114,7 +167,7 @@ def conkey_answer(question: OpenTcp, *, code: int = 200, conkey: str = CONKEY) -
 def knows_conkey(*, now: float = 0.0) -> CallerAgent:
     """Return a caller that punches and has a conkey."""
     agent = punching(now=now)
-    agent.receive_datagram(conkey_answer(only(OpenTcp, agent.datagrams_to_send())), CALLEE, now)
+    hear(agent, conkey_answer(only(OpenTcp, agent.datagrams_to_send())), CALLEE, now)
     agent.events()
     return agent
 
@@ -139,10 +192,33 @@ def notice(
     low: bool = True,
     rtt: int = 50,
 ) -> PunchNotice:
-    """Return a t=10."""
+    """Return a t=10: signed, if it is one of ours."""
     host, port = caller
-    extra = PunchNoticeExtra(token=token, host=host, port=port, v=v, cands=cands, nat=NatHints(low=low, rtt=rtt))
+    cands = (*cands, Candidate("srflx", "udp", host, port)) if v else cands
+    intent = signer().sign(cands) if v else ""
+    nat = NatHints(low=low, rtt=rtt)
+    extra = PunchNoticeExtra(token=token, host=host, port=port, v=v, intent=intent, cands=cands, nat=nat)
     return PunchNotice(mid=10, extra=extra)
+
+
+def signed_call(message: PunchNotice) -> SignedCall | None:
+    """Return what a port makes of a t=10 that is signed."""
+    if not message.extra.v:
+        return None
+    answer, keys = answer_intent(message.extra.intent or signer().sign(()), ())
+    return SignedCall(ALICE.public, False, answer, keys)
+
+
+def tell(agent: CalleeAgent, message: HoleProbe | OpenTcp, source: Address, now: float) -> None:
+    """Let the agent receive what whoever holds the caller's key has sent."""
+    agent.receive(message, by_caller(agent, message), source, now)
+
+
+def by_caller(agent: CalleeAgent, message: HoleProbe | OpenTcp) -> bytes:
+    """Return the datagram in which the caller says that."""
+    if agent._receiver is None:
+        return encode(message)
+    return _voices.setdefault(agent, KeyedSender(agent._receiver._key)).seal(encode(message))
 
 
 def let_in(_: PunchNotice) -> None:
@@ -151,7 +227,7 @@ def let_in(_: PunchNotice) -> None:
 
 def callee_port(*, view: LocalView = VIEW) -> CalleePort:
     """Return a port that screens nobody and is not registered."""
-    port = CalleePort("bob", SERVER, Credentials("key"), random.Random(2), udp_port=CALLEE[1], screen=let_in)
+    port = CalleePort("bob", SERVER, Credentials("key"), random.Random(2), udp_port=CALLEE[1], screen=let_in, judge=judge())
     port.view = view
     return port
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 
 from p2ptunnel.defaults import COOKIELESS_PAD_BYTES
-from p2ptunnel.protocol.broker import Broker, Endpoint, LineToSend
+from p2ptunnel.identity.judge import Judge
+from p2ptunnel.protocol.broker import Broker, LineToSend
 from p2ptunnel.protocol.cookie import CookieJar
+from p2ptunnel.protocol.tags import TagBook
 from p2ptunnel.types import Address, Candidate, Tag
 from p2ptunnel.wire.messages import (
     ConnectRequest,
@@ -30,14 +32,23 @@ SECRET = b"a secret of sixteen bytes or more"
 JAR = CookieJar(SECRET)
 
 
-def verify(tag: Tag, extra: RegisterExtra, server_key: str) -> bool:
-    """Believe signatures that name key, tag and server."""
-    return extra.sig == f"{extra.key} signs {tag} at {server_key}"
+class Words(Judge):
+    """Believes signatures that name key, tag and server."""
+
+    def __init__(self, server_key: str = "") -> None:
+        super().__init__()
+        self.server_key = server_key  # type: ignore[misc]
+
+    def is_signed(self, tag: Tag, extra: RegisterExtra) -> bool:
+        return extra.sig == f"{extra.key} signs {tag} at {self.server_key}"
+
+    def is_handed_on(self, tag: Tag, extra: RegisterExtra) -> bool:
+        return extra.rekey == f"{extra.old_key} hands {tag} to {extra.key}"
 
 
-def broker(*, compat_seed: bool = False, server_key: str = "") -> Broker:
+def broker(*, compat_seed: bool = False, server_key: str = "", tags: TagBook | None = None) -> Broker:
     """Return a broker that knows nobody."""
-    return Broker(SECRET, random.Random(3), verify, server_key=server_key, compat_seed=compat_seed)
+    return Broker(SECRET, random.Random(3), Words(server_key), compat_seed=compat_seed, tags=tags)
 
 
 def register(
@@ -103,8 +114,3 @@ def lines(server: Broker, connection: int) -> list[Message]:
     """Return what waits for a TCP connection."""
     written = [event for event in server.events() if isinstance(event, LineToSend)]
     return [decode(line.line) for line in written if line.connection == connection]
-
-
-def over_tcp(address: Address, connection: int = 1) -> Endpoint:
-    """Return one end of a TCP connection."""
-    return Endpoint(address, connection)

@@ -124,7 +124,8 @@ def test_forged_sources_get_a_few_answers_a_second_and_leave_no_memory() -> None
     server = broker(compat_seed=True)
     served = sum(ask_from(server, (f"192.0.{n % 250}.{n // 250}", 1), n / 1000, n) for n in range(3000))
     assert served <= COMPAT_REQUESTS_PER_SECOND * 4
-    assert len(server._compat_uses) == served
+    assert server._ration is not None
+    assert len(server._ration) == served
 
 
 def test_whoever_shows_a_cookie_is_not_rationed() -> None:

@@ -8,6 +8,9 @@ from p2ptunnel.defaults import (
     ANSWER_MEMORY,
     ATTEMPTS_OF_CALLEE_MAX,
     ATTEMPTS_OF_SOURCE_MAX,
+    CALLS_BURST,
+    CALLS_PER_MINUTE,
+    CALLS_PER_SECOND_OF_CALLEE,
     DATAGRAM_MAX_BYTES,
     TOKEN_TTL,
     TRANSACTION_TIMEOUT,
@@ -27,7 +30,7 @@ from p2ptunnel.wire.messages import (
     encode,
 )
 from tests.unit.protocol.actors import CALLEE, CALLER, STRANGER, only, sent
-from tests.unit.protocol.brokers import broker, connect, lines, over_tcp, register, with_bob, yes
+from tests.unit.protocol.brokers import broker, connect, lines, register, with_bob, yes
 
 CANDS = (Candidate("srflx", "tcp", CALLER[0], 50001),)
 
@@ -281,7 +284,8 @@ def test_message_ids_are_as_hard_to_guess_as_tokens() -> None:
     server, _ = with_bob()
     mids: set[int] = set()
     for n in range(300):
-        server.receive_datagram(connect(mid=n), CALLER, 0.0)
+        host = f"198.51.{n // 250}.{n % 250}"
+        server.receive_datagram(connect(mid=n, host=host), (host, 1), n / 10)
         notice = only(PunchNotice, server.datagrams_to_send())
         mids.add(notice.mid)
         _finish(server, notice)
@@ -300,15 +304,38 @@ def test_calls_of_one_host_and_to_one_callee_are_bounded_until_they_are_over() -
     server, _ = with_bob()
     notices: list[PunchNotice] = []
     for n in range(ATTEMPTS_OF_CALLEE_MAX):
-        server.receive_datagram(connect(mid=n), CALLER, 0.0)
+        host = f"198.51.100.{n}"
+        server.receive_datagram(connect(mid=n, host=host), (host, 1), n / 10)
         notices.append(only(PunchNotice, server.datagrams_to_send()))
-    server.receive_datagram(connect(mid=1000), CALLER, 0.0)
+    server.receive_datagram(connect(mid=1000), CALLER, 4.0)
     refusal = only(ConnectAnswer, server.datagrams_to_send())
     assert (refusal.code, refusal.em) == (429, "too many calls to that peer")
     _finish(server, notices[0])
     assert server.attempts == ATTEMPTS_OF_CALLEE_MAX - 1
-    server.receive_datagram(connect(mid=1001), CALLER, 0.3)
+    server.receive_datagram(connect(mid=1001), CALLER, 4.1)
     assert only(PunchNotice, server.datagrams_to_send())
+
+
+def test_calls_of_one_source_to_one_callee_are_a_few_a_minute() -> None:
+    server, _ = with_bob()
+    codes: list[int] = []
+    for n in range(120):
+        server.receive_datagram(connect(mid=n, now=n / 2), CALLER, n / 2)
+        codes.append(only(ConnectAnswer, server.datagrams_to_send()).code)
+        server.handle_timer(n / 2)
+        server.datagrams_to_send()
+    assert sum(code == 200 for code in codes) == pytest.approx(CALLS_BURST + CALLS_PER_MINUTE, abs=1)
+    assert set(codes) == {200, 429}
+
+
+def test_calls_to_one_callee_are_a_few_a_second_from_all_sources_together() -> None:
+    server, _ = with_bob()
+    codes: list[int] = []
+    for n in range(int(3 * CALLS_PER_SECOND_OF_CALLEE)):
+        host = f"198.51.100.{n}"
+        server.receive_datagram(connect(mid=n, host=host), (host, 1), 0.0)
+        codes.append(only(ConnectAnswer, server.datagrams_to_send()).code)
+    assert codes.count(200) == CALLS_PER_SECOND_OF_CALLEE
 
 
 def test_calls_of_one_host_are_bounded_whoever_they_are_for() -> None:
@@ -330,13 +357,13 @@ def test_calls_of_one_host_are_bounded_whoever_they_are_for() -> None:
 
 def test_on_tcp_the_same_lines_pass_and_nothing_is_repeated() -> None:
     server = broker()
-    server.receive(register(), over_tcp(CALLEE, 1), 0.0)
+    server.receive_line(register(), CALLEE, 1, 0.0)
     server.events()
-    server.receive(connect(cookie=""), over_tcp(CALLER, 2), 0.0)
+    server.receive_line(connect(cookie=""), CALLER, 2, 0.0)
     written = server.events()
     notice = next(m for m in _lines_of(written, 1) if isinstance(m, PunchNotice))
     assert [type(m) for m in _lines_of(written, 2)] == [ConnectAnswer]
-    server.receive(yes(notice.mid, notice.extra.token), over_tcp(CALLEE, 1), 0.1)
+    server.receive_line(yes(notice.mid, notice.extra.token), CALLEE, 1, 0.1)
     [result] = lines(server, 2)
     assert isinstance(result, PunchResult)
     assert result.extra is not None
@@ -356,7 +383,7 @@ def test_a_line_shows_nothing_of_itself() -> None:
 
 def test_a_callee_that_goes_in_the_middle_is_408() -> None:
     server = broker()
-    server.receive(register(), over_tcp(CALLEE, 1), 0.0)
+    server.receive_line(register(), CALLEE, 1, 0.0)
     server.receive_datagram(connect(), CALLER, 0.0)
     server.connection_closed(1)
     server.datagrams_to_send()

@@ -5,15 +5,23 @@ from __future__ import annotations
 import random
 
 import pytest
+from msgspec.structs import replace
 
-from p2ptunnel.defaults import CALLS_MAX, PHASES, PLAIN_MARGIN, PUNCH_TIMEOUT, TOKEN_TTL
+from p2ptunnel.defaults import CALLS_MAX, FOUNDING_CALLS_BURST, PHASES, PLAIN_MARGIN, PUNCH_TIMEOUT, TOKEN_TTL
 from p2ptunnel.errors import LocalProtocolError
+from p2ptunnel.identity.keys import Identity
+from p2ptunnel.protocol import intent as intents
 from p2ptunnel.protocol.callee import CallAnswered, CalleeAgent, CalleePort, CalleeState, Refusal
 from p2ptunnel.protocol.punch import ConnectionChosen, Dial, LocalView, PunchStarted, StopDialing, phase_length
 from p2ptunnel.protocol.registration import RegistrationState
 from p2ptunnel.testing.simnet import Credentials
 from p2ptunnel.types import Address, Candidate
+from p2ptunnel.wire.intent import IntentRole
+from p2ptunnel.wire.intent import decode as decode_intent
+from p2ptunnel.wire.intent import encode as encode_intent
+from p2ptunnel.wire.keyed import KeyedReceiver
 from p2ptunnel.wire.messages import (
+    ConkeyExtra,
     HoleAnswer,
     HoleProbe,
     NatHints,
@@ -28,19 +36,27 @@ from p2ptunnel.wire.messages import (
     encode,
 )
 from tests.unit.protocol.actors import (
+    ALICE,
+    BOB,
     CALLEE,
     CALLER,
+    EVE,
     SERVER,
     STRANGER,
     TOKEN,
     VIEW,
+    by_caller,
     called_port,
     callee_port,
     event,
+    judge,
     notice,
     only,
     registered_port,
     sent,
+    signed_call,
+    signer,
+    tell,
     welcome,
 )
 
@@ -51,12 +67,21 @@ OPEN = OpenTcp(mid=32, token=TOKEN, extra=OpenTcpExtra(op=1))
 
 
 def agent_for(message: PunchNotice, *, view: LocalView = VIEW) -> CalleeAgent:
-    return CalleeAgent(message, SERVER, view, random.Random(1), udp_port=CALLEE[1])
+    caller = (message.extra.host, message.extra.port)
+    return CalleeAgent(message, caller, SERVER, view, random.Random(1), udp_port=CALLEE[1], signed=signed_call(message))
 
 
 def opened(*, now: float = 0.0) -> CalleeAgent:
     agent = agent_for(notice())
     agent.start(now)
+    return agent
+
+
+def proven(*, view: LocalView = VIEW, low: bool = True) -> CalleeAgent:
+    """An agent whose caller has shown that it holds the attempt's key."""
+    agent = agent_for(notice(low=low), view=view)
+    agent.start(0.0)
+    tell(agent, PROBE, CALLER, 0.0)
     return agent
 
 
@@ -133,7 +158,7 @@ def test_the_datagram_that_opens_dies_on_the_way_even_where_no_syn_can() -> None
 
 
 def test_the_callee_opens_first_and_each_dial_lasts_to_the_end() -> None:
-    phases = dials(opened())
+    phases = dials(proven())
     assert [at for at, _ in phases] == pytest.approx([0.0, W, 2 * W])
     assert [dial.low for _, dial in phases] == [True, False, False]
     assert all(at + dial.patience == pytest.approx(PUNCH_TIMEOUT) for at, dial in phases)
@@ -160,9 +185,7 @@ def test_a_caller_of_the_seed_gets_one_opening_datagram() -> None:
 
 @pytest.mark.parametrize("caller_can", [True, False])
 def test_a_callee_that_cannot_open_waits_until_the_callers_syn_has_left(caller_can: bool) -> None:
-    agent = agent_for(notice(low=caller_can), view=LocalView((), 0.1, can_open_low=False))
-    agent.start(0.0)
-    phases = dials(agent)
+    phases = dials(proven(view=LocalView((), 0.1, can_open_low=False), low=caller_can))
     half = (0.1 + 0.05) / 2
     assert phases[0][0] == pytest.approx(half + PLAIN_MARGIN)
     assert not any(dial.low for _, dial in phases)
@@ -173,6 +196,7 @@ def test_a_caller_without_hints_is_one_that_cannot_open() -> None:
     message = PunchNotice(mid=10, extra=notice(v=0).extra.__class__(token=TOKEN, host=CALLER[0], port=CALLER[1], v=1))
     agent = agent_for(message)
     agent.start(0.0)
+    tell(agent, PROBE, CALLER, 0.0)
     assert [dial.low for _, dial in dials(agent)] == [True, False, False]
 
 
@@ -194,8 +218,8 @@ def test_syns_go_to_no_other_host_than_the_notices() -> None:
 @pytest.mark.parametrize("source", [CALLER, (CALLER[0], 51111)])
 def test_a_probe_and_a_question_are_answered_where_they_came_from(source: Address) -> None:
     agent = in_state(State.OPENED)
-    agent.receive(PROBE, source, 0.1)
-    agent.receive(OPEN, source, 0.1)
+    tell(agent, PROBE, source, 0.1)
+    tell(agent, OPEN, source, 0.1)
     probed, asked = agent.datagrams_to_send()
     assert probed.destination == asked.destination == source
     assert sent([probed]) == [HoleAnswer(mid=31, token=TOKEN)]
@@ -207,22 +231,22 @@ def test_a_probe_and_a_question_are_answered_where_they_came_from(source: Addres
 def test_a_repeated_question_gets_the_same_conkey() -> None:
     agent = in_state(State.OPENED)
     for _ in range(3):
-        agent.receive(OPEN, CALLER, 0.1)
+        tell(agent, OPEN, CALLER, 0.1)
     keys = {m.extra.conkey for m in sent(agent.datagrams_to_send()) if isinstance(m, OpenTcpAnswer) and m.extra}
     assert keys == {agent.conkey}
 
 
 def test_an_unknown_wish_is_refused() -> None:
     agent = in_state(State.OPENED)
-    agent.receive(OpenTcp(mid=1, token=TOKEN, extra=OpenTcpExtra(op=2)), CALLER, 0.1)
+    tell(agent, OpenTcp(mid=1, token=TOKEN, extra=OpenTcpExtra(op=2)), CALLER, 0.1)
     answer = only(OpenTcpAnswer, agent.datagrams_to_send())
-    assert (answer.code, answer.extra) == (400, None)
+    assert (answer.code, answer.extra) == (400, ConkeyExtra())
 
 
 def test_another_host_is_not_answered() -> None:
     agent = in_state(State.OPENED)
     for message in (PROBE, OPEN):
-        agent.receive(message, STRANGER, 0.1)
+        tell(agent, message, STRANGER, 0.1)
     assert not agent.datagrams_to_send()
     assert agent.dropped == {"another host": 2}
 
@@ -231,7 +255,7 @@ def test_another_host_is_not_answered() -> None:
 def test_outside_its_time_nobody_is_answered(state: CalleeState) -> None:
     agent = in_state(state)
     for message in (PROBE, OPEN):
-        agent.receive(message, CALLER, 0.1)
+        tell(agent, message, CALLER, 0.1)
     assert not agent.datagrams_to_send()
     assert agent.state is state
     assert agent.dropped == {"attempt over": 2}
@@ -332,7 +356,7 @@ def test_a_notice_that_comes_late_begins_nothing_anew() -> None:
 
 def test_a_refused_caller_is_sent_nothing() -> None:
     refusal: Refusal = (403, "not allowed")
-    port = CalleePort("bob", SERVER, Credentials("k"), random.Random(1), udp_port=1, screen=lambda _: refusal)
+    port = CalleePort("bob", SERVER, Credentials("k"), random.Random(1), udp_port=1, screen=lambda _: refusal, judge=judge())
     for _ in range(2):  # a lost -10 is repeated as it was
         port.receive_datagram(encode(notice()), SERVER, 0.0)
         [datagram] = port.datagrams_to_send()
@@ -344,21 +368,22 @@ def test_a_refused_caller_is_sent_nothing() -> None:
 
 def test_the_screen_sees_who_calls() -> None:
     seen: list[PunchNotice] = []
-    port = CalleePort("bob", SERVER, Credentials("k"), random.Random(1), udp_port=1, screen=seen.append)
-    port.receive_datagram(encode(notice()), SERVER, 0.0)
-    assert seen == [notice()]
+    port = CalleePort("bob", SERVER, Credentials("k"), random.Random(1), udp_port=1, screen=seen.append, judge=judge())
+    message = notice()
+    port.receive_datagram(encode(message), SERVER, 0.0)
+    assert seen == [message]
 
 
 def test_calls_at_one_time_are_bounded() -> None:
     port = callee_port()
     for n in range(CALLS_MAX + 3):
-        port.receive_datagram(encode(notice(token=f"token-{n}")), SERVER, 0.0)
+        port.receive_datagram(encode(notice(token=f"token-{n}")), SERVER, n / 10)
     assert len(port.agents) == CALLS_MAX
     codes = [message.code for message in sent(port.datagrams_to_send()) if isinstance(message, PunchAnswer)]
     assert codes == [200] * (CALLS_MAX + 3)
     assert port.dropped["call pushed out"] == 3
-    port.handle_timer(PUNCH_TIMEOUT)
-    port.receive_datagram(encode(notice(token="one more")), SERVER, PUNCH_TIMEOUT)
+    port.handle_timer(2 * PUNCH_TIMEOUT)
+    port.receive_datagram(encode(notice(token="one more")), SERVER, 2 * PUNCH_TIMEOUT)
     assert len(port.agents) == 1
 
 
@@ -366,9 +391,11 @@ def test_a_probe_finds_its_call_among_many() -> None:
     port = called_port()
     port.receive_datagram(encode(notice(token="other", caller=STRANGER)), SERVER, 0.0)
     port.datagrams_to_send()
-    port.receive_datagram(encode(HoleProbe(mid=1, token="other")), STRANGER, 0.1)
+    other = port.agent("other")
+    assert other is not None
+    port.receive_datagram(by_caller(other, HoleProbe(mid=1, token="other")), STRANGER, 0.1)
     assert sent(port.datagrams_to_send()) == [HoleAnswer(mid=1, token="other")]
-    port.receive_datagram(encode(HoleProbe(mid=1, token="other")), CALLER, 0.1)
+    port.receive_datagram(by_caller(other, HoleProbe(mid=1, token="other")), CALLER, 0.1)
     assert not port.datagrams_to_send()
 
 
@@ -407,6 +434,9 @@ def test_registration_and_calls_share_the_port() -> None:
     port.receive_datagram(encode(welcome(request)), SERVER, 0.0)
     assert port.registration.state is RegistrationState.REGISTERED
     port.datagrams_to_send()
+    [agent] = port.agents
+    tell(agent, PROBE, CALLER, 0.1)
+    port.events()
     port.handle_timer(W)
     assert any(isinstance(happened, Dial) for happened in port.events())
     port.receive_datagram(encode(RegisterAnswer(mid=1, code=200, em="")), SERVER, W)
@@ -432,3 +462,172 @@ def test_a_new_view_is_for_new_calls() -> None:
     assert old.extra is not None
     assert new.extra is not None
     assert (old.extra.cands, new.extra.cands) == (VIEW.candidates, ())
+
+
+# --- who calls --------------------------------------------------------------------------------------------------------------
+
+
+def refused(port: CalleePort, message: PunchNotice) -> PunchAnswer:
+    """The only thing that a port says to this: a no, to its server."""
+    port.receive_datagram(encode(message), SERVER, 0.0)
+    [datagram] = port.datagrams_to_send()
+    assert datagram.destination == SERVER
+    assert not port.events()
+    assert not port.agents
+    return only(PunchAnswer, [datagram])
+
+
+def without(message: PunchNotice, **changes: object) -> PunchNotice:
+    return replace(message, extra=replace(message.extra, **changes))
+
+
+def by(identity: Identity, callee: Identity = BOB, *, cands: tuple[Candidate, ...] | None = None) -> PunchNotice:
+    """A call of somebody's, signed."""
+    genuine = notice()
+    signed = genuine.extra.cands if cands is None else cands
+    return without(genuine, intent=signer(identity, callee).sign(signed))
+
+
+def test_an_admitted_caller_is_answered_with_a_signature_over_where_we_are() -> None:
+    port = registered_port()
+    port.datagrams_to_send()
+    message = notice()
+    port.receive_datagram(encode(message), SERVER, 0.0)
+    answer = only(PunchAnswer, port.datagrams_to_send())
+    assert answer.extra is not None
+    assert answer.extra.cands == (Candidate("srflx", "udp", *CALLEE), *VIEW.candidates)
+    [agent] = port.agents
+    assert (agent.key, agent.is_stranger) == (ALICE.public, False)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (without(notice(), intent=""), "no intent"),
+        (without(notice(), cands=()), "an address that the peer has not signed"),
+        (without(notice(), host="192.0.2.1"), "an address that the peer has not signed"),
+        (without(notice(), port=53), "a port below 1024"),
+        (by(ALICE, cands=()), "an intent for something else"),
+    ],
+)
+def test_what_is_no_call_of_where_it_says_is_answered_by_nothing(message: PunchNotice, reason: str) -> None:
+    port = callee_port()
+    port.receive_datagram(encode(message), SERVER, 0.0)
+    assert not port.datagrams_to_send()
+    assert not port.events()
+    assert not port.agents
+    assert port.dropped == {reason: 1}
+
+
+@pytest.mark.parametrize("message", [by(EVE), by(ALICE, EVE)])
+def test_who_is_not_known_or_wants_another_hears_the_same_no(message: PunchNotice) -> None:
+    answer = refused(callee_port(), message)
+    assert (answer.code, answer.em) == (403, "not known here")
+    assert answer.extra is not None
+    intent = decode_intent(answer.extra.intent)
+    assert (intent.role, intent.key) == (IntentRole.REFUSE, BOB.public.raw)
+
+
+def test_a_counter_that_is_too_low_is_told_the_highest() -> None:
+    port = callee_port()
+    old = notice(token="old")
+    port.receive_datagram(encode(notice(token="new")), SERVER, 0.0)
+    port.agents[0].give_up()
+    port.events()
+    port.datagrams_to_send()
+    answer = refused(port, old)
+    assert answer.code == 401
+    assert answer.extra is not None
+    assert decode_intent(answer.extra.intent).ts > decode_intent(old.extra.intent).ts
+
+
+def test_the_same_call_is_let_in_once_whatever_its_token() -> None:
+    port = called_port()
+    message = notice(token="first")
+    port.receive_datagram(encode(message), SERVER, 0.1)
+    port.datagrams_to_send()
+    port.events()
+    for n in range(20):
+        port.receive_datagram(encode(without(message, token=f"again-{n}")), SERVER, 0.2)
+    assert port.dropped == {"intent repeated": 20}
+    assert not port.datagrams_to_send()
+    assert not port.events()
+
+
+def test_a_call_whose_keys_anybody_could_know_is_answered_by_nothing() -> None:
+    message = notice()
+    weak = replace(decode_intent(message.extra.intent), ephemeral=bytes(32))
+    weak = replace(weak, signature=ALICE.sign(intents._call_payload(bytes(32), BOB.public.raw, weak)))
+    port = callee_port()
+    port.receive_datagram(encode(without(message, intent=encode_intent(weak))), SERVER, 0.0)
+    assert not port.datagrams_to_send()
+    assert not port.agents
+    assert port.dropped == {"unusable intent": 1}
+
+
+def test_programs_that_sign_nothing_are_rationed() -> None:
+    port = callee_port()
+    for n in range(20):
+        port.receive_datagram(encode(notice(token=f"raw-{n}", v=0)), SERVER, 0.0)
+    assert len(port.agents) == FOUNDING_CALLS_BURST
+    assert port.dropped == {"too many calls that nobody signs": 20 - FOUNDING_CALLS_BURST}
+    port.receive_datagram(encode(notice(token="later", v=0)), SERVER, 1.0)
+    assert len(port.agents) == FOUNDING_CALLS_BURST + 1
+
+
+# --- until the caller is heard of ---------------------------------------------------------------------------------------------
+
+
+def test_no_syn_gets_out_before_the_caller_has_shown_the_attempts_key() -> None:
+    agent = opened()
+    assert [(at, dial.low) for at, dial in dials(agent)] == [(0.0, True)]
+
+
+def test_two_datagrams_of_53_bytes_get_out_before() -> None:
+    agent = opened()
+    datagrams = agent.datagrams_to_send()
+    while (at := agent.next_deadline()) is not None:
+        agent.handle_timer(at)
+        datagrams += agent.datagrams_to_send()
+    out = [datagram for datagram in datagrams if datagram.destination == CALLER and not datagram.opener]
+    assert [len(datagram.data) for datagram in out] == [53, 53]
+
+
+@pytest.mark.parametrize("message", [PROBE, OPEN])
+def test_what_was_held_back_leaves_when_the_caller_is_heard_of(message: HoleProbe | OpenTcp) -> None:
+    agent = opened()
+    agent.handle_timer(W)
+    assert [dial.low for dial in agent.events() if isinstance(dial, Dial)] == [True]
+    tell(agent, message, CALLER, W + 0.1)
+    dial = event(Dial, agent.events())
+    assert (dial.low, dial.patience) == (False, pytest.approx(PUNCH_TIMEOUT - W - 0.1))
+    tell(agent, message, CALLER, W + 0.2)
+    assert not agent.events()
+
+
+def test_a_side_that_cannot_open_sends_its_first_syn_without_waiting() -> None:
+    agent = agent_for(notice(), view=LocalView((), 0.1, can_open_low=False))
+    agent.start(0.0)
+    assert [dial.low for _, dial in dials(agent)] == [False]
+
+
+@pytest.mark.parametrize("is_replay", [False, True])
+def test_what_is_not_keyed_or_comes_again_is_no_sign_of_the_caller(is_replay: bool) -> None:
+    agent = in_state(State.OPENED)
+    body = by_caller(agent, PROBE)
+    if is_replay:
+        agent.receive(PROBE, body, CALLER, 0.1)
+        agent.datagrams_to_send()
+    for data in ([body] * 3) if is_replay else (encode(PROBE), body[:-5] + b"AA" + body[-3:], b""):
+        agent.receive(PROBE, data, CALLER, 0.1)
+    assert not agent.datagrams_to_send()
+    assert agent.dropped == {"replayed" if is_replay else "not keyed": 3}
+    assert agent._is_proven is is_replay
+
+
+def test_what_it_sends_to_the_caller_is_keyed_and_to_the_server_not() -> None:
+    agent = opened()
+    tell(agent, PROBE, CALLER, 0.1)
+    keys = KeyedReceiver(agent._sender._key)
+    for datagram in agent.datagrams_to_send():
+        assert keys.open(datagram.data) is (datagram.destination == CALLER)

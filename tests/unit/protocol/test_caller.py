@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
 
 from p2ptunnel.defaults import COOKIELESS_PAD_BYTES, PHASES, PUNCH_TIMEOUT, TRANSACTION_TIMEOUT
 from p2ptunnel.errors import LocalProtocolError
+from p2ptunnel.identity.keys import Identity
 from p2ptunnel.protocol.caller import CallerAgent, CallerState
+from p2ptunnel.protocol.intent import Call, CallVerdict
 from p2ptunnel.protocol.punch import (
     CallFailed,
     ConnectionChosen,
@@ -21,6 +24,8 @@ from p2ptunnel.protocol.punch import (
     phase_length,
 )
 from p2ptunnel.types import Candidate
+from p2ptunnel.wire.intent import decode as decode_intent
+from p2ptunnel.wire.keyed import KeyedSender
 from p2ptunnel.wire.messages import (
     ConnectAnswer,
     ConnectAnswerExtra,
@@ -32,20 +37,27 @@ from p2ptunnel.wire.messages import (
     OpenTcpExtra,
     PunchNotice,
     PunchNoticeExtra,
+    PunchResult,
     PunchResultAck,
+    PunchResultExtra,
     decode,
     encode,
 )
 from tests.unit.protocol.actors import (
+    ALICE,
+    BOB,
     CALLEE,
     CONKEY,
+    EVE,
     SERVER,
     STRANGER,
     TOKEN,
     asking,
     conkey_answer,
     event,
+    hear,
     hole_answer,
+    judge,
     knows_conkey,
     nominating,
     offer,
@@ -54,6 +66,7 @@ from tests.unit.protocol.actors import (
     punching,
     result,
     sent,
+    signer,
 )
 
 State = CallerState
@@ -61,7 +74,7 @@ W = phase_length(0.05, 0.05)
 
 
 def idle() -> CallerAgent:
-    return CallerAgent("alice", "bob", SERVER, LocalView(), random.Random(1))
+    return CallerAgent("alice", "bob", SERVER, LocalView(), random.Random(1), signer=signer())
 
 
 def connected() -> CallerAgent:
@@ -183,7 +196,7 @@ def test_a_silent_server_ends_the_call() -> None:
 
 def test_a_result_that_overtakes_the_offer_waits_for_it() -> None:
     agent, question = asking()
-    agent.receive_datagram(result(), SERVER, 0.1)
+    agent.receive_datagram(result(agent), SERVER, 0.1)
     assert is_quiet(agent)  # not even acknowledged: the server repeats it, should it be forgotten
     assert agent.state is State.ASKING
     agent.receive_datagram(offer(question), SERVER, 0.2)
@@ -194,11 +207,11 @@ def test_a_result_that_overtakes_the_offer_waits_for_it() -> None:
 @pytest.mark.parametrize("code", [200, 403])
 def test_a_result_of_an_earlier_attempt_is_not_taken_for_ours(code: int) -> None:
     agent, question = asking()
-    agent.receive_datagram(result(token="an earlier one", code=code), SERVER, 0.1)
+    agent.receive_datagram(result(agent, token="an earlier one", code=code), SERVER, 0.1)
     agent.receive_datagram(offer(question), SERVER, 0.2)
     assert (agent.state, agent.token) == (State.OFFERED, TOKEN)
     assert not agent.events()
-    agent.receive_datagram(result(), SERVER, 0.3)
+    agent.receive_datagram(result(agent), SERVER, 0.3)
     assert agent.state is State.PUNCHING
 
 
@@ -208,7 +221,7 @@ def test_a_result_of_an_earlier_attempt_is_not_taken_for_ours(code: int) -> None
 @pytest.mark.parametrize(("code", "kind"), [(403, "refused"), (408, "timeout"), (429, "refused"), (500, "refused")])
 def test_a_callee_that_does_not_answer_yes_is_sent_nothing(code: int, kind: str) -> None:
     agent = offered()
-    agent.receive_datagram(result(code=code), SERVER, 0.1)
+    agent.receive_datagram(result(agent, code=code), SERVER, 0.1)
     failure = event(CallFailed, agent.events())
     assert (failure.kind, failure.code) == (kind, code)
     assert {datagram.destination for datagram in agent.datagrams_to_send()} == {SERVER}
@@ -232,28 +245,28 @@ def test_a_yes_begins_everything_at_once() -> None:
 
 
 def test_a_callee_of_the_seed_is_asked_one_thing_after_the_other() -> None:
-    agent = punching(v=0)
+    agent = punching(raw=True)
     [*_, probe] = sent(agent.datagrams_to_send())
     assert isinstance(probe, HoleProbe)
-    agent.receive_datagram(hole_answer(probe), CALLEE, 0.1)
+    hear(agent, hole_answer(probe), CALLEE, 0.1)
     assert only(OpenTcp, agent.datagrams_to_send())
 
 
-@pytest.mark.parametrize("state", [State.PUNCHING, State.NOMINATING, State.CONNECTED, State.FAILED])
+@pytest.mark.parametrize("state", [State.PUNCHING, State.NOMINATING, State.CONNECTED])
 def test_a_repeated_result_is_acknowledged_and_nothing_else(state: CallerState) -> None:
     agent = in_state(state)
     deadline = agent.next_deadline()
-    agent.receive_datagram(result(), SERVER, 0.1)
+    agent.receive_datagram(result(agent), SERVER, 0.1)
     assert only(PunchResultAck, agent.datagrams_to_send()).mid == 11
     assert not agent.events()
     assert (agent.state, agent.next_deadline()) == (state, deadline)
     assert sum(agent.dropped.values()) == 1
 
 
-def test_a_result_of_another_attempt_is_acknowledged_and_dropped() -> None:
+def test_a_result_of_another_attempt_is_dropped() -> None:
     agent = offered()
-    agent.receive_datagram(result(token="another"), SERVER, 0.1)
-    assert only(PunchResultAck, agent.datagrams_to_send()).token == "another"
+    agent.receive_datagram(result(agent, token="another"), SERVER, 0.1)
+    assert not agent.datagrams_to_send()
     assert agent.state is State.OFFERED
     assert agent.dropped == {"result of another attempt": 1}
 
@@ -291,13 +304,13 @@ def test_the_caller_opens_in_the_second_phase_and_each_dial_lasts_to_the_end() -
 
 def test_a_callee_that_cannot_open_is_opened_for() -> None:
     agent = offered()
-    body = result().replace(b'"low":true', b'"low":false')
+    body = result(agent).replace(b'"low":true', b'"low":false')
     agent.receive_datagram(body, SERVER, 0.0)
     assert [dial.low for _, dial in dials(agent)] == [True, False, False]
 
 
 def test_for_a_callee_of_the_seed_nothing_is_opened() -> None:
-    assert [dial.low for _, dial in dials(punching(v=0))] == [False, False, False]
+    assert [dial.low for _, dial in dials(punching(raw=True))] == [False, False, False]
 
 
 def test_no_phase_begins_while_a_connection_is_tried() -> None:
@@ -316,7 +329,7 @@ def test_an_answered_probe_tells_the_round_trip() -> None:
     agent = punching(now=1.0)
     probe = only(HoleProbe, agent.datagrams_to_send())
     agent.events()
-    agent.receive_datagram(hole_answer(probe), CALLEE, 1.08)
+    hear(agent, hole_answer(probe), CALLEE, 1.08)
     assert agent.events() == [HoleOpened(TOKEN, CALLEE, pytest.approx(0.08))]
     assert not agent.datagrams_to_send()  # t=32 is under way already
 
@@ -325,18 +338,18 @@ def test_a_repeated_probe_measures_nothing() -> None:
     agent = punching()
     probe = only(HoleProbe, agent.datagrams_to_send())
     agent.handle_timer(0.2)
-    agent.receive_datagram(hole_answer(probe), CALLEE, 0.25)
+    hear(agent, hole_answer(probe), CALLEE, 0.25)
     assert event(HoleOpened, agent.events()).rtt is None
 
 
 def test_a_hole_at_another_port_is_used_there_and_loses_no_answer_under_way() -> None:
     agent = punching()
     datagrams = agent.datagrams_to_send()
-    agent.receive_datagram(hole_answer(only(HoleProbe, datagrams)), (CALLEE[0], 51111), 0.1)
+    hear(agent, hole_answer(only(HoleProbe, datagrams)), (CALLEE[0], 51111), 0.1)
     [again] = agent.datagrams_to_send()
     assert again.destination == (CALLEE[0], 51111)
     assert isinstance(decode(again.data), OpenTcp)
-    agent.receive_datagram(conkey_answer(only(OpenTcp, datagrams)), (CALLEE[0], 51111), 0.11)
+    hear(agent, conkey_answer(only(OpenTcp, datagrams)), (CALLEE[0], 51111), 0.11)
     agent.connection_up(1, 0.12)
     assert event(Nominate, agent.events()).conkey == CONKEY
     assert len(agent._requester) == 0  # the second question is not asked on
@@ -347,9 +360,9 @@ def test_answers_of_others_change_nothing(source: tuple[str, int], token: str) -
     agent = punching()
     datagrams = agent.datagrams_to_send()
     agent.events()
-    agent.receive_datagram(hole_answer(only(HoleProbe, datagrams), token=token), source, 0.1)
+    hear(agent, hole_answer(only(HoleProbe, datagrams), token=token), source, 0.1)
     body = conkey_answer(only(OpenTcp, datagrams)).replace(TOKEN.encode(), token.encode())
-    agent.receive_datagram(body, source, 0.1)
+    hear(agent, body, source, 0.1)
     agent.connection_up(1, 0.1)
     assert is_quiet(agent)
     assert agent.state is State.PUNCHING
@@ -360,7 +373,7 @@ def test_a_guess_at_a_message_id_is_dropped() -> None:
     agent = punching()
     agent.datagrams_to_send()
     agent.events()
-    agent.receive_datagram(hole_answer(HoleProbe(mid=1, token=TOKEN)), CALLEE, 0.1)
+    hear(agent, hole_answer(HoleProbe(mid=1, token=TOKEN)), CALLEE, 0.1)
     agent.receive_datagram(encode(ConnectAnswer(mid=1, code=404, em="")), SERVER, 0.1)
     assert is_quiet(agent)
     assert agent.dropped == {"unexpected answer": 2}
@@ -368,7 +381,7 @@ def test_a_guess_at_a_message_id_is_dropped() -> None:
 
 def test_a_callee_that_refuses_a_connection_ends_the_call() -> None:
     agent = punching()
-    agent.receive_datagram(conkey_answer(only(OpenTcp, agent.datagrams_to_send()), code=403), CALLEE, 0.1)
+    hear(agent, conkey_answer(only(OpenTcp, agent.datagrams_to_send()), code=403), CALLEE, 0.1)
     assert event(CallFailed, agent.events()).code == 403
 
 
@@ -376,9 +389,9 @@ def test_duplicates_of_answers_are_dropped() -> None:
     agent = punching()
     datagrams = agent.datagrams_to_send()
     for body in (hole_answer(only(HoleProbe, datagrams)), conkey_answer(only(OpenTcp, datagrams), conkey=CONKEY)):
-        agent.receive_datagram(body, CALLEE, 0.1)
+        hear(agent, body, CALLEE, 0.1)
         agent.events()
-        agent.receive_datagram(body, CALLEE, 0.2)
+        hear(agent, body, CALLEE, 0.2)
         assert is_quiet(agent)
     assert agent.dropped == {"unexpected answer": 2}
 
@@ -387,20 +400,20 @@ def test_an_opening_datagram_from_another_port_of_the_callee_is_followed_once() 
     agent = punching()
     agent.datagrams_to_send()
     for port in (51111, 51112):
-        agent.receive_datagram(encode(Opener()), (CALLEE[0], port), 0.1)
+        hear(agent, encode(Opener()), (CALLEE[0], port), 0.1)
     datagrams = agent.datagrams_to_send()
     assert {datagram.destination for datagram in datagrams} == {(CALLEE[0], 51111)}
-    agent.receive_datagram(hole_answer(only(HoleProbe, datagrams)), (CALLEE[0], 51111), 0.2)
+    hear(agent, hole_answer(only(HoleProbe, datagrams)), (CALLEE[0], 51111), 0.2)
     assert event(HoleOpened, agent.events()).remote == (CALLEE[0], 51111)
-    agent.receive_datagram(conkey_answer(only(OpenTcp, datagrams)), (CALLEE[0], 51111), 0.2)
+    hear(agent, conkey_answer(only(OpenTcp, datagrams)), (CALLEE[0], 51111), 0.2)
     assert len(agent._requester) == 0
     assert not agent.datagrams_to_send()
 
 
 def test_of_a_callee_of_the_seed_it_is_probed_first() -> None:
-    agent = punching(v=0)
+    agent = punching(raw=True)
     agent.datagrams_to_send()
-    agent.receive_datagram(encode(Opener()), (CALLEE[0], 51111), 0.1)
+    hear(agent, encode(Opener()), (CALLEE[0], 51111), 0.1)
     assert [type(message) for message in sent(agent.datagrams_to_send())] == [HoleProbe]
 
 
@@ -408,7 +421,7 @@ def test_of_a_callee_of_the_seed_it_is_probed_first() -> None:
 def test_an_opening_datagram_from_elsewhere_is_not_followed(source: tuple[str, int]) -> None:
     agent = punching()
     agent.datagrams_to_send()
-    agent.receive_datagram(encode(Opener()), source, 0.1)
+    hear(agent, encode(Opener()), source, 0.1)
     assert not agent.datagrams_to_send()
 
 
@@ -416,7 +429,7 @@ def test_an_opening_datagram_from_elsewhere_is_not_followed(source: tuple[str, i
 def test_outside_punching_no_opening_datagram_is_followed(state: CallerState) -> None:
     agent = in_state(state)
     deadline = agent.next_deadline()
-    agent.receive_datagram(encode(Opener()), (CALLEE[0], 51111), 0.1)
+    hear(agent, encode(Opener()), (CALLEE[0], 51111), 0.1)
     assert is_quiet(agent)
     assert (agent.state, agent.next_deadline()) == (state, deadline)
 
@@ -429,7 +442,7 @@ def test_a_connection_waits_for_the_conkey() -> None:
     question = only(OpenTcp, agent.datagrams_to_send())
     agent.connection_up(7, 0.1)
     assert agent.state is State.PUNCHING
-    agent.receive_datagram(conkey_answer(question), CALLEE, 0.2)
+    hear(agent, conkey_answer(question), CALLEE, 0.2)
     assert event(Nominate, agent.events()) == Nominate(7, CONKEY)
     assert agent.state is State.NOMINATING
 
@@ -521,7 +534,7 @@ def test_stray_datagrams_change_nothing(state: CallerState, body: bytes, source:
     agent.receive_datagram(body, source, 0.1)
     assert (agent.state, agent.token, agent.next_deadline(), agent._conkey, agent._peer) == before
     assert is_quiet(agent)
-    assert sum(agent.dropped.values()) == (0 if body == encode(Opener()) else 1)
+    assert sum(agent.dropped.values()) == 1
 
 
 @pytest.mark.parametrize("state", State)
@@ -542,3 +555,146 @@ def test_left_alone_every_call_ends(state: CallerState) -> None:
         agent.handle_timer(at)
     assert agent.state is State.FAILED
     assert is_over(agent)
+
+
+# --- who answers ----------------------------------------------------------------------------------------------------------
+
+
+def failure_of(agent: CallerAgent) -> CallFailed:
+    """How the call ended; nothing but the acknowledgement has been sent, and that to the server."""
+    assert {datagram.destination for datagram in agent.datagrams_to_send()} == {SERVER}
+    assert is_over(agent)
+    events = agent.events()
+    assert not any(isinstance(happened, PunchStarted | Dial) for happened in events)
+    return event(CallFailed, events)
+
+
+def test_the_pinned_keys_answer_is_followed() -> None:
+    agent = punching()
+    assert agent.peer_key == BOB.public
+    assert event(PunchStarted, agent.events()).peer == CALLEE
+
+
+def test_an_answer_of_another_key_is_sent_nothing() -> None:
+    agent = offered()
+    agent.receive_datagram(result(agent, by=EVE), SERVER, 0.1)
+    assert failure_of(agent) == CallFailed("key-changed", 401, "it is signed by another key")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        (b'"intent":"', b'"intent":"A', "its signature does not hold"),
+        (b'"intent"', b'"intend"', "it is not signed"),
+        (b'"srflx"', b'"mapped"', "its signature does not hold"),
+        (b'"host":"198.51.100.2"', b'"host":"198.51.100.3"', "the server names an address that the peer has not signed"),
+        (b'"port":40002', b'"port":22', "the server names a port below 1024"),
+    ],
+)
+def test_what_was_changed_on_the_way_ends_the_call(old: bytes, new: bytes, text: str) -> None:
+    agent = offered()
+    body = result(agent)
+    assert body.count(old) == 1
+    agent.receive_datagram(body.replace(old, new), SERVER, 0.1)
+    assert failure_of(agent) == CallFailed("forged", 401, text)
+
+
+def refusal(agent: CallerAgent, code: int, kind: str, *, by: Identity = BOB, highest: int = 10**6) -> bytes:
+    """A t=11 that says no, signed."""
+    assert agent._signer is not None
+    call = agent._signer._call
+    assert call is not None
+    sign = getattr(judge(by), kind)
+    intent = sign(Call(ALICE.public, CallVerdict.STALE, call, highest))
+    extra = PunchResultExtra(host="", port=0, intent=intent)
+    return encode(PunchResult(mid=11, token=TOKEN, code=code, em="no", extra=extra))
+
+
+def test_a_call_whose_counter_is_too_low_is_made_once_more_with_a_higher_one() -> None:
+    agent = offered()
+    agent.receive_datagram(refusal(agent, 401, "renew"), SERVER, 0.1)
+    acknowledged, question = sent(agent.datagrams_to_send())
+    assert isinstance(acknowledged, PunchResultAck)
+    assert isinstance(question, ConnectRequest)
+    assert decode_intent(question.extra.intent).ts > 10**6
+    assert (agent.state, agent.events()) == (State.ASKING, [])
+    agent.receive_datagram(offer(question, token="another"), SERVER, 0.2)
+    agent.receive_datagram(result(agent, token=TOKEN), SERVER, 0.2)  # of the call before: late, and acknowledged
+    assert agent.state is State.OFFERED
+    agent.receive_datagram(result(agent, token="another"), SERVER, 0.2)
+    assert agent.state is State.PUNCHING
+
+
+def test_it_is_made_no_third_time() -> None:
+    agent = offered()
+    agent.receive_datagram(refusal(agent, 401, "renew"), SERVER, 0.1)
+    question = only(ConnectRequest, agent.datagrams_to_send())
+    agent.receive_datagram(offer(question), SERVER, 0.2)
+    agent.receive_datagram(refusal(agent, 401, "renew"), SERVER, 0.3)
+    assert failure_of(agent) == CallFailed("refused", 401, "no")
+
+
+@pytest.mark.parametrize("kind", ["renew", "refuse"])
+def test_nobody_else_has_it_made_once_more(kind: str) -> None:
+    agent = offered()
+    agent.receive_datagram(refusal(agent, 401, kind, by=BOB if kind == "refuse" else EVE), SERVER, 0.1)
+    assert failure_of(agent).kind == "refused"
+
+
+@pytest.mark.parametrize(("by", "kind"), [(BOB, "refused"), (EVE, "key-changed")])
+def test_whose_no_it_is_is_told(by: Identity, kind: str) -> None:
+    agent = offered()
+    agent.receive_datagram(refusal(agent, 403, "refuse", by=by), SERVER, 0.1)
+    failure = failure_of(agent)
+    assert (failure.kind, failure.code) == (kind, 403)
+
+
+def test_who_knows_no_address_of_its_own_signs_the_one_that_the_server_sees() -> None:
+    agent = idle()
+    agent.start(0.0)
+    question = only(ConnectRequest, agent.datagrams_to_send())
+    assert question.extra.cands == ()
+    seen = ConnectAnswerExtra(host="198.51.100.1", port=40001, cookie="fresh")
+    agent.receive_datagram(encode(ConnectAnswer(mid=question.mid, code=401, em="cookie", extra=seen)), SERVER, 0.1)
+    again = only(ConnectRequest, agent.datagrams_to_send())
+    assert again.extra.cands == (Candidate("srflx", "udp", "198.51.100.1", 40001),)
+    assert isinstance(judge().judge(again.extra.intent, again.extra.cands, "198.51.100.1", 0.0), Call)
+
+
+# --- keyed datagrams --------------------------------------------------------------------------------------------------------
+
+
+def test_all_that_goes_to_the_callee_is_keyed_and_each_repetition_anew() -> None:
+    agent = punching()
+    _, *first = agent.datagrams_to_send()
+    agent.handle_timer(0.2)
+    again = agent.datagrams_to_send()
+    counters = [json.loads(datagram.data)["extra"]["s"] for datagram in (*first, *again)]
+    assert counters == [1, 2, 3, 4]
+    assert sorted(map(decode, (d.data for d in again)), key=repr) == sorted(map(decode, (d.data for d in first)), key=repr)
+
+
+@pytest.mark.parametrize("is_replay", [False, True])
+def test_what_is_not_keyed_or_comes_again_changes_nothing(is_replay: bool) -> None:
+    agent = punching()
+    datagrams = agent.datagrams_to_send()
+    agent.events()
+    voice = KeyedSender(agent._receiver._key) if is_replay else KeyedSender(bytes(32))
+    bodies = [voice.seal(encode(Opener())), voice.seal(hole_answer(only(HoleProbe, datagrams)))]
+    if is_replay:
+        for body in bodies:
+            agent.receive_datagram(body, CALLEE, 0.1)
+        agent.events()
+    for body in (*bodies, *bodies):
+        agent.receive_datagram(body, CALLEE, 0.2)
+    assert is_quiet(agent)
+    assert agent.dropped["replayed" if is_replay else "not keyed"] == 4
+
+
+def test_an_opening_datagram_that_overtakes_the_answer_is_ignored() -> None:
+    agent = offered()
+    body = result(agent)
+    hear(agent, encode(Opener()), (CALLEE[0], 51111), 0.1)
+    assert agent.dropped == {"not keyed": 1}
+    agent.receive_datagram(body, SERVER, 0.2)
+    assert agent.state is State.PUNCHING

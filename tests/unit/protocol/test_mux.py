@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from p2ptunnel.defaults import (
+    CAPABILITIES_MAX,
     STREAM_WINDOW_BYTES,
     STREAM_WINDOW_MAX_BYTES,
     STREAMS_MAX,
@@ -21,6 +22,7 @@ from p2ptunnel.wire.frames import (
     HEADER,
     PAYLOAD_MAX_BYTES,
     Accept,
+    Capability,
     Data,
     Fin,
     Frame,
@@ -31,6 +33,7 @@ from p2ptunnel.wire.frames import (
     Opened,
     Reset,
     ResetCode,
+    Waiting,
     Window,
     encode,
 )
@@ -127,6 +130,37 @@ def test_an_accepted_stream_is_told() -> None:
     assert ends.exchange() == ([], [Open(1, WINDOW, "web")])
     ends.callee.accept(1)
     assert ends.exchange() == ([Opened(1, WINDOW)], [])
+
+
+def test_a_stream_about_which_somebody_is_asked_may_still_be_accepted_or_reset() -> None:
+    ends = Ends()
+    for _ in range(2):
+        ends.caller.open("web", 0)
+    ends.exchange()
+    for stream in (1, 3):
+        ends.callee.wait(stream, 30)
+    assert ends.exchange() == ([Waiting(1, 30), Waiting(3, 30)], [])
+    ends.callee.accept(1)
+    ends.callee.reset(3, ResetCode.UNANSWERED)
+    assert ends.exchange() == ([Opened(1, WINDOW), Reset(3, ResetCode.UNANSWERED)], [])
+
+
+def test_waiting_of_a_stream_that_is_gone_says_nothing_and_is_no_violation() -> None:
+    ends = Ends()
+    ends.caller.open("web", 0)
+    ends.exchange()
+    ends.callee.wait(1, 30)
+    ends.caller.reset(1, ResetCode.CANCELLED)  # the two cross
+    assert ends.exchange()[0] == []
+    ends.callee.wait(1, 30)
+    assert ends.exchange() == ([], [])
+
+
+def test_what_is_shown_comes_before_what_is_opened_after_it() -> None:
+    ends = Ends()
+    ends.caller.show(b"ticket")
+    ends.caller.open("web", 0)
+    assert ends.exchange()[1] == [Capability(b"ticket"), Open(1, WINDOW, "web")]
 
 
 def test_accepting_what_is_gone_says_nothing() -> None:
@@ -717,6 +751,10 @@ OPENED_BY_US = (Opened(1, WINDOW),)
         ([Window(2, 1)], "a frame of a stream that was never opened"),
         ([Opened(3, WINDOW)], "a frame of a stream that was never opened"),
         ([Open(2, WINDOW, "x"), Opened(2, WINDOW)], "an answer to its own opening"),
+        ([Open(2, WINDOW, "x"), Waiting(2, 30)], "an answer to its own opening"),
+        ([Waiting(3, 30)], "a frame of a stream that was never opened"),
+        ([*OPENED_BY_US, Waiting(1, 30)], "a stream that waits although it is open"),
+        ([Capability(b"x")] * (CAPABILITIES_MAX + 1), f"more than {CAPABILITIES_MAX} capabilities"),
         ([Data(1, memoryview(b"x"))], "bytes of a stream that it has not accepted"),
         ([Fin(1)], "bytes of a stream that it has not accepted"),
         ([Opened(1, WINDOW - 1)], "a second answer to an opening, or a window below the first"),

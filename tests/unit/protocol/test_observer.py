@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2ptunnel.defaults import PROBE_PAD_BYTES, STUN_BARE_PER_SECOND
+from p2ptunnel.defaults import PROBE_PAD_BYTES, STUN_BARE_OF_SOURCE_PER_SECOND, STUN_BARE_PER_SECOND
 from p2ptunnel.protocol.machine import Datagram
 from p2ptunnel.protocol.observer import Observer
 from p2ptunnel.types import Address
@@ -56,11 +56,20 @@ def test_a_binding_request_as_ours_is_answered_with_no_more(source: Address) -> 
 
 def test_bare_binding_requests_are_rationed_by_the_second() -> None:
     observer = Observer()
-    answers = [asked(observer, BARE, now=NOW + 0.5) for _ in range(STUN_BARE_PER_SECOND + 3)]
+    sources = [(f"198.51.{n // 100}.{n % 100}", 1) for n in range(int(STUN_BARE_PER_SECOND) + 3)]
+    answers = [asked(observer, BARE, source, now=NOW) for source in sources]
     assert sum(map(len, answers)) == STUN_BARE_PER_SECOND
     assert observer.dropped == {"bare STUN over its rate": 3}
-    assert len(asked(observer, encode_request(ID), now=NOW + 0.9)) == 1  # what amplifies nothing is not
+    assert len(asked(observer, encode_request(ID), now=NOW)) == 1  # what amplifies nothing is not
     assert len(asked(observer, BARE, now=NOW + 1.0)) == 1
+
+
+def test_one_source_gets_a_few_answers_to_bare_requests_and_a_few_more_to_longer_ones() -> None:
+    observer = Observer()
+    bare = sum(len(asked(observer, BARE)) for _ in range(15))
+    longer = sum(len(asked(observer, encode_request(ID))) for _ in range(15))
+    assert (bare, bare + longer) == (STUN_BARE_OF_SOURCE_PER_SECOND, STUN_BARE_OF_SOURCE_PER_SECOND + 5)
+    assert observer.dropped == {"bare STUN over its rate": 5, "source over its rate": 10}
 
 
 @pytest.mark.parametrize(
@@ -83,7 +92,8 @@ def test_junk_is_counted_and_not_answered(data: bytes, reason: str) -> None:
 
 def test_a_line_needs_no_padding() -> None:
     """The handshake has shown that the other side receives at its address."""
-    line = Observer(OTHERS).answer_line(b'{"t":5,"mid":4}', OVER_4)
+    is_message, line = Observer(OTHERS).receive_line(b'{"t":5,"mid":4}', OVER_4)
+    assert is_message
     assert line is not None
     message = decode(line)
     assert isinstance(message, ReflexiveAnswer)
@@ -94,7 +104,9 @@ def test_a_line_needs_no_padding() -> None:
 @pytest.mark.parametrize("line", [b"", b"{", b'{"t":30}', b'{"t":-5,"mid":1,"code":200}'])
 def test_any_other_line_is_counted_and_not_answered(line: bytes) -> None:
     observer = Observer()
-    assert observer.answer_line(line, OVER_4) is None
+    is_message, answer = observer.receive_line(line, OVER_4)
+    assert answer is None
+    assert is_message is line.startswith(b'{"t')
     assert observer.dropped.total() == 1
 
 

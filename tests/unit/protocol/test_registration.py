@@ -10,6 +10,8 @@ from p2ptunnel.defaults import (
     COOKIELESS_PAD_BYTES,
     HEARTBEAT_MAX,
     HEARTBEAT_MIN,
+    RECALL_MAX,
+    RECALL_MIN,
     RECONNECT_CAP,
     RECONNECT_FIRST,
     TRANSACTION_TIMEOUT,
@@ -23,6 +25,7 @@ from p2ptunnel.protocol.registration import (
     RegistrationLost,
     RegistrationRefused,
     RegistrationState,
+    ServerUnproven,
 )
 from p2ptunnel.testing.simnet import Credentials
 from p2ptunnel.types import Address
@@ -470,3 +473,116 @@ def test_its_requests_do_not_pile_up() -> None:
         sent(machine.datagrams_to_send())
         machine.events()
         assert len(machine._requester) <= 1
+
+
+# --- a server whose key was given -------------------------------------------------------------------------------------------
+
+
+class Pinned(Credentials):
+    """Credentials that were given the server's key, and believe answers that name it."""
+
+    def __init__(self) -> None:
+        super().__init__("key")
+        self.server_key = "its key"
+
+    def is_proven(self, answer: Observed) -> bool:
+        return answer.sig == self.server_key
+
+
+def pinned() -> tuple[Registration, Register]:
+    machine = Registration("bob", SERVER, Pinned(), random.Random(1))
+    machine.start(0.0)
+    return machine, only(Register, machine.datagrams_to_send())
+
+
+def accepted(mid: int, *, sig: str = "its key") -> RegisterAnswer:
+    return RegisterAnswer(mid=mid, code=200, em="", extra=Observed(host="h", port=1, epoch=5, sig=sig))
+
+
+def test_with_a_key_only_that_server_is_signed_for() -> None:
+    machine, request = pinned()
+    machine.receive(challenge(request.mid, key="its key"), SERVER, 0.1)
+    machine.receive(accepted(only(Register, machine.datagrams_to_send()).mid), SERVER, 0.2)
+    assert machine.state is State.REGISTERED
+
+
+@pytest.mark.parametrize("key", ["", "another key"])
+def test_a_challenge_in_another_name_or_in_none_is_not_signed(key: str) -> None:
+    """Nobody is talked down to a server without a key."""
+    machine, request = pinned()
+    machine.receive(challenge(request.mid, key=key), SERVER, 0.1)
+    assert not machine.datagrams_to_send()
+    assert event(ServerUnproven, machine.events())
+    assert machine.state is State.REFUSED
+    assert machine.server_key == "its key"
+
+
+@pytest.mark.parametrize("sig", ["", "another key"])
+def test_an_acceptance_without_proof_is_none(sig: str) -> None:
+    machine, request = pinned()
+    machine.receive(accepted(request.mid, sig=sig), SERVER, 0.1)
+    assert event(ServerUnproven, machine.events())
+    assert machine.observed is None
+
+
+def test_the_right_server_is_looked_for_again_after_a_while() -> None:
+    machine, request = pinned()
+    machine.receive(accepted(request.mid, sig=""), SERVER, 0.1)
+    at = machine.next_deadline()
+    assert at == pytest.approx(0.1 + RECONNECT_CAP)
+    machine.handle_timer(0.1 + RECONNECT_CAP)
+    machine.receive(accepted(only(Register, machine.datagrams_to_send()).mid), SERVER, 20.0)
+    assert machine.state is State.REGISTERED
+
+
+# --- a server that was restarted --------------------------------------------------------------------------------------------
+
+
+def recall(machine: Registration, *, epoch: int | None = None, code: int = 401, source: Address = SERVER) -> None:
+    known = machine._epoch if epoch is None else epoch
+    machine.receive(HeartbeatAnswer(mid=0, code=code, em="register again", extra=Observed(epoch=known)), source, 1.0)
+
+
+def test_a_recall_is_followed_after_a_moment_of_ones_own() -> None:
+    machine = registered()
+    recall(machine)
+    at = machine.next_deadline()
+    assert at is not None
+    assert 1.0 + RECALL_MIN <= at <= 1.0 + RECALL_MAX
+    assert is_quiet(machine)
+    machine.handle_timer(at)
+    assert machine.state is State.REGISTERING
+    machine.receive(welcome(only(Register, machine.datagrams_to_send())), SERVER, at)
+    assert machine.state is State.REGISTERED
+    later = machine.next_deadline()
+    assert later is not None
+    machine.handle_timer(later)
+    assert only(Heartbeat, machine.datagrams_to_send())  # once
+
+
+def test_a_repeated_recall_changes_nothing() -> None:
+    machine = registered()
+    recall(machine)
+    at = machine.next_deadline()
+    recall(machine)
+    assert machine.next_deadline() == at
+
+
+@pytest.mark.parametrize(
+    ("epoch", "code", "source"), [(99, 401, SERVER), (0, 401, SERVER), (None, 200, SERVER), (None, 401, STRANGER)]
+)
+def test_a_forged_recall_is_none(epoch: int | None, code: int, source: Address) -> None:
+    machine = registered()
+    before = machine.next_deadline()
+    recall(machine, epoch=epoch, code=code, source=source)
+    assert machine.next_deadline() == before
+    assert machine.dropped == {"unexpected answer": 1}
+
+
+def test_a_recall_is_overtaken_by_news_of_the_network() -> None:
+    machine = registered()
+    recall(machine)
+    machine.network_changed(1.1)
+    beat = only(Heartbeat, machine.datagrams_to_send())
+    machine.receive(HeartbeatAnswer(mid=beat.mid, code=401, em="", extra=Observed(cookie="c")), SERVER, 1.2)
+    assert machine.state is State.REGISTERING

@@ -17,7 +17,7 @@ from p2ptunnel.protocol.caller import CallerAgent, CallerState, CallerTrigger
 from p2ptunnel.protocol.punch import LocalView
 from p2ptunnel.protocol.registration import Registration, RegistrationState, RegistrationTrigger
 from p2ptunnel.testing.simnet import Credentials
-from tests.unit.protocol.actors import SERVER, VIEW, notice
+from tests.unit.protocol.actors import CALLER, SERVER, VIEW, notice
 
 
 def a_registration() -> Registration:
@@ -25,11 +25,11 @@ def a_registration() -> Registration:
 
 
 def a_caller() -> CallerAgent:
-    return CallerAgent("alice", "bob", SERVER, LocalView(), random.Random(1))
+    return CallerAgent("alice", "bob", SERVER, LocalView(), random.Random(1), signer=None)
 
 
 def a_callee() -> CalleeAgent:
-    return CalleeAgent(notice(), SERVER, VIEW, random.Random(1), udp_port=40002)
+    return CalleeAgent(notice(), CALLER, SERVER, VIEW, random.Random(1), udp_port=40002, signed=None)
 
 
 Table = Mapping[tuple[Any, Any], Any]

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from p2ptunnel.defaults import DATAGRAM_MAX_BYTES
-from p2ptunnel.server import control
+from p2ptunnel.server import control, doorman
 from p2ptunnel.server.control import ControlConnections
 from p2ptunnel.types import Address
 from tests.helpers import run
@@ -25,8 +25,9 @@ class Desk:
         self.connections = ControlConnections(self._on_line, self.closed.put_nowait)
         self.address: Address = ("", 0)
 
-    def _on_line(self, data: bytes, source: Address, connection: int) -> None:
+    def _on_line(self, data: bytes, source: Address, connection: int) -> bool:
         self.lines.put_nowait((data, source, connection))
+        return data != b"junk"
 
     async def received(self) -> bytes:
         return (await self.lines.get())[0]
@@ -161,7 +162,7 @@ def test_who_does_not_read_is_cut_off() -> None:
 
 
 def test_more_connections_than_there_may_be_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "CONTROL_CONNECTIONS_MAX", 2)
+    monkeypatch.setattr(doorman, "CONTROL_CONNECTIONS_MAX", 2)
 
     async def main() -> None:
         async with desk() as there, line(there.address) as first, line(there.address) as second:
@@ -190,5 +191,93 @@ def test_closing_ends_all_and_lets_nobody_in_any_more() -> None:
             assert [await there.closed.get(), await there.closed.get()] == [1, 2]
             assert len(there.connections) == 0
             assert there.connections.cut_off == {}  # at once, and not for having been silent
+
+    run(main())
+
+
+def test_a_connection_that_begins_with_junk_ends() -> None:
+    async def main() -> None:
+        async with connection() as (there, wire):
+            wire.writer.write(b"junk\nhello\n")
+            await wire.ended()
+            assert there.lines.qsize() == 1
+            assert there.connections.cut_off == {"junk": 1}
+
+    run(main())
+
+
+def test_junk_after_a_message_is_forgiven() -> None:
+    async def main() -> None:
+        async with connection() as (there, wire):
+            for data in (b"hello", b"junk", b"again"):
+                await wire.send(data)
+                assert await there.received() == data
+
+    run(main())
+
+
+def test_a_line_that_is_begun_has_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "CONTROL_LINE", 0.05)
+
+    async def main() -> None:
+        async with connection() as (there, wire):
+            await wire.send(b"hello")
+            await there.received()
+            for byte in b"slowly":
+                wire.writer.write(bytes([byte]))
+                await asyncio.sleep(0)
+            await wire.ended()
+            assert there.connections.cut_off == {"slow": 1}
+
+    run(main())
+
+
+def test_a_line_that_is_dribbled_is_not_waited_for_anew_with_each_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "CONTROL_LINE", 0.1)
+
+    async def main() -> None:
+        async with connection() as (there, wire):
+            await wire.send(b"hello")
+            await there.received()
+            ended = asyncio.ensure_future(wire.ended())
+            began = asyncio.get_running_loop().time()
+            while not ended.done():
+                wire.writer.write(b"x")
+                await asyncio.wait([ended], timeout=0.01)
+            await ended
+            assert asyncio.get_running_loop().time() - began < 1
+
+    run(main())
+
+
+def test_what_is_left_unread_for_a_while_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "CONTROL_UNREAD", 0.05)
+    monkeypatch.setattr(control, "_WRITE_BUFFER_BYTES", 2**30)
+
+    async def main() -> None:
+        async with connection() as (there, wire):
+            wire.transport.pause_reading()
+            await wire.send(b"hello")
+            _, _, number = await there.lines.get()
+            for _ in range(1000):
+                there.connections.send(number, bytes(10_000))
+            assert await there.closed.get() == number
+            assert there.connections.cut_off == {"does not read": 1}
+
+    run(main())
+
+
+def test_who_reads_in_time_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_WRITE_BUFFER_BYTES", 2**30)
+
+    async def main() -> None:
+        async with connection() as (there, wire):
+            await wire.send(b"hello")
+            _, _, number = await there.lines.get()
+            for _ in range(300):
+                there.connections.send(number, bytes(10_000))
+            assert len(await wire.reader.readexactly(300 * 10_001)) == 300 * 10_001
+            await wire.send(b"still here")
+            assert await there.received() == b"still here"
 
     run(main())

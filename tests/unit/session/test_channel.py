@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import socket
 import ssl
+import time
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -175,7 +177,7 @@ def test_bytes_that_nobody_has_read_do_not_destroy_what_was_sent() -> None:
             block = random.Random(2).randbytes(400_000)
             caller.write(block)
             caller.close()
-            assert await callee._read_exactly(len(block)) == block
+            assert await callee.read_exactly(len(block)) == block
             with pytest.raises(ChannelLostError, match="it was closed during the greeting"):  # a goodbye, and no loss
                 await callee.read_frame()
 
@@ -245,6 +247,31 @@ def test_where_batches_leave_slowly_they_shrink_and_so_does_what_the_kernel_queu
                 sock = transport_of(caller).get_extra_info("socket")
                 seen.append((caller.batch_bytes, sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)))
             assert seen == [(2 * first, first), (first // 5, first // 10), (BATCH_MIN_BYTES, BATCH_MIN_BYTES // 2)]
+
+    run(scenario())
+
+
+def test_bytes_that_cost_much_are_taken_in_small_portions_and_others_have_their_turn() -> None:
+    async def scenario() -> None:
+        async with channels() as (caller, callee):
+            portions: list[int] = []
+            turns: list[int] = []
+
+            class Slow(Recorder):
+                def data_received(self, data: memoryview) -> None:
+                    portions.append(len(data))
+                    time.sleep(0.01)  # as many small frames would
+
+            caller.start(Recorder())
+            callee.start(Slow())
+            callee._turn_bytes = 65536
+            caller.write(bytes(200_000))
+            while sum(portions) < 200_000:
+                await asyncio.sleep(0)
+                turns.append(len(portions))
+            assert portions[0] > 40_000
+            assert portions[-2] <= 8192
+            assert max(later - earlier for earlier, later in itertools.pairwise(turns)) == 1
 
     run(scenario())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -21,6 +21,7 @@ from p2ptunnel.session.migration import Migration
 from p2ptunnel.session.session import Session, SessionOptions, resume_session
 from p2ptunnel.session.stream import SessionStream
 from tests.helpers import run
+from tests.helpers.lasting import cut, until
 from tests.helpers.peers import Peers, new_pipe, sessions, tcp_pair
 
 
@@ -62,12 +63,6 @@ async def seeking() -> AsyncGenerator[tuple[Seeker, asyncio.Task[None]]]:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         assert seeker.pending == 0
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let the loop turn until something is so."""
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 class NoJitter:
@@ -210,14 +205,6 @@ def test_a_session_that_ends_leaves_no_attempt() -> None:
 
 
 # --- sessions that move -------------------------------------------------------------------------------------------------
-
-
-def cut(session: Session) -> None:
-    """Break the connection under a session."""
-    leg = session._active
-    assert leg is not None
-    assert leg.channel._transport is not None
-    leg.channel._transport.abort()
 
 
 async def send(stream: SessionStream, block: bytes) -> None:

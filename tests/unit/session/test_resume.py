@@ -5,64 +5,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 import pytest
 
 from p2ptunnel.errors import ChannelLostError, ResumeExpiredError
 from p2ptunnel.events import ChannelLost, ChannelOpened, PathChanged, PathSuspected, PeerEvent, SessionExpired, SessionResumed
 from p2ptunnel.session import live
-from p2ptunnel.session.session import OpenRequest, Session, SessionOptions
+from p2ptunnel.session.session import Session, SessionOptions
 from p2ptunnel.session.stream import SessionStream
 from tests.helpers import run
-from tests.helpers.peers import Peers, Wire, sessions, tcp_pair
+from tests.helpers.lasting import Resuming, cut, digest, resuming, until
+from tests.helpers.peers import Peers, Wire, sessions
 from tests.helpers.turns import cancelled_after, descriptors, settle
 
 SIZE = 12_000_000
-
-
-class Resuming(Peers):
-    """Peers whose sessions wait, and whose caller dials again; `cut` breaks the connection that is in use."""
-
-    def __init__(self, *services: str, timeout: float = 60.0) -> None:
-        super().__init__(*services)
-        self.told: list[PeerEvent] = []
-        self.options = SessionOptions(resume_timeout=timeout, on_event=self.told.append)
-        self.ends = tcp_pair()
-        self.dials = 0
-
-    async def redial(self, caller: Session) -> None:
-        self.dials += 1
-        self.ends = tcp_pair()
-        await self.rejoin(caller, self.ends)
-
-    def kinds(self) -> list[type[PeerEvent]]:
-        return [type(event) for event in self.told]
-
-
-@asynccontextmanager
-async def resuming(peers: Resuming) -> AsyncGenerator[tuple[Session, Session]]:
-    async with sessions(peers, peers.ends) as (caller, callee):
-        caller.keep_up(lambda: peers.redial(caller))
-        yield caller, callee
-
-
-def cut(session: Session) -> None:
-    """Break the connection under a session, as a reset from the network does."""
-    leg = session._active
-    assert leg is not None
-    assert leg.channel._transport is not None
-    leg.channel._transport.abort()
-
-
-async def digest(request: OpenRequest) -> None:
-    """Serve by answering with the hash of all that came."""
-    async with request.accept() as stream:
-        seen = hashlib.sha256()
-        async for part in stream:
-            seen.update(part)
-        await stream.write(seen.digest())
 
 
 def test_a_stream_goes_on_over_the_next_channel_where_it_was() -> None:
@@ -91,12 +48,6 @@ def test_a_stream_goes_on_over_the_next_channel_where_it_was() -> None:
 def quick_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sessions look at their clocks often."""
     monkeypatch.setattr(live, "SESSION_TICK", 0.02)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let the loop turn until something is so."""
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 async def still(value: Callable[[], int]) -> int:

@@ -21,10 +21,11 @@ from p2ptunnel.net.sockets import LINUX
 from p2ptunnel.protocol import link, paths
 from p2ptunnel.protocol.link import Health
 from p2ptunnel.session import live, standby
-from p2ptunnel.session.session import OpenRequest, Session, SessionOptions, add_channel, connect_session
+from p2ptunnel.session.session import Session, SessionOptions, add_channel, connect_session
 from p2ptunnel.transports.tcp import TcpPipe
 from p2ptunnel.types import Path
 from tests.helpers import run
+from tests.helpers.lasting import cut, digest, until
 from tests.helpers.paces import hasten
 from tests.helpers.peers import Peers, Wire, tcp_pair
 from tests.helpers.turns import cancelled_after, descriptors, settle
@@ -88,34 +89,12 @@ async def begun(peers: Several, kind: Kind, wire: Wire | None = None) -> AsyncGe
             await wire.close()
 
 
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
-
-
 async def resumed(session: Session, times: int) -> None:
     await until(lambda: session.resumes == times)
 
 
 def kinds(session: Session) -> list[str]:
     return sorted(leg.path.kind for leg in session._legs.values())
-
-
-def cut(session: Session) -> None:
-    """Break the connection that carries the session."""
-    leg = session._active
-    assert leg is not None
-    assert leg.channel._transport is not None
-    leg.channel._transport.abort()
-
-
-async def digest(request: OpenRequest) -> None:
-    """Serve by answering with the hash of all that came."""
-    async with request.accept() as stream:
-        seen = hashlib.sha256()
-        async for part in stream:
-            seen.update(part)
-        await stream.write(seen.digest())
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from p2ptunnel.errors import (
     RendezvousError,
     TagInUseError,
 )
-from p2ptunnel.identity.keys import Identity
+from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.net import backoff as backoff_module
 from p2ptunnel.net.backoff import Backoff
 from p2ptunnel.protocol import registration as registering
@@ -42,11 +42,11 @@ from p2ptunnel.wire.messages import (
 )
 from tests.helpers import run
 from tests.helpers.turns import cancel_at_each_turn, descriptors, settle
-from tests.unit.traversal.wires import LOOPBACK, Caller, credentials, scripted_server
+from tests.unit.traversal.wires import CALLER, LOOPBACK, Caller, credentials, judge, scripted_server
 
 TAG = "home-nas"
 OTHER = Identity.from_seed(bytes([99]) * 32)
-Admit = Callable[[Pipe, str], Awaitable[None]]
+Admit = Callable[[Pipe, str, PublicKey], Awaitable[None]]
 
 
 class Hall:
@@ -56,10 +56,12 @@ class Hall:
         self.events: list[TraceEvent] = []
         self.refusal: P2PTunnelError | None = None
         self.admitted: asyncio.Queue[Pipe] = asyncio.Queue()
+        self.keys: list[PublicKey] = []
         self._changed = asyncio.Event()
         self.tracer = Tracer(self._note)
 
-    async def admit(self, pipe: Pipe, conkey: str) -> None:
+    async def admit(self, pipe: Pipe, conkey: str, key: PublicKey) -> None:
+        self.keys.append(key)
         if self.refusal is not None:
             raise self.refusal
         self.admitted.put_nowait(pipe)
@@ -85,7 +87,7 @@ class Hall:
 
 async def answering_port(server: Address, hall: Hall) -> AnsweringPort:
     port = await PunchPort.open(server, OpenerTtl(), tracer=hall.tracer)
-    return AnsweringPort(port, TAG, credentials(TAG), hall.admit, tracer=hall.tracer)
+    return AnsweringPort(port, TAG, credentials(TAG), judge(), hall.admit, tracer=hall.tracer)
 
 
 @contextlib.asynccontextmanager
@@ -154,7 +156,7 @@ def test_a_tag_of_another_key_is_named() -> None:
     async def main() -> None:
         async with lobby() as (server, _, _):
             port = await PunchPort.open(server.address, OpenerTtl())
-            second = AnsweringPort(port, TAG, credentials(TAG, OTHER), Hall().admit)
+            second = AnsweringPort(port, TAG, credentials(TAG, OTHER), judge(), Hall().admit)
             with pytest.raises(TagInUseError) as caught:
                 await second.start()
             await second.close()
@@ -335,6 +337,7 @@ def test_a_call_is_answered_and_its_connection_admitted() -> None:
             pipe = await hall.admitted.get()
             assert pipe.path.remote == writer.get_extra_info("sockname")
             assert pipe.path.why == "its SYN reached our listener"
+            assert hall.keys == [CALLER.public]
             await hall.told("ConnectionChosen")
             pipe.abort()
             writer.transport.abort()

@@ -23,12 +23,15 @@ from p2ptunnel.errors import (
     RemoteProtocolError,
     RendezvousError,
 )
+from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.protocol import caller as agents
+from p2ptunnel.protocol.intent import Call as SignedCall
 from p2ptunnel.trace import TraceEvent, Tracer
 from p2ptunnel.traversal import call as module
 from p2ptunnel.traversal.call import Call
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort
 from p2ptunnel.types import Address, Candidate
+from p2ptunnel.wire.keyed import KeyedSender
 from p2ptunnel.wire.messages import (
     ConkeyExtra,
     ConnectAnswer,
@@ -45,7 +48,7 @@ from p2ptunnel.wire.messages import (
 )
 from tests.helpers import run
 from tests.helpers.turns import cancel_at_each_turn, descriptors, settle
-from tests.unit.traversal.wires import Script, scripted_server
+from tests.unit.traversal.wires import CALLEE, Script, ScriptedServer, judge, scripted_server, signer
 
 TAG, TOKEN, CONKEY = "home-nas", "token", "0123456789abcdef" * 2
 KEY_CHANGED = PeerKeyChangedError(TAG, "p2p:" + "a" * 52)
@@ -64,33 +67,40 @@ class Channel:
         self.pipe.abort()
 
 
-Establish = Callable[[Pipe, str], Awaitable[Channel]]
+Establish = Callable[[Pipe, str, PublicKey | None], Awaitable[Channel]]
 
 
-async def at_once(pipe: Pipe, conkey: str) -> Channel:
+async def at_once(pipe: Pipe, conkey: str, key: PublicKey | None) -> Channel:
     assert conkey == CONKEY
     return Channel(pipe)
 
 
-async def never(pipe: Pipe, conkey: str) -> Channel:
+async def never(pipe: Pipe, conkey: str, key: PublicKey | None) -> Channel:
     raise AssertionError("no connection should come up")
 
 
 class Callee:
     """A callee with so many TCP doors, each of which lets a connection in and says nothing, and the server that knows it."""
 
-    def __init__(self, udp: Address, doors: list[socket.socket]) -> None:
+    def __init__(self, called: ScriptedServer, doors: list[socket.socket], identity: Identity = CALLEE) -> None:
         self.ports = [door.getsockname()[1] for door in doors]
-        self._udp = udp
+        self._called = called
+        self._judge = judge(identity)
 
     def introduce(self, message: Message, source: Address) -> Answers:
         """The script of the server."""
         if not isinstance(message, ConnectRequest):
             return None
-        host, port = self._udp
+        host, port = self._called.address
         doors = tuple(Candidate("srflx", "tcp", host, number) for number in self.ports)
         answer = ConnectAnswer(mid=message.mid, code=200, em="", extra=ConnectAnswerExtra(token=TOKEN))
-        extra = PunchResultExtra(host=host, port=port, v=1, cands=doors, nat=NatHints(low=True))
+        call = self._judge.judge(message.extra.intent, message.extra.cands, source[0], 0.0)
+        assert isinstance(call, SignedCall)
+        answered = self._judge.answer(call, doors)
+        assert answered is not None
+        intent, keys = answered
+        self._called.voice = KeyedSender(keys.callee_mac)
+        extra = PunchResultExtra(host=host, port=port, v=1, intent=intent, cands=doors, nat=NatHints(low=True))
         return (answer, PunchResult(mid=1, token=TOKEN, code=200, em="", extra=extra))
 
 
@@ -111,14 +121,14 @@ async def there(doors: int = 1, *, callee: Script = callee_script) -> AsyncGener
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(doors)]
         async with scripted_server(callee) as called:
-            known = Callee(called.address, listeners)
+            known = Callee(called, listeners)
             async with scripted_server(known.introduce) as server:
                 yield server.address, known
 
 
 async def reach(server: Address, establish: Establish = at_once, *, raw: bool = False, tracer: Tracer | None = None) -> Channel:
     port = await PunchPort.open(server, OpenerTtl(), tracer=tracer)
-    return await Call(port, "laptop", TAG, establish, raw=raw, tracer=tracer).run()
+    return await Call(port, "laptop", TAG, establish, signer=None if raw else signer(), tracer=tracer).run()
 
 
 async def undo(channel: Channel) -> None:
@@ -157,7 +167,7 @@ def test_cancelled_while_it_establishes_it_waits_for_the_end_of_that() -> None:
     async def main() -> None:
         began, ended = asyncio.Event(), asyncio.Event()
 
-        async def slowly(pipe: Pipe, conkey: str) -> Channel:
+        async def slowly(pipe: Pipe, conkey: str, key: PublicKey | None) -> Channel:
             began.set()
             try:
                 await asyncio.Event().wait()
@@ -183,7 +193,7 @@ def test_what_comes_up_in_the_turn_of_the_cancellation_is_aborted() -> None:
     async def main() -> None:
         made: list[Channel] = []
 
-        async def and_cancel(pipe: Pipe, conkey: str) -> Channel:
+        async def and_cancel(pipe: Pipe, conkey: str, key: PublicKey | None) -> Channel:
             made.append(Channel(pipe))
             asyncio.get_running_loop().call_soon(calling.cancel)
             return made[0]
@@ -279,7 +289,7 @@ def test_where_nothing_answers_each_target_is_named(monkeypatch: pytest.MonkeyPa
 def test_connections_on_which_no_channel_comes_up_are_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agents, "PUNCH_TIMEOUT", 0.4)
 
-    async def in_vain(pipe: Pipe, conkey: str) -> Channel:
+    async def in_vain(pipe: Pipe, conkey: str, key: PublicKey | None) -> Channel:
         raise ChannelLostError("the TLS handshake failed: wrong version number")
 
     async def main() -> None:
@@ -302,7 +312,7 @@ def test_where_one_connection_breaks_the_next_one_is_tried(broken: Exception) ->
     async def main() -> None:
         tried: list[Pipe] = []
 
-        async def second_time_lucky(pipe: Pipe, conkey: str) -> Channel:
+        async def second_time_lucky(pipe: Pipe, conkey: str, key: PublicKey | None) -> Channel:
             tried.append(pipe)
             if len(tried) == 1:
                 raise broken
@@ -322,7 +332,7 @@ def test_a_peer_that_says_no_is_not_asked_again(error: P2PTunnelError) -> None:
     async def main() -> None:
         tried: list[Pipe] = []
 
-        async def refused(pipe: Pipe, conkey: str) -> Channel:
+        async def refused(pipe: Pipe, conkey: str, key: PublicKey | None) -> Channel:
             tried.append(pipe)
             raise error
 
@@ -338,7 +348,7 @@ def test_a_peer_that_says_no_is_not_asked_again(error: P2PTunnelError) -> None:
 def test_another_key_ends_the_call_when_the_right_one_has_not_come_up_either(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_KEY_CHANGED_PATIENCE", 0.1)
 
-    async def impostor(pipe: Pipe, conkey: str) -> Channel:
+    async def impostor(pipe: Pipe, conkey: str, key: PublicKey | None) -> Channel:
         raise KEY_CHANGED
 
     async def main() -> None:
@@ -352,7 +362,7 @@ def test_another_key_ends_the_call_when_the_right_one_has_not_come_up_either(mon
 
 
 def test_a_bug_in_what_establishes_is_raised_where_the_call_is_awaited() -> None:
-    async def buggy(pipe: Pipe, conkey: str) -> Channel:
+    async def buggy(pipe: Pipe, conkey: str, key: PublicKey | None) -> Channel:
         raise ZeroDivisionError
 
     async def main() -> None:
@@ -372,7 +382,7 @@ def test_a_channel_that_is_up_when_the_time_is_over_is_aborted(monkeypatch: pyte
     async def main() -> None:
         made: list[Channel] = []
 
-        async def just_too_late(pipe: Pipe, conkey: str) -> Channel:
+        async def just_too_late(pipe: Pipe, conkey: str, key: PublicKey | None) -> Channel:
             with contextlib.suppress(asyncio.CancelledError):  # as if it had come up in that turn
                 await asyncio.Event().wait()
             made.append(Channel(pipe))

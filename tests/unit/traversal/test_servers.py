@@ -19,7 +19,7 @@ from p2ptunnel.errors import (
 )
 from p2ptunnel.trace import TraceEvent, Tracer
 from p2ptunnel.traversal.servers import Servers
-from p2ptunnel.types import Address
+from p2ptunnel.types import Address, ServerSpec
 from tests.helpers import run
 
 FIRST, SECOND = "192.0.2.1:7001", "192.0.2.2"
@@ -32,8 +32,8 @@ class Asked:
         self.addresses: list[Address] = []
         self._failures = list(failures)
 
-    async def __call__(self, server: Address) -> str:
-        self.addresses.append(server)
+    async def __call__(self, server: ServerSpec) -> str:
+        self.addresses.append(server.address)
         failure = self._failures.pop(0)
         if failure is not None:
             raise failure

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import socket
 from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Literal, TypeVar
 
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.registration import KeyCredentials
+from p2ptunnel.protocol.intent import Answered, CallSigner, IntentJudge
 from p2ptunnel.protocol.observer import Observer
+from p2ptunnel.testing.simnet.peers import SimCounter
 from p2ptunnel.trace import Tracer
 from p2ptunnel.traversal.port import take_number
-from p2ptunnel.types import Address
+from p2ptunnel.types import Address, Candidate
 from p2ptunnel.wire.frames import preamble
+from p2ptunnel.wire.keyed import KeyedSender
 from p2ptunnel.wire.messages import (
     ConnectAnswer,
     ConnectRequest,
@@ -31,13 +35,36 @@ from p2ptunnel.wire.messages import (
     encode,
 )
 
-__all__ = ["CALLEE", "LOOPBACK", "Caller", "ScriptedServer", "credentials", "scripted_server", "silent_server"]
+__all__ = [
+    "CALLEE",
+    "CALLER",
+    "LOOPBACK",
+    "Caller",
+    "ScriptedServer",
+    "credentials",
+    "judge",
+    "scripted_server",
+    "signer",
+    "silent_server",
+]
 
 LOOPBACK: Address = ("127.0.0.1", 0)
+CALLER = Identity.from_seed(bytes([11]) * 32)
 CALLEE = Identity.from_seed(bytes([22]) * 32)
+counter = SimCounter()
 Tcp = Literal["observes", "hangs up", "refuses", "is silent"]
 Script = Callable[[Message, Address], Message | tuple[Message, ...] | None]
 M = TypeVar("M", bound=Message)
+
+
+def signer() -> CallSigner:
+    """What signs a call of CALLER to CALLEE."""
+    return CallSigner(CALLER, counter, random.SystemRandom(), callee=CALLEE.public)
+
+
+def judge(identity: Identity = CALLEE) -> IntentJudge:
+    """A judge that admits CALLER."""
+    return IntentJudge(identity, random.SystemRandom(), is_admitted=CALLER.public.__eq__)
 
 
 def credentials(tag: str = "home-nas", identity: Identity = CALLEE) -> KeyCredentials:
@@ -62,10 +89,14 @@ def silent_server() -> Generator[Address]:
 
 
 class ScriptedServer:
-    """A server that answers datagrams by a script; over TCP it observes, hangs up when it has, refuses, or is silent."""
+    """A server that answers datagrams by a script; over TCP it observes, hangs up when it has, refuses, or is silent.
+
+    With a `voice` it is a callee, who keys what it says.
+    """
 
     def __init__(self, udp: socket.socket, script: Script) -> None:
         self.address: Address = udp.getsockname()
+        self.voice: KeyedSender | None = None
         self._udp = udp
         self._script = script
         asyncio.get_running_loop().add_reader(udp, self._answer)
@@ -77,7 +108,8 @@ class ScriptedServer:
         data, source = self._udp.recvfrom(2048)
         answers = self._script(decode(data), source) or ()
         for answer in answers if isinstance(answers, tuple) else (answers,):
-            self._udp.sendto(encode(answer), source)
+            body = encode(answer)
+            self._udp.sendto(self.voice.seal(body) if self.voice else body, source)
 
 
 @contextlib.asynccontextmanager
@@ -106,7 +138,7 @@ class _Observing(asyncio.Protocol):
         self._transports.add(transport)
 
     def data_received(self, data: bytes) -> None:
-        answer = Observer().answer_line(data.rstrip(b"\n"), self._transport.get_extra_info("peername"))
+        _, answer = Observer().receive_line(data.rstrip(b"\n"), self._transport.get_extra_info("peername"))
         assert answer is not None
         self._transport.write(answer + b"\n")
         if self._hangs_up:
@@ -141,6 +173,7 @@ class Caller:
         self._socket.setblocking(False)
         self._socket.bind(LOOPBACK)
         self._mid = 0
+        self._voice: KeyedSender | None = None
 
     async def __aenter__(self) -> Caller:
         return self
@@ -150,9 +183,11 @@ class Caller:
 
     async def ask(self, tag: str) -> PunchResult:
         """Steps t=4 to t=11: return what the server says of the callee."""
-        cookie = ""
+        cookie, signs = "", signer()
+        cands = (Candidate("srflx", "udp", *self._socket.getsockname()),) if self._v else ()
         while True:
-            extra = ConnectRequestExtra(rtag=tag, v=self._v, cookie=cookie, pad=" " * 200)
+            intent = signs.sign(cands) if self._v else ""
+            extra = ConnectRequestExtra(rtag=tag, v=self._v, cookie=cookie, intent=intent, cands=cands, pad=" " * 200)
             answer = await self._request(
                 ConnectRequest(mid=self._next(), ltag="caller", extra=extra), self._server, ConnectAnswer
             )
@@ -165,6 +200,8 @@ class Caller:
         await self._send(PunchResultAck(mid=result.mid, token=result.token), self._server)
         if result.extra is not None:
             self.callee = (result.extra.host, result.extra.port)
+            answered = signs.judge(result.extra.intent, result.extra.cands)
+            self._voice = KeyedSender(answered.keys.caller_mac) if isinstance(answered, Answered) else None
         return result
 
     async def call(self, tag: str) -> Caller:
@@ -195,7 +232,10 @@ class Caller:
         return await self._receive(kind)
 
     async def _send(self, message: Message, to: Address) -> None:
-        await asyncio.get_running_loop().sock_sendto(self._socket, encode(message), to)
+        body = encode(message)
+        if self._voice is not None and to == self.callee:
+            body = self._voice.seal(body)
+        await asyncio.get_running_loop().sock_sendto(self._socket, body, to)
 
     async def _receive(self, kind: type[M]) -> M:
         while True:

@@ -56,6 +56,9 @@ class SocketStream(Stream):
         except OSError as error:
             raise StreamResetError(str(error)) from error
 
+    async def delivered(self) -> None:
+        pass
+
     async def write_eof(self) -> None:
         self.sock.shutdown(socket.SHUT_WR)
 

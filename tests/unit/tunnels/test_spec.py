@@ -135,7 +135,7 @@ BAD_SERVICES = {
     "unix:/run/x": ("a service needs a name", "web=unix:/run/x"),
     "53/udp": ("single TCP ports, unix sockets and ssh", "Examples: ssh"),
     "8000-8010": ("single TCP ports, unix sockets and ssh", "Examples: ssh"),
-    "any": ("single TCP ports, unix sockets and ssh", "Examples: ssh"),
+    "any": ("it does not say what may be reached", "--to 10.0.0.0/24:80,443 --to db.internal:5432"),
     "socks": ("single TCP ports, unix sockets and ssh", "Examples: ssh"),
     "=80": ("the name of a service is missing", "Examples: ssh"),
     "Web=80": ("'Web' is not the name of a service", "Did you mean 'web'?"),

@@ -17,6 +17,7 @@ from p2ptunnel.wire.frames import (
     PREAMBLE_BYTES,
     Accept,
     Ack,
+    Capability,
     Data,
     Fin,
     Frame,
@@ -32,6 +33,7 @@ from p2ptunnel.wire.frames import (
     Reset,
     ResetCode,
     Resume,
+    Waiting,
     Window,
     conkey_to_selector,
     decode,
@@ -218,6 +220,8 @@ SEQUENCED = (
     Reset(1, 1),
     Fin(3),
     GoAway(0),
+    Waiting(1, 30),
+    Capability(b"ticket"),
 )
 OF_THE_CHANNEL = (
     Hello(SELECTOR, SELECTOR, SELECTOR, bytes(64)),

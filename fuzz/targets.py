@@ -1,0 +1,263 @@
+"""Everything of this package that reads what others wrote, each with true inputs to begin from.
+
+Rule: a reader returns, or raises the errors that are named here.  What comes from this machine's own kernel (netlink, TCP_INFO)
+is nobody else's to write, and is not here.
+"""
+
+# pyright: reportPrivateUsage=false
+# certificates are forged and read by functions that nobody else has use for
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.utils import CryptographyDeprecationWarning
+
+from p2ptunnel import addresses, config, types
+from p2ptunnel.errors import AuthenticationError, ConfigError, P2PTunnelError
+from p2ptunnel.identity import capability, tls
+from p2ptunnel.identity.judge import Judge
+from p2ptunnel.identity.keys import Identity, PublicKey
+from p2ptunnel.identity.store import PeerStore
+from p2ptunnel.net.lines import MessageLines
+from p2ptunnel.protocol.broker import Broker
+from p2ptunnel.ssh import knownhosts
+from p2ptunnel.tunnels import spec
+from p2ptunnel.wire import frames, intent, keyed, messages, pairing, stun, ticket, words
+
+__all__ = ["TARGETS", "Target"]
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+IDENTITY: Final = Identity.from_seed(bytes(range(32)))
+KEY: Final = str(IDENTITY.public)
+
+
+class Read(Protocol):
+    """A reader: whatever it returns is thrown away."""
+
+    def __call__(self, data: bytes, /) -> object:
+        """Read one input."""
+        ...
+
+
+class Target(msgspec.Struct, frozen=True):
+    """One reader.
+
+    Attributes:
+        read: Given an input; may also compare what it returns with what it should.
+        seeds: True inputs, and some that are nearly so.
+        refusals: What it may raise.
+    """
+
+    read: Read
+    seeds: tuple[bytes, ...]
+    refusals: tuple[type[Exception], ...]
+
+
+def _vectors(name: str) -> dict[str, Any]:
+    table: dict[str, Any] = json.loads((ROOT / "tests" / "vectors" / f"{name}.json").read_text(encoding="utf-8"))
+    return table
+
+
+def _texts(read: Callable[[str], object]) -> Read:
+    """A reader of text gets what bytes say in UTF-8, surrogates where they say nothing: so does a command line."""
+    return lambda data: read(data.decode("utf-8", "surrogateescape"))
+
+
+def _encoded(texts: Iterable[str]) -> tuple[bytes, ...]:
+    return tuple(text.encode() for text in texts)
+
+
+# --- the rendezvous wire ------------------------------------------------------------------------------------------------
+
+
+_MESSAGES: Final = _vectors("messages")
+_WIRE: Final = _encoded(vector["wire"] for vector in _MESSAGES["exact"] + _MESSAGES["decode_only"])
+
+
+def _message(data: bytes) -> None:
+    message = messages.decode(data)
+    if messages.decode(messages.encode(message)) != message:
+        raise AssertionError("a message is another one when it is written and read again")
+
+
+def _lines(data: bytes) -> None:
+    """Cut at every place that the first byte says; however cut, the messages are the same."""
+    step = (data[0] if data else 0) % 64 + 1
+    whole, cut = MessageLines(), MessageLines()
+    if whole.feed(data) != [m for start in range(0, len(data), step) for m in cut.feed(data[start : start + step])]:
+        raise AssertionError("lines depend on how they are cut")
+
+
+def _new_broker() -> Broker:
+    return Broker(bytes(32), random.Random(1), Judge(), compat_seed=True)
+
+
+class _BrokerReader:
+    """A whole server, fed datagram after datagram, so that one finds what another left."""
+
+    def __init__(self) -> None:
+        self._broker = _new_broker()
+        self._now = 0.0
+
+    def __call__(self, data: bytes, /) -> None:
+        """Read one datagram, from one of four sources."""
+        self._now += 0.01
+        if self._now > 100:
+            self.__init__()  # type: ignore[misc]
+        source = (f"192.0.2.{len(data) % 4 + 1}", 7000)
+        self._broker.receive_datagram(data, source, self._now)
+        self._broker.handle_timer(self._now)
+        self._broker.datagrams_to_send()
+        self._broker.events()
+
+
+def _keyed(data: bytes) -> None:
+    receiver = keyed.KeyedReceiver(bytes(32))
+    if receiver.open(data) and receiver.open(data):
+        raise AssertionError("a datagram was taken twice")
+
+
+def _sealed() -> tuple[bytes, ...]:
+    sender = keyed.KeyedSender(bytes(32))
+    return tuple(sender.seal(wire) for wire in _WIRE if b'"t":3' in wire or b'"t":-3' in wire)
+
+
+# --- frames -------------------------------------------------------------------------------------------------------------
+
+_FRAME_VECTORS: Final = _vectors("frames")
+_FRAMES: Final = tuple(bytes.fromhex(vector["wire"]) for vector in _FRAME_VECTORS["frames"])
+_NO_FRAMES: Final = tuple(bytes.fromhex(vector["wire"]) for vector in _FRAME_VECTORS["malformed"])
+
+
+def _frame(data: bytes) -> None:
+    frame = frames.decode(data)
+    again = frames.decode(frames.encode(frame))
+    if again != frame and not hasattr(frame, "reason"):  # a reason is made fit to show, and cut
+        raise AssertionError("a frame is another one when it is written and read again")
+
+
+def _stream_of_frames(data: bytes) -> None:
+    reader, step = frames.FrameReader(), (data[0] if data else 0) % 64 + 1
+    for start in range(0, len(data), step):
+        for _ in reader.feed(memoryview(data)[start : start + step]):
+            pass
+
+
+# --- keys, files, what is typed -------------------------------------------------------------------------------------------
+
+
+def _certificate(data: bytes) -> object:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CryptographyDeprecationWarning)  # of what it still reads
+        return tls._read_leaf(data)  # noqa: SLF001
+
+
+def _certificates() -> tuple[bytes, ...]:
+    leaf = tls._leaf_certificate(IDENTITY, Ed25519PrivateKey.from_private_bytes(bytes(32)).public_key())  # noqa: SLF001
+    return (
+        x509.load_pem_x509_certificate(leaf).public_bytes(serialization.Encoding.DER),
+        tls._anchor_certificate(IDENTITY.public),  # noqa: SLF001
+    )
+
+
+class _FileReader:
+    """Reads a file of a profile anew for each input."""
+
+    def __init__(self, name: str, load: Callable[[Path], object]) -> None:
+        self._directory = tempfile.TemporaryDirectory()
+        self._path = Path(self._directory.name) / name
+        self._path.touch(0o600)
+        self._load = load
+
+    def __call__(self, data: bytes, /) -> object:
+        """Write the input into the file, and have it read."""
+        self._path.write_bytes(data)
+        return self._load(self._path)
+
+
+_PEERS: Final = (
+    f'[peers.laptop]\nkey = "{KEY}"\nservices = ["ssh", "8888"]\n[peers.laptop.ssh_host_keys]\nssh = ["ssh-ed25519 AAAA"]\n'
+)
+_CONFIG: Final = '[peer]\ntag = "home-nas"\nrendezvous = ["rv.example:7000", "[::1]:7"]\nresume_timeout = "10m"\n'
+_SPECS: Final = (
+    *("8888", "9000:8888", "web", "9000:web", "9000:nas2:445", "127.0.0.1:9000:nas2:445", "[::1]:80:[::1]:80", "0:22", "a=b"),
+    *("ssh", "web=127.0.0.1:80", "x=unix:/run/x", "53/udp", "1-9:11-19", "*:80:h:80"),
+)
+_HOSTS: Final = (
+    "127.0.0.1",
+    "::1",
+    "::ffff:127.0.0.1",
+    "64:ff9b::7f00:1",
+    "2002:7f00:1::",
+    "0x7f.1",
+    "fe80::1%eth0",
+    "nas.example",
+)
+_ADDRESSES: Final = ("rv.example:7000", "[2001:db8::1]:7", "198.51.100.1", "192.0.2.1:0", "a:b:c")
+
+TARGETS: Final[dict[str, Target]] = {
+    "messages": Target(_message, _WIRE, (messages.MalformedMessageError,)),
+    "lines": Target(_lines, tuple(wire + b"\n" for wire in _WIRE), ()),
+    "broker": Target(_BrokerReader(), _WIRE, ()),
+    "keyed": Target(_keyed, _sealed(), ()),
+    "intents": Target(
+        _texts(intent.decode),
+        (base64.urlsafe_b64encode(bytes([1, 1]) + bytes(168)), b"A" * 227),
+        (intent.MalformedIntentError,),
+    ),
+    "stun-requests": Target(
+        stun.decode_request,
+        (stun.encode_request(bytes(12)), bytes.fromhex("000100002112a442") + bytes(12)),
+        (stun.MalformedStunError,),
+    ),
+    "stun-responses": Target(
+        stun.decode_response,
+        (stun.encode_response(bytes(12), ("192.0.2.1", 7)), stun.encode_response(bytes(12), ("2001:db8::1", 7))),
+        (stun.MalformedStunError,),
+    ),
+    "frames": Target(_frame, (*_FRAMES, *_NO_FRAMES), (P2PTunnelError,)),
+    "frame-reader": Target(_stream_of_frames, (b"".join(_FRAMES), *_FRAMES), (P2PTunnelError,)),
+    "preamble": Target(frames.parse_preamble, (frames.preamble(bytes(16)),), (P2PTunnelError,)),
+    "conkeys": Target(_texts(frames.conkey_to_selector), (b"00" * 16, b"0f" * 16), (P2PTunnelError,)),
+    "pairing-frames": Target(
+        pairing.decode,
+        (
+            pairing.encode(pairing.Done()),
+            pairing.encode(pairing.Exchange(bytes(32))),
+            pairing.encode(pairing.Paired(bytes(32), {"ssh": ("ssh-ed25519 AAAA",)})),
+        ),
+        (P2PTunnelError,),
+    ),
+    "tickets": Target(_texts(ticket.parse_ticket), _encoded(("p2pt1" + "a" * 200,)), (P2PTunnelError,)),
+    "codes": Target(_texts(words.parse_code), _encoded(("home-nas-apple-river-zoo", "nas appl rive zoo")), (P2PTunnelError,)),
+    "capabilities": Target(
+        _texts(capability.parse_capability), _encoded((str(capability.issue(IDENTITY, ("ssh",), 2e9)),)), (P2PTunnelError,)
+    ),
+    "certificates": Target(_certificate, _certificates(), (AuthenticationError,)),
+    "keys": Target(_texts(PublicKey.parse), _encoded((KEY, KEY.upper())), (ConfigError,)),
+    "tags": Target(_texts(types.parse_tag), _encoded(("home-nas", "a", "a" * 63, "-a", "a.b_c")), (ConfigError,)),
+    "addresses": Target(_texts(types.parse_address), _encoded(_ADDRESSES), (ConfigError,)),
+    "hosts": Target(_texts(addresses.canonical), _encoded(_HOSTS), (ConfigError,)),
+    "forwards": Target(_texts(spec.parse_forward), _encoded(_SPECS), (ConfigError,)),
+    "services": Target(_texts(spec.parse_service), _encoded(_SPECS), (ConfigError,)),
+    "durations": Target(_texts(config.parse_duration), _encoded(("10m", "1.5h", "0", "3d", "nan", "1e9")), (ConfigError,)),
+    "host-keys": Target(
+        _texts(knownhosts.parse_host_keys), _encoded(("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA==\n",)), (P2PTunnelError,)
+    ),
+    "peers-file": Target(_FileReader("peers.toml", lambda path: PeerStore(path).all()), _encoded((_PEERS,)), (ConfigError,)),
+    "config-file": Target(
+        _FileReader(config.CONFIG_FILE, lambda path: config.load_config(path.parent)), _encoded((_CONFIG,)), (ConfigError,)
+    ),
+}

@@ -1,0 +1,1 @@
+"""What a notebook shows: widgets over a peer; the only home of ipywidgets."""

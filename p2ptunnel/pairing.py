@@ -1,0 +1,409 @@
+"""Two machines that do not know each other yet: one invites, the other redeems, and then each has pinned the other's key.
+
+Rule: a ticket and a code are shown where they are asked for (`Invitation.ticket`, `.code`, `.qr`, a notebook's output), and
+nowhere else: in no repr, no event, no error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from html import escape
+from types import MappingProxyType, TracebackType
+from typing import Final, Literal, Self
+
+from p2ptunnel.abc import Pipe
+from p2ptunnel.addresses import canonical, source_of
+from p2ptunnel.errors import (
+    ConfigError,
+    InvalidAddressError,
+    P2PTunnelError,
+    PairingError,
+    PeerKeyChangedError,
+    PeerOfflineError,
+    PeerRefusedError,
+)
+from p2ptunnel.events import Paired, PairingFailed, PeerEvent
+from p2ptunnel.identity.keys import Identity, PublicKey
+from p2ptunnel.identity.store import PeerStore, PinnedPeer
+from p2ptunnel.net.threads import in_thread
+from p2ptunnel.protocol.pairing import Desk
+from p2ptunnel.session.pairing import IMPOSTOR_HINT, PairingChannel, Services, be_guest, call_host, receive_guest
+from p2ptunnel.ssh.hostkeys import HostKeys
+from p2ptunnel.ssh.knownhosts import parse_host_keys
+from p2ptunnel.tunnels.spec import parse_name, service_for
+from p2ptunnel.types import ServerSpec, Tag, format_address, parse_tag
+from p2ptunnel.wire.ticket import NO_KEY, SECRET_BYTES, Ticket, is_ticket, parse_ticket
+from p2ptunnel.wire.words import CODE_BITS, SpokenCode, parse_code, words_of
+
+__all__ = ["Invitation", "Redemption", "pairing_tag", "server_of", "with_host_keys"]
+
+Tell = Callable[[PeerEvent], None]
+_TAG_MAX: Final = 63
+_SUFFIX: Final = ".pair"
+_SSH: Final = "ssh"
+_RENEW: Final = "`p2ptunnel pair` makes a new invitation."
+
+
+def pairing_tag(tag: Tag) -> Tag:
+    """Return the tag under which the machine called `tag` waits for guests.
+
+    It is another than the one that it serves under, so that whoever serves stays as unreachable for strangers as ever, and a
+    program that pairs needs to know nothing of one that serves.
+    """
+    return tag[: _TAG_MAX - len(_SUFFIX)] + _SUFFIX
+
+
+def server_of(ticket: Ticket) -> ServerSpec:
+    """Return the server that a ticket names.
+
+    Raises:
+        InvalidKeyError: The key that it names for the server is none.
+    """
+    key = "" if ticket.server_key == NO_KEY else str(PublicKey(ticket.server_key))
+    return ServerSpec(ticket.server, key)
+
+
+async def with_host_keys(services: Iterable[str]) -> Services:
+    """Return what a guest may open, with the host keys of this machine's own SSH server where that is among it.
+
+    Raises:
+        InvalidSpecError: A name is no name of a service.
+    """
+    names = dict.fromkeys(parse_name(name) for name in services)
+    keys = await HostKeys().of(service_for(_SSH, _SSH).target) if _SSH in names else ()
+    return MappingProxyType({name: keys if name == _SSH else () for name in names})
+
+
+# --- the host ---------------------------------------------------------------------------------------------------------
+
+
+class Invitation:
+    """What a machine offers to one that it does not know yet, until it is used, too old, or closed.
+
+    Give the other side `code` by voice, or `ticket` by any way that only it can read; either lets in who has it.  A code lives
+    for one try: after a wrong one there is another, and after three within ten minutes there is none, and the invitation ends.
+
+    Args:
+        identity: Ours.
+        store: Where guests are pinned.
+        tag: Ours.
+        server: The rendezvous server at which we wait.
+        services: What a guest may open here, and for each that is an SSH server its host keys.
+        expires: Seconds, > 0.
+        uses: How many guests it is for, 1 at least.
+        name: What to call the guest here; None: as it calls itself.
+        tell: Told of guests, and of those who failed.
+
+    Raises:
+        ConfigError: `expires` or `uses` is out of range.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        store: PeerStore,
+        tag: Tag,
+        server: ServerSpec,
+        *,
+        services: Services,
+        expires: float,
+        uses: int,
+        name: Tag | None = None,
+        tell: Tell,
+    ) -> None:
+        if not expires > 0 or uses < 1:
+            raise ConfigError("an invitation is for one guest at least, and for some time", "uses=1, expires=600.0")
+        self.tag: Final = tag
+        self._identity = identity
+        self._store = store
+        self._services = services
+        self._name = None if name is None else parse_tag(name)
+        self._tell = tell
+        self._words = _new_words()
+        self._desk: Final = Desk(secrets.token_bytes(SECRET_BYTES), self._words, expires_at=_now() + expires, uses=uses)
+        self._ticket: Final = _ticket(server, tag, identity.public, self._desk.secret)
+        self._guests: asyncio.Queue[PinnedPeer | PairingError] = asyncio.Queue()
+        self._leave: Callable[[], Awaitable[None]] | None = None
+        self._leaving: asyncio.Task[None] | None = None
+        self._expiring = asyncio.get_running_loop().call_later(expires, self._end, f"nobody came in {expires:g} s")
+        self._over = ""
+
+    def __repr__(self) -> str:
+        return f"<Invitation of {self.tag}, {self._over or f'for {self._desk.uses_left} more'}>"
+
+    @property
+    def code(self) -> str:
+        """The spoken code that holds now, `tag-word-word-word`; another after each try.
+
+        Raises:
+            PairingError: The invitation is over.
+        """
+        self._require_open()
+        return str(SpokenCode(self.tag, self._words))
+
+    @property
+    def ticket(self) -> str:
+        """The ticket, `p2pt1…`: to be pasted, and good for as many guests as the invitation is.
+
+        Raises:
+            PairingError: The invitation is over.
+        """
+        self._require_open()
+        return str(self._ticket)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a guest could still come."""
+        return not self._over and self._desk.is_open(_now())
+
+    def qr(self, kind: Literal["text", "svg"] = "text") -> str:
+        """Return the ticket as a QR code.
+
+        Args:
+            kind: `text` for a terminal, `svg` for a page.
+
+        Raises:
+            PairingError: The invitation is over.
+        """
+        return _qr(self.ticket, kind)
+
+    async def paired(self) -> PinnedPeer:
+        """Wait for the next guest, and return it; it is pinned on both sides by then.
+
+        Raises:
+            PairingError: Nobody came in time, too many wrong codes did, or the invitation was closed.
+        """
+        guest = await self._guests.get()
+        if isinstance(guest, PairingError):
+            self._guests.put_nowait(guest)  # for whoever asks next
+            raise guest
+        return guest
+
+    async def close(self) -> None:
+        """Take nobody any more; waits at most a second.  Closing twice is fine."""
+        self._end("it was closed")
+        if self._leaving is not None:
+            await asyncio.shield(self._leaving)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _repr_html_(self) -> str:
+        """Show the ticket's QR code, the ticket and the code in a notebook while they are good, and then that they are not."""
+        if not self.is_open:
+            return f"<p>Invitation of {escape(self.tag)}: {escape(self._over or 'over')}.</p>"
+        return (
+            f"<div>{self.qr('svg')}<p>Code: <b>{escape(self.code)}</b></p>"
+            f"<p style='overflow-wrap:anywhere'><code>{escape(self.ticket)}</code></p></div>"
+        )
+
+    # --- what the waiting port calls ----------------------------------------------------------------------------------
+
+    def wait_at(self, leave: Callable[[], Awaitable[None]]) -> None:
+        """Take guests from a port now; `leave` closes it when the invitation is over."""
+        self._leave = leave
+        if self._over:
+            self._leave_soon()
+
+    async def admit(self, pipe: Pipe, guest: PublicKey, selector: bytes) -> None:
+        """Take a guest who claims a key.
+
+        Raises:
+            P2PTunnelError: It came to nothing.
+            OSError: The connection broke.
+        """
+        source, kept, failure = pipe.path.remote, list[PinnedPeer](), ""
+
+        async def keep(key: PublicKey, tag: Tag) -> Services:
+            kept.append(await in_thread(self._pin, key, tag))
+            return self._services
+
+        try:
+            await receive_guest(
+                pipe,
+                identity=self._identity,
+                guest=guest,
+                selector=selector,
+                desk=self._desk,
+                source=_counted_as(source[0]),
+                keep=keep,
+            )
+        except P2PTunnelError as error:
+            failure = error.reason if isinstance(error, PairingError) else str(error)
+            raise
+        finally:  # a guest that is kept knows by now, unless its connection broke: only now may somebody close us
+            self._after_attempt(kept)
+            if failure and not kept:
+                self._tell(PairingFailed(tag="", source=format_address(source), reason=failure))
+
+    def _pin(self, key: PublicKey, tag: Tag) -> PinnedPeer:
+        """Pin a guest that has proved itself, under the name that it has here if it has one."""
+        known = self._store.by_key(key)
+        name = self._name or (known.tag if known else tag)
+        return self._store.add(name, key, tuple(self._services))
+
+    def _after_attempt(self, kept: list[PinnedPeer]) -> None:
+        """Hand on the guest; put a new code in the place of a tried one, or end what nobody can come to any more."""
+        for guest in kept:
+            self._guests.put_nowait(guest)
+            self._tell(Paired(tag=guest.tag, key=str(guest.key), services=guest.services))
+        if self._desk.is_closed:
+            self._end("too many wrong codes were tried")
+        elif not self._desk.uses_left:
+            self._end("it is used up")
+        elif self._desk.words is None:
+            self._words = _new_words()
+            self._desk.issue(self._words)
+
+    def _end(self, why: str) -> None:
+        if self._over:
+            return
+        self._over = why
+        self._expiring.cancel()
+        self._guests.put_nowait(PairingError(why, _RENEW))
+        self._leave_soon()
+
+    def _leave_soon(self) -> None:
+        if self._leave is not None and self._leaving is None:
+            self._leaving = asyncio.ensure_future(self._leave())
+
+    def _require_open(self) -> None:
+        if not self.is_open:
+            raise PairingError(self._over or "it is over", _RENEW)
+
+
+# --- the guest --------------------------------------------------------------------------------------------------------
+
+
+class Redemption:
+    """A ticket or a code in the hand of the machine that was given it.
+
+    Args:
+        text: The ticket or the code.
+        store: Where the host is pinned.
+        name: What to call the host here; None: as it calls itself.
+        services: What the host may open here.
+
+    Attributes:
+        host: The host's own tag.
+        host_key: The only key that may answer, from a ticket; None from a code: whoever answers must prove the code.
+        server: Where the host waits, from a ticket; None from a code.
+        offered: What we may open there, once it is settled.
+
+    Raises:
+        InvalidCodeError: It is neither, or damaged.
+        InvalidTagError: The name is no tag.
+        InvalidSpecError: A service's name is none.
+    """
+
+    def __init__(self, text: str, store: PeerStore, *, name: Tag | None = None, services: Iterable[str] = ()) -> None:
+        given = parse_ticket(text) if is_ticket(text) else parse_code(text)
+        self.host: Final[Tag] = given.tag
+        self.host_key: Final = PublicKey(given.callee_key) if isinstance(given, Ticket) else None
+        self.server: Final = server_of(given) if isinstance(given, Ticket) else None
+        self._given: Final = given.secret if isinstance(given, Ticket) else given.words
+        self._name: Final[Tag] = given.tag if name is None else parse_tag(name)
+        self.offered: tuple[str, ...] = ()
+        self._services: Final = tuple(map(parse_name, services))
+        self._store = store
+
+    def __repr__(self) -> str:
+        return f"<Redemption of {'a ticket' if self.server else 'a code'} of {self.host}>"
+
+    async def call(self, pipe: Pipe, identity: Identity, answered: PublicKey, selector: bytes) -> PairingChannel:
+        """Bring up the channel to the host that answered under a key of its own or a claimed one.
+
+        Raises:
+            PairingError: Another machine has the host's name here; or as `call_host`.
+            P2PTunnelError: As `call_host`.
+            OSError: The connection broke.
+        """
+        known = await in_thread(self._store.get, self._name)
+        if known is not None and known.key != answered:
+            raise self._name_taken()
+        return await call_host(pipe, identity=identity, host=answered, selector=selector)
+
+    def explained(self, error: PeerOfflineError | PeerRefusedError | PeerKeyChangedError) -> P2PTunnelError:
+        """Return what it means for a pairing that nobody was reached, by the name that people know."""
+        if isinstance(error, PeerKeyChangedError):
+            return PairingError("whoever answered has another key than the ticket names", IMPOSTOR_HINT)
+        offline = PeerOfflineError(self.host, error.server if isinstance(error, PeerOfflineError) else "")
+        offline.hint = f"Check the name, and that `p2ptunnel pair` still waits on {self.host}."
+        return offline
+
+    async def settle(self, channel: PairingChannel, tag: Tag) -> PinnedPeer:
+        """Prove that we were invited, and return the host; it is pinned on both sides by then.
+
+        Args:
+            channel: From `call`.
+            tag: Ours.
+
+        Raises:
+            PairingError: The code or ticket is not valid, or whoever answered is not the one who gave it.
+            StoreError: Our own file cannot be written.
+        """
+
+        async def keep(services: Services) -> None:
+            await in_thread(self._pin, channel.bond.host, services)
+            self.offered = tuple(services)
+
+        try:
+            await be_guest(channel, tag, self._given, keep)
+        except PeerKeyChangedError:
+            raise self._name_taken() from None
+        pinned = await in_thread(self._store.get, self._name)
+        return pinned or PinnedPeer(self._name, channel.bond.host)
+
+    def _pin(self, key: PublicKey, services: Services) -> None:
+        self._store.add(self._name, key, self._services)
+        for service, lines in services.items():
+            if keys := parse_host_keys("\n".join(lines)):
+                self._store.set_ssh_host_keys(self._name, service, keys)
+
+    def _name_taken(self) -> PairingError:
+        hint = f"--as NAME gives it another name here; `p2ptunnel peers rm {self._name}` forgets the other one."
+        return PairingError(f"another machine is known here as {self._name}", hint)
+
+
+# --- inside -----------------------------------------------------------------------------------------------------------
+
+
+def _counted_as(host: str) -> str:
+    """Return whom attempts from a host are counted for: itself, or its /64."""
+    try:
+        return str(source_of(canonical(host)).block)
+    except InvalidAddressError:  # of a link, with a zone
+        return host
+
+
+def _new_words() -> str:
+    return words_of(secrets.randbits(CODE_BITS))
+
+
+def _now() -> float:
+    return time.monotonic()
+
+
+def _ticket(server: ServerSpec, tag: Tag, key: PublicKey, secret: bytes) -> Ticket:
+    server_key = PublicKey.parse(server.key).raw if server.key else NO_KEY
+    return Ticket(server.address, tag, key.raw, secret, server_key)
+
+
+def _qr(ticket: str, kind: Literal["text", "svg"]) -> str:
+    import segno
+
+    code = segno.make(ticket.upper(), error="l", micro=False)  # capitals take half the room, and a ticket has any case
+    if kind == "svg":
+        return code.svg_inline(scale=4, border=4)
+    text = io.StringIO()
+    code.terminal(text, border=2, compact=True)
+    return text.getvalue()

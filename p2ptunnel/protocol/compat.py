@@ -1,0 +1,27 @@
+"""The ration of programs of the founding document, which cannot show a cookie: few enough that nobody can be flooded."""
+
+from __future__ import annotations
+
+from p2ptunnel.defaults import COMPAT_REQUESTS_PER_MINUTE, COMPAT_REQUESTS_PER_SECOND
+
+__all__ = ["SeedRation"]
+
+
+class SeedRation:
+    """Counts the cookieless requests of the last minute; keeps no more of them than it allows."""
+
+    def __init__(self) -> None:
+        self._uses: list[tuple[float, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._uses)
+
+    def take(self, host: str, now: float) -> bool:
+        """Count one request; return whether it may be served."""
+        self._uses = [use for use in self._uses if now - use[0] < 60]
+        of_source = sum(user == host for _, user in self._uses)
+        of_all = sum(now - at < 1 for at, _ in self._uses)
+        if of_source >= COMPAT_REQUESTS_PER_MINUTE or of_all >= COMPAT_REQUESTS_PER_SECOND:
+            return False
+        self._uses.append((now, host))
+        return True

@@ -1,0 +1,99 @@
+"""Who may stay at a listener that anybody can connect to: counts by source, a lot among the silent, penalties.
+
+Pure: connections are numbers, time and luck come in.  Rule: peers say a line at once, so only who is silent is in danger.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from typing import Final
+
+from p2ptunnel.defaults import (
+    CONTROL_CONNECTIONS_MAX,
+    CONTROL_DROP_FIRST,
+    CONTROL_DROP_FROM,
+    CONTROL_DROP_FULL,
+    CONTROL_OF_SOURCE_MAX,
+    CONTROL_PENALTY,
+    CONTROL_SILENT_OF_SOURCE_MAX,
+    LIMITED_SOURCES_MAX,
+)
+from p2ptunnel.protocol.limits import limited_source
+from p2ptunnel.protocol.machine import Entropy
+
+__all__ = ["Doorman"]
+
+
+class Doorman:
+    """Counts the connections of one listener."""
+
+    def __init__(self, entropy: Entropy) -> None:
+        self._entropy: Final = entropy
+        self._blocks: dict[int, int | None] = {}
+        self._of_source: Counter[int] = Counter()
+        self._silent: list[int] = []
+        self._silent_of_source: Counter[int] = Counter()
+        self._penalties: OrderedDict[int, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def enter(self, number: int, host: str, now: float) -> str:
+        """Count a connection; return why it cannot stay, empty if it can.  `leave` follows in both cases."""
+        source = limited_source(host)
+        block = self._blocks[number] = None if source is None else source.block
+        if len(self._blocks) > CONTROL_CONNECTIONS_MAX:
+            return "too many connections"
+        if block is None:
+            return ""
+        self._of_source[block] += 1
+        if self._penalties.get(block, now) > now:
+            return "penalty"
+        return "too many connections of a source" if self._of_source[block] > CONTROL_OF_SOURCE_MAX else ""
+
+    def fell_silent(self, number: int) -> tuple[int, str] | None:
+        """Count a connection that has not said anything yet; return which one must go for it, and why."""
+        block = self._blocks[number]
+        self._silent.append(number)
+        if block is not None:
+            self._silent_of_source[block] += 1
+            if self._silent_of_source[block] > CONTROL_SILENT_OF_SOURCE_MAX:
+                return number, "too many silent connections of a source"
+        if self._entropy.random() < self._danger():
+            return self._silent[int(self._entropy.random() * len(self._silent))], "too many silent connections"
+        return None
+
+    def spoke(self, number: int) -> None:
+        """Take a connection off the silent ones."""
+        if number in self._silent:
+            self._silent.remove(number)
+            self._count_down(self._silent_of_source, self._blocks[number])
+
+    def leave(self, number: int) -> None:
+        """Forget a connection."""
+        self.spoke(number)
+        self._count_down(self._of_source, self._blocks.pop(number))
+
+    def punish(self, number: int, now: float) -> None:
+        """Let nobody in from the source of a connection for a while: it speaks something else."""
+        block = self._blocks[number]
+        if block is None:
+            return
+        self._penalties[block] = now + CONTROL_PENALTY
+        self._penalties.move_to_end(block)
+        if len(self._penalties) > LIMITED_SOURCES_MAX:
+            self._penalties.popitem(last=False)
+
+    def _danger(self) -> float:
+        """Return with what probability one of the silent must go: none for few of them, 0.3 from 11 on, 1 from 100 on."""
+        beyond = len(self._silent) - CONTROL_DROP_FROM
+        if beyond <= 0:
+            return 0.0
+        return CONTROL_DROP_FIRST + (1 - CONTROL_DROP_FIRST) * beyond / (CONTROL_DROP_FULL - CONTROL_DROP_FROM)
+
+    @staticmethod
+    def _count_down(counter: Counter[int], block: int | None) -> None:
+        if block is not None and block in counter:
+            counter[block] -= 1
+            if not counter[block]:
+                del counter[block]

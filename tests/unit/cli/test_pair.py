@@ -1,0 +1,228 @@
+"""`pair` as people use it: one machine waits, another comes with what it was given."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from p2ptunnel.cli.pair import command, complete_code
+from tests.unit.cli.running import Result, call, environment, program, started
+
+pytestmark = pytest.mark.e2e
+
+
+class Network:
+    """A server, and machines that know nobody; each has a profile of its own, and `home` a tag that nobody has had before."""
+
+    def __init__(self, directory: Path, server: str) -> None:
+        self.directory, self.server = directory, server
+        self.home = f"home-{os.urandom(4).hex()}"
+
+    def words(self, machine: str, *words: object, server: str | None = None) -> list[str]:
+        own = ["--profile", str(self.directory / machine), "--tag", machine]
+        return [*own, *(["--rendezvous", server or self.server] if server != "" else []), *map(str, words)]
+
+    def run(self, machine: str, *words: object, server: str | None = None) -> Result:
+        argv = program(*self.words(machine, *words, server=server))
+        done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=15, check=False)
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    @contextlib.contextmanager
+    def inviting(self, *words: object) -> Generator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+        """A home machine that waits for a guest, and what it said first."""
+        with started(*self.words(self.home, "--json", "pair", *words)) as process:
+            assert process.stdout is not None
+            yield process, json.loads(process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with started("--json", "--profile", tmp_path_factory.mktemp("server"), "rendezvous", "--listen", "127.0.0.1:0") as process:
+        assert process.stdout is not None
+        host, port = json.loads(process.stdout.readline())["address"]
+        yield f"{host}:{port}"
+
+
+@pytest.fixture
+def network(tmp_path: Path, server: str) -> Network:
+    return Network(tmp_path, server)
+
+
+def told(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout is not None
+    line: dict[str, Any] = json.loads(process.stdout.readline())
+    return line
+
+
+# --- who was invited --------------------------------------------------------------------------------------------------
+
+
+def test_a_code_and_a_ticket_are_printed_and_either_pairs(network: Network) -> None:
+    with started(*network.words(network.home, "pair", "--services", "web", "--uses", "1")) as home:
+        assert home.stdout is not None
+        code, ticket = (home.stdout.readline().split() for _ in range(2))
+        assert (code[0], ticket[0]) == ("code", "ticket")
+        assert code[1].startswith(f"{network.home}-")
+        assert ticket[1].startswith("p2pt1")
+        guest = network.run("laptop", "pair", code[1])
+        assert guest.out == f"{network.home} is paired; it may open nothing here, and this machine web there\n"
+        assert home.stdout.readline() == "laptop is paired; it may open web here\n"
+        assert home.wait(timeout=10) == guest.code == 0
+    assert "laptop" in network.run(network.home, "peers").out
+    assert network.home in network.run("laptop", "peers").out
+
+
+def test_with_json_each_step_is_an_object(network: Network) -> None:
+    with network.inviting("--services", "ssh,web", "--as", "my-laptop", "--expires", "1h") as (home, invited):
+        assert (invited["event"], invited["tag"], invited["expires"], invited["uses"]) == ("invited", network.home, 3600, 1)
+        guest = network.run("laptop", "--json", "pair", "--as", "nas", invited["ticket"])
+        host_side, guest_side = told(home), json.loads(guest.out)
+        assert home.wait(timeout=10) == 0
+    assert (host_side["event"], host_side["tag"], host_side["services"]) == ("paired", "my-laptop", ["ssh", "web"])
+    assert (guest_side["event"], guest_side["tag"], guest_side["offered"]) == ("paired", "nas", ["ssh", "web"])
+    assert guest.err == "next:  p2ptunnel ssh nas\n"
+
+
+def test_a_code_may_be_typed_in_words_cut_short_and_is_read_back(network: Network) -> None:
+    with network.inviting() as (home, invited):
+        *_, one, two, three = invited["code"].split("-")
+        guest = network.run("laptop", "pair", network.home, one[:4], two.upper(), three[:4])
+        assert guest.code == home.wait(timeout=10) == 0
+    if invited["code"] != f"{network.home}-{one[:4]}-{two}-{three[:4]}":
+        assert f"reading it as {invited['code']}" in guest.err
+
+
+def test_a_ticket_needs_no_configured_server_and_says_what_to_configure(network: Network) -> None:
+    with network.inviting() as (home, invited):
+        ticket = invited["ticket"]
+        guest = network.run("laptop", "pair", ticket[:50], ticket[50:], server="")
+        assert guest.code == home.wait(timeout=10) == 0
+    assert f'rendezvous = "{network.server}"' in guest.err
+
+
+def test_both_show_the_same_beginnings_of_keys(network: Network) -> None:
+    with started(*network.words(network.home, "pair", "--show"), stderr=subprocess.PIPE) as home:
+        assert home.stdout is not None
+        assert home.stderr is not None
+        guest = network.run("laptop", "pair", "--show", home.stdout.readline().split()[1])
+        assert home.wait(timeout=10) == 0
+        shown = home.stderr.read()
+    keys = {machine: network.run(machine, "id").out.split()[1][4:12] for machine in (network.home, "laptop")}
+    assert f"keys: ours {keys[network.home]}, laptop's {keys['laptop']}" in shown
+    assert f"keys: ours {keys['laptop']}, {network.home}'s {keys[network.home]}" in guest.err
+
+
+def test_the_qr_code_is_shown_when_it_is_asked_for_and_not_to_a_file_by_itself(network: Network) -> None:
+    for flags, is_shown in (((), False), (("--qr",), True), (("--no-qr",), False)):
+        with started(*network.words(network.home, "pair", *flags), stderr=subprocess.PIPE) as home:
+            assert home.stdout is not None
+            assert home.stderr is not None
+            home.stdout.readline()
+            home.terminate()
+            assert ("█" in home.stderr.read()) is is_shown
+
+
+# --- who was not ------------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_code_is_5_and_the_host_shows_from_where_it_came_and_the_code_that_holds_now(network: Network) -> None:
+    with network.inviting() as (home, invited):
+        wrong = "able-able-able" if not invited["code"].endswith("able-able-able") else "zoo-zoo-zoo"
+        guest = network.run("laptop", "--json", "pair", f"{network.home}-{wrong}")
+        failed = told(home)
+    assert guest.code == 5
+    assert json.loads(guest.out)["error"]["type"] == "PairingError"
+    assert guest.err == (
+        "p2ptunnel: pairing failed: it was wrong, used or too old\nhint: Ask for a new one there: p2ptunnel pair\n"
+    )
+    assert failed["event"] == "pairing_failed"
+    assert failed["reason"] == "it tried a wrong code"
+    assert failed["source"].startswith("127.0.0.1:")
+    assert failed["code"] not in {None, invited["code"]}
+
+
+def test_nobody_who_comes_is_5(network: Network) -> None:
+    result = network.run(network.home, "pair", "--expires", "0.2s")
+    assert result.code == 5
+    assert result.err.endswith(
+        "p2ptunnel: pairing failed: nobody came in 0.2 s\nhint: `p2ptunnel pair` makes a new invitation.\n"
+    )
+
+
+def test_nobody_who_waits_is_4(network: Network) -> None:
+    result = network.run("laptop", "pair", f"{network.home}-able-able-able")
+    assert result.code == 4
+    assert result.err == (
+        f"p2ptunnel: no peer is registered as '{network.home}'\n"
+        f"hint: Check the name, and that `p2ptunnel pair` still waits on {network.home}.\n"
+    )
+
+
+def test_a_signal_closes_the_invitation(network: Network) -> None:
+    with network.inviting() as (home, invited):
+        home.send_signal(signal.SIGTERM)
+        assert home.wait(timeout=10) == 143
+    assert network.run("laptop", "pair", invited["code"]).code == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["nonsense"], "a spoken code is a tag and three words"),
+        (["home-nas-able-able-qqqq"], "the third word is not in the list"),
+        (["p2pt1abcdefgh"], "the ticket is not whole: its checksum does not fit"),
+        (["--uses", "0"], "Invalid value for '--uses'"),
+        (["--expires", "soon"], "Invalid value for '--expires'"),
+        (["--expires", "0"], "an invitation is for one guest at least, and for some time"),
+        (["--services", "a b"], "cannot read 'a b'"),
+        (["--as", "Me"], "'Me' is not a tag"),
+    ],
+)
+def test_misuse_is_2(capsys: pytest.CaptureFixture[str], words: list[str], text: str) -> None:
+    result = call(capsys, "--rendezvous", "127.0.0.1:9", "--tag", "home-nas", "pair", *words)
+    assert result.code == 2
+    assert text in result.err
+
+
+def test_a_code_without_a_server_and_an_invitation_without_a_tag_are_2(
+    capsys: pytest.CaptureFixture[str], profile: Path
+) -> None:
+    assert call(capsys, "pair", "home-nas-able-able-able").code == 2
+    without_tag = call(capsys, "--rendezvous", "127.0.0.1:7000", "pair")
+    assert without_tag.code == 2
+    assert "has no tag" in without_tag.err
+
+
+def test_no_error_shows_what_was_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    result = call(capsys, "--rendezvous", "127.0.0.1:9", "pair", "home-nas-secretword-apple-river")
+    assert result.code == 2
+    assert "secretword" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("home-nas-zo", ["home-nas-zone", "home-nas-zoo"]),
+        ("home-nas-zoo-appl", ["home-nas-zoo-apple"]),
+        ("home", []),
+        ("home-", []),
+    ],
+)
+def test_tab_completes_the_words_of_a_code(typed: str, offered: list[str]) -> None:
+    assert complete_code(click.Context(command), command.params[0], typed) == offered
+
+
+def test_the_help_tells_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = call(capsys, "pair", "--help")
+    assert shown.code == 0
+    assert "[CODE|TICKET]" in shown.out
+    assert "p2ptunnel pair --services ssh" in shown.out

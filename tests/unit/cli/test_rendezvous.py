@@ -1,0 +1,94 @@
+"""The command `rendezvous`: what it says, what it keeps, and what its operator may do with it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from p2ptunnel.identity.keys import Identity
+from p2ptunnel.identity.store import Profile
+from p2ptunnel.protocol.tags import TagRecord
+from p2ptunnel.server.registry import SqliteTags
+from p2ptunnel.types import parse_server
+from tests.unit.cli.running import call, started
+
+KEY = str(Identity.from_seed(bytes(32)).public)
+
+
+def kept(profile: Path, *records: TagRecord) -> None:
+    store = SqliteTags(profile / "server" / "tags.sqlite")
+    store.save({record.tag: record for record in records})
+    store.close()
+
+
+def test_it_says_where_it_is_and_which_line_its_peers_need(tmp_path: Path) -> None:
+    token = tmp_path / "join"
+    words = ("--json", "--profile", tmp_path, "rendezvous", "--listen", "127.0.0.1:0", "--join-token-file", token)
+    with started(*words) as process:
+        assert process.stdout is not None
+        said = json.loads(process.stdout.readline())
+    spec = parse_server(said["spec"], default_port=7000)
+    assert said["event"] == "listening"
+    assert list(spec.address) == said["address"]
+    assert spec.key == said["key"] == str(Profile(tmp_path / "server").identity().public)
+    assert spec.join_token == token.read_text(encoding="ascii").strip()
+
+
+def test_at_its_end_it_says_what_it_has_dropped(tmp_path: Path) -> None:
+    words = ("--json", "--profile", tmp_path, "rendezvous", "--listen", "127.0.0.1:0", "--stats", "1")
+    with started(*words) as process, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as junk:
+        assert process.stdout is not None
+        junk.sendto(b'{"t":99,"mid":1}', tuple(json.loads(process.stdout.readline())["address"]))
+        assert json.loads(process.stdout.readline())["event"] == "stats"
+        process.send_signal(signal.SIGTERM)
+        last = [json.loads(text) for text in process.stdout][-1]
+    assert last["event"] == "stats"
+    assert last["dropped"] == {"malformed": 1}
+    assert (last["online"], last["received"], last["connections"]) == (0, 1, 0)
+
+
+def test_in_words_it_says_so_on_stderr(tmp_path: Path) -> None:
+    words = ("--profile", tmp_path, "rendezvous", "--listen", "127.0.0.1:0")
+    with (tmp_path / "err").open("w", encoding="utf-8") as err, started(*words, stderr=err) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("rendezvous server on 127.0.0.1:")
+        assert process.stdout.readline().startswith("for its peers: --rendezvous '127.0.0.1:")
+    assert "dropped: nothing" in (tmp_path / "err").read_text(encoding="utf-8")
+
+
+def test_tags_are_listed_the_longest_unseen_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    now = time.time()
+    kept(tmp_path, TagRecord("nas", KEY, now, ("198.51.100.7", 40001), 1), TagRecord("old", KEY, now - 86_400))
+    code, out, _ = call(capsys, "--profile", tmp_path, "rendezvous", "tags", "list")
+    assert code == 0
+    old, nas = str(out).splitlines()
+    assert old.startswith(f"old  {KEY}  ")
+    assert old.endswith("offline")
+    assert nas.endswith("198.51.100.7:40001")
+    _, out, _ = call(capsys, "--json", "--profile", tmp_path, "rendezvous", "tags", "list")
+    assert [json.loads(text)["tag"] for text in str(out).splitlines()] == ["old", "nas"]
+
+
+def test_a_tag_is_freed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept(tmp_path, TagRecord("nas", KEY, time.time()))
+    assert tuple(call(capsys, "--profile", tmp_path, "rendezvous", "tags", "free", "nas")) == (0, "nas is free\n", "")
+    code, out, err = call(capsys, "--profile", tmp_path, "rendezvous", "tags", "free", "nas")
+    assert (code, out) == (2, "")
+    assert "nobody owns the tag 'nas' here" in str(err)
+
+
+@pytest.mark.parametrize("words", [("tags", "free", "No Tag"), ("tags", "burn"), ("--registry", "redis")])
+def test_what_makes_no_sense_is_misuse(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
+    assert call(capsys, "--profile", tmp_path, "rendezvous", *words).code == 2
+
+
+def test_a_list_of_keys_that_is_missing_lets_no_server_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--profile", tmp_path, "rendezvous", "--listen", "127.0.0.1:0", "--allow-keys", tmp_path / "none")
+    code, _, err = call(capsys, *words)
+    assert code == 2
+    assert "there is no such file" in str(err)

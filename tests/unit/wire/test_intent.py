@@ -1,0 +1,101 @@
+"""The 170 bytes of an intent: one spelling, nothing else is read, and candidates that are bound whole."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from msgspec.structs import replace
+
+from p2ptunnel.types import Candidate
+from p2ptunnel.wire.intent import (
+    INTENT_BYTES,
+    INTENT_CHARACTERS,
+    Intent,
+    IntentRole,
+    MalformedIntentError,
+    decode,
+    encode,
+    hash_candidates,
+    hash_intent,
+)
+
+INTENT = Intent(IntentRole.CALL, b"k" * 32, b"e" * 32, 7, b"n" * 16, b"c" * 16, b"s" * 64)
+HERE = Candidate("srflx", "tcp", "203.0.113.9", 52114)
+
+
+def text_of(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def test_the_fields_stand_where_the_layout_says() -> None:
+    assert INTENT.raw == b"\x01\x01" + b"k" * 32 + b"e" * 32 + (7).to_bytes(8, "big") + b"n" * 16 + b"c" * 16 + b"s" * 64
+    assert len(INTENT.raw) == INTENT_BYTES
+    assert INTENT.signed == INTENT.raw[:-64]
+    assert encode(INTENT) == text_of(INTENT.raw)
+    assert len(encode(INTENT)) == INTENT_CHARACTERS
+
+
+@pytest.mark.parametrize("role", IntentRole)
+def test_what_was_encoded_is_decoded(role: IntentRole) -> None:
+    intent = replace(INTENT, role=role)
+    assert decode(encode(intent)) == intent
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "0 characters, not 227"),
+        (encode(INTENT)[:-1], "226 characters, not 227"),
+        (encode(INTENT) + "A", "228 characters, not 227"),
+        ("!" + encode(INTENT)[1:], "not base64url"),
+        (encode(replace(INTENT, signature=bytes(64)))[:-1] + "=", "169 bytes, not 170"),
+        ("\u00fc" + encode(INTENT)[1:], "not base64url"),
+        (text_of(b"\x02" + INTENT.raw[1:]), "version 2, not 1"),
+        (text_of(b"\x01\x00" + INTENT.raw[2:]), "unknown role 0"),
+        (text_of(b"\x01\x05" + INTENT.raw[2:]), "unknown role 5"),
+        (encode(replace(INTENT, signature=bytes(64)))[:-1] + "B", "not in the one spelling of these bytes"),
+    ],
+)
+def test_what_is_no_intent_is_not_read(text: str, reason: str) -> None:
+    with pytest.raises(MalformedIntentError) as caught:
+        decode(text)
+    assert str(caught.value) == reason
+
+
+def test_its_text_shows_no_signature() -> None:
+    assert repr(INTENT) == "Intent(CALL, ts=7)"
+
+
+OTHERS = [
+    (),
+    (HERE, HERE),
+    (replace(HERE, kind="mapped"),),
+    (replace(HERE, proto="udp"),),
+    (replace(HERE, host="203.0.113.8"),),
+    (replace(HERE, host="::ffff:203.0.113.9"),),
+    (replace(HERE, port=52115),),
+]
+
+
+@pytest.mark.parametrize("candidates", OTHERS, ids=range(len(OTHERS)))
+def test_whatever_changes_in_a_candidate_changes_the_hash(candidates: tuple[Candidate, ...]) -> None:
+    assert len(hash_candidates(candidates)) == 16
+    assert hash_candidates(candidates) != hash_candidates((HERE,))
+
+
+def test_order_counts_and_spelling_does_not() -> None:
+    there = Candidate("host", "udp", "2001:db8::1", 5)
+    assert hash_candidates((HERE, there)) != hash_candidates((there, HERE))
+    assert hash_candidates((replace(there, host="2001:DB8:0::0001"),)) == hash_candidates((there,))
+
+
+@pytest.mark.parametrize("host", ["", "localhost", "127.1", "0x7f.0.0.1", "2130706433", "1.2.3.4 ", "fe80::1%eth0"])
+def test_what_is_no_numeric_address_cannot_be_bound(host: str) -> None:
+    with pytest.raises(MalformedIntentError):
+        hash_candidates((replace(HERE, host=host),))
+
+
+def test_an_answer_names_all_of_a_call() -> None:
+    assert len(hash_intent(INTENT)) == 32
+    assert hash_intent(replace(INTENT, signature=bytes(64))) != hash_intent(INTENT)
