@@ -26,6 +26,8 @@ from p2ptunnel.wire.messages import (
     PunchNotice,
     PunchResult,
     PunchResultAck,
+    RelayJoin,
+    RelayJoinExtra,
     decode,
     encode,
 )
@@ -388,3 +390,14 @@ def test_a_callee_that_goes_in_the_middle_is_408() -> None:
     server.connection_closed(1)
     server.datagrams_to_send()
     assert any(b'"code":408' in data for data in repeated(server, 7.0))
+
+
+def test_no_bytes_of_others_are_carried_even_for_both_ends_of_a_call() -> None:
+    server, _, notice = asked()
+    for connection, (address, role) in enumerate([(CALLER, "caller"), (CALLEE, "callee")]):
+        join = encode(RelayJoin(mid=7, extra=RelayJoinExtra(token=notice.extra.token, role=role)))
+        server.receive_datagram(join, address, 0.0)
+        server.receive_line(join, address, connection, 0.0)
+    assert not server.datagrams_to_send()
+    assert not [event for event in server.events() if isinstance(event, LineToSend)]
+    assert server.dropped == {"not for a server": 4}
