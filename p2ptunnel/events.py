@@ -32,6 +32,8 @@ __all__ = [
     "PathChanged",
     "PathSuspected",
     "PeerEvent",
+    "ServerFound",
+    "ServerLost",
     "SessionExpired",
     "SessionResumed",
     "SessionStalled",
@@ -138,6 +140,19 @@ class PairingFailed(PeerEvent, frozen=True, kw_only=True):
 
     source: str
     reason: str
+
+
+class ServerLost(PeerEvent, frozen=True, kw_only=True):
+    """Nobody finds us under our own tag, `tag`, any more: the rendezvous server `server` is silent or has refused us."""
+
+    server: str
+    cause: str
+
+
+class ServerFound(PeerEvent, frozen=True, kw_only=True):
+    """We are found under our own tag, `tag`, again."""
+
+    server: str
 
 
 class EventsDropped(msgspec.Struct, frozen=True):

@@ -51,7 +51,17 @@ from p2ptunnel.errors import (
     StoreError,
     UnknownPeerError,
 )
-from p2ptunnel.events import ChannelLost, EventHub, Events, Paired, PathSuspected, PeerEvent, SessionExpired
+from p2ptunnel.events import (
+    ChannelLost,
+    EventHub,
+    Events,
+    Paired,
+    PathSuspected,
+    PeerEvent,
+    ServerFound,
+    ServerLost,
+    SessionExpired,
+)
 from p2ptunnel.identity.capability import Capability, issue, parse_capability
 from p2ptunnel.identity.counter import ProfileCounter
 from p2ptunnel.identity.keys import Identity, PublicKey
@@ -800,7 +810,12 @@ class Peer:
         """Register under a tag at a server, and answer calls there."""
         port = await PunchPort.open(server, self._ttl, tracer=self._trace)
         credentials = KeyCredentials(self._up.identity, tag, server_key=server.key, join_token=server.join_token)
-        answering = AnsweringPort(port, tag, credentials, judge, admit, tracer=self._trace)
+
+        def on_server(cause: str) -> None:
+            name = format_address(port.server)
+            self._events(ServerLost(tag=tag, server=name, cause=cause) if cause else ServerFound(tag=tag, server=name))
+
+        answering = AnsweringPort(port, tag, credentials, judge, admit, on_server=on_server, tracer=self._trace)
         try:
             await answering.start()
         except BaseException:

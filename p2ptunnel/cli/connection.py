@@ -21,6 +21,8 @@ from p2ptunnel.events import (
     PathChanged,
     PathSuspected,
     PeerEvent,
+    ServerFound,
+    ServerLost,
     SessionExpired,
     SessionResumed,
     SessionStalled,
@@ -99,6 +101,10 @@ class Narrator:
             case AccessDecided(service=service, decision=decision, by=by):
                 answer = "nobody answered" if by == "timeout" else decision
                 return f"{event.tag}: {service}: {answer}"
+            case ServerLost(server=server, cause=cause):
+                return f"{server}: {in_words(cause)}; nobody new finds {event.tag}, open connections go on"
+            case ServerFound(server=server):
+                return f"{server}: {event.tag} is found again"
             case EventsDropped(count=count):
                 return f"{count} events came too fast to be told"
             case _:

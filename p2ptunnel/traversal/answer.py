@@ -74,6 +74,7 @@ class AnsweringPort:
         judge: Judges who calls; ports of one machine share it, so that no call is let in twice.
         admit: Makes a channel on a pipe: `(pipe, conkey, key)`; the key has signed the call and nobody else's is to be let in.
             It is admitted, or pairing was open.  Returns when the channel stands, raises an error of ours if it does not.
+        on_server: Called with the reason when the server is lost after all had been well, and with nothing when it is back.
 
     Attributes:
         admit_raw: The same for callers that speak the founding protocol only; None refuses such callers.
@@ -87,8 +88,11 @@ class AnsweringPort:
         judge: IntentJudge,
         admit: Admit,
         *,
+        on_server: Callable[[str], None] | None = None,
         tracer: Tracer | None = None,
     ) -> None:
+        self._on_server = on_server
+        self._is_found = True
         self.admit_raw: AdmitRaw | None = None
         self._port = port
         self._tag = tag
@@ -265,6 +269,7 @@ class AnsweringPort:
 
     def _on_registration(self, event: Registered | RegistrationRefused | RegistrationLost | ServerUnproven) -> None:
         if self._registered is None or self._registered.done():
+            self._tell_server(event)
             return
         server = format_address(self._port.server)
         match event:
@@ -282,6 +287,22 @@ class AnsweringPort:
                 self._registered.set_exception(RendezvousError(server, event.text, event.code))
             case RegistrationLost():
                 self._registered.set_exception(RendezvousTimeoutError(server, TRANSACTION_TIMEOUT, self._port.silent_over))
+
+    def _tell_server(self, event: Registered | RegistrationRefused | RegistrationLost | ServerUnproven) -> None:
+        """Say that nobody finds us any more, or that they do again; once each."""
+        is_found = isinstance(event, Registered)
+        if self._on_server is None or is_found == self._is_found or self._is_closing:
+            return
+        self._is_found = is_found
+        match event:
+            case Registered():
+                self._on_server("")
+            case RegistrationRefused(code=code, text=text):
+                self._on_server(f"{text} ({code})")
+            case RegistrationLost():
+                self._on_server("no answer")
+            case ServerUnproven():
+                self._on_server("whoever answers has not proved the server's key")
 
     # --- connections --------------------------------------------------------------------------------------------------
 

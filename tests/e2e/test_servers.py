@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from p2ptunnel.errors import ServerKeyError, ServerPrivateError, TagInUseError
+from p2ptunnel.events import ServerFound, ServerLost
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.store import Profile
 from p2ptunnel.peer import Peer
+from p2ptunnel.protocol import registration
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.types import format_address
 from tests.helpers import run
@@ -151,3 +153,25 @@ def test_a_tag_is_not_for_another_key_after_its_peer_has_gone(tmp_path: Path) ->
                     await thief.serve({"echo": echo})
 
     run(main())
+
+
+def test_who_serves_is_told_when_the_server_goes_and_when_it_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registration, "HEARTBEAT_MIN", 0.05)
+    monkeypatch.setattr(registration, "HEARTBEAT_MAX", 0.1)
+
+    async def main() -> None:
+        async with served() as server:
+            address, name = server.address, format_address(server.address)
+            home = Peer(HOME, rendezvous=line(server), profile=tmp_path / HOME)
+            async with home, home.serve({"echo": echo}):
+                events = home.events(ServerLost, ServerFound)
+                await server.close()
+                lost = await anext(events)
+                assert isinstance(lost, ServerLost)
+                assert (lost.tag, lost.server, lost.cause) == (HOME, name, "no answer")
+                async with Rendezvous(address, identity=SERVER):
+                    found = await anext(events)
+                    assert isinstance(found, ServerFound)
+                    assert (found.tag, found.server) == (HOME, name)
+
+    run(main(), timeout=60)

@@ -20,6 +20,8 @@ from p2ptunnel.events import (
     PathChanged,
     PathSuspected,
     PeerEvent,
+    ServerFound,
+    ServerLost,
     SessionExpired,
     SessionResumed,
     SessionStalled,
@@ -166,6 +168,14 @@ def test_sizes_are_said_as_people_say_them(count: int, text: str) -> None:
 def test_what_was_missed_is_counted() -> None:
     assert told(EventsDropped(7)) == ["7 events came too fast to be told"]
     assert facts(EventsDropped(7)) == {"event": "events_dropped", "count": 7}
+
+
+def test_a_server_that_is_lost_and_found_is_said() -> None:
+    lost = ServerLost(tag="nas", server="192.0.2.1:7000", cause="no answer")
+    assert told(lost, ServerFound(tag="nas", server="192.0.2.1:7000")) == [
+        "192.0.2.1:7000: no answer; nobody new finds nas, open connections go on",
+        "192.0.2.1:7000: nas is found again",
+    ]
 
 
 def test_questions_to_an_owner_are_said_on_both_sides() -> None:
