@@ -11,7 +11,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias, cast, get_args
 
 import msgspec
 
@@ -145,7 +145,7 @@ class Approvals:
         self._tell(AccessDecided(tag=request.tag, id=request.id, service=service, decision=decision, by=by))
 
 
-def _owners(decision: Decision) -> Answer:
+def _owners(decision: str) -> Answer:
     if decision not in get_args(Decision):
         raise LocalProtocolError(f"an answer is one of {', '.join(get_args(Decision))}, not {decision!r}")
-    return Answer(decision, "owner")
+    return Answer(cast("Decision", decision), "owner")
