@@ -131,6 +131,8 @@ class Invitation:
         self._leaving: asyncio.Task[None] | None = None
         self._expiring = asyncio.get_running_loop().call_later(expires, self._end, f"nobody came in {expires:g} s")
         self._over = ""
+        self._storing: Final[set[Pipe]] = set()
+        """Those whose guests have proved themselves and are being pinned, which nothing stops."""
 
     def __repr__(self) -> str:
         return f"<Invitation of {self.tag}, {self._over or f'for {self._desk.uses_left} more'}>"
@@ -224,6 +226,7 @@ class Invitation:
         source, kept, failure = pipe.path.remote, list[PinnedPeer](), ""
 
         async def keep(key: PublicKey, tag: Tag) -> Services:
+            self._storing.add(pipe)
             kept.append(await in_thread(self._pin, key, tag))
             return self._services
 
@@ -242,6 +245,9 @@ class Invitation:
             raise
         finally:  # a guest that is kept knows by now, unless its connection broke: only now may somebody close us
             self._after_attempt(kept)
+            if pipe in self._storing:
+                self._storing.remove(pipe)
+                self._dismiss()
             if failure and not kept:
                 self._tell(PairingFailed(tag="", source=format_address(source), reason=failure))
 
@@ -268,9 +274,15 @@ class Invitation:
         if self._over:
             return
         self._over = why
+        self._desk.close()  # who is half through does not come in any more
         self._expiring.cancel()
-        self._guests.put_nowait(PairingError(why, _RENEW))
+        self._dismiss()
         self._leave_soon()
+
+    def _dismiss(self) -> None:
+        """When it is over, say so to whoever waits for guests; not before the last one is pinned."""
+        if self._over and not self._storing:
+            self._guests.put_nowait(PairingError(self._over, _RENEW))
 
     def _leave_soon(self) -> None:
         if self._leave is not None and self._leaving is None:
@@ -298,6 +310,7 @@ class Redemption:
         host_key: The only key that may answer, from a ticket; None from a code: whoever answers must prove the code.
         server: Where the host waits, from a ticket; None from a code.
         offered: What we may open there, once it is settled.
+        pinned: The host, as soon as it is pinned here, even if `settle` is cancelled in that moment.
 
     Raises:
         InvalidCodeError: It is neither, or damaged.
@@ -313,6 +326,7 @@ class Redemption:
         self._given: Final = given.secret if isinstance(given, Ticket) else given.words
         self._name: Final[Tag] = given.tag if name is None else parse_tag(name)
         self.offered: tuple[str, ...] = ()
+        self.pinned: PinnedPeer | None = None
         self._services: Final = tuple(map(parse_name, services))
         self._store = store
 
@@ -353,21 +367,22 @@ class Redemption:
         """
 
         async def keep(services: Services) -> None:
-            await in_thread(self._pin, channel.bond.host, services)
+            self.pinned = await in_thread(self._pin, channel.bond.host, services)
             self.offered = tuple(services)
 
         try:
             await be_guest(channel, tag, self._given, keep)
         except PeerKeyChangedError:
             raise self._name_taken() from None
-        pinned = await in_thread(self._store.get, self._name)
-        return pinned or PinnedPeer(self._name, channel.bond.host)
+        assert self.pinned is not None
+        return self.pinned
 
-    def _pin(self, key: PublicKey, services: Services) -> None:
-        self._store.add(self._name, key, self._services)
+    def _pin(self, key: PublicKey, services: Services) -> PinnedPeer:
+        pinned = self._store.add(self._name, key, self._services)
         for service, lines in services.items():
             if keys := parse_host_keys("\n".join(lines)):
                 self._store.set_ssh_host_keys(self._name, service, keys)
+        return self._store.get(self._name) or pinned
 
     def _name_taken(self) -> PairingError:
         hint = f"--as NAME gives it another name here; `p2ptunnel peers rm {self._name}` forgets the other one."

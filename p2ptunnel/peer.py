@@ -351,7 +351,7 @@ class Peer:
         up.keep(session, pinned)
         for ticket in pinned.tickets:
             session.show(ticket.raw)
-        session.keep_up(lambda: self._redial(session))
+        session.keep_up(lambda: self._redial(session), is_known=lambda: up.store.by_key(pinned.key) is not None)
         return session
 
     async def _redial(self, session: Session) -> None:
@@ -636,9 +636,11 @@ class Peer:
             channel = await _within(timeout, redemption.host, self._call(wanted, establish, signer, servers=servers))
         except (PeerOfflineError, PeerRefusedError, PeerKeyChangedError) as error:
             raise redemption.explained(error) from error
-        pinned = await redemption.settle(channel, self._own_name)
-        self._events(Paired(tag=pinned.tag, key=str(pinned.key), services=pinned.services, offered=redemption.offered))
-        return pinned
+        try:
+            return await redemption.settle(channel, self._own_name)
+        finally:  # cancelled while it was pinned, the host is pinned all the same
+            if (pinned := redemption.pinned) is not None:
+                self._events(Paired(tag=pinned.tag, key=str(pinned.key), services=pinned.services, offered=redemption.offered))
 
     def _known_as(self, server: ServerSpec) -> ServerSpec:
         """Return what we know ourselves of a server that a ticket names: a join token, perhaps, that no ticket has."""

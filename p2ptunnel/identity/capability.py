@@ -24,6 +24,7 @@ __all__ = ["Capability", "issue", "parse_capability"]
 _VERSION: Final = 1
 _ID_BYTES: Final = 16
 _HEAD: Final = struct.Struct(f"!B{KEY_BYTES}s{KEY_BYTES}s{_ID_BYTES}sQ")  # version, issuer, holder, id, until
+_UNTIL_MAX: Final = 253_402_300_800 - 86_400  # no clock on earth shows the year 10000 then, which cannot be written
 _ANYBODY: Final = bytes(KEY_BYTES)
 _PREFIX: Final = "p2pc1"
 _AGAIN: Final = "Copy all of it; `p2ptunnel peers ticket` on the other machine prints a new one."
@@ -99,6 +100,8 @@ class Capability(msgspec.Struct, frozen=True):
         version, issuer, holder, ticket_id, until = _HEAD.unpack_from(raw)
         if version != _VERSION:
             raise InvalidCodeError("an access ticket of another version", "Use the same version of p2ptunnel on both machines.")
+        if until >= _UNTIL_MAX:
+            raise InvalidCodeError("an access ticket that ends after the year 9999", _AGAIN)
         names = _read_names(raw[_HEAD.size : -SIGNATURE_BYTES])
         try:
             holding = None if holder == _ANYBODY else PublicKey(holder)
@@ -118,8 +121,10 @@ def issue(identity: Identity, services: tuple[str, ...], until: float, holder: P
 
     Raises:
         InvalidSpecError: A service name is none.
-        ConfigError: There are no services, or too many.
+        ConfigError: There are no services, or too many; or it would end before 1970 or after the year 9999.
     """
+    if not 0 <= until < _UNTIL_MAX:
+        raise ConfigError(f"an access ticket cannot end at {until:g} seconds since 1970")
     for service in services:
         if not 1 <= len(service.encode("utf-8", "surrogatepass")) <= SERVICE_MAX_BYTES or not service.isprintable():
             raise InvalidSpecError(clean(service), "it is no name of a service", "Example: web.")

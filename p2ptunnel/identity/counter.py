@@ -19,10 +19,10 @@ from typing import Final
 from p2ptunnel.defaults import COUNTER_STEP
 from p2ptunnel.errors import StoreError
 from p2ptunnel.identity.files import OTHERS_WRITE, exclusive, make_private_directory, read_private, write_private
+from p2ptunnel.wire.intent import COUNTER_END
 
 __all__ = ["ProfileCounter"]
 
-_LARGEST: Final = 2**63
 _log: Final = logging.getLogger("p2ptunnel.identity")
 
 
@@ -79,10 +79,13 @@ class ProfileCounter:
 
 
 def _read(path: Path) -> int:
-    """Return what the file holds; nonsense counts as nothing, since the clock and the callee's memory mend it."""
+    """Return what the file holds; nonsense counts as nothing, since the clock and the callee's memory mend it.
+
+    Nonsense is a counter at its end, too: whoever went on from there could sign no call that anybody takes.
+    """
     try:
         text = read_private(path, OTHERS_WRITE).strip()
     except FileNotFoundError:
         return 0
     value = int(text) if text.isdigit() and len(text) < 20 else 0
-    return min(value, _LARGEST)
+    return value if value < COUNTER_END else 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 import tomllib
 from collections.abc import Generator, Iterable, Mapping
 from datetime import UTC, datetime
@@ -153,7 +152,7 @@ _Version: TypeAlias = tuple[int, int, int] | None
 
 
 class _Contents(msgspec.Struct):
-    """What one file says: the peers, and when those tickets of ours end that were revoked before."""
+    """What one file says: the peers, and when those tickets of ours would have ended that were revoked."""
 
     peers: _Peers
     revoked: dict[str, float]
@@ -274,14 +273,14 @@ class PeerStore:
             return peers[issuer.tag]
 
     def revoke_ticket(self, name: str, until: float) -> None:
-        """Let nobody use a ticket of ours any more; it is remembered until it would have ended.
+        """Let nobody use a ticket of ours any more; it is remembered for good, as no clock is sure enough to forget by.
 
         Args:
             name: Of the ticket.
-            until: In seconds since 1970; from then on it need not be remembered.
+            until: When it would have ended, in seconds since 1970.
         """
         with self._changing() as contents:
-            contents.revoked = {known: end for known, end in contents.revoked.items() if end > time.time()} | {name: until}
+            contents.revoked[name] = min(until, _UNTIL_MAX - 1)
 
     def is_revoked(self, name: str) -> bool:
         """Tell whether a ticket of ours was revoked."""

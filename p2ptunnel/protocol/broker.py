@@ -123,7 +123,7 @@ class Broker:
         self._busy: Counter[str | Endpoint] = Counter()  # attempts by the caller's host and by the callee
         self._answers = AnswerMemory()
         self._of_source = SourceLimit(Rate(SOURCE_DATAGRAMS_PER_SECOND, SOURCE_DATAGRAMS_BURST))
-        self._calls = Buckets(Rate(CALLS_PER_MINUTE / 60, CALLS_BURST))
+        self._calls = SourceLimit(Rate(CALLS_PER_MINUTE / 60, CALLS_BURST))
         self._calls_to = Buckets(Rate(CALLS_PER_SECOND_OF_CALLEE, CALLS_PER_SECOND_OF_CALLEE))
         self._sweep_at: float | None = None
 
@@ -298,20 +298,28 @@ class Broker:
             return "too many calls to that peer"
         if not callee.is_validated and not self._is_seed_allowed(callee.endpoint, now):
             return "too many calls to that program"
-        block = limited_source(source.host)
-        if block is None:
+        if limited_source(source.host) is None:
             return ""
-        if not self._calls.take((block.block, callee.tag), now):
+        if not self._calls.take(source.host, now, of=callee.tag):
             return "too many calls from there to that peer"
         return "" if self._calls_to.take(callee.tag, now) else "too many calls to that peer"
 
     def _forget(self, attempt: _Attempt) -> None:
         """End an attempt: it counts no more."""
         del self._attempts[attempt.token]
-        for key in (attempt.caller.host, attempt.callee):
-            self._busy[key] -= 1
-            if not self._busy[key]:
-                del self._busy[key]
+        self._count_down(attempt.caller.host)
+        self._note_answer(attempt)
+
+    def _note_answer(self, attempt: _Attempt) -> None:
+        """The callee has answered or has had its time: the attempt keeps it busy no more, whatever the caller does."""
+        if not attempt.answered:
+            attempt.answered = True
+            self._count_down(attempt.callee)
+
+    def _count_down(self, key: str | Endpoint) -> None:
+        self._busy[key] -= 1
+        if not self._busy[key]:
+            del self._busy[key]
 
     def _on_result_ack(self, message: PunchResultAck) -> bool:
         attempt = self._attempts.get(message.token)
@@ -330,7 +338,7 @@ class Broker:
         self._replies.requester.answered(10, message.mid)
         if attempt.answered:
             return True
-        attempt.answered = True
+        self._note_answer(attempt)
         if message.code != 200 or message.extra is None:
             no = _signed_refusal(message)
             self._result(attempt, message.code if message.code != 200 else 500, clean(message.em or ""), no, now)
@@ -367,7 +375,7 @@ class Broker:
     def _sweep(self, now: float) -> None:
         for attempt in self._attempts.values():
             if not attempt.answered and now >= attempt.answer_by:
-                attempt.answered = True
+                self._note_answer(attempt)
                 self._result(attempt, 408, "the callee did not answer", None, now)
         for attempt in [attempt for attempt in self._attempts.values() if attempt.expires_at <= now]:
             self._forget(attempt)

@@ -97,6 +97,9 @@ class SignedCall(Struct, frozen=True):
     answer: str
     keys: AttemptKeys
 
+    def __repr__(self) -> str:
+        return f"SignedCall({self.key!r}, is_stranger={self.is_stranger})"
+
 
 class CalleeAgent(MachineBase):
     """One answered call: from t=10 to an accepted channel, on the registered port.

@@ -31,6 +31,7 @@ from p2ptunnel.protocol.punch import (
 )
 from p2ptunnel.protocol.transaction import Requester
 from p2ptunnel.types import Address, Tag, clean
+from p2ptunnel.wire.intent import MalformedIntentError
 from p2ptunnel.wire.keyed import KeyedReceiver, KeyedSender
 from p2ptunnel.wire.messages import (
     ConnectAnswer,
@@ -224,21 +225,29 @@ class CallerAgent(MachineBase):
     # --- the conversation with the server -----------------------------------------------------------------------------
 
     def _ask(self, now: float) -> None:
-        extra = ConnectRequestExtra(rtag=self._wanted, cookie=self._cookie)
-        if self._signer is not None:
-            extra = ConnectRequestExtra(
-                rtag=self._wanted,
-                v=WIRE_VERSION,
-                cookie=self._cookie,
-                join="" if self._join is None else self._join(self._cookie),
-                intent=self._signer.sign(self._candidates),
-                cands=self._candidates,
-                nat=self._view.hints,
-            )
+        """Send t=4; a call that cannot be signed is over, since nothing else would ever end it."""
+        self._requester.cancel(4)
+        try:
+            extra = self._question()
+        except MalformedIntentError as error:
+            self._fail("forged", 400, f"the call cannot be signed: {error}", now)
+            return
         request = ConnectRequest(mid=new_mid(self._entropy), ltag=self._tag, extra=extra)
         data = encode_padded(request, COOKIELESS_PAD_BYTES)
-        self._requester.cancel(4)
         self._datagrams.append(self._requester.send(4, request.mid, data, self._server, now))
+
+    def _question(self) -> ConnectRequestExtra:
+        if self._signer is None:
+            return ConnectRequestExtra(rtag=self._wanted, cookie=self._cookie)
+        return ConnectRequestExtra(
+            rtag=self._wanted,
+            v=WIRE_VERSION,
+            cookie=self._cookie,
+            join="" if self._join is None else self._join(self._cookie),
+            intent=self._signer.sign(self._candidates),
+            cands=self._candidates,
+            nat=self._view.hints,
+        )
 
     def _receive(self, message: Message, source: Address, now: float) -> None:
         match message:

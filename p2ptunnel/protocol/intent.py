@@ -34,6 +34,7 @@ from p2ptunnel.protocol.limits import Buckets, Rate, SourceLimit
 from p2ptunnel.protocol.machine import Entropy
 from p2ptunnel.types import Candidate
 from p2ptunnel.wire.intent import (
+    COUNTER_END,
     NONCE_BYTES,
     UNKNOWN_KEY,
     Intent,
@@ -135,9 +136,9 @@ class CallSigner:
         """Return the `extra.intent` of a call from these candidates.
 
         Raises:
-            MalformedIntentError: A candidate's host is not numeric.
+            MalformedIntentError: A candidate's host is not numeric, or the counter is at its end.
         """
-        ts = self._counter.next(self._at_least)
+        ts = self._next_counter()
         public = self._secret.public_key().public_bytes_raw()
         key = self._identity.public.raw
         nonce = _random_bytes(self._entropy, NONCE_BYTES)
@@ -166,7 +167,7 @@ class CallSigner:
     def renew(self, text: str) -> bool:
         """Tell whether the callee, and not somebody else, asks for a call with a higher counter; the next one has it."""
         answer = self._verified(text, IntentRole.RENEW)
-        if isinstance(answer, AnswerFault):
+        if isinstance(answer, AnswerFault) or answer.ts + 1 >= COUNTER_END:
             return False
         self._at_least = max(self._at_least, answer.ts)
         return True
@@ -174,6 +175,20 @@ class CallSigner:
     def is_of_another(self, text: str) -> bool:
         """Tell whether a no comes from somebody with another key than the pinned one: the call was not meant for it."""
         return self._verified(text, IntentRole.REFUSE) is AnswerFault.OTHER_KEY
+
+    def _next_counter(self) -> int:
+        """Return the counter of the next call; one that a callee has asked for lifts the machine's, if that may be trusted.
+
+        All calls of the machine share it, so nobody may bring it near its end: what is asked for in the upper half, or by a
+        callee whose key is yet to be learnt, holds for this attempt alone.
+        """
+        if self.callee is not None and self._at_least < COUNTER_END // 2:
+            ts = self._counter.next(self._at_least)
+        else:
+            ts = max(self._counter.next(), self._at_least + 1)
+        if ts >= COUNTER_END:
+            raise MalformedIntentError("the counter is at its end")
+        return ts
 
     def _verified(self, text: str, role: IntentRole) -> Intent | AnswerFault:
         if self._call is None or not text:
@@ -246,8 +261,9 @@ class IntentJudge:
         self._is_pairing_open = is_pairing_open
         self._server_key = server_key
         self._seen: OrderedDict[PublicKey, list[tuple[int, bytes]]] = OrderedDict()  # counter and nonce, sorted
+        self._hosts: dict[PublicKey, str] = {}  # where each of these called from last
         of_one = Rate(INTENTS_OF_SOURCE_PER_SECOND, INTENTS_OF_SOURCE_PER_SECOND)
-        self._all = Buckets(Rate(INTENTS_PER_SECOND, INTENTS_PER_SECOND), most=1)
+        self._halves = Buckets(Rate(INTENTS_PER_SECOND / 2, INTENTS_PER_SECOND / 2), most=2)  # from where it was last, or not
         self._sources = SourceLimit(of_one)
         self._keys = Buckets(of_one)
         self._strangers = Buckets(Rate(STRANGERS_PER_SECOND, STRANGERS_PER_SECOND), most=1)
@@ -273,9 +289,10 @@ class IntentJudge:
         is_admitted, is_pairing = self._is_admitted(key), self._is_pairing_open()
         if (intent.ts, intent.nonce) in self._seen.get(key, ()):
             return "intent repeated"
-        if not self._may_verify(key, source, now, is_admitted=is_admitted):
+        is_signed = self._verify(key, intent, source, now, is_admitted=is_admitted, is_pairing=is_pairing)
+        if is_signed is None:
             return "too many intents"
-        if not self._is_signed(key, intent, is_pairing=is_pairing):
+        if not is_signed:
             return Call(key, CallVerdict.FORGED, intent, intent.ts)
         if not (is_admitted or is_pairing):
             return Call(key, CallVerdict.REFUSED, intent, intent.ts)
@@ -283,7 +300,7 @@ class IntentJudge:
             return Call(key, CallVerdict.STALE, intent, self._highest(key))
         if not (is_admitted or self._pairing.take(None, now)):
             return "too many strangers"
-        self._remember(key, intent)
+        self._remember(key, intent, source)
         verdict = CallVerdict.ADMITTED if is_admitted else CallVerdict.PAIRING
         return Call(key, verdict, intent, self._highest(key))
 
@@ -316,11 +333,25 @@ class IntentJudge:
         signature = self._identity.sign(_answer_payload(self._server_key, call.intent, unsigned))
         return replace(unsigned, signature=signature)
 
-    def _may_verify(self, key: PublicKey, source: str, now: float, *, is_admitted: bool) -> bool:
-        """Take the cost of a signature from every budget that it counts in; strangers cannot use up what peers need."""
-        if not is_admitted:
-            return self._strangers.take(None, now) and self._sources.take(source, now)
-        return self._keys.take(key, now) and self._sources.take(source, now) and self._all.take(None, now)
+    def _verify(
+        self, key: PublicKey, intent: Intent, source: str, now: float, *, is_admitted: bool, is_pairing: bool
+    ) -> bool | None:
+        """Tell whether it is signed, None if that costs more than there is; strangers cannot use up what peers need.
+
+        Whoever has not signed is a stranger, whatever key it names.  Each call takes a stranger's token, a peer's gives it
+        back, and a forged one is answered for a token only: were it any other way, anybody could find out whom we admit.
+        """
+        if not self._sources.take(source, now):
+            return None
+        has_token = self._strangers.take(None, now)
+        has_share = is_admitted and self._halves.take(self._hosts.get(key) == source, now)
+        if not (has_share or has_token):
+            return None
+        if not self._is_signed(key, intent, is_pairing=is_pairing):
+            return False if has_token else None
+        if has_share and has_token:
+            self._strangers.give_back(None)
+        return not is_admitted or self._keys.take(key, now) or None  # not before: forged calls would use it up
 
     def _is_signed(self, key: PublicKey, intent: Intent, *, is_pairing: bool) -> bool:
         """Verify; who pairs by a spoken code does not know our key yet."""
@@ -335,13 +366,15 @@ class IntentJudge:
     def _highest(self, key: PublicKey) -> int:
         return self._seen[key][-1][0]
 
-    def _remember(self, key: PublicKey, intent: Intent) -> None:
+    def _remember(self, key: PublicKey, intent: Intent, source: str) -> None:
         seen = self._seen.setdefault(key, [])
         bisect.insort(seen, (intent.ts, intent.nonce))
         del seen[:-INTENT_WINDOW]
         self._seen.move_to_end(key)
+        self._hosts[key] = source
         if len(self._seen) > INTENT_KEYS_MAX:
-            self._seen.popitem(last=False)
+            oldest, _ = self._seen.popitem(last=False)
+            del self._hosts[oldest]
 
 
 # --- what both sign ----------------------------------------------------------------------------------------------------

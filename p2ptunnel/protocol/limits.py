@@ -70,26 +70,30 @@ class SourceLimit:
         self._blocks = Buckets(rate, most=most)
         self._sites = Buckets(Rate(rate.per_second * SITE_FACTOR, rate.burst * SITE_FACTOR), most=most)
 
-    def take(self, host: str, now: float) -> bool:
-        """Count one thing that `host` asks for; return whether it may."""
+    def take(self, host: str, now: float, *, of: Hashable = None) -> bool:
+        """Count one thing that `host` asks for, for each `of` apart; return whether it may."""
         source = limited_source(host)
         if source is None:
             return True
-        if not self._blocks.take(source.block, now):
+        if not self._blocks.take((source.block, of), now):
             return False
-        return source.block < _IPV4_END or self._sites.take(source.site, now)
+        return source.block < _IPV4_END or self._sites.take((source.site, of), now)
 
     def give_back(self, host: str) -> None:
         """Do not count the last one: it has shown who it is."""
         source = limited_source(host)
         if source is not None:
-            self._blocks.give_back(source.block)
-            self._sites.give_back(source.site)
+            self._blocks.give_back((source.block, None))
+            self._sites.give_back((source.site, None))
 
     def wait(self, host: str, now: float) -> float:
         """Return after how many seconds `host` may ask again."""
         source = limited_source(host)
-        return 0.0 if source is None else max(self._blocks.wait(source.block, now), self._sites.wait(source.site, now))
+        return (
+            0.0
+            if source is None
+            else max(self._blocks.wait((source.block, None), now), self._sites.wait((source.site, None), now))
+        )
 
 
 @functools.lru_cache(maxsize=LIMITED_SOURCES_MAX)

@@ -130,7 +130,7 @@ class Desk:
         self.expires_at: Final = expires_at
         self.uses_left = uses
         self.is_closed = False
-        """Too many wrong codes came in too short a time."""
+        """It was closed, or too many wrong codes came in too short a time."""
         self._secret: Final = secret
         self._words: str | None = words
         self._seen: Final[OrderedDict[str, float]] = OrderedDict()
@@ -177,7 +177,7 @@ class Desk:
         """Count a wrong code; so many in so short a time close the desk."""
         self._failures.append(now)
         if len(self._failures) == PAIRING_FAILURES_MAX and now - self._failures[0] < PAIRING_FAILURES_WITHIN:
-            self.is_closed = True
+            self.close()
 
     def take(self) -> bool:
         """Use one of the uses; tell whether there was one."""
@@ -185,6 +185,10 @@ class Desk:
             return False
         self.uses_left -= 1
         return True
+
+    def close(self) -> None:
+        """Take nobody any more."""
+        self.is_closed = True
 
     def give_back(self) -> None:
         """Undo a `take`: the guest could not be stored."""
@@ -313,8 +317,7 @@ class HostPairing:
         """Learn that the guest has gone, or taken too long; when all is over, that is nothing."""
         if self.is_over:
             return
-        if self.state is HostState.KEEPING:
-            self._desk.give_back()
+        self._give_back_unstored()
         if self.state in {HostState.EXCHANGING, HostState.PROVING}:
             self._desk.fail(now)  # who tries a code and goes has used up a guess
             self.failure = "it went away without a proof of the code"
@@ -359,9 +362,13 @@ class HostPairing:
         """Refuse whoever has spent a code, or said what is not to be said."""
         if self.state in {HostState.EXCHANGING, HostState.PROVING}:
             self._desk.fail(now)
-        elif self.state is HostState.KEEPING:
-            self._desk.give_back()
+        self._give_back_unstored()
         self._refuse(RefusedCode.NOT_VALID, why)
+
+    def _give_back_unstored(self) -> None:
+        """Undo a `take` where `Keep` was never handed out; after that, only `not_kept` says that nothing was stored."""
+        if self.state is HostState.KEEPING and self._steps:
+            self._desk.give_back()
 
     def _refuse(self, code: RefusedCode, why: str) -> None:
         self._move(HostTrigger.ENDED)

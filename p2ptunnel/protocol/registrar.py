@@ -92,6 +92,7 @@ class Registrar:
     ) -> None:
         self.tags: Final = tags
         self.online: Final[dict[Tag, Registered]] = {}
+        self._of_connection: Final[dict[int, set[Tag]]] = {}  # who is reachable only over which
         self._replies = replies
         self._judge = judge
         self._entropy = entropy
@@ -204,6 +205,8 @@ class Registrar:
         epoch = new_mid(self._entropy)
         entered = Registered(tag, source, extra.key, extra.ts, epoch, now + REGISTRATION_TTL, is_validated)
         self.online[tag] = entered
+        if source.connection is not None:
+            self._of_connection.setdefault(source.connection, set()).add(tag)
         self._awaited.pop(tag, None)
         if extra.key:
             address = None if source.is_validated else source.address  # nobody can be recalled over a lost connection
@@ -247,13 +250,17 @@ class Registrar:
 
     def remove(self, tag: Tag, why: str) -> None:
         """End a registration; the tag stays its owner's."""
-        del self.online[tag]
+        connection = self.online.pop(tag).endpoint.connection
+        if connection is not None and (tags := self._of_connection.get(connection)):
+            tags.discard(tag)
+            if not tags:
+                del self._of_connection[connection]
         self.tags.leave(tag)
         self._replies.report(PeerLeft(tag, why))
 
     def connection_closed(self, connection: int) -> None:
         """Forget who was reachable only over this TCP connection."""
-        for tag in [tag for tag, held in self.online.items() if held.endpoint.connection == connection]:
+        for tag in tuple(self._of_connection.get(connection, ())):  # connections are many, and most have registered nobody
             self.remove(tag, "left")
 
     def free(self, tag: Tag) -> None:

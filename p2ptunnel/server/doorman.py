@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from typing import Final
 
+from p2ptunnel.addresses import Source
 from p2ptunnel.defaults import (
     CONTROL_CONNECTIONS_MAX,
     CONTROL_DROP_FIRST,
@@ -17,6 +18,7 @@ from p2ptunnel.defaults import (
     CONTROL_PENALTY,
     CONTROL_SILENT_OF_SOURCE_MAX,
     LIMITED_SOURCES_MAX,
+    SITE_FACTOR,
 )
 from p2ptunnel.protocol.limits import limited_source
 from p2ptunnel.protocol.machine import Entropy
@@ -29,35 +31,39 @@ class Doorman:
 
     def __init__(self, entropy: Entropy) -> None:
         self._entropy: Final = entropy
-        self._blocks: dict[int, int | None] = {}
-        self._of_source: Counter[int] = Counter()
+        self._sources: dict[int, Source | None] = {}
+        self._of_block: Counter[int] = Counter()
+        self._of_site: Counter[int] = Counter()
         self._silent: list[int] = []
-        self._silent_of_source: Counter[int] = Counter()
+        self._silent_of_block: Counter[int] = Counter()
         self._penalties: OrderedDict[int, float] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._blocks)
+        return len(self._sources)
 
     def enter(self, number: int, host: str, now: float) -> str:
         """Count a connection; return why it cannot stay, empty if it can.  `leave` follows in both cases."""
-        source = limited_source(host)
-        block = self._blocks[number] = None if source is None else source.block
-        if len(self._blocks) > CONTROL_CONNECTIONS_MAX:
+        source = self._sources[number] = limited_source(host)
+        if source is not None:
+            self._of_block[source.block] += 1
+            self._of_site[source.site] += 1
+        if len(self._sources) > CONTROL_CONNECTIONS_MAX:
             return "too many connections"
-        if block is None:
+        if source is None:
             return ""
-        self._of_source[block] += 1
-        if self._penalties.get(block, now) > now:
+        if self._penalties.get(source.block, now) > now:
             return "penalty"
-        return "too many connections of a source" if self._of_source[block] > CONTROL_OF_SOURCE_MAX else ""
+        of_block, of_site = self._of_block[source.block], self._of_site[source.site]
+        is_too_many = of_block > CONTROL_OF_SOURCE_MAX or of_site > CONTROL_OF_SOURCE_MAX * SITE_FACTOR
+        return "too many connections of a source" if is_too_many else ""
 
     def fell_silent(self, number: int) -> tuple[int, str] | None:
         """Count a connection that has not said anything yet; return which one must go for it, and why."""
-        block = self._blocks[number]
+        source = self._sources[number]
         self._silent.append(number)
-        if block is not None:
-            self._silent_of_source[block] += 1
-            if self._silent_of_source[block] > CONTROL_SILENT_OF_SOURCE_MAX:
+        if source is not None:
+            self._silent_of_block[source.block] += 1
+            if self._silent_of_block[source.block] > CONTROL_SILENT_OF_SOURCE_MAX:
                 return number, "too many silent connections of a source"
         if self._entropy.random() < self._danger():
             return self._silent[int(self._entropy.random() * len(self._silent))], "too many silent connections"
@@ -67,20 +73,23 @@ class Doorman:
         """Take a connection off the silent ones."""
         if number in self._silent:
             self._silent.remove(number)
-            self._count_down(self._silent_of_source, self._blocks[number])
+            if source := self._sources[number]:
+                self._count_down(self._silent_of_block, source.block)
 
     def leave(self, number: int) -> None:
         """Forget a connection."""
         self.spoke(number)
-        self._count_down(self._of_source, self._blocks.pop(number))
+        if source := self._sources.pop(number):
+            self._count_down(self._of_block, source.block)
+            self._count_down(self._of_site, source.site)
 
     def punish(self, number: int, now: float) -> None:
         """Let nobody in from the source of a connection for a while: it speaks something else."""
-        block = self._blocks[number]
-        if block is None:
+        source = self._sources[number]
+        if source is None:
             return
-        self._penalties[block] = now + CONTROL_PENALTY
-        self._penalties.move_to_end(block)
+        self._penalties[source.block] = now + CONTROL_PENALTY
+        self._penalties.move_to_end(source.block)
         if len(self._penalties) > LIMITED_SOURCES_MAX:
             self._penalties.popitem(last=False)
 
@@ -92,8 +101,7 @@ class Doorman:
         return CONTROL_DROP_FIRST + (1 - CONTROL_DROP_FIRST) * beyond / (CONTROL_DROP_FULL - CONTROL_DROP_FROM)
 
     @staticmethod
-    def _count_down(counter: Counter[int], block: int | None) -> None:
-        if block is not None and block in counter:
-            counter[block] -= 1
-            if not counter[block]:
-                del counter[block]
+    def _count_down(counter: Counter[int], key: int) -> None:
+        counter[key] -= 1
+        if not counter[key]:
+            del counter[key]

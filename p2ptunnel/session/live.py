@@ -151,6 +151,7 @@ class Session:
         self._is_caller: Final = is_caller
         self._path = path
         self._access: Final = access
+        self._is_known: Callable[[], bool] | None = None
         self._on_open: Final = on_open
         self._trace: Final = tracer or Tracer()
         self._streams: Final[dict[int, SessionStream]] = {}
@@ -399,8 +400,14 @@ class Session:
                 self._migration.hurry()
             self.flush()
 
-    def keep_up(self, redial: Callable[[], Awaitable[None]]) -> None:
-        """Look for another channel whenever one is wanted, from now on; only the caller can."""
+    def keep_up(self, redial: Callable[[], Awaitable[None]], is_known: Callable[[], bool] | None = None) -> None:
+        """Look for another channel whenever one is wanted, from now on; only the caller can.
+
+        Args:
+            redial: Brings one up.
+            is_known: Whether the peer is still pinned here, asked once a second; the session ends when it is not.  None: it is.
+        """
+        self._is_known = is_known
         self._migration = Migration(self, redial, self._redial_failed)
         self.spawn(self._migration.run())
 
@@ -845,6 +852,8 @@ class Session:
         self._check_patience(now)
         if self._access is not None and self.error is None:
             self._check_access(self._access)
+        if self._is_known is not None and self.error is None:
+            self._check_known(self._is_known)
         if self.error is None:
             self._set_timer(now)
 
@@ -875,6 +884,17 @@ class Session:
         for stream in revoked:
             self._trace("session", "stream_revoked", tag=self.tag, service=stream.service)
             stream.refuse(ResetCode.NOT_YOURS, "access was revoked")
+
+    def _check_known(self, is_known: Callable[[], bool]) -> None:
+        """End a session that we called, if its peer is not pinned here any more."""
+        try:
+            if is_known():
+                return
+        except StoreError as error:  # what runs goes on
+            self._trace("session", "access_unreadable", reason=str(error))
+            return
+        self._go_away(GoAwayCode.CLOSED, "the peer was removed")
+        self._leave()
 
     def _holds(self, access: Access, stream: SessionStream) -> bool:
         return access.may_open(self.peer_key, stream.service) if stream.holds is None else stream.holds()

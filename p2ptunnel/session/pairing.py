@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from typing import Final, TypeAlias
 
 from p2ptunnel.abc import Pipe
@@ -154,12 +154,16 @@ async def _do_as_host(step: Step, pairing: HostPairing, channel: PairingChannel,
             own, key = await in_thread(_exchanged, words, element, channel.bond)
             pairing.exchanged(own, key, time.monotonic())
         case Keep(tag):
-            try:
-                pairing.kept(await keep(channel.bond.guest, tag))
-            except PeerKeyChangedError:
-                pairing.not_kept(RefusedCode.NAME_TAKEN, f"it is called {tag}, as another machine that is known here")
-            except ConfigError as error:
-                pairing.not_kept(RefusedCode.NOT_STORED, str(error))
+            await _to_the_end(_store_guest(tag, pairing, channel, keep))
+
+
+async def _store_guest(tag: Tag, pairing: HostPairing, channel: PairingChannel, keep: KeepGuest) -> None:
+    try:
+        pairing.kept(await keep(channel.bond.guest, tag))
+    except PeerKeyChangedError:
+        pairing.not_kept(RefusedCode.NAME_TAKEN, f"it is called {tag}, as another machine that is known here")
+    except ConfigError as error:
+        pairing.not_kept(RefusedCode.NOT_STORED, str(error))
 
 
 def _exchanged(words: str, element: bytes, bond: Bond) -> tuple[bytes, bytes | None]:
@@ -174,6 +178,22 @@ def _finished(exchange: CodeExchange, element: bytes) -> bytes | None:
         return exchange.finish(element)
     except PairingError:
         return None
+
+
+async def _to_the_end(storing: Coroutine[object, object, None]) -> None:
+    """Do what stores the other side, all of it; whoever cancels waits for that, and is heard afterwards.
+
+    A thread that writes a file cannot be called back: forgotten, it would pin a key of which nobody knows.
+    """
+    task, cancelled = asyncio.ensure_future(storing), None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled from task.exception()
+    task.result()
 
 
 # --- the guest --------------------------------------------------------------------------------------------------------
@@ -219,6 +239,21 @@ async def be_guest(channel: PairingChannel, tag: Tag, given: bytes | str, keep: 
     Raises:
         PairingError: The code or ticket is not valid, the host is not the one that gave it, or it could not store us.
     """
+    is_stored = False
+
+    async def noted(services: Services) -> None:
+        nonlocal is_stored
+        await keep(services)
+        is_stored = True
+
+    try:
+        await _prove(channel, tag, given, noted)
+    except PairingError:
+        if not is_stored:  # else we are paired, however the channel ended
+            raise
+
+
+async def _prove(channel: PairingChannel, tag: Tag, given: bytes | str, keep: KeepHost) -> None:
     async with _pairing_time(channel):
         exchange, bond = None, channel.bond
         if isinstance(given, str):
@@ -249,8 +284,12 @@ async def _do_as_guest(
             assert exchange is not None
             pairing.exchanged(await in_thread(_finished, exchange, element))
         case Keep(_, services):
-            await keep(services)
-            pairing.kept()
+            await _to_the_end(_store_host(services, pairing, keep))
+
+
+async def _store_host(services: Services, pairing: GuestPairing, keep: KeepHost) -> None:
+    await keep(services)
+    pairing.kept()
 
 
 @contextlib.asynccontextmanager

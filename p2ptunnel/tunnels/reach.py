@@ -1,6 +1,7 @@
 """What peers may connect to through a service that stands for no single address: networks and names, with ports.
 
-Rule: what decides is the numeric address that a destination resolves to, and the connection goes to that very address.
+Rule: what decides is the numeric address that a destination resolves to, and the connection goes to that very address; a name
+that no grant lists is not looked up.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ class Reach(msgspec.Struct, frozen=True):
         ports = ",".join(str(first) if first == last else f"{first}-{last}" for first, last in self.ports)
         return f"{f'[{self.where}]' if ':' in str(self.where) else self.where}:{ports}"
 
+    def opens(self, port: int) -> bool:
+        """Tell whether a port is among those that are open there."""
+        return any(first <= port <= last for first, last in self.ports)
+
     def refusal(self, host: str, address: IPAddress, port: int) -> str | None:
         """Return why a destination is not reached by this, None if it is.
 
@@ -53,7 +58,7 @@ class Reach(msgspec.Struct, frozen=True):
             address: Canonical; one of those that `host` resolved to.
             port: TCP.
         """
-        if not any(first <= port <= last for first, last in self.ports):
+        if not self.opens(port):
             return "not in the grant"
         if isinstance(self.where, str):
             return target_refusal(address, _EVERYWHERE[address.version]) if host == self.where else "not in the grant"
@@ -96,15 +101,16 @@ def _range(part: str, text: str) -> _Ports:
 
 
 def covers(reaches: Iterable[Reach], destination: Address) -> bool:
-    """Tell whether a destination may turn out to be reached once its name, if it is one, is resolved.
+    """Tell whether a destination is reached; of a name, whether it may turn out to be once it is resolved.
 
-    A name that no reach has may resolve into a network of one.
+    Only a name that one of the reaches lists is worth that: looking up others would tell the peer which names exist here, and
+    carry what it likes to a name server of its choice.  What is listed may resolve into a network of another reach.
     """
-    host, port = destination
+    reaches, (host, port) = tuple(reaches), destination
     try:
         address = canonical(host)
     except InvalidAddressError:
-        return any(reach.where == host or not isinstance(reach.where, str) for reach in reaches)
+        return any(reach.where == host for reach in reaches) and any(reach.opens(port) for reach in reaches)
     return may_reach(reaches, host, address, port)
 
 

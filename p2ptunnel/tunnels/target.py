@@ -19,7 +19,7 @@ from p2ptunnel.defaults import TARGET_TIMEOUT
 from p2ptunnel.errors import AccessDeniedError, InvalidAddressError, TargetRefusedError
 from p2ptunnel.net.pump import pump
 from p2ptunnel.net.threads import in_thread
-from p2ptunnel.tunnels.reach import may_reach
+from p2ptunnel.tunnels.reach import covers, may_reach
 from p2ptunnel.tunnels.spec import ServeSpec
 from p2ptunnel.types import Address
 
@@ -109,6 +109,8 @@ async def _addresses(target: Address | str) -> list[_Endpoint]:
 async def _reached(spec: ServeSpec, destination: Address, own: Collection[Address]) -> list[_Endpoint]:
     """Resolve a destination once; return the numeric addresses to connect to, each of which was checked."""
     host, port = destination
+    if not covers(spec.reach, destination):  # before a look-up, which strangers to the grant would see
+        raise AccessDeniedError("this machine", spec.name)
     endpoints: list[_Endpoint] = []
     for _, where in await _addresses(destination):
         try:

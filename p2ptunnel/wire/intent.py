@@ -19,6 +19,7 @@ from msgspec import Struct
 from p2ptunnel.types import Candidate, CandidateKind
 
 __all__ = [
+    "COUNTER_END",
     "INTENT_BYTES",
     "INTENT_CHARACTERS",
     "INTENT_VERSION",
@@ -37,6 +38,11 @@ INTENT_VERSION: Final = 1
 INTENT_BYTES: Final = 170
 INTENT_CHARACTERS: Final = 227
 NONCE_BYTES: Final = 16
+COUNTER_END: Final = 2**62
+"""No counter gets here: microseconds do in 146 000 years, and whoever names a higher one wants the next not to fit.
+
+A server tells the counters of registrations within the same bound (`messages.Observed`).
+"""
 UNKNOWN_KEY: Final = bytes(32)
 """Stands where a key is signed that its signer does not know: a server without one, a callee before pairing."""
 
@@ -105,7 +111,8 @@ def decode(text: str) -> Intent:
     """Return the intent that `text` spells; its signature has not been looked at.
 
     Raises:
-        MalformedIntentError: Wrong length, another version, an unknown role, no base64url, or a second spelling.
+        MalformedIntentError: Wrong length, another version, an unknown role, a counter at its end, no base64url, or a second
+            spelling.
     """
     if len(text) != INTENT_CHARACTERS:
         raise MalformedIntentError(f"{len(text)} characters, not {INTENT_CHARACTERS}")
@@ -122,6 +129,8 @@ def decode(text: str) -> Intent:
         intent = Intent(IntentRole(role), *fields)
     except ValueError:
         raise MalformedIntentError(f"unknown role {role}") from None
+    if intent.ts >= COUNTER_END:
+        raise MalformedIntentError("a counter at its end")
     if encode(intent) != text:  # bits behind the last byte
         raise MalformedIntentError("not in the one spelling of these bytes")
     return intent

@@ -23,6 +23,7 @@ from p2ptunnel.errors import (
     AccessDeniedError,
     AccessRevokedError,
     ChannelClosedError,
+    ChannelError,
     PeerRefusedError,
     UnknownPeerError,
 )
@@ -233,3 +234,23 @@ def test_without_a_terminal_nobody_can_be_asked(tmp_path: Path) -> None:
     )
     assert result.returncode == 2
     assert result.stderr.startswith("p2ptunnel: --ask needs a terminal to ask on\n")
+
+
+@pytest.mark.parametrize("is_cut", [False, True], ids=["connected", "cut"])
+def test_a_peer_that_the_caller_removes_is_left_and_is_not_gone_back_to(tmp_path: Path, is_cut: bool) -> None:
+    async def main() -> None:
+        async with meeting(tmp_path, "echo") as there, there.home.serve({"echo": echo}):
+            stream = await there.laptop.connect(HOME, "echo")
+            if is_cut:
+                await there.home.close()
+            await there.laptop.revoke(HOME)
+            began = time.monotonic()
+            with pytest.raises(ChannelError):
+                while await stream.read():
+                    pass
+                raise AssertionError("a clean end")
+            assert time.monotonic() - began < 2
+            with pytest.raises(UnknownPeerError):
+                await there.laptop.connect(HOME, "echo")
+
+    run(main())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,7 @@ from p2ptunnel.errors import (
     UnknownPeerError,
 )
 from p2ptunnel.events import Paired, PairingFailed
-from p2ptunnel.identity.store import PeerStore
+from p2ptunnel.identity.store import PeerStore, PinnedPeer
 from p2ptunnel.pairing import Invitation, Redemption, _counted_as, pairing_tag
 from p2ptunnel.peer import Peer
 from p2ptunnel.protocol import pairing as machines
@@ -72,6 +74,36 @@ def test_a_stranger_becomes_a_peer_and_opens_what_it_was_let(tmp_path: Path, kin
             assert there.home.peers.get(LAPTOP) == guest
             assert there.laptop.peers.get(HOME) == host
             assert await conversation(await there.laptop.connect(HOME, "echo")) == HELLO
+
+    run(scenario(), timeout=60)
+
+
+def test_a_guest_that_is_cancelled_while_it_pins_the_host_is_told_that_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pin = Redemption._pin
+
+    async def scenario() -> None:
+        loop, begun, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+        def slowly(self: Redemption, *arguments: Any) -> PinnedPeer:
+            loop.call_soon_threadsafe(begun.set)
+            assert go_on.wait(10)
+            return pin(self, *arguments)
+
+        monkeypatch.setattr(Redemption, "_pin", slowly)
+        async with strangers(tmp_path) as there, await there.home.invite() as invitation:
+            events = there.laptop.events(Paired)
+            redeeming = asyncio.create_task(there.laptop.redeem(invitation.ticket))
+            await begun.wait()
+            redeeming.cancel()
+            go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await redeeming
+            assert there.laptop.peers.get(HOME) is not None
+            told = await anext(events)
+            assert isinstance(told, Paired)
+            assert told.tag == HOME
 
     run(scenario(), timeout=60)
 

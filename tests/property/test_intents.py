@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from p2ptunnel.protocol.intent import Call, CallVerdict
 from p2ptunnel.types import Candidate
-from p2ptunnel.wire.intent import Intent, IntentRole, MalformedIntentError, decode, encode, hash_candidates
+from p2ptunnel.wire.intent import COUNTER_END, Intent, IntentRole, MalformedIntentError, decode, encode, hash_candidates
 from p2ptunnel.wire.keyed import KeyedReceiver, KeyedSender
 from p2ptunnel.wire.messages import HoleProbe, Opener, OpenTcp, OpenTcpAnswer, OpenTcpExtra
 from p2ptunnel.wire.messages import decode as decode_message
@@ -24,7 +24,7 @@ INTENTS = st.builds(
     role=st.sampled_from(IntentRole),
     key=st.binary(min_size=32, max_size=32),
     ephemeral=st.binary(min_size=32, max_size=32),
-    ts=st.integers(0, 2**64 - 1),
+    ts=st.integers(0, COUNTER_END - 1),
     nonce=st.binary(min_size=16, max_size=16),
     candidates=st.binary(min_size=16, max_size=16),
     signature=st.binary(min_size=64, max_size=64),

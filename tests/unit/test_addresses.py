@@ -246,7 +246,13 @@ def test_a_grant_of_everything_covers_public_and_private_addresses_only(text: st
     assert is_open is (SPELLINGS[text][1] in {"public", "private"})
 
 
-@pytest.mark.parametrize("text", ["169.254.169.254", "169.254.170.2", "100.100.100.200", "168.63.129.16", "fd00:ec2::254"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("169.254.169.254", "169.254.170.2", "169.254.170.23", "169.254.0.23", "169.254.42.42", "100.100.100.200"),
+        *("168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd00:ec2::23", "fd00:c1::a9fe:a9fe", "fd00:42::42", "fd20:ce::254"),
+    ],
+)
 def test_a_metadata_service_is_denied_even_to_a_grant_of_its_own(text: str) -> None:
     assert target_refusal(canonical(text), ip_network(text)) == "a metadata service"
 

@@ -254,6 +254,7 @@ def test_a_name_that_resolves_elsewhere_is_not_yours_and_one_that_does_not_is_to
     real = socket.getaddrinfo
 
     def resolve(host: str, *rest: Any, **more: Any) -> Any:
+        assert host != "unlisted.test"
         if host == "gone.test":
             if more.get("flags"):
                 raise socket.gaierror(socket.EAI_NONAME, "not numeric")
@@ -264,10 +265,11 @@ def test_a_name_that_resolves_elsewhere_is_not_yours_and_one_that_does_not_is_to
 
     async def main() -> None:
         home = Home(tmp_path, "any")
-        home.table.add({"any": "any:10.0.0.0/8:80"}, ())
+        home.table.add({"any": "any:10.0.0.0/8:80 inner.test:80 gone.test:80"}, ())
         async with home.session() as session:
-            with pytest.raises(AccessDeniedError):
-                await session.open_confirmed("inner.test:80")
+            for asked in ("inner.test:80", "unlisted.test:80"):
+                with pytest.raises(AccessDeniedError):
+                    await session.open_confirmed(asked)
             with pytest.raises(TargetRefusedError, match="no such host"):
                 await session.open_confirmed("gone.test:80")
 

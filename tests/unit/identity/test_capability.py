@@ -85,14 +85,41 @@ def test_a_revoked_ticket_opens_nothing_from_then_on(store: PeerStore, tmp_path:
     assert home.after(one) == ("db",)
 
 
-def test_what_was_revoked_is_remembered_until_it_would_have_ended(store: PeerStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.revoke_ticket("aa" * 16, NOW)
-    monkeypatch.setattr("time.time", lambda: NOW - 1)
-    store.revoke_ticket("bb" * 16, NOW + 60)
-    assert store.is_revoked("aa" * 16)
-    monkeypatch.setattr("time.time", lambda: NOW + 1)
-    store.revoke_ticket("cc" * 16, NOW + 60)
-    assert [store.is_revoked(name * 16) for name in ("aa", "bb", "cc")] == [False, True, True]
+def test_what_was_revoked_is_not_forgotten_by_a_clock_that_is_ahead(
+    store: PeerStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, ticket = Home(store), issue(HOME, ("web",), NOW + 60)
+    store.revoke_ticket(ticket.name, ticket.until)
+    monkeypatch.setattr("time.time", lambda: NOW + 10**9)
+    store.revoke_ticket("bb" * 16, NOW + 120)
+    assert PeerStore(tmp_path / "peers.toml").is_revoked(ticket.name)
+    assert home.after(ticket) == ()  # the clock is right again
+
+
+@pytest.mark.parametrize("until", [-1, 253_402_300_800 - 86_400, 2**64 - 1, float("inf"), float("nan")])
+def test_no_ticket_is_issued_that_ends_when_nothing_can_be_written(until: float) -> None:
+    with pytest.raises(ConfigError, match="cannot end at"):
+        issue(HOME, ("web",), until)
+
+
+@pytest.mark.parametrize("until", [253_402_300_800 - 86_400, 2**64 - 1])
+def test_a_ticket_that_ends_after_all_that_can_be_written_is_none_and_can_be_revoked(
+    store: PeerStore, tmp_path: Path, until: int
+) -> None:
+    blank = msgspec.structs.replace(issue(LAPTOP, ("web",), NOW), until=until)
+    endless = msgspec.structs.replace(blank, signature=LAPTOP.sign(blank.signed_part))
+    assert endless.is_genuine
+    with pytest.raises(InvalidCodeError, match="9999"):
+        parse_capability(str(endless))
+    store.revoke_ticket(endless.name, endless.until)
+    assert PeerStore(tmp_path / "peers.toml").is_revoked(endless.name)
+
+
+def test_the_last_ticket_of_all_is_kept_and_revoked(store: PeerStore, tmp_path: Path) -> None:
+    last = parse_capability(str(issue(LAPTOP, ("web",), 253_402_300_800 - 86_401)))
+    store.keep_ticket(last, NOW)
+    store.revoke_ticket(last.name, last.until)
+    assert PeerStore(tmp_path / "peers.toml").all()[0].tickets == (last,)
 
 
 def test_an_ended_ticket_opens_nothing_and_neither_does_one_by_an_unset_clock(store: PeerStore) -> None:

@@ -142,7 +142,9 @@ def test_a_disk_that_cannot_be_written_is_a_warning(
     ]
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", b"-5", b"9" * 30, "\u0665".encode(), b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"nonsense", b"-5", b"9" * 30, b"%d" % 2**62, b"%d" % 2**63, "\u0665".encode(), b"\xff"]
+)
 def test_nonsense_in_the_file_counts_as_nothing(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "counter"
     path.write_bytes(content)

@@ -12,6 +12,7 @@ from p2ptunnel.defaults import (
     CALLS_PER_MINUTE,
     CALLS_PER_SECOND_OF_CALLEE,
     DATAGRAM_MAX_BYTES,
+    SITE_FACTOR,
     TOKEN_TTL,
     TRANSACTION_TIMEOUT,
 )
@@ -316,6 +317,31 @@ def test_calls_of_one_host_and_to_one_callee_are_bounded_until_they_are_over() -
     assert server.attempts == ATTEMPTS_OF_CALLEE_MAX - 1
     server.receive_datagram(connect(mid=1001), CALLER, 4.1)
     assert only(PunchNotice, server.datagrams_to_send())
+
+
+def test_a_callee_that_has_answered_is_not_kept_busy_by_callers_who_acknowledge_nothing() -> None:
+    server, _ = with_bob()
+    for n in range(2 * ATTEMPTS_OF_CALLEE_MAX):
+        host = f"198.51.100.{n}"
+        server.receive_datagram(connect(mid=n, host=host), (host, 1), n / 10)
+        asking = only(PunchNotice, server.datagrams_to_send())
+        no = PunchAnswer(mid=asking.mid, token=asking.extra.token, code=403, em="no")
+        server.receive_datagram(encode(no), CALLEE, n / 10)
+        server.datagrams_to_send()
+    server.receive_datagram(connect(mid=1000), CALLER, 7.0)
+    assert only(PunchNotice, server.datagrams_to_send())
+
+
+def test_the_networks_of_one_site_call_one_callee_at_a_rate_together() -> None:
+    server, _ = with_bob()
+    let_in = 0
+    for n in range(600):
+        now, host = n / 10, f"2001:db8:1:{n:x}::1"
+        server.receive_datagram(connect(mid=n, host=host, now=now), (host, 1), now)
+        let_in += any(isinstance(message, PunchNotice) for message in sent(server.datagrams_to_send()))
+        server.handle_timer(now)
+        server.datagrams_to_send()
+    assert let_in <= SITE_FACTOR * (CALLS_BURST + CALLS_PER_MINUTE)
 
 
 def test_calls_of_one_source_to_one_callee_are_a_few_a_minute() -> None:

@@ -631,3 +631,9 @@ def test_what_it_sends_to_the_caller_is_keyed_and_to_the_server_not() -> None:
     keys = KeyedReceiver(agent._sender._key)
     for datagram in agent.datagrams_to_send():
         assert keys.open(datagram.data) is (datagram.destination == CALLER)
+
+
+def test_a_signed_call_shows_neither_the_answer_nor_the_keys() -> None:
+    signed = signed_call(notice())
+    assert signed is not None
+    assert repr(signed) == f"SignedCall({ALICE.public!r}, is_stranger=False)"

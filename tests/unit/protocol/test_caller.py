@@ -11,7 +11,7 @@ from p2ptunnel.defaults import COOKIELESS_PAD_BYTES, PHASES, PUNCH_TIMEOUT, TRAN
 from p2ptunnel.errors import LocalProtocolError
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.protocol.caller import CallerAgent, CallerState
-from p2ptunnel.protocol.intent import Call, CallVerdict
+from p2ptunnel.protocol.intent import Call, CallSigner, CallVerdict
 from p2ptunnel.protocol.punch import (
     CallFailed,
     ConnectionChosen,
@@ -24,6 +24,7 @@ from p2ptunnel.protocol.punch import (
     phase_length,
 )
 from p2ptunnel.types import Candidate
+from p2ptunnel.wire.intent import COUNTER_END
 from p2ptunnel.wire.intent import decode as decode_intent
 from p2ptunnel.wire.keyed import KeyedSender
 from p2ptunnel.wire.messages import (
@@ -632,6 +633,43 @@ def test_it_is_made_no_third_time() -> None:
     agent.receive_datagram(offer(question), SERVER, 0.2)
     agent.receive_datagram(refusal(agent, 401, "renew"), SERVER, 0.3)
     assert failure_of(agent) == CallFailed("refused", 401, "no")
+
+
+@pytest.mark.parametrize("highest", [2**62 - 1, 2**64 - 1])
+def test_a_counter_that_no_call_can_have_ends_the_call(highest: int) -> None:
+    agent = offered()
+    agent.receive_datagram(refusal(agent, 401, "renew", highest=highest), SERVER, 0.1)
+    assert failure_of(agent) == CallFailed("refused", 401, "no")
+    assert is_over(agent)
+
+
+class Spent:
+    """A counter that comes to its end."""
+
+    def __init__(self, after: int) -> None:
+        self._left = after
+
+    def next(self, at_least: int = 0) -> int:
+        self._left -= 1
+        return 1 if self._left >= 0 else COUNTER_END
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2])
+def test_a_call_that_cannot_be_signed_is_over(calls: int) -> None:
+    signs = CallSigner(ALICE, Spent(calls), random.Random(3), callee=BOB.public)
+    agent = CallerAgent("alice", "bob", SERVER, LocalView(), random.Random(1), signer=signs)
+    agent.start(0.0)
+    if calls > 0:
+        question = only(ConnectRequest, agent.datagrams_to_send())
+        challenge = ConnectAnswer(mid=question.mid, code=401, em="cookie", extra=ConnectAnswerExtra(cookie="fresh"))
+        agent.receive_datagram(encode(challenge), SERVER, 0.1)
+    if calls > 1:
+        agent.receive_datagram(offer(only(ConnectRequest, agent.datagrams_to_send())), SERVER, 0.2)
+        agent.receive_datagram(refusal(agent, 401, "renew"), SERVER, 0.3)
+    text = "the call cannot be signed: the counter is at its end"
+    assert event(CallFailed, agent.events()) == CallFailed("forged", 400, text)
+    assert agent.state is State.FAILED
+    assert is_over(agent)
 
 
 @pytest.mark.parametrize("kind", ["renew", "refuse"])

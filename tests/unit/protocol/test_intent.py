@@ -24,7 +24,7 @@ from p2ptunnel.protocol import intent as module
 from p2ptunnel.protocol.intent import Answered, AnswerFault, AttemptKeys, Call, CallSigner, CallVerdict, IntentJudge
 from p2ptunnel.testing.simnet.peers import SimCounter
 from p2ptunnel.types import Candidate
-from p2ptunnel.wire.intent import IntentRole, decode, encode
+from p2ptunnel.wire.intent import COUNTER_END, IntentRole, MalformedIntentError, decode, encode
 from p2ptunnel.wire.keyed import KeyedSender
 from tests.unit.protocol.actors import ALICE, BOB, EVE
 
@@ -186,6 +186,52 @@ def test_nobody_but_the_callee_makes_the_counter_jump(by: Identity) -> None:
     assert decode(calling.sign(HERE)).ts == 2
 
 
+def renewal(calling: CallSigner, highest: int) -> str:
+    """What BOB says to a call whose counter is too low, or so BOB has it."""
+    call = Call(ALICE.public, CallVerdict.STALE, decode(calling.sign(HERE)), highest)
+    return IntentJudge(BOB, random.Random(3), is_admitted=lambda _: True).renew(call)
+
+
+@pytest.mark.parametrize("highest", [COUNTER_END - 1, COUNTER_END, 2**64 - 4, 2**64 - 1])
+def test_no_renewal_brings_a_counter_to_its_end(highest: int) -> None:
+    counter = SimCounter()
+    calling = signer(counter=counter)
+    assert not calling.renew(renewal(calling, highest))
+    assert decode(calling.sign(HERE)).ts == 2
+    assert counter.next() == 3
+
+
+@pytest.mark.parametrize("highest", [COUNTER_END // 2, COUNTER_END - 2])
+def test_a_renewal_in_the_upper_half_holds_for_its_attempt_alone(highest: int) -> None:
+    counter = SimCounter()
+    calling = signer(counter=counter)
+    assert calling.renew(renewal(calling, highest))
+    assert decode(calling.sign(HERE)).ts == highest + 1
+    assert decode(signer(counter=counter).sign(HERE)).ts == 3
+
+
+def test_whose_key_is_yet_to_be_learnt_lifts_the_counter_of_its_attempt_alone() -> None:
+    counter = SimCounter()
+    calling = signer(callee=None, counter=counter)
+    assert calling.renew(renewal(calling, 10**6))
+    assert decode(calling.sign(HERE)).ts == 10**6 + 1
+    assert decode(signer(counter=counter).sign(HERE)).ts == 3
+
+
+def test_a_counter_at_its_end_signs_nothing() -> None:
+    counter = SimCounter()
+    counter.next(COUNTER_END - 2)
+    with pytest.raises(MalformedIntentError, match=r"^the counter is at its end$"):
+        signer(counter=counter).sign(HERE)
+
+
+def test_a_call_with_a_counter_at_its_end_is_not_remembered() -> None:
+    judging = judge()
+    assert judging.judge(resigned(signer().sign(HERE), ts=COUNTER_END), HERE, HOST, 0.0) == "no intent"
+    assert not judging._seen
+    assert judged(judging, signer().sign(HERE)).verdict is CallVerdict.ADMITTED
+
+
 def test_calls_may_overtake_each_other_within_the_window() -> None:
     counter, judging = SimCounter(), judge()
     judged(judging, signer(counter=counter).sign(HERE))
@@ -211,6 +257,7 @@ def test_memory_is_bounded_and_who_called_last_stays(monkeypatch: pytest.MonkeyP
     for n, caller in enumerate((*callers[:3], callers[0], *callers[3:])):
         judged(judging, signer(caller, counter=counter).sign(HERE), now=n * 1.0)
     assert list(judging._seen) == [callers[n].public for n in (0, 3, 4)]
+    assert judging._hosts.keys() == judging._seen.keys()
 
 
 # --- how much is verified --------------------------------------------------------------------------------
@@ -223,7 +270,7 @@ def verified(judging: IntentJudge, texts: list[str], sources: list[str]) -> int:
     return sum(isinstance(result, Call) for result in results)
 
 
-def test_one_key_is_verified_so_often_a_second() -> None:
+def test_one_key_is_let_in_so_often_a_second() -> None:
     counter = SimCounter()
     texts = [signer(counter=counter).sign(HERE) for _ in range(100)]
     assert verified(judge(), texts, [f"192.0.2.{n}" for n in range(100)]) == INTENTS_OF_SOURCE_PER_SECOND
@@ -237,7 +284,75 @@ def test_one_source_is_verified_so_often_a_second() -> None:
 def test_all_together_are_verified_so_often_a_second() -> None:
     texts = [signer(Identity.from_seed(bytes([n]) * 32)).sign(HERE) for n in range(100)]
     sources = [f"192.0.2.{n}" for n in range(100)]
-    assert verified(judge(admits=lambda _: True), texts, sources) == INTENTS_PER_SECOND
+    at_new_hosts = INTENTS_PER_SECOND / 2 + STRANGERS_PER_SECOND
+    assert verified(judge(admits=lambda _: True), texts, sources) == at_new_hosts
+
+
+def test_peers_at_the_hosts_that_they_called_from_have_a_share_of_their_own() -> None:
+    judging = judge(admits=lambda _: True)
+    callers = [signer(Identity.from_seed(bytes([n]) * 32)) for n in range(100)]
+    for n, calling in enumerate(callers):
+        judged(judging, calling.sign(HERE), now=n * 1.0, source=f"192.0.2.{n}")
+    results = [judging.judge(calling.sign(HERE), HERE, f"203.0.113.{n}", 200.0) for n, calling in enumerate(callers)]
+    results += [judging.judge(calling.sign(HERE), HERE, f"192.0.2.{n}", 200.0) for n, calling in enumerate(callers)]
+    assert sum(isinstance(result, Call) for result in results) == INTENTS_PER_SECOND + STRANGERS_PER_SECOND
+    assert isinstance(results[100 + int(INTENTS_PER_SECOND / 2 + STRANGERS_PER_SECOND)], Call)
+
+
+def forged(number: int, key: Identity = ALICE) -> str:
+    """A call in the name of `key` that it has not signed."""
+    return resigned(signer().sign(HERE), key=key.public.raw, nonce=number.to_bytes(16, "big"))[:-3] + "AAA"
+
+
+def test_forged_calls_from_elsewhere_use_up_nothing_that_their_key_needs() -> None:
+    judging = judge()
+    for n in range(100):
+        judging.judge(forged(n), HERE, "203.0.113.7", 0.0)
+    assert judged(judging, signer().sign(HERE)).verdict is CallVerdict.ADMITTED
+
+
+def test_forged_calls_from_everywhere_keep_no_peer_out_where_it_called_from_last() -> None:
+    judging, counter = judge(), SimCounter()
+    judged(judging, signer(counter=counter).sign(HERE))
+    results = [judging.judge(forged(n), HERE, f"203.0.113.{n}", 0.0) for n in range(200)]
+    assert "too many intents" in results
+    assert judged(judging, signer(counter=counter).sign(HERE)).verdict is CallVerdict.ADMITTED
+
+
+def test_forged_calls_are_verified_so_often_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    verifications, verify = 0, PublicKey.verify
+
+    def counted(key: PublicKey, signature: bytes, data: bytes) -> bool:
+        nonlocal verifications
+        verifications += 1
+        return verify(key, signature, data)
+
+    judging, counter = judge(), SimCounter()
+    judged(judging, signer(counter=counter).sign(HERE))
+    monkeypatch.setattr(PublicKey, "verify", counted)
+    for n in range(1000):
+        judging.judge(forged(n), HERE, HOST if n % 10 == 0 else f"203.0.{n // 250}.{n % 250}", 0.0)
+    assert INTENTS_PER_SECOND / 2 < verifications <= INTENTS_PER_SECOND + STRANGERS_PER_SECOND
+
+
+@pytest.mark.parametrize("burnt", [0, 3, STRANGERS_PER_SECOND, 20])
+def test_whether_a_key_is_admitted_does_not_show_in_what_is_said_to_forged_calls(burnt: int) -> None:
+    said = []
+    for key in (ALICE, EVE):
+        judging = judge()
+        for n in range(int(burnt)):
+            judging.judge(forged(n, Identity.from_seed(bytes([n]) * 32)), HERE, f"192.0.2.{n}", 0.0)
+        results = [judging.judge(forged(n, key), HERE, f"203.0.113.{n % 9}", n / 50) for n in range(300)]
+        said.append([result if isinstance(result, str) else result.verdict for result in results])
+    assert said[0] == said[1]
+    assert CallVerdict.FORGED in said[0]
+
+
+def test_a_peers_calls_use_up_nothing_that_strangers_need() -> None:
+    judging, counter = judge(), SimCounter()
+    for _ in range(int(STRANGERS_PER_SECOND) + 1):
+        judged(judging, signer(counter=counter).sign(HERE))
+    assert judged(judging, signer(EVE).sign(HERE), source="192.0.2.1").verdict is CallVerdict.REFUSED
 
 
 def test_strangers_use_up_nothing_that_peers_need() -> None:

@@ -142,12 +142,15 @@ def test_a_guest_that_could_not_be_stored_has_not_used_the_ticket(code: RefusedC
     assert at.uses_left == 1
 
 
-def test_a_guest_that_went_away_while_it_was_stored_has_not_used_the_ticket() -> None:
+@pytest.mark.parametrize("is_being_stored", [False, True])
+def test_a_guest_that_went_away_has_used_the_ticket_if_it_may_have_been_stored(is_being_stored: bool) -> None:
     at = desk()
     side = host(at)
     side.receive(ticket_proof(), NOW)
+    if is_being_stored:
+        side.steps()
     side.lost(NOW)
-    assert at.uses_left == 1
+    assert at.uses_left == (0 if is_being_stored else 1)
 
 
 # --- a code -----------------------------------------------------------------------------------------------------------
@@ -429,14 +432,18 @@ def test_nothing_shows_a_secret() -> None:
         assert not any(secret in repr(value) for secret in (WORDS, "apple", repr(SECRET)[2:-1], repr(KEY)[2:-1]))
 
 
-def test_a_guest_that_talks_while_it_is_stored_is_refused_and_has_not_used_the_ticket() -> None:
+@pytest.mark.parametrize("is_being_stored", [False, True])
+def test_a_guest_that_talks_before_it_is_told_is_refused_and_has_used_the_ticket_if_it_may_be_stored(
+    is_being_stored: bool,
+) -> None:
     at = desk()
     side = host(at)
     side.receive(ticket_proof(), NOW)
-    side.steps()
+    if is_being_stored:
+        side.steps()
     side.receive(Done(), NOW)
     assert refusal(side) == RefusedCode.NOT_VALID
-    assert at.uses_left == 1
+    assert at.uses_left == (0 if is_being_stored else 1)
 
 
 def test_a_host_whose_element_is_none_is_an_impostor() -> None:

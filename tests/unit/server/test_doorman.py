@@ -10,6 +10,7 @@ from p2ptunnel.defaults import (
     CONTROL_OF_SOURCE_MAX,
     CONTROL_PENALTY,
     CONTROL_SILENT_OF_SOURCE_MAX,
+    SITE_FACTOR,
 )
 from p2ptunnel.server.doorman import Doorman
 
@@ -102,6 +103,15 @@ def test_the_lot_falls_on_the_old_and_the_new_alike() -> None:
     assert sum(age < 0.5 for age in ages) > len(ages) / 4
 
 
+def test_the_networks_of_one_site_have_a_limit_together() -> None:
+    doorman = Doorman(random.Random(1))
+    networks = [f"2001:db8:1:{n:x}::1" for n in range(SITE_FACTOR + 1)]
+    refusals = [doorman.enter(n, networks[n % len(networks)], 0.0) for n in range(SITE_FACTOR * CONTROL_OF_SOURCE_MAX + 1)]
+    assert not any(refusals[:-1])
+    assert refusals[-1] == "too many connections of a source"
+    assert doorman.enter(-1, "2001:db8:2::1", 0.0) == ""
+
+
 def test_a_source_that_begins_with_junk_stays_out_for_a_while() -> None:
     doorman = Doorman(random.Random(1))
     doorman.enter(1, HOST, 100.0)
@@ -120,6 +130,7 @@ def test_nothing_is_kept_of_who_has_left() -> None:
     for n in range(50):
         doorman.leave(n)
     assert len(doorman) == 0
-    assert not doorman._of_source
+    assert not doorman._of_block
+    assert not doorman._of_site
     assert not doorman._silent
-    assert not doorman._silent_of_source
+    assert not doorman._silent_of_block

@@ -384,6 +384,19 @@ def test_a_host_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPa
     run(scenario())
 
 
+def test_a_guest_that_has_stored_the_host_is_paired_however_late_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def slowly(services: Services) -> None:
+        await asyncio.sleep(0.8)
+        strangers.hosts.append(services)
+
+    monkeypatch.setattr(driver, "HANDSHAKE_TIMEOUT", 0.6)
+    strangers = Strangers()
+    strangers.keep_host = slowly  # type: ignore[method-assign]
+    guest, _ = meet(strangers, SECRET)
+    assert guest is None
+    assert len(strangers.guests) == len(strangers.hosts) == 1
+
+
 @either
 def test_cancelling_leaves_nothing_whenever_it_comes(given_to_guest: bytes | str) -> None:
     async def both() -> None:

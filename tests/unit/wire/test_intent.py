@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from p2ptunnel.types import Candidate
 from p2ptunnel.wire.intent import (
+    COUNTER_END,
     INTENT_BYTES,
     INTENT_CHARACTERS,
     Intent,
@@ -54,6 +55,8 @@ def test_what_was_encoded_is_decoded(role: IntentRole) -> None:
         (text_of(b"\x02" + INTENT.raw[1:]), "version 2, not 1"),
         (text_of(b"\x01\x00" + INTENT.raw[2:]), "unknown role 0"),
         (text_of(b"\x01\x05" + INTENT.raw[2:]), "unknown role 5"),
+        (encode(replace(INTENT, ts=COUNTER_END)), "a counter at its end"),
+        (encode(replace(INTENT, ts=2**64 - 1)), "a counter at its end"),
         (encode(replace(INTENT, signature=bytes(64)))[:-1] + "B", "not in the one spelling of these bytes"),
     ],
 )
@@ -61,6 +64,10 @@ def test_what_is_no_intent_is_not_read(text: str, reason: str) -> None:
     with pytest.raises(MalformedIntentError) as caught:
         decode(text)
     assert str(caught.value) == reason
+
+
+def test_the_last_counter_is_read() -> None:
+    assert decode(encode(replace(INTENT, ts=COUNTER_END - 1))).ts == 2**62 - 1
 
 
 def test_its_text_shows_no_signature() -> None:
