@@ -42,9 +42,10 @@ if TYPE_CHECKING:
     from p2ptunnel.identity.keys import Identity, PublicKey
     from p2ptunnel.identity.store import PeerStore, PinnedPeer, Profile
     from p2ptunnel.pairing import Invitation
-    from p2ptunnel.peer import Peer, PeerStatus, Snapshot
+    from p2ptunnel.peer import Peer
     from p2ptunnel.server.rendezvous import Rendezvous
     from p2ptunnel.serving import Serving
+    from p2ptunnel.snapshot import PeerStatus, Snapshot
     from p2ptunnel.ssh.client import SSH
     from p2ptunnel.trace import JsonLines, TraceEvent, Tracer
     from p2ptunnel.transports.raw import RawStream
@@ -125,7 +126,7 @@ _HOMES: Final = {
     "PathSuspected": "events",
     "Peer": "peer",
     "PeerEvent": "events",
-    "PeerStatus": "peer",
+    "PeerStatus": "snapshot",
     "PeerStore": "identity.store",
     "PinnedPeer": "identity.store",
     "Profile": "identity.store",
@@ -139,7 +140,7 @@ _HOMES: Final = {
     "SessionExpired": "events",
     "SessionResumed": "events",
     "SessionStalled": "events",
-    "Snapshot": "peer",
+    "Snapshot": "snapshot",
     "Stream": "abc",
     "StreamStats": "abc",
     "TraceEvent": "trace",

@@ -11,14 +11,12 @@ import math
 import os
 import random
 import time
-from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
-from weakref import WeakSet
 
 import msgspec
 from typeguard import typechecked
@@ -32,7 +30,6 @@ from p2ptunnel.defaults import (
     RESUME_BUFFER_BYTES,
     RESUME_BUFFER_MIN_BYTES,
     RESUME_TIMEOUT,
-    SESSIONS_OF_PEER_MAX,
     STREAMS_OF_SERVICE_MAX,
 )
 from p2ptunnel.errors import (
@@ -48,7 +45,6 @@ from p2ptunnel.errors import (
     RemoteProtocolError,
     RendezvousTimeoutError,
     ResolveError,
-    StoreError,
     UnknownPeerError,
 )
 from p2ptunnel.events import (
@@ -64,15 +60,13 @@ from p2ptunnel.events import (
 )
 from p2ptunnel.identity.capability import Capability, issue, parse_capability
 from p2ptunnel.identity.counter import ProfileCounter
-from p2ptunnel.identity.keys import Identity, PublicKey
+from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.identity.registration import KeyCredentials
 from p2ptunnel.identity.store import PeerStore, PinnedPeer, Profile
-from p2ptunnel.net.changes import NetworkWatch
 from p2ptunnel.net.threads import in_thread
 from p2ptunnel.pairing import Invitation, Redemption, pairing_tag, with_host_keys
 from p2ptunnel.protocol.intent import CallSigner, IntentJudge
 from p2ptunnel.serving import Allow, ServiceTable, Serving
-from p2ptunnel.session.live import SessionState
 from p2ptunnel.session.pairing import PairingChannel
 from p2ptunnel.session.session import (
     Rejoined,
@@ -82,8 +76,10 @@ from p2ptunnel.session.session import (
     connect_session,
     resume_session,
 )
+from p2ptunnel.snapshot import Snapshot, status_of
 from p2ptunnel.ssh.client import SSH, open_ssh
 from p2ptunnel.ssh.hostkeys import fetch_host_keys
+from p2ptunnel.started import Started
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.raw import RawStream, RawStreams
 from p2ptunnel.traversal.answer import Admit, AnsweringPort
@@ -91,54 +87,16 @@ from p2ptunnel.traversal.call import Abortable, Call, Establish
 from p2ptunnel.traversal.netcheck import NetReport, netcheck
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort
 from p2ptunnel.traversal.servers import Servers
-from p2ptunnel.traversal.shared import Shared
 from p2ptunnel.tunnels.local import Forward, open_forward
 from p2ptunnel.tunnels.spec import ServeSpec, Target, parse_target
-from p2ptunnel.types import Address, Path, ServerSpec, Tag, format_address, parse_tag
+from p2ptunnel.types import Address, ServerSpec, Tag, format_address, parse_tag
 
-__all__ = ["Peer", "PeerStatus", "Snapshot"]
+__all__ = ["Peer"]
 
 A = TypeVar("A", bound=Abortable)
 T = TypeVar("T")
 _SELECTOR_BYTES: Final = 16
 _dice: Final = random.SystemRandom()
-
-
-class PeerStatus(msgspec.Struct, frozen=True):
-    """A pinned peer, and the session with it if there is one.
-
-    Attributes:
-        tag: Its name here.
-        key: What it proves.
-        services: What it may open.
-        path: Where the connection runs, or ran last; None without a session, and so are the two below.
-        rtt: Seconds of a round trip; None until measured.
-        state: `stalled`: its machine answers, its program does not; `suspended`: the connection is lost, another is waited for.
-        streams: How many are open.
-        resumes: How often the session has gone on over another connection.
-        suspended_for: For how many seconds there has been no connection; None while there is one.
-    """
-
-    tag: Tag
-    key: str
-    services: tuple[str, ...]
-    path: Path | None = None
-    rtt: float | None = None
-    streams: int = 0
-    state: SessionState | None = None
-    resumes: int = 0
-    suspended_for: float | None = None
-
-
-class Snapshot(msgspec.Struct, frozen=True):
-    """How a peer stands now; every field is a plain value."""
-
-    tag: Tag | None
-    key: str
-    rendezvous: tuple[str, ...]
-    observed: Address | None
-    serving: tuple[str, ...]
-    peers: tuple[PeerStatus, ...]
 
 
 class Peer:
@@ -189,7 +147,7 @@ class Peer:
         self._ttl = OpenerTtl()
         self._events: Final = EventHub()
         self._options: Final = SessionOptions(resume_timeout, resume_buffer, self._on_session_event)
-        self._started: _Started | None = None
+        self._started: Started | None = None
 
     def __repr__(self) -> str:
         return f"<Peer {self.tag or 'without a tag'} via {', '.join(self._servers.texts) or 'no server'}>"
@@ -211,7 +169,7 @@ class Peer:
         if self._started is None:  # others may have started it, too
             counter = ProfileCounter(self.profile.directory / "counter")
             table = ServiceTable(store, self._trace, self._events, issuer=identity.public)
-            self._started = _Started(identity, counter, store, table, self._trace)
+            self._started = Started(identity, counter, store, table, self._trace)
 
     async def close(self) -> None:
         """Leave the server, close tunnels, sessions and sockets; waits at most about two seconds.  Closing twice is fine."""
@@ -265,7 +223,7 @@ class Peer:
             StoreError: The peers file cannot be read.
         """
         up = self._up
-        peers = tuple(_status(pinned, up.session_with(pinned)) for pinned in up.store.all())
+        peers = tuple(status_of(pinned, up.session_with(pinned)) for pinned in up.store.all())
         return Snapshot(self.tag, str(self.key), self._servers.texts, self.local_address, up.table.names, peers)
 
     def events(self, *kinds: type[PeerEvent], buffer: int = 1000) -> Events:
@@ -717,7 +675,7 @@ class Peer:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     @property
-    def _up(self) -> _Started:
+    def _up(self) -> Started:
         if self._started is None:
             raise LocalProtocolError("the peer has not been started: use `async with Peer(…)` or `await peer.start()`")
         return self._started
@@ -734,13 +692,13 @@ class Peer:
             case _:
                 pass
 
-    def _reach_anew(self, up: _Started, answering: AnsweringPort) -> None:
+    def _reach_anew(self, up: Started, answering: AnsweringPort) -> None:
         if not answering.is_worn:
             answering.path_suspected()
         elif self.tag is not None and up.replacing is None:
             up.replacing = asyncio.create_task(self._replace_port(up, self.tag, answering))
 
-    async def _replace_port(self, up: _Started, tag: Tag, worn: AnsweringPort) -> None:
+    async def _replace_port(self, up: Started, tag: Tag, worn: AnsweringPort) -> None:
         """Register from a fresh port; the old one answers until then.  Who needs it no more cancels this."""
         try:
             await self._answer(up, tag)
@@ -777,7 +735,7 @@ class Peer:
                 f"{what} needs Peer(allow_unauthenticated=True)", "It has no security at all; see docs/reference."
             )
 
-    async def _register(self, up: _Started) -> AnsweringPort:
+    async def _register(self, up: Started) -> AnsweringPort:
         """Be registered and answer calls until `up.leave`; all services share one registration."""
         tag = self._required_tag()
         up.answered_for += 1
@@ -790,7 +748,7 @@ class Peer:
         assert up.answering is not None  # it stays as long as it is needed
         return up.answering
 
-    async def _answer(self, up: _Started, tag: Tag) -> None:
+    async def _answer(self, up: Started, tag: Tag) -> None:
         async def admit(pipe: Pipe, conkey: str, key: PublicKey) -> None:
             selector = _selector(conkey, "this machine")
             session = await accept_session(
@@ -826,140 +784,6 @@ class Peer:
         return answering
 
 
-class _Started:
-    """What a peer holds between start and close."""
-
-    def __init__(
-        self, identity: Identity, counter: ProfileCounter, store: PeerStore, table: ServiceTable, tracer: Tracer
-    ) -> None:
-        self.identity: Final = identity
-        self.counter: Final = counter
-        self.store: Final = store
-        self.table: Final = table
-        self.judge: Final = IntentJudge(identity, _dice, is_admitted=self._admits)
-        self.dialing: Final[Shared[tuple[Tag, PublicKey], Session]] = Shared()
-        self.registering: Final[Shared[None, None]] = Shared()
-        self.answering: AnsweringPort | None = None
-        self.replacing: asyncio.Task[None] | None = None
-        self.invitations: Final[WeakSet[Invitation]] = WeakSet()
-        self.answered_for = 0
-        """How many `Serving`s and `listen_raw`s need the registration."""
-        self._trace: Final = tracer
-        self._is_closed = False
-        self._sessions: list[Session] = []
-        self._called: dict[Tag, Session] = {}
-        self._forwards: list[Forward] = []
-        table.own_listeners = lambda: tuple(forward.local for forward in self._forwards)
-        self._watch: Final = NetworkWatch(lambda _: self.network_changed(), tracer=tracer)
-        self._watch.start()
-
-    def signer(self, callee: PublicKey | None) -> CallSigner:
-        """Return what signs one call to the peer with this key, or to one whose key is to be learnt."""
-        return CallSigner(self.identity, self.counter, _dice, callee=callee)
-
-    def _admits(self, key: PublicKey) -> bool:
-        """Tell whether a key may connect; while that cannot be read, nobody may."""
-        try:
-            return key in self.table.admitted()
-        except StoreError as error:
-            self._trace("access", "unreadable", reason=str(error))
-            return False
-
-    def session(self, pinned: PinnedPeer) -> Session | None:
-        """Return the live session with a peer that we called."""
-        session = self._called.get(pinned.tag)
-        return session if session is not None and _is_with(session, pinned) else None
-
-    def session_with(self, pinned: PinnedPeer) -> Session | None:
-        """Return the live session with a peer, whoever called; the one that we would use if there are several."""
-        others = (session for session in reversed(self._sessions) if _is_with(session, pinned))
-        return self.session(pinned) or next(others, None)
-
-    def keep(self, session: Session, called: PinnedPeer | None = None) -> None:
-        """Close the session with us; use it for later streams if we `called`."""
-        if session not in self._sessions:
-            self._sessions.append(session)
-        if called is not None:
-            self._called[called.tag] = session
-        if self._is_closed:
-            session.abort()
-        self.tidy()
-
-    def find(self, key: PublicKey, session_id: bytes) -> Session | None:
-        """Return the living session with a peer that has called us, by its id; one that we called only we move."""
-        for session in self._sessions:
-            if not session.is_caller and (session.peer_key, session.session_id) == (key, session_id) and session.error is None:
-                return session
-        return None
-
-    def network_changed(self) -> None:
-        """Look at every path anew."""
-        for session in self._sessions:
-            session.network_changed()
-        if self.answering is not None:
-            self.answering.network_changed()
-
-    def tidy(self) -> None:
-        """Forget sessions that have ended; keep few of one peer: those that wait for a channel go first, and older ones."""
-        self._sessions = [session for session in self._sessions if not session.closed.is_set()]
-        self._called = {tag: session for tag, session in self._called.items() if not session.closed.is_set()}
-        callers: defaultdict[PublicKey, list[Session]] = defaultdict(list)
-        for session in self._sessions:
-            if not session.is_caller:
-                callers[session.peer_key].append(session)
-        for sessions in callers.values():
-            sessions.sort(key=lambda session: session.state != "suspended")
-            for session in sessions[:-SESSIONS_OF_PEER_MAX]:
-                session.dismiss("too many sessions of this peer")
-
-    def keep_forward(self, forward: Forward) -> None:
-        """Close the forward with us."""
-        self._forwards = [other for other in self._forwards if other.state != "closed"]
-        self._forwards.append(forward)
-
-    async def leave(self) -> None:
-        """Need the registration no more; the last one ends it."""
-        self.answered_for -= 1
-        if self.answered_for:
-            return
-        answering, self.answering = self.answering, None
-        try:
-            await self._stop_replacing()  # which would leave a port that nobody closes
-        finally:
-            if answering is not None:
-                await answering.close()
-
-    async def _stop_replacing(self) -> None:
-        if self.replacing is not None:
-            self.replacing.cancel()
-            await asyncio.gather(self.replacing, return_exceptions=True)
-
-    async def close(self) -> None:
-        """Close everything; cancelled, at once."""
-        self._is_closed = True
-        self._watch.close()
-        if self.replacing is not None:
-            self.replacing.cancel()
-        self.dialing.cancel()
-        self.registering.cancel()
-        try:
-            await asyncio.gather(
-                *(forward.close() for forward in self._forwards),
-                *(invitation.close() for invitation in self.invitations),
-                self._stop_replacing(),
-                self.dialing.close(),
-                self.registering.close(),
-            )
-            answering = () if self.answering is None else (self.answering.close(),)
-            await asyncio.gather(*(session.close() for session in self._sessions), *answering)
-        finally:
-            for session in self._sessions:
-                session.abort()
-            if self.answering is not None:
-                self.answering.abort()
-            await asyncio.gather(*(forward.close() for forward in self._forwards))
-
-
 def _check_resuming(timeout: float, buffer: int) -> None:
     """Raise ConfigError where sessions could not be gone on with as it says."""
     if not (math.isfinite(timeout) and timeout >= 0):
@@ -982,26 +806,6 @@ async def _within(timeout: float | None, tag: Tag, work: Coroutine[Any, Any, T],
 
 def _seconds(moment: datetime | None) -> float | None:
     return None if moment is None else moment.timestamp()
-
-
-def _is_with(session: Session, pinned: PinnedPeer) -> bool:
-    """Tell whether a session is up, and with the key that is pinned now."""
-    return session.tag == pinned.tag and session.peer_key == pinned.key and not session.closed.is_set()
-
-
-def _status(pinned: PinnedPeer, session: Session | None) -> PeerStatus:
-    status = PeerStatus(pinned.tag, str(pinned.key), pinned.granted(time.time()))
-    if session is None:
-        return status
-    return msgspec.structs.replace(
-        status,
-        path=session.path,
-        rtt=session.rtt,
-        streams=session.streams,
-        state=session.state,
-        resumes=session.resumes,
-        suspended_for=session.suspended_for,
-    )
 
 
 def _selector(conkey: str, source: str) -> bytes:

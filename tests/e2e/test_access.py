@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from p2ptunnel import peer as peer_module
+from p2ptunnel import started
 from p2ptunnel.abc import Stream
 from p2ptunnel.asking import AccessRequest, Decision
 from p2ptunnel.defaults import SESSIONS_OF_PEER_MAX
@@ -161,7 +161,7 @@ def test_own_forwards_are_no_inner_targets(tmp_path: Path) -> None:
 
 def test_of_too_many_sessions_of_one_key_the_oldest_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert SESSIONS_OF_PEER_MAX == 8
-    monkeypatch.setattr(peer_module, "SESSIONS_OF_PEER_MAX", 2)
+    monkeypatch.setattr(started, "SESSIONS_OF_PEER_MAX", 2)
 
     async def main() -> None:
         async with meeting(tmp_path, "echo") as there, contextlib.AsyncExitStack() as programs:

@@ -11,8 +11,8 @@ import pytest
 
 from p2ptunnel.events import ChannelLost, PeerEvent, SessionExpired, SessionResumed, SessionStalled
 from p2ptunnel.identity.store import PinnedPeer
-from p2ptunnel.peer import _status
 from p2ptunnel.session.session import Session, SessionOptions
+from p2ptunnel.snapshot import status_of
 from tests.helpers import run
 from tests.helpers.paces import hasten
 from tests.helpers.peers import Peers, Wire, sessions
@@ -132,19 +132,19 @@ def test_the_status_of_a_peer_tells_a_loss_and_how_often_there_was_one() -> None
         peers = Telling()
         async with tapped(peers) as (wire, caller, _):
             pinned = PinnedPeer("home-nas", caller.peer_key)
-            assert (_status(pinned, None).state, _status(pinned, None).path) == (None, None)
+            assert (status_of(pinned, None).state, status_of(pinned, None).path) == (None, None)
             await peers.stream(caller, "web")
-            before = _status(pinned, caller)
+            before = status_of(pinned, caller)
             assert (before.state, before.streams, before.resumes, before.suspended_for) == ("open", 1, 0, None)
             wire.cut()
             await until(peers, caller._number, ChannelLost)
-            during = _status(pinned, caller)
+            during = status_of(pinned, caller)
             assert (during.state, during.streams, during.resumes) == ("suspended", 1, 0)
             assert during.suspended_for is not None
             assert during.path is not None  # where it ran last
             await peers.rejoin(caller)
             await until(peers, caller._number, SessionResumed)
-            after = _status(pinned, caller)
+            after = status_of(pinned, caller)
             assert (after.state, after.streams, after.resumes, after.suspended_for) == ("open", 1, 1, None)
             assert after.path != during.path
 

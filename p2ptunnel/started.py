@@ -1,0 +1,171 @@
+"""What a peer holds between start and close: its sessions, its registration, its forwards, and how all of it ends.
+
+Rule: what is kept here is closed by `close`, whatever happens; who ends by itself is forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from typing import Final
+from weakref import WeakSet
+
+from p2ptunnel.defaults import SESSIONS_OF_PEER_MAX
+from p2ptunnel.errors import StoreError
+from p2ptunnel.identity.counter import ProfileCounter
+from p2ptunnel.identity.keys import Identity, PublicKey
+from p2ptunnel.identity.store import PeerStore, PinnedPeer
+from p2ptunnel.net.changes import NetworkWatch
+from p2ptunnel.pairing import Invitation
+from p2ptunnel.protocol.intent import CallSigner, IntentJudge
+from p2ptunnel.serving import ServiceTable
+from p2ptunnel.session.session import Session
+from p2ptunnel.trace import Tracer
+from p2ptunnel.traversal.answer import AnsweringPort
+from p2ptunnel.traversal.shared import Shared
+from p2ptunnel.tunnels.local import Forward
+from p2ptunnel.types import Tag
+
+__all__ = ["Started"]
+
+_dice: Final = random.SystemRandom()
+
+
+class Started:
+    """What a peer holds between start and close."""
+
+    def __init__(
+        self, identity: Identity, counter: ProfileCounter, store: PeerStore, table: ServiceTable, tracer: Tracer
+    ) -> None:
+        self.identity: Final = identity
+        self.counter: Final = counter
+        self.store: Final = store
+        self.table: Final = table
+        self.judge: Final = IntentJudge(identity, _dice, is_admitted=self._admits)
+        self.dialing: Final[Shared[tuple[Tag, PublicKey], Session]] = Shared()
+        self.registering: Final[Shared[None, None]] = Shared()
+        self.answering: AnsweringPort | None = None
+        self.replacing: asyncio.Task[None] | None = None
+        self.invitations: Final[WeakSet[Invitation]] = WeakSet()
+        self.answered_for = 0
+        """How many `Serving`s and `listen_raw`s need the registration."""
+        self._trace: Final = tracer
+        self._is_closed = False
+        self._sessions: list[Session] = []
+        self._called: dict[Tag, Session] = {}
+        self._forwards: list[Forward] = []
+        table.own_listeners = lambda: tuple(forward.local for forward in self._forwards)
+        self._watch: Final = NetworkWatch(lambda _: self.network_changed(), tracer=tracer)
+        self._watch.start()
+
+    def signer(self, callee: PublicKey | None) -> CallSigner:
+        """Return what signs one call to the peer with this key, or to one whose key is to be learnt."""
+        return CallSigner(self.identity, self.counter, _dice, callee=callee)
+
+    def _admits(self, key: PublicKey) -> bool:
+        """Tell whether a key may connect; while that cannot be read, nobody may."""
+        try:
+            return key in self.table.admitted()
+        except StoreError as error:
+            self._trace("access", "unreadable", reason=str(error))
+            return False
+
+    def session(self, pinned: PinnedPeer) -> Session | None:
+        """Return the live session with a peer that we called."""
+        session = self._called.get(pinned.tag)
+        return session if session is not None and _is_with(session, pinned) else None
+
+    def session_with(self, pinned: PinnedPeer) -> Session | None:
+        """Return the live session with a peer, whoever called; the one that we would use if there are several."""
+        others = (session for session in reversed(self._sessions) if _is_with(session, pinned))
+        return self.session(pinned) or next(others, None)
+
+    def keep(self, session: Session, called: PinnedPeer | None = None) -> None:
+        """Close the session with us; use it for later streams if we `called`."""
+        if session not in self._sessions:
+            self._sessions.append(session)
+        if called is not None:
+            self._called[called.tag] = session
+        if self._is_closed:
+            session.abort()
+        self.tidy()
+
+    def find(self, key: PublicKey, session_id: bytes) -> Session | None:
+        """Return the living session with a peer that has called us, by its id; one that we called only we move."""
+        for session in self._sessions:
+            if not session.is_caller and (session.peer_key, session.session_id) == (key, session_id) and session.error is None:
+                return session
+        return None
+
+    def network_changed(self) -> None:
+        """Look at every path anew."""
+        for session in self._sessions:
+            session.network_changed()
+        if self.answering is not None:
+            self.answering.network_changed()
+
+    def tidy(self) -> None:
+        """Forget sessions that have ended; keep few of one peer: those that wait for a channel go first, and older ones."""
+        self._sessions = [session for session in self._sessions if not session.closed.is_set()]
+        self._called = {tag: session for tag, session in self._called.items() if not session.closed.is_set()}
+        callers: defaultdict[PublicKey, list[Session]] = defaultdict(list)
+        for session in self._sessions:
+            if not session.is_caller:
+                callers[session.peer_key].append(session)
+        for sessions in callers.values():
+            sessions.sort(key=lambda session: session.state != "suspended")
+            for session in sessions[:-SESSIONS_OF_PEER_MAX]:
+                session.dismiss("too many sessions of this peer")
+
+    def keep_forward(self, forward: Forward) -> None:
+        """Close the forward with us."""
+        self._forwards = [other for other in self._forwards if other.state != "closed"]
+        self._forwards.append(forward)
+
+    async def leave(self) -> None:
+        """Need the registration no more; the last one ends it."""
+        self.answered_for -= 1
+        if self.answered_for:
+            return
+        answering, self.answering = self.answering, None
+        try:
+            await self._stop_replacing()  # which would leave a port that nobody closes
+        finally:
+            if answering is not None:
+                await answering.close()
+
+    async def _stop_replacing(self) -> None:
+        if self.replacing is not None:
+            self.replacing.cancel()
+            await asyncio.gather(self.replacing, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Close everything; cancelled, at once."""
+        self._is_closed = True
+        self._watch.close()
+        if self.replacing is not None:
+            self.replacing.cancel()
+        self.dialing.cancel()
+        self.registering.cancel()
+        try:
+            await asyncio.gather(
+                *(forward.close() for forward in self._forwards),
+                *(invitation.close() for invitation in self.invitations),
+                self._stop_replacing(),
+                self.dialing.close(),
+                self.registering.close(),
+            )
+            answering = () if self.answering is None else (self.answering.close(),)
+            await asyncio.gather(*(session.close() for session in self._sessions), *answering)
+        finally:
+            for session in self._sessions:
+                session.abort()
+            if self.answering is not None:
+                self.answering.abort()
+            await asyncio.gather(*(forward.close() for forward in self._forwards))
+
+
+def _is_with(session: Session, pinned: PinnedPeer) -> bool:
+    """Tell whether a session is up, and with the key that is pinned now."""
+    return session.tag == pinned.tag and session.peer_key == pinned.key and not session.closed.is_set()
