@@ -181,6 +181,16 @@ class Endpoint:
         return self._links[number]
 
     @property
+    def sent(self) -> int:
+        """Offset behind the last byte that was taken from the streams."""
+        return self._replay.end
+
+    @property
+    def acknowledged(self) -> int:
+        """Offset behind the last byte that the peer says it has."""
+        return self._confirmed
+
+    @property
     def unacknowledged(self) -> int:
         """How many bytes the peer has not acknowledged."""
         return len(self._replay)

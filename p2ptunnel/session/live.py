@@ -78,7 +78,6 @@ __all__ = ["Session", "SessionOptions", "SessionState"]
 
 _log: Final = logging.getLogger("p2ptunnel.session")
 _numbers: Final = itertools.count(1)
-_DELIVERY_LOOK: Final = 0.05  # seconds
 _TASKS_MAX: Final = 2 * STREAMS_MAX  # a peer that opens and resets without end must not leave a server busy for each
 
 
@@ -163,6 +162,8 @@ class Session:
         self._flushing: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._quiet: Final = asyncio.Event()  # no stream is open, and everything is acknowledged
+        self._heard: Final = asyncio.Event()  # something has come, or the end
+        self._undelivered: dict[int, int] = {}  # at the end: bytes of each stream that the peer had not acknowledged
         self._leaving: ChannelClosedError | None = None  # why no stream can be opened any more
         self._suspended_at: float | None = None  # since when no channel carries what we send
         self._stalled_at: float | None = None  # since when the peer's program has not answered
@@ -233,8 +234,9 @@ class Session:
         return None if self._suspended_at is None else self._loop.time() - self._suspended_at
 
     def unacknowledged_of(self, stream_id: int) -> int:
-        """Return how many bytes of a stream were sent and are not acknowledged."""
-        return self._endpoint.unacknowledged_of().get(stream_id, 0)
+        """Return how many bytes of a stream were sent and are not acknowledged; also after the end."""
+        waiting = self._endpoint.unacknowledged_of() if self.error is None else self._undelivered
+        return waiting.get(stream_id, 0)
 
     async def delivered(self, stream_id: int) -> None:
         """Wait until the peer has acknowledged every byte of a stream.
@@ -242,10 +244,16 @@ class Session:
         Raises:
             ChannelError: The session ended before.
         """
-        while self.unacknowledged_of(stream_id):
-            await _wait(self.closed, _DELIVERY_LOOK)
+        if not self.unacknowledged_of(stream_id):
+            return
+        behind = self._endpoint.sent
+        while self._endpoint.acknowledged < behind:
             if self.error is not None:
-                raise self.error
+                raise self.error.with_traceback(None)
+            if self._endpoint.request_ack():
+                self._flush_soon()
+            self._heard.clear()
+            await self._heard.wait()
 
     # --- streams ------------------------------------------------------------------------------------------------------
 
@@ -499,15 +507,16 @@ class Session:
         for leg in self._legs.values():
             leg.channel.abort()
         self._legs.clear()
-        waiting = self._endpoint.unacknowledged_of() if self._streams else {}
+        self._undelivered = self._endpoint.unacknowledged_of()
         for stream_id, stream in self._streams.items():
-            stream.on_lost(error, waiting.get(stream_id, 0))
+            stream.on_lost(error, self._undelivered.get(stream_id, 0))
         self._streams.clear()
         self._endpoint.close()
         for task in self._tasks - {asyncio.current_task()}:  # a service may close the session that it serves
             task.cancel()
         self._settle()
         self._quiet.set()
+        self._heard.set()
         self.closed.set()
 
     # --- what streams need --------------------------------------------------------------------------------------------
@@ -613,6 +622,7 @@ class Session:
             except RemoteProtocolError as error:
                 self._violated(error)
             else:
+                self._heard.set()
                 if self._stalled_at is not None and is_carrier:
                     self._flowing(0)
                 self.flush()

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from p2ptunnel.defaults import STREAM_WINDOW_BYTES
+from p2ptunnel.defaults import PING_ACTIVE, STREAM_WINDOW_BYTES
 from p2ptunnel.errors import ChannelClosedError, ChannelLostError, LocalProtocolError, StreamResetError
 from p2ptunnel.session.session import SessionOptions
 from p2ptunnel.session.stream import SessionStream
@@ -107,6 +107,37 @@ def test_delivered_is_what_the_peer_has_acknowledged() -> None:
             await asyncio.wait_for(ours.delivered(), 10)
             assert not ours.stats.unacknowledged
             await ours.delivered()
+
+    run(scenario())
+
+
+def test_an_acknowledgement_is_asked_for_and_not_waited_for() -> None:
+    async def scenario() -> None:
+        peers = Peers("sink")
+        async with sessions(peers) as (caller, _):
+            ours, _theirs = await peers.stream(caller, "sink")
+            async with asyncio.timeout(20 * PING_ACTIVE / 4):
+                for _ in range(20):
+                    await ours.write(b"some bytes")
+                    await ours.delivered()
+
+    run(scenario())
+
+
+def test_what_was_not_delivered_is_told_of_a_stream_that_was_over_before_the_session() -> None:
+    async def scenario() -> None:
+        peers = Peers("sink")
+        async with sessions(peers) as (caller, callee):
+            ours, theirs = await peers.stream(caller, "sink")
+            await theirs.write_eof()
+            assert await ours.read() == b""
+            await ours.write(b"some bytes")
+            await ours.close()
+            caller._end(ChannelLostError("a test"))
+            assert ours.stats.unacknowledged == len(b"some bytes")
+            with pytest.raises(ChannelLostError, match="a test"):
+                await ours.delivered()
+            callee.abort()
 
     run(scenario())
 
