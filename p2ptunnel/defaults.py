@@ -180,6 +180,7 @@ TAGS_MAX: Final = 200_000  # owned at one server, about 0.5 KiB each
 TAGS_OF_KEY_MAX: Final = 64
 TAG_UNSEEN_DAYS: Final = 30  # after which a tag is free
 TAG_SEEN_EVERY: Final = 3600.0  # how exactly that is known: less to write
+FLOOD_ROOM_BYTES: Final = 8 * 2**20  # of waiting datagrams, as the kernel counts them: 10 000 of 176 bytes
 SNAPSHOT_EVERY: Final = 5.0  # what a server that is killed forgets
 RECALLS_PER_SECOND: Final = 500  # known addresses that a restarted server tells to register again
 RECALL_MIN: Final = 0.2  # after which a peer does; random between the two: no herd

@@ -38,6 +38,7 @@ __all__ = [
     "set_ttl",
     "share_port",
     "syn_repeats",
+    "widen_receiving",
 ]
 
 LINUX: Final = sys.platform == "linux"
@@ -48,6 +49,7 @@ _IPV6_MTU_DISCOVER: Final = 23
 _PMTUDISC_PROBE: Final = 3  # DF stays set, but a forged "fragmentation needed" cannot make us fail with EMSGSIZE
 _IP_MINTTL: Final = 21
 _IPV6_MINHOPCOUNT: Final = 73
+_SO_RCVBUFFORCE: Final = 33
 _TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None)
 _NOTSENT_LOWAT: Final[int | None] = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 TELLS_UNSENT: Final = _NOTSENT_LOWAT is not None
@@ -112,6 +114,19 @@ def forbid_fragments(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
     else:
         sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+
+
+def widen_receiving(sock: socket.socket, room_bytes: int) -> None:
+    """Let so many bytes wait to be read, as far as the system allows; beyond `net.core.rmem_max` it asks for CAP_NET_ADMIN.
+
+    The kernel counts what a datagram takes of its memory: some 800 bytes for one of 200.
+    """
+    if LINUX:
+        with contextlib.suppress(PermissionError):
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, room_bytes // 2)  # it doubles what it is told
+            return
+    with contextlib.suppress(OSError):  # other systems refuse what is too much, where Linux gives what there is
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room_bytes // 2)
 
 
 def _ttl_option(sock: socket.socket) -> tuple[int, int]:

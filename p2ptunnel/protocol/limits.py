@@ -14,9 +14,8 @@ from p2ptunnel.defaults import LIMITED_SOURCES_MAX, SITE_FACTOR
 
 __all__ = ["Buckets", "Rate", "SourceLimit", "limited_source"]
 
-_MAPPED: Final = 0xFFFF << 32  # as in ::ffff:0:0/96: an IPv4 address is one source, however it comes
-_IPV4_END: Final = 1 << 48  # IPv4 has no sites; a /64 may have the number of its /48
-_LOOPBACK: Final = 127
+_IPV4_END: Final = 1 << 48  # of the numbers that stand for IPv4 addresses
+_LOOPBACK: Final = "127."
 
 
 class Rate(Struct, frozen=True):
@@ -72,39 +71,43 @@ class SourceLimit:
 
     def take(self, host: str, now: float, *, of: Hashable = None) -> bool:
         """Count one thing that `host` asks for, for each `of` apart; return whether it may."""
-        source = limited_source(host)
-        if source is None:
+        block, site = _block_and_site(host)
+        if block is None:
             return True
-        if not self._blocks.take((source.block, of), now):
+        if not self._blocks.take((block, of), now):
             return False
-        return source.block < _IPV4_END or self._sites.take((source.site, of), now)
+        return site is None or self._sites.take((site, of), now)
 
     def give_back(self, host: str) -> None:
         """Do not count the last one: it has shown who it is."""
-        source = limited_source(host)
-        if source is not None:
-            self._blocks.give_back((source.block, None))
-            self._sites.give_back((source.site, None))
+        block, site = _block_and_site(host)
+        self._blocks.give_back((block, None))
+        self._sites.give_back((site, None))
 
     def wait(self, host: str, now: float) -> float:
         """Return after how many seconds `host` may ask again."""
-        source = limited_source(host)
-        return (
-            0.0
-            if source is None
-            else max(self._blocks.wait((source.block, None), now), self._sites.wait((source.site, None), now))
-        )
+        block, site = _block_and_site(host)
+        return max(self._blocks.wait((block, None), now), self._sites.wait((site, None), now))
+
+
+def _block_and_site(host: str) -> tuple[str | int | None, int | None]:
+    """Return whom buckets are for: nobody for what has no limit, and no site for IPv4.
+
+    IPv4 is told apart as the kernel spells it and not parsed: a flood brings another one with each datagram.
+    """
+    if ":" not in host and host[:1].isdigit():
+        return None if host.startswith(_LOOPBACK) else host, None
+    source = limited_source(host)
+    if source is None:
+        return None, None
+    return (str(canonical(host.partition("%")[0])), None) if source.block < _IPV4_END else source
 
 
 @functools.lru_cache(maxsize=LIMITED_SOURCES_MAX)
 def limited_source(host: str) -> Source | None:
     """Return whom a limit takes the numeric address for; None for loopback, and for what is no address: a test's."""
     try:
-        if ":" in host:
-            address = canonical(host.partition("%")[0])
-            return None if scope_of(address) == "loopback" else source_of(address)
-        a, b, c, d = map(int, host.split("."))  # as the kernel spells it; `ipaddress` takes a third of a junk datagram's time
+        address = canonical(host.partition("%")[0])
     except ValueError:
         return None
-    block = _MAPPED | a << 24 | b << 16 | c << 8 | d
-    return None if a == _LOOPBACK else Source(block, block)
+    return None if scope_of(address) == "loopback" else source_of(address)

@@ -20,11 +20,12 @@ from typing import Final, Self
 
 import msgspec
 
-from p2ptunnel.defaults import RENDEZVOUS_PORT
+from p2ptunnel.defaults import FLOOD_ROOM_BYTES, RENDEZVOUS_PORT
 from p2ptunnel.errors import AddressInUseError, BindError, ConfigError, LocalProtocolError
 from p2ptunnel.identity.judge import Judge
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.net.filter import attach_filter
+from p2ptunnel.net.sockets import widen_receiving
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
 from p2ptunnel.protocol.broker import Broker, LineToSend
 from p2ptunnel.protocol.machine import Event
@@ -221,6 +222,7 @@ class _Service(abc.ABC):
     async def start(self) -> None:
         """Serve."""
         attach_filter(self.driver.udp.socket)
+        widen_receiving(self.driver.udp.socket, FLOOD_ROOM_BYTES)
         self.driver.start()
         make = self.connections.make
         # Served in a second step: cancelled in the middle of a first one, there would be nobody to stop it.

@@ -20,6 +20,7 @@ from p2ptunnel.net.sockets import (
     set_ttl,
     share_port,
     syn_repeats,
+    widen_receiving,
 )
 from p2ptunnel.types import Address
 
@@ -128,3 +129,12 @@ def test_segments_that_the_system_does_not_limit_are_no_error() -> None:
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) == 1200
         limit_segments(sock, 0)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) == unlimited != 1200
+
+
+@pytest.mark.parametrize("is_linux", [True, False])
+def test_more_may_wait_to_be_read(monkeypatch: pytest.MonkeyPatch, is_linux: bool) -> None:
+    monkeypatch.setattr(sockets, "LINUX", is_linux)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        before = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        widen_receiving(sock, before + 4096)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) > before

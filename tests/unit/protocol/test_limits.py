@@ -84,11 +84,12 @@ def test_a_v4_mapped_address_shares_the_bucket_of_its_v4_address() -> None:
     assert taken(SourceLimit(RATE), ["198.51.100.7", "::ffff:198.51.100.7"] * 10) == RATE.burst
 
 
-@given(st.ip_addresses(v=4))
-def test_the_short_way_to_a_source_leads_where_the_long_one_does(address: object) -> None:
-    found = limited_source(str(address))
-    assert found in {None, source_of(canonical(str(address)))}
-    assert (found is None) is str(address).startswith("127.")
+@given(st.ip_addresses(v=4), st.sampled_from(["{}", "::ffff:{}"]))
+def test_a_source_is_limited_however_it_is_spelt(address: object, spelling: str) -> None:
+    limit, host = SourceLimit(RATE), str(address)
+    has_limit = limited_source(host) is not None
+    assert taken(limit, [host, spelling.format(host)] * 10) == (RATE.burst if has_limit else 20)
+    assert has_limit is not host.startswith("127.")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "not an address", ""])
