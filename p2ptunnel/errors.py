@@ -6,7 +6,7 @@ from the attributes, is pinned by a test, and never holds a token, conkey, key m
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 __all__ = [
     "AccessDeniedError",
@@ -63,12 +63,21 @@ class P2PTunnelError(Exception):
     Attributes:
         layer: Where it happened, one word.
         code: The wire's code that means the same, or 500.
-        hint: The next step for the person at the keyboard; may be empty.
+        hint: The next step for the person at the keyboard; may be empty.  A traceback shows it as a note.
     """
 
     layer: ClassVar[str] = "p2ptunnel"
     code: ClassVar[int] = 500
     hint: str = ""
+
+    if not TYPE_CHECKING:  # which would believe that errors have every attribute
+
+        def __getattr__(self, name: str) -> list[str]:
+            """Make the notes when somebody first looks for them: many a hint is set after the error was made."""
+            if name != "__notes__" or not self.hint:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+            self.__notes__ = [f"hint: {self.hint}"]
+            return self.__notes__
 
     def __reduce__(self) -> tuple[type[Self], tuple[object, ...], dict[str, object]]:
         """Pickle by what the class was called with; OSError's own way would hand its subclasses a third argument."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+import traceback
 from typing import NamedTuple
 
 import pytest
 
 from p2ptunnel import errors
-from p2ptunnel.errors import P2PTunnelError
+from p2ptunnel.errors import ConfigError, P2PTunnelError, PeerOfflineError
 
 KEY = "p2p:k5xq7m2ak5xq7m2ak5xq7m2ak5xq7m2ak5xq7m2ak5xq7m2ak5xq"
 NETCHECK = "`p2ptunnel netcheck` on both machines shows what their NATs do."
@@ -303,6 +304,21 @@ def test_a_pickled_error_comes_back_the_same(row: Row) -> None:
     for again in (pickle.loads(pickle.dumps(row.error)), copy.copy(row.error)):
         assert type(again) is type(row.error)
         assert (str(again), again.hint, vars(again)) == (row.text, row.hint, vars(row.error))
+
+
+def test_a_traceback_shows_the_next_step() -> None:
+    shown = "".join(traceback.format_exception_only(PeerOfflineError("nas", "192.0.2.1:7000")))
+    assert shown.endswith("\nhint: Check the tag, and that `p2ptunnel serve` is running on nas.\n")
+    error = P2PTunnelError("nothing to say")
+    assert traceback.format_exception_only(error) == ["p2ptunnel.errors.P2PTunnelError: nothing to say\n"]
+    with pytest.raises(AttributeError, match="'P2PTunnelError' object has no attribute 'hnit'"):
+        _ = error.hnit  # type: ignore[attr-defined]
+
+
+def test_notes_of_others_stand_behind_the_next_step() -> None:
+    error = ConfigError("a problem", "The next step.")
+    error.add_note("more")
+    assert error.__notes__ == ["hint: The next step.", "more"]
 
 
 def test_every_public_error_is_in_the_table() -> None:
