@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     )
     from p2ptunnel.identity.capability import Capability
     from p2ptunnel.identity.keys import Identity, PublicKey
-    from p2ptunnel.identity.store import PeerStore, PinnedPeer, Profile
+    from p2ptunnel.identity.pinned import IssuedTicket, PinnedPeer
+    from p2ptunnel.identity.store import PeerStore, Profile
     from p2ptunnel.pairing import Invitation
     from p2ptunnel.peer import Peer
     from p2ptunnel.server.rendezvous import Rendezvous
@@ -68,6 +69,7 @@ __all__ = [
     "Forward",
     "Identity",
     "Invitation",
+    "IssuedTicket",
     "JsonLines",
     "NetReport",
     "Opening",
@@ -115,6 +117,7 @@ _HOMES: Final = {
     "Forward": "tunnels.local",
     "Identity": "identity.keys",
     "Invitation": "pairing",
+    "IssuedTicket": "identity.pinned",
     "JsonLines": "trace",
     "NetReport": "traversal.netcheck",
     "Opening": "abc",
@@ -128,7 +131,7 @@ _HOMES: Final = {
     "PeerEvent": "events",
     "PeerStatus": "snapshot",
     "PeerStore": "identity.store",
-    "PinnedPeer": "identity.store",
+    "PinnedPeer": "identity.pinned",
     "Profile": "identity.store",
     "PublicKey": "identity.keys",
     "RawStream": "transports.raw",

@@ -1,4 +1,4 @@
-"""The owner is asked whether a peer may open a service: one question a peer at a time, and no answer is a no.
+"""The owner is asked whether a peer may open a service: one question at a time, and no answer is a no.
 
 Rule: only a pinned peer can make a question appear, and who is refused again and again cannot for a while.
 """
@@ -15,7 +15,7 @@ from typing import Final, Literal, TypeAlias, cast, get_args
 
 import msgspec
 
-from p2ptunnel.defaults import ASK_MUTE, ASK_REFUSALS, ASK_TIMEOUT
+from p2ptunnel.defaults import ASK_MUTE, ASK_PATIENCE, ASK_REFUSALS, ASK_STREAMS_MAX, ASK_TIMEOUT
 from p2ptunnel.errors import LocalProtocolError
 from p2ptunnel.events import AccessDecided, AccessRequested, PeerEvent
 from p2ptunnel.identity.keys import PublicKey
@@ -26,7 +26,7 @@ from p2ptunnel.types import Path, Tag
 __all__ = ["AccessRequest", "Answer", "Approvals", "AskCallback", "Decision"]
 
 Decision: TypeAlias = Literal["once", "hour", "always", "no"]
-"""`once`: this stream; `hour`, `always`: the peer is granted the service, which `p2ptunnel peers deny` takes back."""
+"""`once`: what waits now, until it ends; `hour`, `always`: the service is granted, which `p2ptunnel peers deny` takes back."""
 
 _ids: Final = itertools.count(1)
 
@@ -42,6 +42,7 @@ class AccessRequest(msgspec.Struct, frozen=True):
         key: What it has proved.
         service: What it asks for: the name that is served, and behind it what it means where that may be many things.
         path: Where its connection runs.
+        grants: The service that `hour` and `always` grant, all of it.
     """
 
     id: int
@@ -49,10 +50,12 @@ class AccessRequest(msgspec.Struct, frozen=True):
     key: PublicKey
     service: str
     path: Path
+    grants: str
 
     def __str__(self) -> str:
         where = f"{self.path.kind} {self.path.transport} {self.path.remote[0]}"
-        return f"{self.tag} (p2p:{self.key.short}…) wants {self.service} via {where}"
+        whole = "" if self.grants == self.service else f"; an hour or always means all of {self.grants}"
+        return f"{self.tag} (p2p:{self.key.short}…) wants {self.service} via {where}{whole}"
 
 
 AskCallback: TypeAlias = Callable[[AccessRequest], Awaitable[Decision]]
@@ -62,8 +65,8 @@ AskCallback: TypeAlias = Callable[[AccessRequest], Awaitable[Decision]]
 class Answer(msgspec.Struct, frozen=True):
     """What came of a question.
 
-    `by` says whose word it is: the owner's; nobody's, in time; or that the peer was not to ask now: it is muted, or asks for
-    something else already.
+    `by` says whose word it is: the owner's; nobody's, in time; or that it was not the time to ask: the peer is muted, or asks
+    for something else or too much already, or the owner was asked by others.
     """
 
     decision: Decision
@@ -83,6 +86,7 @@ class Approvals:
         self._tell = tell
         self._trace = tracer
         self._clock = clock
+        self._turn: Final = asyncio.Lock()  # a late answer must not be the next question's
         self._asking: Final[dict[PublicKey, str]] = {}
         self._waiting: Final[Counter[PublicKey]] = Counter()  # streams that wait for the answer
         self._questions: Final[Shared[PublicKey, Answer]] = Shared()
@@ -90,7 +94,15 @@ class Approvals:
         self._muted_until: Final[dict[PublicKey, float]] = {}
 
     async def ask(
-        self, key: PublicKey, tag: Tag, service: str, path: Path, callback: AskCallback, waiting: Callable[[float], None]
+        self,
+        key: PublicKey,
+        tag: Tag,
+        service: str,
+        path: Path,
+        callback: AskCallback,
+        waiting: Callable[[float], None],
+        *,
+        grants: str,
     ) -> Answer:
         """Ask whether the peer may open the service; whoever asks for the same meanwhile shares the answer.
 
@@ -100,7 +112,8 @@ class Approvals:
             service: What it asks for.
             path: Where its connection runs.
             callback: Asks the owner.
-            waiting: Called with the seconds that the question is open for, if there is one.
+            waiting: Called with the seconds that an answer may take, if there is a question.
+            grants: The service that it would be granted for longer than this.
 
         Raises:
             LocalProtocolError: The callback answered something else than a Decision.
@@ -108,18 +121,30 @@ class Approvals:
         """
         if self._clock() < self._muted_until.get(key, 0.0):
             return Answer("no", "muted")
-        if self._asking.setdefault(key, service) != service:
+        if self._asking.setdefault(key, service) != service or self._waiting[key] >= ASK_STREAMS_MAX:
             return Answer("no", "busy")
         self._waiting[key] += 1
         try:
-            waiting(ASK_TIMEOUT)
+            waiting(ASK_PATIENCE)
             return await self._questions.join(
-                key, lambda: self._put(AccessRequest(next(_ids), tag, key, service, path), callback)
+                key, lambda: self._put_in_turn(AccessRequest(next(_ids), tag, key, service, path, grants), callback)
             )
         finally:
             self._waiting[key] -= 1
             if not self._waiting[key]:
                 del self._waiting[key], self._asking[key]
+
+    async def _put_in_turn(self, request: AccessRequest, callback: AskCallback) -> Answer:
+        """Put one question when no other stands; one that the owner has never seen is none that was refused."""
+        try:
+            async with asyncio.timeout(ASK_PATIENCE - ASK_TIMEOUT):
+                await self._turn.acquire()
+        except TimeoutError:
+            return Answer("no", "busy")
+        try:
+            return await self._put(request, callback)
+        finally:
+            self._turn.release()
 
     async def _put(self, request: AccessRequest, callback: AskCallback) -> Answer:
         """Put one question, and draw the consequences."""

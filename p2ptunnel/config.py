@@ -9,25 +9,31 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
+import os
 import re
+import sys
 import tomllib
 from collections.abc import Generator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Annotated, Any, Final, cast
 
 import msgspec
 
 from p2ptunnel.defaults import CLOCK_MIN, RENDEZVOUS_PORT
-from p2ptunnel.errors import ConfigError
-from p2ptunnel.types import clean, parse_server, parse_tag
+from p2ptunnel.errors import ConfigError, InsecureKeyFileError
+from p2ptunnel.types import RelayUse, clean, parse_server, parse_tag
 
-__all__ = ["CONFIG_FILE", "Config", "PeerConfig", "load_config", "parse_duration", "parse_until"]
+__all__ = ["CONFIG_FILE", "Config", "PeerConfig", "ServerConfig", "load_config", "parse_duration", "parse_quota", "parse_until"]
 
 CONFIG_FILE: Final = "config.toml"
 
 _DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(s|m|h|d)?", re.ASCII)
+_OTHERS_WRITE: Final = 0o022
+_OTHERS_ENTER: Final = 0o011
 _UNITS: Final = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+_QUOTA: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(KiB|MiB|GiB|TiB)(?:/day)?", re.ASCII)
+_SIZES: Final = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 class PeerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,17 +43,34 @@ class PeerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tag: What others find it by.
         rendezvous: Its servers in order of preference, `host:port` or the whole line that the server's operator has given.
         resume_timeout: How long a lost connection is waited for: `"10m"`, or a number of seconds.
+        relay: Whether connections go over the server's relay: `"auto"`, `"never"` or `"always"`.
     """
 
     tag: str | None = None
     rendezvous: tuple[str, ...] = ()
     resume_timeout: str | float | None = None
+    relay: RelayUse = "auto"
+
+
+class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[server]`: the rendezvous server of this profile.
+
+    Attributes:
+        relay: Whether it also carries what peers have no direct path for.
+        relay_quota: What one key may have carried in a day: `"1GiB/day"`.
+        relay_circuits: Of one key at a time.
+    """
+
+    relay: bool = True
+    relay_quota: str | None = None
+    relay_circuits: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All tables of the file; what is left out has its default."""
 
     peer: PeerConfig = PeerConfig()
+    server: ServerConfig = ServerConfig()
 
 
 def parse_duration(value: str | float) -> float:
@@ -64,6 +87,19 @@ def parse_duration(value: str | float) -> float:
     if not 0 <= seconds < math.inf:
         raise ConfigError(f"{clean(str(value))!r} is not a duration", "Examples: 30s, 10m, 2h; 0 for none.")
     return seconds
+
+
+def parse_quota(text: str) -> int:
+    """Return the bytes that `text` stands for: a number and one of KiB, MiB, GiB, TiB, with `/day` or without.
+
+    Raises:
+        ConfigError: It is no such quota, or less than a byte.
+    """
+    found = _QUOTA.fullmatch(text)
+    quota_bytes = int(float(found[1]) * _SIZES[found[2]]) if found else 0
+    if not quota_bytes:
+        raise ConfigError(f"{clean(text)!r} is not a quota", "Examples: 1GiB/day, 500MiB, 1.5TiB/day.")
+    return quota_bytes
 
 
 def parse_until(text: str, now: float) -> datetime:
@@ -98,17 +134,35 @@ def load_config(directory: Path) -> Config:
 
     Raises:
         ConfigError: It cannot be read, is no TOML, or has a key or value that does not belong.
+        InsecureKeyFileError: Somebody else could have written it.
     """
     path = directory / CONFIG_FILE
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
+        data = _read(path)
     except FileNotFoundError:
         return Config()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", "Check the file and the directory above it.") from error
+    try:
+        table = tomllib.loads(data.decode("utf-8"))
     except ValueError as error:  # no UTF-8, no TOML
         raise ConfigError(f"{path}: {clean(str(error))}", "The file is written in TOML: toml.io.") from error
     return _understood(table, path)
+
+
+def _read(path: Path) -> bytes:
+    """Return the bytes of a file that names servers: nobody else must be able to write it, a link to a file of ours is fine.
+
+    In a directory that only its owner enters, as a profile's is made, its own mode does not matter.
+    """
+    with path.open("rb") as file:
+        if sys.platform != "win32":
+            status = os.fstat(file.fileno())
+            if status.st_uid not in {os.geteuid(), 0}:
+                raise InsecureKeyFileError(str(path), "it belongs to another user", f"sudo chown {os.geteuid()} {path}")
+            if status.st_mode & _OTHERS_WRITE and path.parent.stat().st_mode & _OTHERS_ENTER:
+                raise InsecureKeyFileError(str(path), "others could change it", f"chmod go-w {path}")
+        return file.read()
 
 
 def _understood(table: Mapping[str, Any], path: Path) -> Config:
@@ -126,16 +180,19 @@ def _understood(table: Mapping[str, Any], path: Path) -> Config:
     with _placed("resume_timeout", path):
         if config.peer.resume_timeout is not None:
             parse_duration(config.peer.resume_timeout)
+    with _placed("relay_quota", path, table="server"):
+        if config.server.relay_quota is not None:
+            parse_quota(config.server.relay_quota)
     return config
 
 
 @contextlib.contextmanager
-def _placed(key: str, path: Path) -> Generator[None]:
+def _placed(key: str, path: Path, *, table: str = "peer") -> Generator[None]:
     """Add to a mistake in a value where it stands."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{error}: `{key}` at peer in {path}", error.hint) from error
+        raise ConfigError(f"{error}: `{key}` at {table} in {path}", error.hint) from error
 
 
 def _with_lists(table: Mapping[str, Any]) -> dict[str, Any]:

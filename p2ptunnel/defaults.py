@@ -32,8 +32,9 @@ HEARTBEAT_MAX: Final = 26.0
 TOKEN_TTL: Final = 60.0  # an attempt is over long before
 REGISTRATIONS_MAX: Final = 100_000  # one server's memory, about 1 KiB each
 ATTEMPTS_MAX: Final = 10_000
-ATTEMPTS_OF_SOURCE_MAX: Final = 64  # of one host at a time; an attempt ends when its caller acknowledges the result
-ATTEMPTS_OF_CALLEE_MAX: Final = 32  # to one callee at a time
+ATTEMPTS_OF_SOURCE_MAX: Final = 64  # of one source at a time; an attempt ends when its caller acknowledges the result
+ATTEMPTS_OF_CALLEE_MAX: Final = 32  # to one callee at a time, until it has answered
+ATTEMPTS_OF_SOURCE_TO_CALLEE_MAX: Final = 4  # of those
 COMPAT_REQUESTS_PER_MINUTE: Final = 3  # cookie-less t=4 and unsigned t=1 of one source, only with --compat seed
 COMPAT_REQUESTS_PER_SECOND: Final = 5  # of all sources together: sources can be forged
 
@@ -110,6 +111,8 @@ SESSIONS_OF_PEER_MAX: Final = 8  # that one peer has with us, by its own calls; 
 CAPABILITY_MAX_BYTES: Final = 1024  # of a signed grant: five services with names of the usual length take 200
 CAPABILITIES_MAX: Final = 16  # that a peer can show in one session
 ASK_TIMEOUT: Final = 30.0  # of the owner who is asked; then it is a no
+ASK_PATIENCE: Final = 2 * ASK_TIMEOUT  # of who asks: others may be asked about first
+ASK_STREAMS_MAX: Final = 16  # of one peer that wait for one answer
 ASK_REFUSALS: Final = 3  # in a row, after which a peer can make no question appear
 ASK_MUTE: Final = 600.0  # for so long
 ASK_GRANT: Final = 3600.0  # of a grant "for an hour"
@@ -118,6 +121,7 @@ ASK_GRANT: Final = 3600.0  # of a grant "for an hour"
 RECONNECT_FIRST: Final = 0.2  # x 1.6 up to the cap, full jitter: no herd after a server's restart
 RECONNECT_FACTOR: Final = 1.6
 RECONNECT_CAP: Final = 10.0
+RETRY_AFTER_MAX: Final = 60.0  # whatever an answer asks for: over UDP it may be forged
 RECONNECT_QUICK: Final = 30.0  # of trying, in which the cap is lower: most servers are back by then
 RECONNECT_QUICK_CAP: Final = 1.0
 JOIN_PATIENCE: Final = 1.0  # for a channel that is about to carry the session, before the next one is asked for
@@ -140,6 +144,9 @@ FLAP_WAIT: Final = 10.0  # the first time; twice as long each time
 FLAP_WAIT_MAX: Final = 300.0
 LOADED_BYTES: Final = 65_536  # a second, both ways: from there on a path's round trips tell of our own queue
 CHANNELS_MAX: Final = 6  # of one session: the one in use, one standby of each kind, and what may be coming up
+UPGRADE_FIRST: Final = 1.0  # on the relay, before a direct path is tried again; x 0.8 to 1.2
+UPGRADE_FACTOR: Final = 3.0  # longer each time
+UPGRADE_CAP: Final = 300.0
 
 # --- pairing ----------------------------------------------------------------------------------------------------------
 PAIRING_EXPIRES: Final = 600.0  # how long an invitation is good
@@ -170,10 +177,12 @@ SOURCE_LINES_PER_SECOND: Final = 50.0  # over TCP, of all its connections
 SOURCE_LINES_BURST: Final = 200.0  # its peers come back together after a restart
 REGISTRATIONS_PER_MINUTE: Final = 30.0  # each costs a check of a signature
 REREGISTRATIONS_PER_MINUTE: Final = 6.0  # of one key that owns its tag, beside those: many peers share a NAT
-NEW_TAGS_PER_DAY: Final = 300.0
+NEW_TAGS_PER_DAY: Final = 100.0  # times SITE_FACTOR and TAG_UNSEEN_DAYS: one /48 owns a quarter of TAGS_MAX at most
 CALLS_PER_MINUTE: Final = 5.0  # of one source to one callee
 CALLS_BURST: Final = 20.0  # a session whose path breaks again and again calls for each new one
 CALLS_PER_SECOND_OF_CALLEE: Final = 20.0  # from all sources together
+CALLS_PER_SECOND_OF_SOURCE: Final = 10.0  # to all callees together: a private server verifies who asks
+CALLS_BURST_OF_SOURCE: Final = 100.0
 
 # --- tags ---------------------------------------------------------------------------------------------------------------
 TAGS_MAX: Final = 200_000  # owned at one server, about 0.5 KiB each
@@ -187,6 +196,21 @@ RECALL_MIN: Final = 0.2  # after which a peer does; random between the two: no h
 RECALL_MAX: Final = 2.0
 RESTART_GRACE: Final = 5.0  # for which a peer of before the restart is "not yet there" rather than "offline"
 
+# --- the relay ------------------------------------------------------------------------------------------------------------
+RELAY_JOIN_TIMEOUT: Final = 10.0  # in which the other end of a call must come; an attempt is over by then
+RELAY_HEAD_START: Final = 0.01  # of a direct path: one in the same network is up by then, and spares both the second handshake
+RELAY_EARLY_BYTES: Final = 16 * 1024  # taken from who waits for the other end: a handshake's first flight is under 1 KiB
+RELAY_BUFFER_BYTES: Final = 256 * 1024  # carried at a time, in one buffer for all; 64 KiB at a time cost a third more
+RELAY_STALLED: Final = 2.0  # in which an end that bytes wait for acknowledges none
+RELAY_IDLE: Final = 120.0  # without a byte either way; a session's standby pings every 15 s
+RELAY_TICK: Final = 0.25  # how exactly these are kept
+RELAY_CIRCUITS_OF_KEY: Final = 16  # at a time
+RELAY_CIRCUITS_OF_SOURCE: Final = 8  # that an IPv4 address or a /64 has an end of
+RELAY_CIRCUITS_MAX: Final = 1024  # two descriptors each
+RELAY_QUOTA_BYTES: Final = 2**30  # of one key and day, both directions of all its circuits
+RELAY_CALLS_MAX: Final = 20_000  # whose two keys are known, about 0.5 KiB each; the oldest go first
+RELAY_ACCOUNTS_MAX: Final = 65_536  # keys that have used some of their quota; those go first whose day began first
+
 # --- TCP connections of the rendezvous server -------------------------------------------------------------------------
 CONTROL_CONNECTIONS_MAX: Final = 20_000
 CONTROL_OF_SOURCE_MAX: Final = 1024  # a peer has one; a provider's NAT has many peers
@@ -197,7 +221,9 @@ CONTROL_DROP_FIRST: Final = 0.3  # at first with this probability,
 CONTROL_DROP_FULL: Final = 100  # and from here on always
 CONTROL_LINE: Final = 12.0  # for a line once begun: 100 bytes a second
 CONTROL_UNREAD: Final = 5.0  # for which a connection may leave what we sent unread
-CONTROL_PENALTY: Final = 90.0  # for a source whose connection began with junk
+CONTROL_PENALTY: Final = 90.0  # for a source whose connections began with junk,
+CONTROL_JUNK_BURST: Final = 10.0  # after so many: a web page asks a few times, behind the NAT of many peers,
+CONTROL_JUNK_PER_MINUTE: Final = 10.0  # or ever more than so many
 CONTROL_FIRST_LINE: Final = 5.0  # who says nothing by then is cut off
 CONTROL_IDLE: Final = 150.0  # peers send a line every 45 s
 CONTROL_KEEPALIVE: Final = 45.0

@@ -27,10 +27,13 @@ __all__ = [
     "InvalidKeyError",
     "InvalidSpecError",
     "InvalidTagError",
+    "KeyKnownError",
     "LaboratoryError",
     "LocalProtocolError",
     "MissingExtraError",
+    "NameTakenError",
     "NoPathError",
+    "NoSuchPeerError",
     "P2PTunnelError",
     "PairingError",
     "PeerKeyChangedError",
@@ -49,6 +52,7 @@ __all__ = [
     "ServerPrivateError",
     "StoreError",
     "StreamResetError",
+    "TagBusyError",
     "TagInUseError",
     "TargetRefusedError",
     "TraversalError",
@@ -182,6 +186,34 @@ class InsecureKeyFileError(StoreError):
     """A secret on disk that others could read or replace."""
 
 
+class KeyKnownError(ConfigError):
+    """A key that is known here by another name already: one key has one name, or taking that away would leave the other."""
+
+    layer = "identity"
+
+    def __init__(self, tag: str, known_as: str) -> None:
+        super().__init__(f"that key is known here as {known_as}", f"To call it {tag}: p2ptunnel peers rename {known_as} {tag}")
+        self.tag = tag
+        self.known_as = known_as
+        self.args = (tag, known_as)
+
+
+class TagBusyError(ConfigError):
+    """Another program of the same profile is registered under the tag; a second one would take it away from the first."""
+
+    layer = "rendezvous"
+    code = 409
+
+    def __init__(self, tag: str, doing: str, pid: int | None, hint: str) -> None:
+        """Take what the other program does with the tag, `serve` or `pair`, and its number if that is known."""
+        number = "" if pid is None else f" (pid {pid})"
+        super().__init__(f"another p2ptunnel {doing}{number} runs here with the tag {tag!r}", hint)
+        self.tag = tag
+        self.doing = doing
+        self.pid = pid
+        self.args = (tag, doing, pid, hint)
+
+
 # --- protocol ---------------------------------------------------------------------------------------------------------
 
 
@@ -250,29 +282,31 @@ class RendezvousTimeoutError(RendezvousError, TimeoutError):
 
 
 class PeerOfflineError(RendezvousError):
-    """Nobody is registered under the tag."""
+    """Nobody is registered under the tag; `known_as` is our name for the peer where that is another."""
 
     code = 404
 
-    def __init__(self, tag: str, server: str = "") -> None:
+    def __init__(self, tag: str, server: str = "", known_as: str = "") -> None:
         super().__init__(server, f"no peer is registered as {tag!r}", 404)
         self.tag = tag
-        self.args = (tag, server)
+        self.known_as = known_as
+        self.args = (tag, server, known_as)
         self.hint = f"Check the tag, and that `p2ptunnel serve` is running on {tag}."
 
     def __str__(self) -> str:
-        return f"no peer is registered as {self.tag!r}"
+        own = f", which is {self.known_as!r} here" if self.known_as else ""
+        return f"no peer is registered as {self.tag!r}{own}"
 
 
 class TagInUseError(RendezvousError):
     """Another key owns the tag."""
 
     code = 409
-    hint = "Choose another tag, or stop the other machine that uses it."
 
     def __init__(self, tag: str, server: str = "") -> None:
         super().__init__(server, f"the tag {tag!r} belongs to another key", 409)
         self.tag = tag
+        self.hint = f"Choose another tag; or the server's operator frees it: p2ptunnel rendezvous tags free {tag}"
         self.args = (tag, server)
 
     def __str__(self) -> str:
@@ -425,6 +459,33 @@ class PeerKeyChangedError(AuthenticationError):
 
     def __str__(self) -> str:
         return f"{self.tag} did not prove the pinned key {self.pinned[:12]}…"
+
+
+class NoSuchPeerError(UnknownPeerError, ConfigError):
+    """A name that the owner gives to a peer, and that none has here."""
+
+    layer = "identity"
+    code = 400
+
+    def __init__(self, tag: str) -> None:
+        super().__init__(tag)
+        self.hint = "`p2ptunnel peers` lists those that are known here."
+
+    def __str__(self) -> str:
+        return f"no peer is known here as {self.tag!r}"
+
+
+class NameTakenError(PeerKeyChangedError, ConfigError):
+    """A name that is to be given to one key, and that another one has."""
+
+    code = 400
+
+    def __init__(self, tag: str, pinned: str) -> None:
+        super().__init__(tag, pinned)
+        self.hint = f"Choose another name for this one; or forget the other: p2ptunnel peers rm {tag}"
+
+    def __str__(self) -> str:
+        return f"{self.tag} is known with another key, {self.pinned[:12]}…"
 
 
 class PeerRefusedError(AuthenticationError):

@@ -127,12 +127,14 @@ class ApprovalAwaited(PeerEvent, frozen=True, kw_only=True):
 class Paired(PeerEvent, frozen=True, kw_only=True):
     """A machine has proved that it was invited, or that it has invited us: its `key` is pinned.
 
-    It may open `services` here, and we what it has `offered` there; a guest is not asked for any.
+    It may open `services` here, and we what it has `offered` there; a guest is not asked for any.  Until now it was known here
+    as `known_as`; empty: it was not.
     """
 
     key: str
     services: tuple[str, ...] = ()
     offered: tuple[str, ...] = ()
+    known_as: Tag = ""
 
 
 class PairingFailed(PeerEvent, frozen=True, kw_only=True):

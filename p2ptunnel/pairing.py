@@ -11,15 +11,19 @@ import io
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from html import escape
+from ipaddress import ip_network
 from types import MappingProxyType, TracebackType
 from typing import Final, Literal, Self
 
 from p2ptunnel.abc import Pipe
-from p2ptunnel.addresses import canonical, source_of
+from p2ptunnel.addresses import canonical, source_of, target_refusal
 from p2ptunnel.errors import (
     ConfigError,
     InvalidAddressError,
+    InvalidCodeError,
+    NameTakenError,
     P2PTunnelError,
     PairingError,
     PeerKeyChangedError,
@@ -27,6 +31,7 @@ from p2ptunnel.errors import (
     PeerRefusedError,
 )
 from p2ptunnel.events import Paired, PairingFailed, PeerEvent
+from p2ptunnel.identity.capability import is_capability
 from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.store import PeerStore, PinnedPeer
 from p2ptunnel.net.threads import in_thread
@@ -35,26 +40,50 @@ from p2ptunnel.session.pairing import IMPOSTOR_HINT, PairingChannel, Services, b
 from p2ptunnel.ssh.hostkeys import HostKeys
 from p2ptunnel.ssh.knownhosts import parse_host_keys
 from p2ptunnel.tunnels.spec import parse_name, service_for
-from p2ptunnel.types import ServerSpec, Tag, format_address, parse_tag
+from p2ptunnel.types import Address, ServerSpec, Tag, format_address, format_duration, pairing_tag, parse_tag
 from p2ptunnel.wire.ticket import NO_KEY, SECRET_BYTES, Ticket, is_ticket, parse_ticket
 from p2ptunnel.wire.words import CODE_BITS, SpokenCode, parse_code, words_of
 
-__all__ = ["Invitation", "Redemption", "pairing_tag", "server_of", "with_host_keys"]
+__all__ = ["Invitation", "Redemption", "pairing_tag", "parse_given", "require_elsewhere", "server_of", "with_host_keys"]
 
 Tell = Callable[[PeerEvent], None]
-_TAG_MAX: Final = 63
-_SUFFIX: Final = ".pair"
 _SSH: Final = "ssh"
+_KEY_PREFIX: Final = "p2p:"
+_EVERYWHERE: Final = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 _RENEW: Final = "`p2ptunnel pair` makes a new invitation."
 
 
-def pairing_tag(tag: Tag) -> Tag:
-    """Return the tag under which the machine called `tag` waits for guests.
+def parse_given(text: str) -> Ticket | SpokenCode:
+    """Return the ticket or the code in `text`, of which no error shows anything.
 
-    It is another than the one that it serves under, so that whoever serves stays as unreachable for strangers as ever, and a
-    program that pairs needs to know nothing of one that serves.
+    Raises:
+        InvalidCodeError: It is neither, or damaged, or something else that one is given.
     """
-    return tag[: _TAG_MAX - len(_SUFFIX)] + _SUFFIX
+    if is_ticket(text):
+        return parse_ticket(text)
+    if is_capability(text):
+        hint = "p2ptunnel peers use TICKET, once its maker is paired with: p2ptunnel pair CODE"
+        raise InvalidCodeError("that is an access ticket, which is shown to a machine that is known already", hint)
+    if text.strip().lower().startswith(_KEY_PREFIX):
+        hint = "To pin it by hand: p2ptunnel peers add NAME KEY"
+        raise InvalidCodeError("that is a machine's key, and no code or ticket", hint)
+    return parse_code(text)
+
+
+def require_elsewhere(address: Address) -> None:
+    """Refuse a numeric address that a ticket names as its server's where only this machine's owner may send us.
+
+    What listens on loopback or link-local addresses trusts whoever reaches it, and whoever made the ticket would have us speak
+    to it.  A private address is fine: at home, servers have one.
+
+    Raises:
+        PairingError: It is such an address.
+    """
+    host = canonical(address[0])
+    if why := target_refusal(host, _EVERYWHERE[host.version]):
+        text = format_address(address)
+        hint = f"If you run a server there, name it yourself: --rendezvous {text}, or Peer(rendezvous={text!r})."
+        raise PairingError(f"the ticket sends this machine to {text}, {why}", hint)
 
 
 def server_of(ticket: Ticket) -> ServerSpec:
@@ -95,7 +124,7 @@ class Invitation:
         services: What a guest may open here, and for each that is an SSH server its host keys.
         expires: Seconds, > 0.
         uses: How many guests it is for, 1 at least.
-        name: What to call the guest here; None: as it calls itself.
+        name: What to call the guest here; None: as it is called already, else as it calls itself.
         tell: Told of guests, and of those who failed.
 
     Raises:
@@ -129,7 +158,7 @@ class Invitation:
         self._guests: asyncio.Queue[PinnedPeer | PairingError] = asyncio.Queue()
         self._leave: Callable[[], Awaitable[None]] | None = None
         self._leaving: asyncio.Task[None] | None = None
-        self._expiring = asyncio.get_running_loop().call_later(expires, self._end, f"nobody came in {expires:g} s")
+        self._expiring = asyncio.get_running_loop().call_later(expires, self._end, f"nobody came in {format_duration(expires)}")
         self._over = ""
         self._storing: Final[set[Pipe]] = set()
         """Those whose guests have proved themselves and are being pinned, which nothing stops."""
@@ -223,11 +252,11 @@ class Invitation:
             P2PTunnelError: It came to nothing.
             OSError: The connection broke.
         """
-        source, kept, failure = pipe.path.remote, list[PinnedPeer](), ""
+        source, kept, failure = pipe.path.remote, list[tuple[PinnedPeer, Tag]](), ""
 
         async def keep(key: PublicKey, tag: Tag) -> Services:
             self._storing.add(pipe)
-            kept.append(await in_thread(self._pin, key, tag))
+            kept.append(await in_thread(_paired, self._store, key, lambda: self._pin(key, tag)))
             return self._services
 
         try:
@@ -252,16 +281,14 @@ class Invitation:
                 self._tell(PairingFailed(tag="", source=format_address(source), reason=failure))
 
     def _pin(self, key: PublicKey, tag: Tag) -> PinnedPeer:
-        """Pin a guest that has proved itself, under the name that it has here if it has one."""
-        known = self._store.by_key(key)
-        name = self._name or (known.tag if known else tag)
-        return self._store.add(name, key, tuple(self._services))
+        """Pin a guest that has proved itself; one that is known keeps its name, unless it is to have another."""
+        return self._store.pair(key, tag, tuple(self._services), name=self._name)
 
-    def _after_attempt(self, kept: list[PinnedPeer]) -> None:
+    def _after_attempt(self, kept: list[tuple[PinnedPeer, Tag]]) -> None:
         """Hand on the guest; put a new code in the place of a tried one, or end what nobody can come to any more."""
-        for guest in kept:
+        for guest, known_as in kept:
             self._guests.put_nowait(guest)
-            self._tell(Paired(tag=guest.tag, key=str(guest.key), services=guest.services))
+            self._tell(Paired(tag=guest.tag, key=str(guest.key), services=guest.services, known_as=known_as))
         if self._desk.is_closed:
             self._end("too many wrong codes were tried")
         elif not self._desk.uses_left:
@@ -302,7 +329,7 @@ class Redemption:
     Args:
         text: The ticket or the code.
         store: Where the host is pinned.
-        name: What to call the host here; None: as it calls itself.
+        name: What to call the host here; None: as it is called already, else as it calls itself.
         services: What the host may open here.
 
     Attributes:
@@ -311,6 +338,7 @@ class Redemption:
         server: Where the host waits, from a ticket; None from a code.
         offered: What we may open there, once it is settled.
         pinned: The host, as soon as it is pinned here, even if `settle` is cancelled in that moment.
+        known_as: What the host was called here before; empty: it was not known.
 
     Raises:
         InvalidCodeError: It is neither, or damaged.
@@ -319,14 +347,15 @@ class Redemption:
     """
 
     def __init__(self, text: str, store: PeerStore, *, name: Tag | None = None, services: Iterable[str] = ()) -> None:
-        given = parse_ticket(text) if is_ticket(text) else parse_code(text)
+        given = parse_given(text)
         self.host: Final[Tag] = given.tag
         self.host_key: Final = PublicKey(given.callee_key) if isinstance(given, Ticket) else None
         self.server: Final = server_of(given) if isinstance(given, Ticket) else None
         self._given: Final = given.secret if isinstance(given, Ticket) else given.words
-        self._name: Final[Tag] = given.tag if name is None else parse_tag(name)
+        self._name: Final = None if name is None else parse_tag(name)
         self.offered: tuple[str, ...] = ()
         self.pinned: PinnedPeer | None = None
+        self.known_as: Tag = ""
         self._services: Final = tuple(map(parse_name, services))
         self._store = store
 
@@ -341,9 +370,10 @@ class Redemption:
             P2PTunnelError: As `call_host`.
             OSError: The connection broke.
         """
-        known = await in_thread(self._store.get, self._name)
-        if known is not None and known.key != answered:
-            raise self._name_taken()
+        try:
+            await in_thread(partial(self._store.name_for, answered, self.host, name=self._name))
+        except NameTakenError as error:
+            raise _name_taken(error) from None
         return await call_host(pipe, identity=identity, host=answered, selector=selector)
 
     def explained(self, error: PeerOfflineError | PeerRefusedError | PeerKeyChangedError) -> P2PTunnelError:
@@ -367,29 +397,41 @@ class Redemption:
         """
 
         async def keep(services: Services) -> None:
-            self.pinned = await in_thread(self._pin, channel.bond.host, services)
+            host = channel.bond.host
+            self.pinned, self.known_as = await in_thread(_paired, self._store, host, lambda: self._pin(host, services))
             self.offered = tuple(services)
 
         try:
             await be_guest(channel, tag, self._given, keep)
-        except PeerKeyChangedError:
-            raise self._name_taken() from None
+        except NameTakenError as error:
+            raise _name_taken(error) from None
         assert self.pinned is not None
         return self.pinned
 
-    def _pin(self, key: PublicKey, services: Services) -> PinnedPeer:
-        pinned = self._store.add(self._name, key, self._services)
-        for service, lines in services.items():
-            if keys := parse_host_keys("\n".join(lines)):
-                self._store.set_ssh_host_keys(self._name, service, keys)
-        return self._store.get(self._name) or pinned
+    def told(self, pinned: PinnedPeer) -> Paired:
+        """Return the event that says that the host is pinned."""
+        return Paired(
+            tag=pinned.tag, key=str(pinned.key), services=pinned.services, offered=self.offered, known_as=self.known_as
+        )
 
-    def _name_taken(self) -> PairingError:
-        hint = f"--as NAME gives it another name here; `p2ptunnel peers rm {self._name}` forgets the other one."
-        return PairingError(f"another machine is known here as {self._name}", hint)
+    def _pin(self, key: PublicKey, services: Services) -> PinnedPeer:
+        read = {service: parse_host_keys("\n".join(lines)) for service, lines in services.items()}
+        host_keys = {service: keys for service, keys in read.items() if keys}
+        return self._store.pair(key, self.host, self._services, name=self._name, ssh_host_keys=host_keys)
 
 
 # --- inside -----------------------------------------------------------------------------------------------------------
+
+
+def _paired(store: PeerStore, key: PublicKey, pin: Callable[[], PinnedPeer]) -> tuple[PinnedPeer, Tag]:
+    """Pin a machine; return it, and what it was called here before, empty if it was not known."""
+    known = store.by_key(key)
+    return pin(), known.tag if known else ""
+
+
+def _name_taken(error: NameTakenError) -> PairingError:
+    hint = f"--as NAME gives it another name here; `p2ptunnel peers rm {error.tag}` forgets the other one."
+    return PairingError(f"another machine is known here as {error.tag}", hint)
 
 
 def _counted_as(host: str) -> str:

@@ -11,7 +11,7 @@ import math
 import os
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
@@ -26,6 +26,7 @@ from p2ptunnel.asking import AskCallback
 from p2ptunnel.defaults import (
     CONNECT_TIMEOUT,
     PAIRING_EXPIRES,
+    RELAY_HEAD_START,
     RENDEZVOUS_PORT,
     RESUME_BUFFER_BYTES,
     RESUME_BUFFER_MIN_BYTES,
@@ -37,6 +38,8 @@ from p2ptunnel.errors import (
     ChannelLostError,
     ConfigError,
     LocalProtocolError,
+    NoPathError,
+    NoSuchPeerError,
     P2PTunnelError,
     PeerKeyChangedError,
     PeerOfflineError,
@@ -51,28 +54,30 @@ from p2ptunnel.events import (
     ChannelLost,
     EventHub,
     Events,
-    Paired,
     PathSuspected,
     PeerEvent,
     ServerFound,
     ServerLost,
     SessionExpired,
 )
-from p2ptunnel.identity.capability import Capability, issue, parse_capability
+from p2ptunnel.identity.capability import Capability, issue, parse_capability, require_usable
 from p2ptunnel.identity.counter import ProfileCounter
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.identity.registration import KeyCredentials
 from p2ptunnel.identity.store import PeerStore, PinnedPeer, Profile
+from p2ptunnel.identity.taglock import TagLock
 from p2ptunnel.net.threads import in_thread
-from p2ptunnel.pairing import Invitation, Redemption, pairing_tag, with_host_keys
+from p2ptunnel.pairing import Invitation, Redemption, pairing_tag, require_elsewhere, with_host_keys
 from p2ptunnel.protocol.intent import CallSigner, IntentJudge
 from p2ptunnel.serving import Allow, ServiceTable, Serving
 from p2ptunnel.session.pairing import PairingChannel
 from p2ptunnel.session.session import (
+    Beginning,
     Rejoined,
     Session,
     SessionOptions,
     accept_session,
+    add_channel,
     connect_session,
     resume_session,
 )
@@ -82,14 +87,18 @@ from p2ptunnel.ssh.hostkeys import fetch_host_keys
 from p2ptunnel.started import Started
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.raw import RawStream, RawStreams
+from p2ptunnel.transports.relay import RelayPipe, join_relay
 from p2ptunnel.traversal.answer import Admit, AnsweringPort
 from p2ptunnel.traversal.call import Abortable, Call, Establish
 from p2ptunnel.traversal.netcheck import NetReport, netcheck
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort
+from p2ptunnel.traversal.race import Keep, Race
+from p2ptunnel.traversal.relayed import RelayedCall
 from p2ptunnel.traversal.servers import Servers
 from p2ptunnel.tunnels.local import Forward, open_forward
 from p2ptunnel.tunnels.spec import ServeSpec, Target, parse_target
-from p2ptunnel.types import Address, ServerSpec, Tag, format_address, parse_tag
+from p2ptunnel.types import Address, RelayUse, ServerSpec, Tag, format_address, parse_tag
+from p2ptunnel.wire.messages import RelayRole
 
 __all__ = ["Peer"]
 
@@ -111,6 +120,9 @@ class Peer:
             (`host:port#p2p:KEY`, `#join:TOKEN` behind it): then no other server can pass for it.  Or several, of which the
             first that answers is used; who calls asks the next one also if nobody is registered there under the tag.
         profile: Where key and pinned peers are kept: a directory, or None for the user's own.
+        relay: Whether connections may go over the server's relay, which carries what it cannot read.  "auto": until there is a
+            direct path, which is looked for at the same time and afterwards.  "never": no relay is asked for.  "always":
+            nothing is punched.
         allow_unauthenticated: Also reach, and be reached by, programs that speak the founding protocol only, by `connect_raw`
             and `listen_raw`; nothing else changes.
         resume_timeout: Seconds for which streams wait, when the connection to a peer is lost, until there is another one; both
@@ -132,6 +144,7 @@ class Peer:
         *,
         rendezvous: str | Sequence[str] | None = None,
         profile: Profile | str | os.PathLike[str] | None = None,
+        relay: RelayUse = "auto",
         allow_unauthenticated: bool = False,
         resume_timeout: float = RESUME_TIMEOUT,
         resume_buffer: int = RESUME_BUFFER_BYTES,
@@ -140,6 +153,7 @@ class Peer:
         _check_resuming(resume_timeout, resume_buffer)
         self.tag = None if tag is None else parse_tag(tag)
         self.profile: Final = profile if isinstance(profile, Profile) else Profile(profile)
+        self._relay: Final[RelayUse] = relay
         self._allow_unauthenticated = allow_unauthenticated
         self._trace = tracer or Tracer()
         servers = (rendezvous,) if isinstance(rendezvous, str) else rendezvous or ()
@@ -242,11 +256,18 @@ class Peer:
     # --- streams ------------------------------------------------------------------------------------------------------
 
     async def connect(
-        self, tag: str, service: str | int = "default", *, timeout: float | None = CONNECT_TIMEOUT, confirm: bool = True
+        self,
+        tag: str,
+        service: str | int = "default",
+        *,
+        timeout: float | None = CONNECT_TIMEOUT,
+        confirm: bool = True,
+        require_direct: bool = False,
     ) -> Stream:
         """Open a stream to a service of a peer: authenticated, encrypted, usable when this returns.
 
-        Streams to one peer share one punched connection.  Cancelling leaves nothing open on either side.
+        Streams to one peer share one connection: over the server's relay where that is up first, and over a direct path as
+        soon as there is one, without a break.  Cancelling leaves nothing open on either side.
 
         Args:
             tag: The peer's; its key must be pinned.
@@ -254,8 +275,10 @@ class Peer:
             timeout: Seconds for everything; None waits as long as each part of it does.
             confirm: False does not wait for the peer to accept the stream, which saves a round trip: what is written goes
                 with the request, and a refusal (AccessDeniedError, TargetRefusedError) is raised by the first `read`.
+            require_direct: Not over the relay, now or later: rather no stream.
 
         Raises:
+            ConfigError: A direct path is required of a peer that always uses the relay.
             InvalidSpecError: `service` is a number and no port.
             UnknownPeerError: No key is pinned for the tag.
             PeerOfflineError: Nobody is registered under the tag.
@@ -272,11 +295,16 @@ class Peer:
             ChannelError: The connection broke before the stream was open.
         """
         name = parse_target(service) if isinstance(service, int) else service
+        if require_direct and self._relay == "always":
+            raise ConfigError("a direct path is required, and the relay is always used", 'Peer(relay="auto"), or --relay auto.')
+        relay: RelayUse = "never" if require_direct else self._relay
         deadline = asyncio.timeout(timeout)
-        connecting = self._connect(self._pinned(tag), name, confirm=confirm, deadline=deadline)
+        connecting = self._connect(self._pinned(tag), name, relay, confirm=confirm, deadline=deadline)
         return await _within(timeout, tag, connecting, deadline)
 
-    async def _connect(self, pinned: PinnedPeer, service: str, *, confirm: bool, deadline: asyncio.Timeout) -> Stream:
+    async def _connect(
+        self, pinned: PinnedPeer, service: str, relay: RelayUse, *, confirm: bool, deadline: asyncio.Timeout
+    ) -> Stream:
         def on_asked(patience: float) -> None:
             if (end := deadline.when()) is not None and not deadline.expired():
                 deadline.reschedule(end + patience)
@@ -284,14 +312,16 @@ class Peer:
         async def open_on(session: Session) -> Stream:
             return await session.open_confirmed(service, on_asked=on_asked) if confirm else session.open(service)
 
-        known = self._up.session(pinned)
+        is_direct = relay == "never"
+        known = self._up.session(pinned, is_direct=is_direct)
         if known is not None:
             with suppress(ChannelClosedError, ChannelLostError):  # it died unnoticed, or was about to end
                 return await open_on(known)
-        return await open_on(await self._up.dialing.join((pinned.tag, pinned.key), lambda: self._dial(pinned)))
+        dialing = self._up.dialing.join((pinned.wanted, pinned.key, is_direct), lambda: self._dial(pinned, relay))
+        return await open_on(await dialing)
 
-    async def _dial(self, pinned: PinnedPeer) -> Session:
-        up = self._up
+    async def _dial(self, pinned: PinnedPeer, relay: RelayUse) -> Session:
+        up, beginning = self._up, Beginning()
 
         async def establish(pipe: Pipe, conkey: str, _: PublicKey | None) -> Session:
             selector = _selector(conkey, pinned.tag)
@@ -301,29 +331,61 @@ class Peer:
                 tag=pinned.tag,
                 peer_key=pinned.key,
                 selector=selector,
+                beginning=beginning,
                 options=self._options,
                 tracer=self._trace,
             )
 
-        session = await self._call(pinned.tag, establish, up.signer(pinned.key))
-        up.keep(session, pinned)
+        try:
+            session = await self._call_known(pinned, establish, relay, Session.attend)
+        except BaseException:
+            if beginning.session is not None:  # it came up in the very turn in which nobody wanted it any more
+                beginning.session.abort("cancelled")
+            raise
+        up.keep_called(session, is_direct=relay == "never")
         for ticket in pinned.tickets:
             session.show(ticket.raw)
-        session.keep_up(lambda: self._redial(session), is_known=lambda: up.store.by_key(pinned.key) is not None)
+        session.keep_up(
+            lambda: self._redial(session, relay),
+            is_known=lambda: up.store.by_key(pinned.key) is not None,
+            improve=(lambda: self._redial(session, "never")) if relay == "auto" else None,
+        )
         return session
 
-    async def _redial(self, session: Session) -> None:
-        """Bring up another channel for a session that has lost its own."""
+    async def _redial(self, session: Session, relay: RelayUse) -> None:
+        """Bring up another channel for a session: one to go on over if it has lost its own, else one to choose."""
         up = self._up
 
         async def establish(pipe: Pipe, conkey: str, _: PublicKey | None) -> Rejoined:
-            return await resume_session(session, pipe, identity=up.identity, selector=_selector(conkey, session.tag))
+            bring_up = resume_session if session.in_doubt.is_set() else add_channel
+            return await bring_up(session, pipe, identity=up.identity, selector=_selector(conkey, session.tag))
 
-        await self._call(session.tag, establish, up.signer(session.peer_key))
+        def keep(rejoined: Rejoined, calling: asyncio.Task[Any]) -> None:
+            rejoined.session.attend(calling)
 
-    async def _call(self, tag: Tag, establish: Establish[A], signer: CallSigner | None, *, servers: Servers | None = None) -> A:
-        """Call; without a signer, a program of the founding protocol."""
-        own_tag = self._own_name
+        pinned = up.store.by_key(session.peer_key)  # by its name of today
+        await self._call_known(pinned or PinnedPeer(session.tag, session.peer_key), establish, relay, keep)
+
+    async def _call_known(self, pinned: PinnedPeer, establish: Establish[A], relay: RelayUse, keep: Keep[A]) -> A:
+        """Call a peer by the tag under which the server knows it; errors name it as it is called here."""
+        try:
+            return await self._call(pinned.wanted, establish, self._up.signer(pinned.key), relay=relay, keep=keep)
+        except (PeerOfflineError, PeerRefusedError, NoPathError, PunchTimeoutError) as error:
+            if pinned.wanted == pinned.tag:
+                raise
+            raise _by_name_here(error, pinned) from error
+
+    async def _call(
+        self,
+        tag: Tag,
+        establish: Establish[A],
+        signer: CallSigner | None,
+        *,
+        relay: RelayUse,
+        keep: Keep[A] | None = None,
+        servers: Servers | None = None,
+    ) -> A:
+        """Call; without a signer, a program of the founding protocol.  For `keep` see `Race`."""
         reserving = asyncio.create_task(in_thread(self._up.counter.reserve))  # beside all else: a disk may be slow
 
         async def at(server: ServerSpec) -> A:
@@ -333,13 +395,35 @@ class Peer:
             except BaseException:
                 port.close()
                 raise
-            return await Call(port, own_tag, tag, establish, signer=signer, tracer=self._trace).run()
+            return await self._attempt(port, tag, establish, signer, relay, keep)
 
         try:
             return await (servers or self._servers).first(at)
         finally:
             reserving.cancel()
             await asyncio.gather(reserving, return_exceptions=True)
+
+    async def _attempt(
+        self,
+        port: PunchPort,
+        tag: Tag,
+        establish: Establish[A],
+        signer: CallSigner | None,
+        relay: RelayUse,
+        keep: Keep[A] | None,
+    ) -> A:
+        """Make one attempt from a fresh port, which it closes."""
+        call = partial(Call[A], port, self._own_name, tag, establish, signer=signer, tracer=self._trace)
+        if signer is None or relay == "never":
+            return await call().run()
+        head_start = 0.0 if relay == "always" else RELAY_HEAD_START
+        relayed = RelayedCall(self._joining(port, "caller"), establish, head_start=head_start, tracer=self._trace)
+        return await Race(call(companion=relayed, is_punching=relay != "always"), relayed, keep).run()
+
+    def _joining(self, port: PunchPort, role: RelayRole) -> Callable[[str], Awaitable[RelayPipe]]:
+        """Return what joins the relay of the server of this port."""
+        identity = self._up.identity
+        return lambda token: join_relay(port.server, token, role, identity, server_key=port.server_key)
 
     async def connect_raw(self, tag: str, *, timeout: float | None = CONNECT_TIMEOUT) -> RawStream:
         """Reach a program that speaks the founding protocol only: no key, no encryption, no claim of who answers.
@@ -354,7 +438,7 @@ class Peer:
         async def establish(pipe: Pipe, conkey: str, _: PublicKey | None) -> RawStream:
             return await RawStream.over(pipe)
 
-        return await _within(timeout, tag, self._call(parse_tag(tag), establish, None))
+        return await _within(timeout, tag, self._call(parse_tag(tag), establish, None, relay="never"))
 
     @asynccontextmanager
     async def listen_raw(self) -> AsyncGenerator[AsyncIterator[RawStream]]:
@@ -413,14 +497,16 @@ class Peer:
             To be awaited, or entered with `async with`: the `Serving`, up when the server knows us.
 
         Raises:
-            ConfigError: We have no tag; a name is taken.
+            ConfigError: We have no tag; a name is taken; `until` is over.
             InvalidSpecError: A name or a target cannot be read.
-            UnknownPeerError: A tag in `allow` is not pinned.
+            NoSuchPeerError: No peer is called as a tag in `allow` says; an UnknownPeerError as well.
             TagInUseError: Another key owns our tag.
+            TagBusyError: Another program of this profile serves under our tag.
             RendezvousTimeoutError: No server answers.
             ResolveError: The server's name has no address.
         """
-        add = partial(ServiceTable.add, until=_seconds(until), ask=ask, most=max_streams)
+        end = None if until is None else _end(until)
+        add = partial(ServiceTable.add, until=end, ask=ask, most=max_streams)
         return Opening(self._serve(dict(services), (allow,) if isinstance(allow, str) else tuple(allow), add))
 
     async def _serve(
@@ -505,13 +591,14 @@ class Peer:
             services: What the guest may open here, by their names; they need not be served yet.
             expires: Seconds, > 0.
             uses: How many guests it is for, 1 at least.
-            name: What to call the guest here; None: as it calls itself.
+            name: What to call the guest here; None: as it is called already, else as it calls itself.
 
         Raises:
             ConfigError: We have no tag; `expires` or `uses` is out of range.
             InvalidSpecError: A service's name is none.
             InvalidTagError: `name` is no tag.
             TagInUseError: Another key waits under our tag.
+            TagBusyError: Another invitation of this profile is open under our tag.
             RendezvousTimeoutError: No server answers.
             ResolveError: The server's name has no address.
         """
@@ -530,17 +617,22 @@ class Peer:
                 name=name,
                 tell=self._events,
             )
-            await self._wait_for_guests(invitation, server)
+            await self._wait_for_guests(invitation, server, lock)
             return invitation
 
+        lock = TagLock.take(self.profile.directory, tag, "pair")
         *others, last = self._servers.specs or (ServerSpec(("", 0)),)
-        for server in others:
-            with suppress(RendezvousTimeoutError, ResolveError):
-                return await at(server)
-        return await at(last)
+        try:
+            for server in others:
+                with suppress(RendezvousTimeoutError, ResolveError):
+                    return await at(server)
+            return await at(last)
+        except BaseException:
+            lock.release()
+            raise
 
-    async def _wait_for_guests(self, invitation: Invitation, server: ServerSpec) -> None:
-        """Register at one server under the tag that guests ask for, and take them."""
+    async def _wait_for_guests(self, invitation: Invitation, server: ServerSpec, lock: TagLock) -> None:
+        """Register at one server under the tag that guests ask for, and take them; with the last, release the tag."""
         up, tag = self._up, pairing_tag(invitation.tag)
         judge = IntentJudge(up.identity, _dice, is_admitted=lambda _: False, is_pairing_open=lambda: invitation.is_open)
 
@@ -554,7 +646,12 @@ class Peer:
         except BaseException:
             await invitation.close()
             raise
-        invitation.wait_at(port.close)
+
+        async def leave() -> None:
+            lock.release()
+            await port.close()
+
+        invitation.wait_at(leave)
 
     async def redeem(
         self,
@@ -569,36 +666,44 @@ class Peer:
         Args:
             code_or_ticket: As it was said or pasted; words may be cut to four letters, and slips are mended.
             services: What the other machine may open here, by their names.
-            name: What to call the other machine here; None: as it calls itself.
+            name: What to call the other machine here; None: as it is called already, else as it calls itself.
             timeout: Seconds until it must have been reached; None waits as long as each part of it does.
 
         Raises:
             InvalidCodeError: It is neither a code nor a ticket.
             InvalidSpecError: A service's name is none.
             InvalidTagError: `name` is no tag.
-            PairingError: It is not valid (any more); whoever answered did not know it; the name is taken, here or there.
+            PairingError: It is not valid (any more); whoever answered did not know it; the name is taken, here or there; the
+                ticket names a server of ours at a loopback or link-local address, which we have not been given ourselves.
             PeerOfflineError: Nobody waits there.
             P2PTunnelError: As `connect`.
         """
         up = self._up
         redemption = Redemption(code_or_ticket, up.store, name=name, services=services)
-        specs = self._servers.specs if redemption.server is None else (self._known_as(redemption.server),)
+        named = redemption.server
+        specs = self._servers.specs if named is None else (self._known_as(named),)
+        is_named_by_ticket = named is not None and not self._servers.has(named.address)
+
+        turn = asyncio.Lock()  # who comes both ways at once would look like two who try the code
 
         async def establish(pipe: Pipe, conkey: str, key: PublicKey | None) -> PairingChannel:
             assert key is not None  # the call is signed, so its answer is
-            return await redemption.call(pipe, up.identity, key, _selector(conkey, redemption.host))
+            async with turn:
+                return await redemption.call(pipe, up.identity, key, _selector(conkey, redemption.host))
 
-        servers = Servers(specs, default_port=RENDEZVOUS_PORT, tracer=self._trace)
+        check = require_elsewhere if is_named_by_ticket else None
+        servers = Servers(specs, default_port=RENDEZVOUS_PORT, tracer=self._trace, check=check)
         wanted, signer = pairing_tag(redemption.host), up.signer(redemption.host_key)
         try:
-            channel = await _within(timeout, redemption.host, self._call(wanted, establish, signer, servers=servers))
+            calling = self._call(wanted, establish, signer, relay=self._relay, servers=servers)
+            channel = await _within(timeout, redemption.host, calling)
         except (PeerOfflineError, PeerRefusedError, PeerKeyChangedError) as error:
             raise redemption.explained(error) from error
         try:
             return await redemption.settle(channel, self._own_name)
         finally:  # cancelled while it was pinned, the host is pinned all the same
             if (pinned := redemption.pinned) is not None:
-                self._events(Paired(tag=pinned.tag, key=str(pinned.key), services=pinned.services, offered=redemption.offered))
+                self._events(redemption.told(pinned))
 
     def _known_as(self, server: ServerSpec) -> ServerSpec:
         """Return what we know ourselves of a server that a ticket names: a join token, perhaps, that no ticket has."""
@@ -616,24 +721,25 @@ class Peer:
             until: When that ends; None: never.  One without a time zone is local time.
 
         Raises:
-            UnknownPeerError: No key is pinned for the tag.
+            NoSuchPeerError: No peer is called so; an UnknownPeerError as well.
             InvalidSpecError: The service name is no name.
+            ConfigError: `until` is over.
             StoreError: The peers file cannot be written.
         """
-        await in_thread(self._up.store.allow, tag, service, until=_seconds(until))
+        await in_thread(self._up.store.allow, tag, service, until=None if until is None else _end(until))
 
     async def revoke(self, tag: str, service: str | None = None) -> None:
         """Take a service back from a peer, or without `service` forget the peer; its streams end within a second.
 
         Raises:
-            UnknownPeerError: No key is pinned for the tag.
+            NoSuchPeerError: No peer is called so; an UnknownPeerError as well.
             StoreError: The peers file cannot be written.
         """
         store = self._up.store
         await (in_thread(store.remove, tag) if service is None else in_thread(store.deny, tag, service))
 
-    def ticket(self, services: Sequence[str], *, until: datetime, holder: str | None = None) -> Capability:
-        """Return an access ticket: `str` of it, handed to a peer, lets it open these services here until then.
+    async def ticket(self, services: Sequence[str], *, until: datetime, holder: str | None = None) -> Capability:
+        """Make an access ticket, and note that it was made: `str` of it lets a peer open these services here until then.
 
         It admits nobody: its holder must be pinned here as well.
 
@@ -643,12 +749,18 @@ class Peer:
             holder: Tag of the only peer that can use it; None: any can.
 
         Raises:
-            UnknownPeerError: No key is pinned for `holder`.
+            NoSuchPeerError: No peer is called `holder`; an UnknownPeerError as well.
             InvalidSpecError: A service name is no name.
-            ConfigError: There is no service, or there are more than fit.
+            ConfigError: There is no service, or there are more than fit; it would have ended already.
+            StoreError: The peers file cannot be written.
         """
-        pinned = None if holder is None else self._pinned(holder)
-        return issue(self._up.identity, tuple(services), until.timestamp(), pinned.key if pinned else None)
+        up = self._up
+        pinned = None if holder is None else up.store.get(parse_tag(holder))
+        if holder is not None and pinned is None:
+            raise NoSuchPeerError(holder)
+        made = issue(up.identity, tuple(services), _end(until), pinned.key if pinned else None)
+        await in_thread(up.store.note_issued, made, time.time())
+        return made
 
     async def revoke_ticket(self, ticket: Capability) -> None:
         """Let nobody use an access ticket of ours any more; streams that it let in end within a second.
@@ -662,13 +774,14 @@ class Peer:
         """Keep an access ticket, and show it whenever we connect to its issuer; return who that is.
 
         Raises:
-            InvalidCodeError: It is none.
-            UnknownPeerError: Its issuer is not pinned.
+            InvalidCodeError: It is none, or none for us: our own, another machine's, or one that has ended.
+            NoSuchPeerError: Its issuer is not pinned; an UnknownPeerError as well.
             StoreError: The peers file cannot be written.
         """
         up, ticket = self._up, parse_capability(text)
+        require_usable(ticket, up.identity.public, time.time())
         pinned = await in_thread(up.store.keep_ticket, ticket, time.time())
-        if (session := up.session(pinned)) is not None:
+        for session in up.sessions_called(pinned):
             session.show(ticket.raw)
         return pinned
 
@@ -726,20 +839,30 @@ class Peer:
     def _pinned(self, tag: str) -> PinnedPeer:
         pinned = self._up.store.get(parse_tag(tag))
         if pinned is None:
-            raise UnknownPeerError(tag)
+            raise self._unknown(tag)
         return pinned
+
+    def _unknown(self, tag: Tag) -> UnknownPeerError:
+        error = UnknownPeerError(tag)
+        if other := next((peer for peer in self._up.store.all() if peer.wanted == tag), None):
+            error.hint = f"The peer that is registered as {tag} is called {other.tag} here."
+        return error
 
     def _require_unauthenticated(self, what: str) -> None:
         if not self._allow_unauthenticated:
             raise ConfigError(
                 f"{what} needs Peer(allow_unauthenticated=True)", "It has no security at all; see docs/reference."
             )
+        if self._relay == "always":
+            raise ConfigError(f"{what} needs a direct path, and the relay is always used", 'Peer(relay="auto").')
 
     async def _register(self, up: Started) -> AnsweringPort:
         """Be registered and answer calls until `up.leave`; all services share one registration."""
         tag = self._required_tag()
         up.answered_for += 1
         try:
+            if up.tag_lock is None:
+                up.tag_lock = TagLock.take(self.profile.directory, tag, "serve")
             if up.answering is None:
                 await up.registering.join(None, lambda: self._answer(up, tag))
         except BaseException:
@@ -775,7 +898,17 @@ class Peer:
             name = format_address(port.server)
             self._events(ServerLost(tag=tag, server=name, cause=cause) if cause else ServerFound(tag=tag, server=name))
 
-        answering = AnsweringPort(port, tag, credentials, judge, admit, on_server=on_server, tracer=self._trace)
+        answering = AnsweringPort(
+            port,
+            tag,
+            credentials,
+            judge,
+            admit,
+            join=None if self._relay == "never" else self._joining(port, "callee"),
+            is_punching=self._relay != "always",
+            on_server=on_server,
+            tracer=self._trace,
+        )
         try:
             await answering.start()
         except BaseException:
@@ -804,8 +937,26 @@ async def _within(timeout: float | None, tag: Tag, work: Coroutine[Any, Any, T],
         raise
 
 
-def _seconds(moment: datetime | None) -> float | None:
-    return None if moment is None else moment.timestamp()
+def _by_name_here(
+    error: PeerOfflineError | PeerRefusedError | NoPathError | PunchTimeoutError, pinned: PinnedPeer
+) -> P2PTunnelError:
+    """Return the error of a call with the peer's name here; where its tag matters, with that as well."""
+    match error:
+        case PeerOfflineError():
+            return PeerOfflineError(pinned.wanted, error.server, pinned.tag)
+        case PeerRefusedError():
+            return PeerRefusedError(pinned.tag)
+        case NoPathError():
+            return NoPathError(pinned.tag, error.attempts)
+        case PunchTimeoutError():
+            return PunchTimeoutError(pinned.tag, error.timeout)
+
+
+def _end(moment: datetime) -> float:
+    """Return when a grant is to end, in seconds since 1970; one that is over would look granted and open nothing."""
+    if moment.timestamp() <= time.time():
+        raise ConfigError(f"{moment:%Y-%m-%d %H:%M} is over already", "Without a time zone it is local time.")
+    return moment.timestamp()
 
 
 def _selector(conkey: str, source: str) -> bytes:

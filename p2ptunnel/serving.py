@@ -14,11 +14,11 @@ import msgspec
 
 from p2ptunnel.asking import Answer, Approvals, AskCallback
 from p2ptunnel.defaults import ASK_GRANT, CLOCK_MIN, STREAMS_OF_SERVICE_MAX
-from p2ptunnel.errors import AccessDeniedError, ConfigError, P2PTunnelError, TargetRefusedError, UnknownPeerError
+from p2ptunnel.errors import AccessDeniedError, ConfigError, NoSuchPeerError, P2PTunnelError, TargetRefusedError
 from p2ptunnel.events import PeerEvent
 from p2ptunnel.identity.acl import AccessList
 from p2ptunnel.identity.keys import PublicKey
-from p2ptunnel.identity.store import PeerStore
+from p2ptunnel.identity.store import PeerStore, PinnedPeer
 from p2ptunnel.net.threads import in_thread
 from p2ptunnel.session.quota import StreamQuota
 from p2ptunnel.session.session import OpenRequest
@@ -42,7 +42,7 @@ class _Service(msgspec.Struct, frozen=True):
     Attributes:
         spec: Its name, and what it stands for.
         handler: Instead of a target.
-        allowed: Who may open it, as long as they are pinned.
+        allowed: Who may open it, as long as they are pinned: their keys, and since when each is.
         until: When that ends, in seconds since 1970.
         ask: Asks the owner about every other pinned peer.
         most: Streams of one peer.
@@ -50,14 +50,14 @@ class _Service(msgspec.Struct, frozen=True):
 
     spec: ServeSpec
     handler: Handler | None = None
-    allowed: frozenset[PublicKey] = frozenset()
+    allowed: frozenset[tuple[PublicKey, float]] = frozenset()
     until: float | None = None
     ask: AskCallback | None = None
     most: int = STREAMS_OF_SERVICE_MAX
 
-    def allows(self, key: PublicKey, now: float) -> bool:
-        """Tell whether it was allowed to `key` in code, and is at a time in seconds since 1970."""
-        return key in self.allowed and (self.until is None or CLOCK_MIN <= now < self.until)
+    def allows(self, peer: PinnedPeer, now: float) -> bool:
+        """Tell whether it was allowed in code to a peer, who is the same still, and is at a time in seconds since 1970."""
+        return (peer.key, peer.since) in self.allowed and (self.until is None or CLOCK_MIN <= now < self.until)
 
 
 class _Found(msgspec.Struct, frozen=True):
@@ -140,9 +140,9 @@ class ServiceTable:
         Raises:
             ConfigError: A name is taken.
             InvalidSpecError: A name or a target cannot be read.
-            UnknownPeerError: A tag in `allow` is not pinned.
+            NoSuchPeerError: A tag in `allow` is not pinned; an UnknownPeerError as well.
         """
-        about = _Service(ServeSpec("", ""), None, frozenset(self._key_of(tag) for tag in allow), until, ask, most)
+        about = _Service(ServeSpec("", ""), None, frozenset(self._pin_of(tag) for tag in allow), until, ask, most)
         added = {name: _as_service(name, target, about) for name, target in services.items()}
         for name in added:
             if name in self._services:
@@ -164,6 +164,10 @@ class ServiceTable:
         """Return the services that are there and that `key` may open."""
         return tuple(service.spec.name for service in self._granted(key))
 
+    def may_ask(self, key: PublicKey) -> bool:
+        """Count that `key` asks for a stream; tell whether it does not ask too often."""
+        return self._quota.may_ask(key)
+
     def may_open(self, key: PublicKey, service: str) -> bool:
         """Tell whether `key` may open `service`, or at least have the owner asked.
 
@@ -184,7 +188,8 @@ class ServiceTable:
 
     def _is_granted(self, key: PublicKey, name: str, service: _Service) -> bool:
         """Tell whether a service, which need not be served any more, is granted to `key` now."""
-        is_allowed = service.allows(key, self._clock()) and key in self._access.admitted()
+        peer = self._store.by_key(key)
+        is_allowed = peer is not None and service.allows(peer, self._clock())
         return is_allowed or self._access.may_open(key, name)
 
     def _find(self, key: PublicKey, asked: str) -> _Found | None:
@@ -233,7 +238,9 @@ class ServiceTable:
         request.hold_while(lambda: key in self._access.admitted())
         asked = found.name if found.destination is None else f"{found.name} ({clean(request.service)})"
         assert found.service.ask is not None
-        answer = await self._approvals.ask(key, self.name_of(key), asked, request.session.path, found.service.ask, request.wait)
+        answer = await self._approvals.ask(
+            key, self.name_of(key), asked, request.session.path, found.service.ask, request.wait, grants=found.name
+        )
         if answer.decision == "no":
             code, reason = _REFUSALS.get(answer.by, (ResetCode.NOT_YOURS, ""))
             request.fail(code, reason)
@@ -256,7 +263,7 @@ class ServiceTable:
 
     async def _serve_told(self, request: OpenRequest, found: _Found) -> None:
         peer = self.name_of(request.peer_key)
-        self._trace("serving", "stream_opened", peer=peer, service=clean(request.service))
+        self._trace("serving", "stream_opened", peer=peer, service=clean(request.service), served=found.name)
         try:
             await self._serve(request, found)
         except (P2PTunnelError, OSError) as error:
@@ -287,11 +294,11 @@ class ServiceTable:
             raise
         await serve_target(stream, sock)
 
-    def _key_of(self, tag: Tag) -> PublicKey:
+    def _pin_of(self, tag: Tag) -> tuple[PublicKey, float]:
         pinned = self._store.get(tag)
         if pinned is None:
-            raise UnknownPeerError(clean(tag))
-        return pinned.key
+            raise NoSuchPeerError(clean(tag))
+        return pinned.key, pinned.since
 
 
 def _as_service(name: str, target: Target | ServeSpec, about: _Service) -> _Service:

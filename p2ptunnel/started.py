@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
+from itertools import chain
 from typing import Final
 from weakref import WeakSet
 
@@ -16,6 +17,7 @@ from p2ptunnel.errors import StoreError
 from p2ptunnel.identity.counter import ProfileCounter
 from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.store import PeerStore, PinnedPeer
+from p2ptunnel.identity.taglock import TagLock
 from p2ptunnel.net.changes import NetworkWatch
 from p2ptunnel.pairing import Invitation
 from p2ptunnel.protocol.intent import CallSigner, IntentJudge
@@ -43,17 +45,19 @@ class Started:
         self.store: Final = store
         self.table: Final = table
         self.judge: Final = IntentJudge(identity, _dice, is_admitted=self._admits)
-        self.dialing: Final[Shared[tuple[Tag, PublicKey], Session]] = Shared()
+        self.dialing: Final[Shared[tuple[Tag, PublicKey, bool], Session]] = Shared()
         self.registering: Final[Shared[None, None]] = Shared()
         self.answering: AnsweringPort | None = None
         self.replacing: asyncio.Task[None] | None = None
         self.invitations: Final[WeakSet[Invitation]] = WeakSet()
         self.answered_for = 0
         """How many `Serving`s and `listen_raw`s need the registration."""
+        self.tag_lock: TagLock | None = None
+        """Our tag, while somebody needs the registration."""
         self._trace: Final = tracer
         self._is_closed = False
         self._sessions: list[Session] = []
-        self._called: dict[Tag, Session] = {}
+        self._called: dict[tuple[PublicKey, bool], Session] = {}  # by whether they never use the relay
         self._forwards: list[Forward] = []
         table.own_listeners = lambda: tuple(forward.local for forward in self._forwards)
         self._watch: Final = NetworkWatch(lambda _: self.network_changed(), tracer=tracer)
@@ -71,25 +75,33 @@ class Started:
             self._trace("access", "unreadable", reason=str(error))
             return False
 
-    def session(self, pinned: PinnedPeer) -> Session | None:
-        """Return the live session with a peer that we called."""
-        session = self._called.get(pinned.tag)
+    def session(self, pinned: PinnedPeer, *, is_direct: bool) -> Session | None:
+        """Return the live session with a peer that we called, the one that never uses the relay or the one that may."""
+        session = self._called.get((pinned.key, is_direct))
         return session if session is not None and _is_with(session, pinned) else None
+
+    def sessions_called(self, pinned: PinnedPeer) -> tuple[Session, ...]:
+        """Return the live sessions with a peer that we called."""
+        sessions = (self.session(pinned, is_direct=is_direct) for is_direct in (False, True))
+        return tuple(session for session in sessions if session is not None)
 
     def session_with(self, pinned: PinnedPeer) -> Session | None:
         """Return the live session with a peer, whoever called; the one that we would use if there are several."""
         others = (session for session in reversed(self._sessions) if _is_with(session, pinned))
-        return self.session(pinned) or next(others, None)
+        return next(chain(self.sessions_called(pinned), others), None)
 
-    def keep(self, session: Session, called: PinnedPeer | None = None) -> None:
-        """Close the session with us; use it for later streams if we `called`."""
+    def keep(self, session: Session) -> None:
+        """Close the session with us."""
         if session not in self._sessions:
             self._sessions.append(session)
-        if called is not None:
-            self._called[called.tag] = session
         if self._is_closed:
             session.abort()
         self.tidy()
+
+    def keep_called(self, session: Session, *, is_direct: bool) -> None:
+        """Close the session with us, and use it for later streams, for those that need a direct path or for all others."""
+        self._called[session.peer_key, is_direct] = session
+        self.keep(session)
 
     def find(self, key: PublicKey, session_id: bytes) -> Session | None:
         """Return the living session with a peer that has called us, by its id; one that we called only we move."""
@@ -108,7 +120,7 @@ class Started:
     def tidy(self) -> None:
         """Forget sessions that have ended; keep few of one peer: those that wait for a channel go first, and older ones."""
         self._sessions = [session for session in self._sessions if not session.closed.is_set()]
-        self._called = {tag: session for tag, session in self._called.items() if not session.closed.is_set()}
+        self._called = {name: session for name, session in self._called.items() if not session.closed.is_set()}
         callers: defaultdict[PublicKey, list[Session]] = defaultdict(list)
         for session in self._sessions:
             if not session.is_caller:
@@ -129,11 +141,17 @@ class Started:
         if self.answered_for:
             return
         answering, self.answering = self.answering, None
+        self._release_tag()
         try:
             await self._stop_replacing()  # which would leave a port that nobody closes
         finally:
             if answering is not None:
                 await answering.close()
+
+    def _release_tag(self) -> None:
+        lock, self.tag_lock = self.tag_lock, None
+        if lock is not None:
+            lock.release()
 
     async def _stop_replacing(self) -> None:
         if self.replacing is not None:
@@ -143,6 +161,7 @@ class Started:
     async def close(self) -> None:
         """Close everything; cancelled, at once."""
         self._is_closed = True
+        self._release_tag()
         self._watch.close()
         if self.replacing is not None:
             self.replacing.cancel()
@@ -167,5 +186,5 @@ class Started:
 
 
 def _is_with(session: Session, pinned: PinnedPeer) -> bool:
-    """Tell whether a session is up, and with the key that is pinned now."""
-    return session.tag == pinned.tag and session.peer_key == pinned.key and not session.closed.is_set()
+    """Tell whether a session is up, and with the key that is pinned now; the peer may have another name since it began."""
+    return session.peer_key == pinned.key and not session.closed.is_set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, NoReturn, TypeAlias
 
 import msgspec
 
@@ -15,12 +15,16 @@ __all__ = [
     "Candidate",
     "CandidateKind",
     "Path",
+    "RelayUse",
     "ServerSpec",
     "Tag",
     "Transport",
     "clean",
     "format_address",
+    "format_duration",
     "is_tag",
+    "paired_tag",
+    "pairing_tag",
     "parse_address",
     "parse_server",
     "parse_tag",
@@ -35,11 +39,17 @@ Tag: TypeAlias = str
 Transport: TypeAlias = Literal["tcp", "udp"]
 CandidateKind: TypeAlias = Literal["host", "srflx", "mapped", "prflx", "relay"]
 
+RelayUse: TypeAlias = Literal["auto", "never", "always"]
+"""Whether connections go over the server's relay: until there is a direct path, not at all, or in any case."""
+
 _SERVER_KEY: Final = re.compile(r"p2p:[a-z2-7]{52}")
 _JOIN: Final = "join:"
 _JOIN_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{16,64}")
 _TAG: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
+_TAG_MAX: Final = 63
+_PAIRING: Final = ".pair"
 _CLEAN_LIMIT: Final = 200
+_DURATION_UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"))
 
 
 class Candidate(msgspec.Struct, frozen=True, array_like=True):
@@ -88,6 +98,20 @@ def parse_tag(text: str) -> Tag:
     return text
 
 
+def pairing_tag(tag: Tag) -> Tag:
+    """Return the tag under which the machine called `tag` waits for guests.
+
+    It is another than the one that it serves under, so that whoever serves stays as unreachable for strangers as ever, and a
+    program that pairs needs to know nothing of one that serves.
+    """
+    return tag[: _TAG_MAX - len(_PAIRING)] + _PAIRING
+
+
+def paired_tag(tag: Tag) -> Tag:
+    """Return whose `pairing_tag` it is; empty if it is none, or so long that it may have been cut."""
+    return tag.removesuffix(_PAIRING) if tag.endswith(_PAIRING) and len(tag) < _TAG_MAX else ""
+
+
 def parse_address(text: str, *, default_port: int | None = None) -> Address:
     """Split `host:port`, `[v6]:port` or, with `default_port`, a bare host.
 
@@ -125,6 +149,9 @@ class ServerSpec(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return f"ServerSpec({format_address(self.address)}{f', {self.key}' if self.key else ''})"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a server is not pickled: its join token stays in one process")
+
 
 def parse_server(text: str, *, default_port: int) -> ServerSpec:
     """Read `host:port`, `host:port#p2p:KEY` or `host:port#p2p:KEY#join:TOKEN`.
@@ -152,6 +179,17 @@ def format_address(address: Address) -> str:
     return f"[{host}]:{port}" if bracketed else f"{host}:{port}"
 
 
+def format_duration(seconds: float) -> str:
+    """Return it as people say it: `1.8 s`, `3 s`, `45 s`, `10 min`, `1.5 h`, `400 d`."""
+    for unit, name in _DURATION_UNITS:
+        if seconds >= unit:
+            return f"{round(seconds / unit, 1):.10g} {name}"
+    return f"{seconds:.2g} s"
+
+
+_BLANKS: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # letters to Unicode, and nothing to the eye
+
+
 def clean(text: object) -> str:
     """Make text from elsewhere fit to be shown: printable, one line, at most 200 characters.
 
@@ -160,9 +198,9 @@ def clean(text: object) -> str:
     if not isinstance(text, str):
         return type(text).__name__
     shown = text[:_CLEAN_LIMIT]
-    if shown.isprintable():
+    if shown.isprintable() and _BLANKS.isdisjoint(shown):
         return shown
-    return "".join(c if c.isprintable() else _escape(c) for c in shown)[:_CLEAN_LIMIT]
+    return "".join(c if c.isprintable() and c not in _BLANKS else _escape(c) for c in shown)[:_CLEAN_LIMIT]
 
 
 def _escape(character: str) -> str:

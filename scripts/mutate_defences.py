@@ -14,22 +14,29 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Final
+from queue import SimpleQueue
+from typing import Final, TypeAlias
 
 import msgspec
 
-__all__ = ["ATTACKS", "RECORD", "Mutation", "Row", "load_rows", "outdated", "page"]
+__all__ = ["ATTACKS", "RECORD", "Mutation", "Row", "failed_in", "load_record", "load_rows", "outdated", "page"]
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 ATTACKS: Final = ROOT / "tests" / "security" / "attacks.toml"
 RECORD: Final = ROOT / "tests" / "security" / "mutations.json"
 PAGE: Final = ROOT / "docs" / "security" / "attacks.md"
 _PARTS: Final = ("p2ptunnel", "tests", "scripts", "fuzz", "docs", "pyproject.toml", "README.md", "CHANGELOG.md", "mkdocs.yml")
-_FAILED: Final = re.compile(r"^(?:FAILED|ERROR) (\S+?)(?:\[.*)?(?: - .*)?$", re.MULTILINE)
-_TIMEOUT: Final = 180.0
+_FAILED: Final = re.compile(r"^(?:FAILED|ERROR) (\S+?::\S+?)(?:\[.*)?(?: - .*)?$", re.MULTILINE)
+_TIMEOUT: Final = 30  # seconds a test, where it says no other; a defence taken away often makes one wait for ever
+_COPIES: Final = 2  # in each of which one defence is missing at a time
+_ENOUGH: Final = 5  # tests that fail: then no more are run
+_HUNG: Final = 300  # seconds of all of them
 _BEGIN, _END = "<!-- attacks: written by scripts/mutate_defences.py -->", "<!-- end -->"
 
 
@@ -112,32 +119,49 @@ def _write_page() -> None:
 
 # --- taking away ------------------------------------------------------------------------------------------------------------
 
+_Wanted: TypeAlias = tuple[str, Mutation, tuple[str, ...]]
+"""A row, one of its mutations, and what is run."""
+
 
 def _run(wanted: set[str]) -> int:
     """Do the mutations of these rows; return how many went unnoticed."""
-    record, unnoticed = load_record(), 0
-    with tempfile.TemporaryDirectory() as directory:
-        copy = Path(directory)
-        _copy_tree(copy)
-        for name, mutation, tests in _wanted(wanted):
-            failed = _failing(copy, mutation, tests)
-            print(f"{name}: {mutation.removed}: {', '.join(failed) or 'NOTHING FAILED'}", flush=True)
-            record[f"{name}: {mutation.removed}"] = failed
-            unnoticed += not failed
+    found: dict[str, list[str]] = {}
+    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(_COPIES) as workers:
+        copies: SimpleQueue[Path] = SimpleQueue()
+        for number in range(_COPIES):
+            copies.put(_copy_tree(Path(directory, str(number))))
+        broken = _broken(Path(directory, "0"), wanted)
+        for name, failed, took in workers.map(partial(_take_away, copies), _wanted(wanted)):
+            found[name] = [test for test in failed if test not in broken]
+            print(f"{name} ({took:.0f} s): {', '.join(found[name]) or 'NOTHING FAILED'}", flush=True)
+    _write_record(load_record() | found)  # read now: somebody may have run other rows meanwhile
+    return sum(not failed for failed in found.values())
+
+
+def _take_away(copies: SimpleQueue[Path], what: _Wanted) -> tuple[str, list[str], float]:
+    """Do one mutation in a copy that nobody else is using; return its name, which tests failed, and how long that took."""
+    (name, mutation, tests), copy, began = what, copies.get(), time.monotonic()
+    try:
+        failed = _failing(copy, mutation, tests)
+    finally:
+        copies.put(copy)
+    return f"{name}: {mutation.removed}", failed, time.monotonic() - began
+
+
+def _write_record(record: dict[str, list[str]]) -> None:
     known = {f"{name}: {mutation.removed}" for name, mutation, _ in _wanted(set())}
     kept = {key: record[key] for key in sorted(record) if key in known}
     RECORD.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-    return unnoticed
 
 
-def _wanted(rows: set[str]) -> Iterator[tuple[str, Mutation, tuple[str, ...]]]:
+def _wanted(rows: set[str]) -> Iterator[_Wanted]:
     for name, row in load_rows().items():
         for mutation in row.mutations:
             if not rows or name in rows:
                 yield name, mutation, mutation.tests or row.tests
 
 
-def _copy_tree(target: Path) -> None:
+def _copy_tree(target: Path) -> Path:
     ignored = shutil.ignore_patterns("__pycache__")
     for part in _PARTS:
         source = ROOT / part
@@ -145,6 +169,16 @@ def _copy_tree(target: Path) -> None:
             shutil.copytree(source, target / part, ignore=ignored)
         else:
             shutil.copy(source, target / part)
+    return target
+
+
+def _broken(copy: Path, wanted: set[str]) -> set[str]:
+    """Return which tests fail with every defence in its place: that they fail says nothing."""
+    tests = dict.fromkeys(test for _, _, tests in _wanted(wanted) for test in tests)
+    broken = _failed(copy, tuple(tests), enough=0)
+    if broken:
+        print(f"fails with every defence in its place, and counts for nothing: {', '.join(broken)}", flush=True)
+    return set(broken)
 
 
 def _failing(copy: Path, mutation: Mutation, tests: tuple[str, ...]) -> list[str]:
@@ -159,22 +193,28 @@ def _failing(copy: Path, mutation: Mutation, tests: tuple[str, ...]) -> list[str
         raise SystemExit(f"{mutation.file} has {text.count(mutation.find)} times:\n{mutation.find}")
     path.write_text(text.replace(mutation.find, mutation.replace), encoding="utf-8")
     try:
-        return sorted(set(_FAILED.findall(_pytest(copy, tests))))
+        return _failed(copy, tests)
     finally:
         path.write_text(text, encoding="utf-8")
 
 
-def _pytest(copy: Path, tests: tuple[str, ...]) -> str:
-    """Run the tests and return what is said of them; that they hang is a failure as well."""
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", "--timeout=60", *tests]
+def _failed(copy: Path, tests: tuple[str, ...], *, enough: int = _ENOUGH) -> list[str]:
+    """Run the tests and return which fail, at most `enough` unless that is 0; that they hang is a failure as well."""
+    options = ("-q", "--tb=no", "-p", "no:cacheprovider", f"--timeout={_TIMEOUT}", f"--maxfail={enough}")
+    command = [sys.executable, "-m", "pytest", *options, *tests]
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(  # noqa: S603 - our own tests, as the table names them
-            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=_TIMEOUT, check=False
+            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=_HUNG if enough else None, check=False
         )
     except subprocess.TimeoutExpired:
-        return f"FAILED {tests[0]}"
-    return done.stdout
+        return [tests[0]]
+    return failed_in(done.stdout)
+
+
+def failed_in(output: str) -> list[str]:
+    """Return which tests failed by what pytest says, without parameters; a module that cannot be imported is no test."""
+    return sorted(set(_FAILED.findall(output)))
 
 
 def main() -> int:

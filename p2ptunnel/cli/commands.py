@@ -19,7 +19,7 @@ class Command(click.Command):
 
     def __init__(self, *arguments: Any, examples: tuple[str, ...] = (), **attributes: Any) -> None:
         super().__init__(*arguments, **attributes)
-        self.params += global_options(is_root=False)
+        self.params += _beside(self.params, global_options(is_root=False))
         self._examples = examples
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -36,7 +36,7 @@ class Group(click.Group):
 
     def __init__(self, *arguments: Any, examples: tuple[str, ...] = (), is_root: bool = False, **attributes: Any) -> None:
         super().__init__(*arguments, **attributes)
-        self.params += global_options(is_root=is_root)
+        self.params += _beside(self.params, global_options(is_root=is_root))
         self._examples = examples
         self._is_root = is_root
 
@@ -54,6 +54,12 @@ class Group(click.Group):
             near = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
             ctx.fail(f"No such command {name!r}.{f' Did you mean {near[0]!r}?' if near else ''}")
         return super().resolve_command(ctx, args)
+
+
+def _beside(own: list[click.Parameter], flags: list[click.Parameter]) -> list[click.Parameter]:
+    """Return the global flags but those whose name means something else behind this command."""
+    taken = {name for parameter in own for name in parameter.opts}
+    return [flag for flag in flags if not taken.intersection(flag.opts)]
 
 
 def _write_examples(formatter: click.HelpFormatter, examples: tuple[str, ...]) -> None:

@@ -27,13 +27,11 @@ from p2ptunnel.events import (
     SessionResumed,
     SessionStalled,
 )
-from p2ptunnel.types import Path, format_address
+from p2ptunnel.types import Path, format_address, format_duration
 
 __all__ = ["Narrator", "facts", "tell_connections", "telling_beside"]
 
 _WORDS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
-_UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"))
-_TENTHS_BELOW: Final = 10.0  # seconds
 _AT_ONCE_BELOW: Final = 0.05
 _KIB: Final = 1024
 
@@ -75,7 +73,7 @@ class Narrator:
             case ChannelLost(cause=cause, patience=patience):
                 self._waiting.add(event.session)
                 self._stalled.discard(event.session)
-                waiting = f"; waiting up to {_duration(patience)}" if patience else ""
+                waiting = f"; waiting up to {format_duration(patience)}" if patience else ""
                 return f"{event.tag}: connection lost ({in_words(cause)}){waiting}"
             case SessionStalled():
                 self._stalled.add(event.session)
@@ -97,7 +95,7 @@ class Narrator:
                 moved = f"{event.tag}: moved to a new connection{self._over(event)}"
                 return "" if event.session in self._waiting else moved
             case ApprovalAwaited(service=service, patience=patience):
-                return f"{event.tag}: waiting for approval of {service} there, up to {_duration(patience)}"
+                return f"{event.tag}: waiting for approval of {service} there, up to {format_duration(patience)}"
             case AccessDecided(service=service, decision=decision, by=by):
                 answer = "nobody answered" if by == "timeout" else decision
                 return f"{event.tag}: {service}: {answer}"
@@ -125,7 +123,9 @@ class Narrator:
 
     def _over(self, event: PeerEvent) -> str:
         path = self._paths.get(event.session)
-        return "" if path is None else f" over {format_address(path.remote)}"
+        if path is None:
+            return ""
+        return f" over {'the relay ' if path.kind == 'relay' else ''}{format_address(path.remote)}"
 
     def _forget(self, event: PeerEvent) -> None:
         self._waiting.discard(event.session)
@@ -183,17 +183,7 @@ async def _tell_details(events: AsyncIterator[PeerEvent | EventsDropped], output
 
 
 def _after(seconds: float) -> str:
-    return "at once" if seconds < _AT_ONCE_BELOW else f"after {_duration(seconds)}"
-
-
-def _duration(seconds: float) -> str:
-    """Return it as people say it: 1.8 s, 45 s, 10 min, 1.5 h."""
-    if seconds < _TENTHS_BELOW:
-        return f"{seconds:.1f} s"
-    for unit, name in _UNITS:
-        if seconds >= unit:
-            return f"{round(seconds / unit, 1):g} {name}"
-    return f"{seconds:.0f} s"
+    return "at once" if seconds < _AT_ONCE_BELOW else f"after {format_duration(seconds)}"
 
 
 def _size(count: int) -> str:

@@ -66,7 +66,8 @@ def _servers(settings: Settings) -> list[Finding]:
         servers = settings.rendezvous
     except ConfigError:
         return []
-    found = run(examine_servers(servers, settings.timeout or _TIMEOUT))
+    is_known = (settings.profile.directory / "identity.key").exists()  # else one would be made, and nothing is changed here
+    found = run(examine_servers(servers, settings.timeout or _TIMEOUT, settings.profile if is_known else None))
     if isinstance(found, int):
         raise click.exceptions.Exit(found)
     return found

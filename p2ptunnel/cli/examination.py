@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -28,6 +28,9 @@ from p2ptunnel.identity.files import OTHERS_READ_OR_WRITE, OTHERS_WRITE, read_pr
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.store import Profile
 from p2ptunnel.identity.tls import callee_context, caller_context, prove
+
+if TYPE_CHECKING:
+    from p2ptunnel.abc import Stream
 
 __all__ = ["Finding", "Verdict", "examine", "examine_servers", "examine_sshd", "sshd_settings"]
 
@@ -104,9 +107,10 @@ def _peers(profile: Profile) -> Iterator[Finding]:
 def _config(profile: Profile) -> Iterator[Finding]:
     with _told("config") as found:
         load_config(profile.directory)
-        with contextlib.suppress(FileNotFoundError):
+        has_one = (profile.directory / CONFIG_FILE).exists()
+        if has_one:
             read_private(profile.directory / CONFIG_FILE, OTHERS_WRITE)  # it names the server, so others must not write it
-        found.append(Finding("config", "ok", f"{CONFIG_FILE} is understood"))
+        found.append(Finding("config", "ok", f"{CONFIG_FILE} is understood" if has_one else f"there is no {CONFIG_FILE}"))
     yield from found
 
 
@@ -293,29 +297,52 @@ def _descriptors(_: Profile) -> Iterator[Finding]:
         yield Finding("descriptors", "ok", f"a process may open {'any number of' if soft < 0 else soft} files")
 
 
-async def examine_servers(servers: Sequence[str], timeout: float) -> list[Finding]:
-    """Ask each of these rendezvous servers how it sees us, over UDP and TCP."""
+async def examine_servers(servers: Sequence[str], timeout: float, profile: Profile | None = None) -> list[Finding]:
+    """Ask each of these rendezvous servers how it sees us, over UDP and TCP, and whether it serves this profile's key.
+
+    For that a name of ours is registered there for a moment: nothing else proves the server's key, and that we are a member.
+
+    Args:
+        servers: As they are configured.
+        timeout: Seconds for each question.
+        profile: Has an identity; None: nothing is registered.
+    """
     if not servers:
         text = "none is configured, so no peer can be found"
         return [Finding("server", "warn", text, "rendezvous under [peer] in config.toml, or --rendezvous HOST:PORT")]
-    return [await _ask(server, timeout) for server in servers]
+    return [await _ask(server, timeout, profile) for server in servers]
 
 
-async def _ask(server: str, timeout: float) -> Finding:
+async def _ask(server: str, timeout: float, profile: Profile | None) -> Finding:
     from p2ptunnel.traversal.netcheck import netcheck
     from p2ptunnel.traversal.servers import Servers
 
+    found = Servers((server,), default_port=RENDEZVOUS_PORT)
+    [name] = found.texts  # without the token that may stand behind it
     try:
-        found = Servers((server,), default_port=RENDEZVOUS_PORT)
-        [server] = found.texts  # without the token that may stand behind it
         report = await found.first(lambda spec: netcheck(spec.address, timeout=timeout))
+        if profile is not None:
+            await _register(server, profile)
     except P2PTunnelError as error:
-        return Finding("server", "fail", f"{server}: {error}", error.hint)
-    silent = [name for name, transport in (("UDP", report.udp), ("TCP", report.tcp)) if not transport.works]
+        return Finding("server", "fail", f"{name}: {error}", error.hint)
+    silent = [transport for transport, way in (("UDP", report.udp), ("TCP", report.tcp)) if not way.works]
     if silent:
-        text = f"{server} does not answer over {' and '.join(silent)}, so there are fewer ways to connect"
+        text = f"{name} does not answer over {' and '.join(silent)}, so there are fewer ways to connect"
         return Finding("server", "warn", text, f"Let {' and '.join(silent)} to its port through the firewalls on the way.")
-    return Finding("server", "ok", f"{server} answers over UDP and TCP; {report.verdict}")
+    serves = " and serves this machine" if profile is not None else ""
+    return Finding("server", "ok", f"{name} answers over UDP and TCP{serves}; {report.verdict}")
+
+
+async def _register(server: str, profile: Profile) -> None:
+    """Be registered for a moment, under a name that nobody uses."""
+    from p2ptunnel.peer import Peer
+
+    async def nobody(stream: Stream) -> None:
+        stream.abort()
+
+    key = profile.identity().public
+    async with Peer(f"doctor-{key.short}", rendezvous=server, profile=profile) as peer:
+        await peer.serve({"doctor": nobody})
 
 
 _LOOKS: Final[tuple[_Look, ...]] = (

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from p2ptunnel.errors import StoreError
+from p2ptunnel.identity.taglock import RUN_DIRECTORY
 from p2ptunnel.types import Path as NetworkPath
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "Program", "living", "telling_status"]
 
-_DIRECTORY: Final = "run"
 _SUFFIX: Final = ".sock"
 _PATIENCE: Final = 1.0  # seconds; a program that is stopped answers nobody
 _ANSWER_MAX_BYTES: Final = 1 << 20
@@ -61,7 +61,7 @@ async def telling_status(peer: Peer, settings: Settings, command: str) -> AsyncG
             await writer.drain()
         writer.close()
 
-    path = settings.profile.directory / _DIRECTORY / f"{os.getpid()}{_SUFFIX}"
+    path = settings.profile.directory / RUN_DIRECTORY / f"{os.getpid()}{_SUFFIX}"
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         server = await asyncio.start_unix_server(answer, path)
@@ -78,7 +78,7 @@ async def telling_status(peer: Peer, settings: Settings, command: str) -> AsyncG
 
 def living(directory: Path) -> list[Program]:
     """Return the programs of a profile that run and answer, by their process numbers."""
-    found = (_ask(path) for path in (directory / _DIRECTORY).glob(f"*{_SUFFIX}"))
+    found = (_ask(path) for path in (directory / RUN_DIRECTORY).glob(f"*{_SUFFIX}"))
     return sorted((program for program in found if program is not None), key=lambda program: program.pid)
 
 

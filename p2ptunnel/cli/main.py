@@ -26,6 +26,7 @@ from p2ptunnel.errors import (
     ConfigError,
     P2PTunnelError,
     RendezvousError,
+    ServerPrivateError,
     TagInUseError,
     TraversalError,
 )
@@ -60,6 +61,7 @@ _EXIT_CODES: Final = (
     (AccessDeniedError, DENIED),
     (AccessRevokedError, DENIED),
     (TagInUseError, DENIED),
+    (ServerPrivateError, DENIED),
     (RendezvousError, RETRY),
     (TraversalError, RETRY),
 )

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Generator
 from typing import Final
 
 import click
@@ -44,6 +45,7 @@ class Output:
         self._color = color
         self._quiet = quiet
         self._verbose = verbose
+        self._standing = ""  # the question that waits for an answer
 
     def data(self, text: str, /, **facts: object) -> None:
         """Write `text` to stdout, or with --json the facts that say the same.
@@ -61,10 +63,22 @@ class Output:
         if text and not self._quiet:
             with contextlib.suppress(BrokenPipeError):  # a tunnel does not end because nobody listens to its talk
                 click.echo(in_words(text), err=True)
+                if self._standing:
+                    self.question(self._standing)
 
     def question(self, text: str) -> None:
         """Ask the person at the keyboard, whatever -q says."""
         click.echo(text, err=True)
+
+    @contextlib.contextmanager
+    def asking(self, question: str) -> Generator[None]:
+        """Put a question that stands below all talk as long as the block lasts: no text of a peer's can pass for one."""
+        self._standing = question
+        self.question(question)
+        try:
+            yield
+        finally:
+            self._standing = ""
 
     def detail(self, text: str) -> None:
         """Tell what only -v asks for."""

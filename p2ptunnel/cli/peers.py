@@ -16,12 +16,12 @@ from p2ptunnel.cli.settings import Settings
 from p2ptunnel.cli.table import table
 
 if TYPE_CHECKING:
-    from p2ptunnel.identity.store import PinnedPeer
+    from p2ptunnel.identity.capability import Capability
+    from p2ptunnel.identity.store import IssuedTicket, PeerStore, PinnedPeer
 
 __all__ = ["command"]
 
 _TICKET_NAME: Final = re.compile(r"[0-9a-f]{32}")
-_NEVER: Final = 253_402_300_799.0  # of a ticket that is known by its name alone, it is not known when it ends
 
 
 @click.group(
@@ -34,6 +34,7 @@ _NEVER: Final = 253_402_300_799.0  # of a ticket that is known by its name alone
         "p2ptunnel peers add laptop p2p:k5xq7m2a… --services ssh,8888",
         "p2ptunnel peers allow laptop jupyter --until 7d",
         "p2ptunnel peers ticket --services jupyter --until 7d --for laptop",
+        "p2ptunnel peers use -                              asks for a ticket, and does not show it",
     ),
 )
 @click.pass_context
@@ -66,8 +67,9 @@ def list_peers(settings: Settings) -> None:
 @click.argument("tag")
 @click.argument("key")
 @click.option("--services", metavar="A,B", default="", help="What the peer may open here.")
+@click.option("--registered-as", metavar="NAME", default="", help="The tag that it has itself, if you call it otherwise.")
 @click.pass_obj
-def add_peer(settings: Settings, tag: str, key: str, services: str) -> None:
+def add_peer(settings: Settings, tag: str, key: str, services: str, registered_as: str) -> None:
     """Pin KEY to TAG; `p2ptunnel id` on that machine prints both."""
     from p2ptunnel.errors import ConfigError
     from p2ptunnel.identity.keys import PublicKey
@@ -76,7 +78,7 @@ def add_peer(settings: Settings, tag: str, key: str, services: str) -> None:
     parsed = PublicKey.parse(key)
     if parsed == settings.profile.identity().public:
         raise ConfigError("that is the key of this very machine", "`p2ptunnel id` on the other machine prints the one to add.")
-    peer = settings.profile.peers().add(tag, parsed, names)
+    peer = settings.profile.peers().add(tag, parsed, names, registered_as=registered_as)
     settings.output.data(f"{peer.tag} is known; it may open {', '.join(_grants(peer)) or 'nothing'}", **_facts(peer))
 
 
@@ -84,16 +86,17 @@ def add_peer(settings: Settings, tag: str, key: str, services: str) -> None:
 @click.argument("tag", shell_complete=complete_tag)
 @click.pass_obj
 def show_peer(settings: Settings, tag: str) -> None:
-    """Show a peer's key, each grant with its end, and the tickets that it gave us."""
-    peer = _known(settings, tag)
-    now = time.time()
+    """Show a peer's key, each grant with its end, the tickets that it gave us, and those that we made for it."""
+    peer, store, now = _known(settings, tag), settings.profile.peers(), time.time()
+    made = [issued for issued in store.issued() if issued.holder == peer.key]
     lines = [f"peer    {peer.tag}  {peer.key}  {peer.key.fingerprint}"]
+    lines += [f"it calls itself {peer.registered_as}, and is looked for by that name"] if peer.registered_as else []
     rows = [(name, _end(peer.until.get(name)), "" if name in peer.granted(now) else "ended") for name in peer.services]
     lines.append(table(("MAY OPEN", "UNTIL", ""), rows) if rows else "it may open nothing")
-    given = [(", ".join(known.services), _end(known.until), "" if known.until > now else "ended") for known in peer.tickets]
-    if given:
-        lines.append(table(("GAVE US A TICKET FOR", "UNTIL", ""), given))
-    settings.output.data("\n".join(lines), **_facts(peer))
+    for head, tickets in (("GAVE US A TICKET FOR", peer.tickets), ("HAS OUR TICKET FOR", made)):
+        told = [(", ".join(known.services), _end(known.until), known.name, _fate(store, known, now)) for known in tickets]
+        lines += [table((head, "UNTIL", "NAME", ""), told)] if told else []
+    settings.output.data("\n".join(lines), **_facts(peer), made=[_ticket_facts(known) for known in made])
 
 
 @command.command("rm", examples=("p2ptunnel peers rm laptop",))
@@ -101,13 +104,7 @@ def show_peer(settings: Settings, tag: str) -> None:
 @click.pass_obj
 def remove_peer(settings: Settings, tag: str) -> None:
     """Forget a peer: it can connect no more."""
-    from p2ptunnel.errors import UnknownPeerError
-
-    try:
-        settings.profile.peers().remove(tag)
-    except UnknownPeerError as error:
-        error.hint = "`p2ptunnel peers` lists those that are known here."  # who wants to forget one does not want to add it
-        raise
+    settings.profile.peers().remove(tag)
     settings.output.data(f"{tag} is forgotten", tag=tag)
 
 
@@ -116,7 +113,7 @@ def remove_peer(settings: Settings, tag: str) -> None:
 @click.argument("new")
 @click.pass_obj
 def rename_peer(settings: Settings, tag: str, new: str) -> None:
-    """Call a peer by another tag here; we then look for it under that tag, too."""
+    """Call a peer by another tag here; we still look for it under the one that it has itself."""
     settings.profile.peers().rename(tag, new)
     settings.output.data(f"{tag} is {new} now", **_facts(_known(settings, new)))
 
@@ -141,7 +138,13 @@ def allow(settings: Settings, tag: str, services: tuple[str, ...], until: str | 
 @click.pass_obj
 def deny(settings: Settings, tag: str, services: tuple[str, ...]) -> None:
     """Take these services back from a peer; its streams to them end within a second."""
-    store = settings.profile.peers()
+    from p2ptunnel.errors import ConfigError
+    from p2ptunnel.types import clean
+
+    store, peer = settings.profile.peers(), _known(settings, tag)
+    if unknown := [clean(name) for name in services if name not in peer.services]:  # a slip would leave open what it meant
+        hint = f"It may open {', '.join(_grants(peer)) or 'nothing'}; nothing was changed."
+        raise ConfigError(f"{tag} has no grant of {', '.join(unknown)} here", hint)
     for service in services:
         store.deny(tag, service)
     _tell_grants(settings, tag)
@@ -164,42 +167,91 @@ def ticket(settings: Settings, services: str, until: str, holder: str | None) ->
     key = None if holder is None else _known(settings, holder).key
     names = _checked(part for part in services.split(",") if part)
     made = issue(settings.profile.identity(), names, _parsed(until).timestamp(), key)
-    settings.output.data(str(made), ticket=str(made), name=made.name, services=list(made.services), until=_iso(made.until))
+    settings.profile.peers().note_issued(made, time.time())
+    settings.output.data(str(made), ticket=str(made), **_ticket_facts(made))
     settings.output.say(
         f"for {', '.join(names)} until {_end(made.until)}; to end it before: p2ptunnel peers revoke {made.name}"
     )
+    if key is None:
+        settings.output.say("any known peer that gets hold of it can use it; --for PEER makes one for that peer alone")
+
+
+@command.command("tickets", examples=("p2ptunnel peers tickets",))
+@click.pass_obj
+def list_tickets(settings: Settings) -> None:
+    """List the access tickets that were made here; the tickets themselves are not kept."""
+    store, now = settings.profile.peers(), time.time()
+    if settings.output.as_json:
+        for issued in store.issued():
+            settings.output.data("", **_ticket_facts(issued), holder=_holder(store, issued), fate=_fate(store, issued, now))
+        return
+    rows = [
+        (known.name, ", ".join(known.services), _holder(store, known) or "any", _end(known.until), _fate(store, known, now))
+        for known in store.issued()
+    ]
+    if not rows:
+        settings.output.say("No ticket was made here: p2ptunnel peers ticket")
+        return
+    settings.output.data(table(("NAME", "OPENS", "FOR", "UNTIL", ""), rows))
 
 
 @command.command("use", examples=("p2ptunnel peers use p2pc1ah…",))
-@click.argument("text", metavar="TICKET")
+@click.argument("words", metavar="TICKET|-", nargs=-1, required=True)
 @click.pass_obj
-def use_ticket(settings: Settings, text: str) -> None:
-    """Keep an access ticket of a known peer, and show it whenever this machine connects there."""
-    from p2ptunnel.identity.capability import parse_capability
+def use_ticket(settings: Settings, words: tuple[str, ...]) -> None:
+    """Keep an access ticket of a known peer, and show it whenever this machine connects there.
 
-    kept = parse_capability(text)
+    `-` reads it from stdin, and from a terminal without showing it: a command line can be read by every user here.
+    """
+    from p2ptunnel.cli.given import given
+    from p2ptunnel.identity.capability import parse_capability, require_usable
+
+    kept = parse_capability(given(words, "ticket"))
+    require_usable(kept, settings.profile.identity().public, time.time())
     peer = settings.profile.peers().keep_ticket(kept, time.time())
     told = f"{peer.tag} lets this machine open {', '.join(kept.services)} until {_end(kept.until)}"
-    settings.output.data(told, tag=peer.tag, services=list(kept.services), until=_iso(kept.until))
+    settings.output.data(told, tag=peer.tag, **_ticket_facts(kept))
+
+
+@command.command("drop", examples=("p2ptunnel peers drop 505152535455565758595a5b5c5d5e5f",))
+@click.argument("name", metavar="NAME")
+@click.pass_obj
+def drop_ticket(settings: Settings, name: str) -> None:
+    """Forget an access ticket that a peer gave this machine; `peers show PEER` lists their names."""
+    peer = settings.profile.peers().drop_ticket(_ticket_name(name))
+    settings.output.data(f"{peer.tag}'s ticket is forgotten", tag=peer.tag, name=name)
 
 
 @command.command("revoke", examples=("p2ptunnel peers revoke 505152535455565758595a5b5c5d5e5f",))
-@click.argument("text", metavar="TICKET|NAME")
+@click.argument("words", metavar="TICKET|NAME|-", nargs=-1, required=True)
 @click.pass_obj
-def revoke_ticket(settings: Settings, text: str) -> None:
-    """End an access ticket of this machine: the ticket itself, or the name that was told with it."""
+def revoke_ticket(settings: Settings, words: tuple[str, ...]) -> None:
+    """End an access ticket of this machine: the ticket itself, or its name, which `peers tickets` lists."""
+    from p2ptunnel.cli.given import given
     from p2ptunnel.errors import InvalidCodeError
-    from p2ptunnel.identity.capability import parse_capability
+    from p2ptunnel.identity.capability import is_capability, parse_capability
 
-    if _TICKET_NAME.fullmatch(text):
-        name, until = text, _NEVER
-    else:
-        given = parse_capability(text)
-        if given.issuer != settings.profile.identity().public:
+    text, store = given(words, "ticket"), settings.profile.peers()
+    if is_capability(text):
+        ticket = parse_capability(text)
+        if ticket.issuer != settings.profile.identity().public:
             raise InvalidCodeError("another machine's ticket", "Only the machine that made a ticket can revoke it.")
-        name, until = given.name, float(given.until)
-    settings.profile.peers().revoke_ticket(name, until)
+        name = ticket.name
+        store.revoke_ticket(name, ticket.until)
+    else:
+        name = _ticket_name(text)
+        store.revoke_ticket(name)
     settings.output.data(f"{name} opens nothing any more", name=name)
+
+
+def _ticket_name(text: str) -> str:
+    """Return the name of a ticket; not quoted where it is none: it may be the ticket, damaged."""
+    from p2ptunnel.errors import InvalidCodeError
+
+    name = text.strip().lower()
+    if not _TICKET_NAME.fullmatch(name):
+        raise InvalidCodeError("that is no ticket and no name of one", "Give the ticket, or its name of 32 hex digits.")
+    return name
 
 
 def _checked(services: Iterable[str]) -> tuple[str, ...]:
@@ -216,12 +268,12 @@ def _parsed(until: str) -> datetime:
 
 
 def _known(settings: Settings, tag: str) -> PinnedPeer:
-    from p2ptunnel.errors import UnknownPeerError
+    from p2ptunnel.errors import NoSuchPeerError
     from p2ptunnel.types import clean
 
     peer = settings.profile.peers().get(tag)
     if peer is None:
-        raise UnknownPeerError(clean(tag))
+        raise NoSuchPeerError(clean(tag))
     return peer
 
 
@@ -246,5 +298,29 @@ def _iso(until: float) -> str:
 
 
 def _facts(peer: PinnedPeer) -> dict[str, object]:
-    until = {name: _iso(end) for name, end in peer.until.items()}
-    return {"tag": peer.tag, "key": str(peer.key), "services": list(peer.granted(time.time())), "until": until}
+    return {
+        "tag": peer.tag,
+        "key": str(peer.key),
+        "fingerprint": peer.key.fingerprint,
+        "registered_as": peer.wanted,
+        "services": list(peer.granted(time.time())),
+        "until": {name: _iso(end) for name, end in peer.until.items()},
+        "tickets": [_ticket_facts(ticket) for ticket in peer.tickets],
+    }
+
+
+def _ticket_facts(ticket: Capability | IssuedTicket) -> dict[str, object]:
+    return {"name": ticket.name, "services": list(ticket.services), "until": _iso(ticket.until)}
+
+
+def _fate(store: PeerStore, ticket: Capability | IssuedTicket, now: float) -> str:
+    """Return why a ticket opens nothing any more; empty while it does."""
+    return "revoked" if store.is_revoked(ticket.name) else "ended" if ticket.until <= now else ""
+
+
+def _holder(store: PeerStore, ticket: IssuedTicket) -> str | None:
+    """Return who alone can use a ticket, by name if it is known here; None: any known peer."""
+    if ticket.holder is None:
+        return None
+    peer = store.by_key(ticket.holder)
+    return peer.tag if peer else str(ticket.holder)

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Final
 
 from p2ptunnel.cli.settings import Settings
+from p2ptunnel.defaults import RENDEZVOUS_PORT
 from p2ptunnel.errors import ConfigError
+from p2ptunnel.types import parse_server
 
 __all__ = ["redactor"]
 
@@ -55,7 +57,8 @@ def _names(settings: Settings) -> dict[str, str]:
         names[settings.tag or ""] = "tag"
     with contextlib.suppress(ConfigError):
         for number, server in enumerate(settings.rendezvous, 1):
-            names |= {server: f"server {number}", server.rpartition(":")[0]: f"server {number}"}
+            host, _ = parse_server(server, default_port=RENDEZVOUS_PORT).address
+            names |= {server: f"server {number}", server.partition("#")[0]: f"server {number}", host: f"server {number}"}
     with contextlib.suppress(ConfigError):
         names[_own_short(settings)] = "key"
     return names

@@ -11,6 +11,7 @@ import click
 
 from p2ptunnel.cli.commands import Group
 from p2ptunnel.cli.settings import Settings
+from p2ptunnel.errors import ConfigError
 
 if TYPE_CHECKING:
     from p2ptunnel.server import Rendezvous
@@ -24,6 +25,22 @@ _DIRECTORY: Final = "server"
 _TAGS: Final = "tags.sqlite"
 
 
+class _Quota(click.ParamType[str]):
+    """A quota, as it was written."""
+
+    name = "quota"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse what is none."""
+        from p2ptunnel.config import parse_quota
+
+        try:
+            parse_quota(value)
+        except ConfigError as error:
+            self.fail(f"{error}. {error.hint}", param, ctx)
+        return str(value)
+
+
 @click.group(
     "rendezvous",
     cls=Group,
@@ -34,6 +51,7 @@ _TAGS: Final = "tags.sqlite"
         "p2ptunnel rendezvous --listen 192.0.2.7:7000 --alt-listen 192.0.2.7:7001 --alt-listen 192.0.2.8:7000",
         "p2ptunnel rendezvous --listen [2001:db8::7]:7000",
         "p2ptunnel rendezvous --join-token-file join.token",
+        "p2ptunnel rendezvous --relay-quota 10GiB/day",
         "p2ptunnel rendezvous tags list",
     ),
 )
@@ -45,12 +63,16 @@ _TAGS: Final = "tags.sqlite"
 )
 @click.option("--join-token-file", metavar="FILE", help="Serve only who knows the token in it; made if it is missing.")
 @click.option("--allow-keys", metavar="FILE", help="Serve only these public keys, one a line.")
+@click.option("--relay/--no-relay", default=None, help="Also carry what peers find no direct path for; by default it does.")
+@click.option("--relay-quota", metavar="SIZE", type=_Quota(), help="Carried of one key in a day.  [default: 1GiB/day]")
+@click.option("--relay-circuits", metavar="N", type=click.IntRange(min=1), help="Of one key at a time.  [default: 16]")
 @click.option("--stats", metavar="S", type=click.FloatRange(min=1), help="Tell every S seconds how the server stands.")
 @click.pass_context
 def command(context: click.Context, /, **options: Any) -> None:
     """Run a rendezvous server until it is told to end.
 
-    It introduces peers by their tags and sees no byte of what they say to each other. Peers need to reach it over UDP and TCP.
+    It introduces peers by their tags, and carries sealed what finds no direct path. It sees no byte of what they say to each
+    other. Peers need to reach it over UDP and TCP.
     The line that it prints first is what they put into their configuration: with its key, no other server can pass for it.
     """
     if context.invoked_subcommand is None:
@@ -78,7 +100,7 @@ def list_tags(settings: Settings) -> None:
     from p2ptunnel.types import format_address
 
     with _tags(settings) as store:
-        for record in store.load()[0]:
+        for record in store.records():
             seen = datetime.datetime.fromtimestamp(record.seen_at, datetime.UTC).isoformat(timespec="minutes")
             where = format_address(record.address) if record.address else "offline"
             facts = {"tag": record.tag, "key": record.key, "seen_at": seen, "address": record.address}
@@ -93,7 +115,6 @@ def free_tag(settings: Settings, tag: str) -> None:
 
     Stop the machine that has it first: it takes its tag again as soon as it registers.
     """
-    from p2ptunnel.errors import ConfigError
     from p2ptunnel.types import parse_tag
 
     with _tags(settings) as store:
@@ -127,8 +148,13 @@ async def _serve(
     registry: str,
     join_token_file: str | None,
     allow_keys: str | None,
+    relay: bool | None,
+    relay_quota: str | None,
+    relay_circuits: int | None,
     stats: float | None,
 ) -> None:
+    from p2ptunnel.config import parse_quota
+    from p2ptunnel.defaults import RELAY_CIRCUITS_OF_KEY, RELAY_QUOTA_BYTES
     from p2ptunnel.identity.store import Profile
     from p2ptunnel.server import Rendezvous
     from p2ptunnel.server.members import KeyList, join_token
@@ -136,6 +162,8 @@ async def _serve(
     identity = Profile(settings.profile.directory / _DIRECTORY).identity()
     token = join_token(Path(join_token_file)) if join_token_file else ""
     members = KeyList(Path(allow_keys)) if allow_keys else None
+    written = settings.config.server
+    quota = relay_quota or written.relay_quota
     with settings.tracer() as tracer:
         server = Rendezvous(
             _address(listen),
@@ -145,6 +173,9 @@ async def _serve(
             store=_store(settings) if registry == "sqlite" else None,
             join_token=token,
             members=members,
+            relay=written.relay if relay is None else relay,
+            relay_quota_bytes=parse_quota(quota) if quota else RELAY_QUOTA_BYTES,
+            relay_circuits=relay_circuits or written.relay_circuits or RELAY_CIRCUITS_OF_KEY,
             tracer=tracer,
         )
         async with server:
@@ -183,15 +214,23 @@ def _tell(settings: Settings, server: Rendezvous) -> None:
     import msgspec
 
     stats = server.stats
-    dropped = ", ".join(f"{why} {count}" for why, count in sorted(stats.dropped.items())) or "nothing"
     text = (
         f"online {stats.online}, tags {stats.tags}, introducing {stats.attempts}, TCP {stats.connections}, "
-        f"UDP received {stats.received} sent {stats.sent}; dropped: {dropped}"
+        f"UDP received {stats.received} sent {stats.sent}; dropped: {_counts(stats.dropped)}"
     )
+    if stats.relay is not None:
+        text += (
+            f"; relay: circuits {stats.relay.circuits}, carried {stats.relay.carried_bytes} bytes, "
+            f"refused: {_counts(stats.relay.refused)}; ended: {_counts(stats.relay.ended)}"
+        )
     if settings.output.as_json:
         settings.output.data("", event="stats", **msgspec.to_builtins(stats))
     else:
         settings.output.say(text)
+
+
+def _counts(by_reason: dict[str, int]) -> str:
+    return ", ".join(f"{why} {count}" for why, count in sorted(by_reason.items())) or "nothing"
 
 
 def _address(text: str) -> Address:

@@ -64,6 +64,9 @@ def command(
     names = [spec.name for spec in specs]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"{twice!r} is served twice", "Give one of them another name: other=8080.")
+    if until is not None and not allow:
+        hint = "p2ptunnel serve web --allow PEER --until 2h, or for a lasting grant: p2ptunnel peers allow PEER web --until 2h"
+        raise ConfigError("--until says when --allow ends, and nobody is allowed", hint)
     end = None if until is None else parse_until(until, time.time())
     run_until_stopped(_serve(settings, {spec.name: spec for spec in specs}, _grants(allow, names), end, ask=ask))
 
@@ -94,12 +97,12 @@ async def _serve(
     from p2ptunnel.cli.ask import TerminalAsk
     from p2ptunnel.cli.connection import tell_connections
     from p2ptunnel.cli.living import telling_status
-    from p2ptunnel.cli.talk import tell_streams
+    from p2ptunnel.cli.talk import tell_streams, tell_visitors
 
     async with contextlib.AsyncExitStack() as stack:
         terminal = await stack.enter_async_context(TerminalAsk(settings.output)) if ask else None
         tracer = stack.enter_context(settings.tracer())
-        tracer.add(tell_streams(settings.output))
+        tracer.add((tell_streams if settings.verbose else tell_visitors)(settings.output))
         async with settings.peer(tracer, is_serving=True) as peer:
             events = peer.events()
             by_peers: dict[tuple[Tag, ...], dict[str, ServeSpec]] = defaultdict(dict)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from p2ptunnel.identity.store import Profile
     from p2ptunnel.peer import Peer
     from p2ptunnel.trace import Tracer
+    from p2ptunnel.types import Address, RelayUse
 
 __all__ = ["Duration", "Settings", "global_options"]
 
@@ -67,6 +68,16 @@ class Settings:
 
         text = self.flags.get("resume_timeout", self.config.peer.resume_timeout)
         return RESUME_TIMEOUT if text is None else parse_duration(text)
+
+    @property
+    def relay(self) -> RelayUse:
+        """Whether connections may go over the server's relay.
+
+        Raises:
+            ConfigError: config.toml cannot be understood.
+        """
+        given: RelayUse = self.flags.get("relay") or self.config.peer.relay
+        return given
 
     @functools.cached_property
     def profile(self) -> Profile:
@@ -117,14 +128,31 @@ class Settings:
     def for_ssh(self) -> tuple[str, ...]:
         """The flags that a program started by ssh needs again, to find what this one found."""
         given: list[str] = []
-        for name in ("profile", "tag", "timeout", "resume_timeout", "trace"):
+        for name in ("profile", "tag", "timeout", "resume_timeout", "relay", "trace"):
             if name in self.flags:
                 given += [f"--{name.replace('_', '-')}", str(self.flags[name])]
-        for server in self.flags.get("rendezvous", ()):
+        for server in () if self.for_ssh_in_secret else self.flags.get("rendezvous", ()):
             given += ["--rendezvous", server]
         return (*given, *["-v"] * self.verbose)
 
-    def peer(self, tracer: Tracer, *, is_serving: bool = False) -> Peer:
+    @property
+    def for_ssh_in_secret(self) -> dict[str, str]:
+        """What such a program needs in its environment: a join token on a command line could be read by every user here."""
+        from p2ptunnel.defaults import RENDEZVOUS_PORT
+        from p2ptunnel.types import parse_server
+
+        servers = self.flags.get("rendezvous", ())
+        has_token = any(parse_server(server, default_port=RENDEZVOUS_PORT).join_token for server in servers)
+        return {f"{_ENVIRONMENT}RENDEZVOUS": " ".join(servers)} if has_token else {}
+
+    def has_server(self, address: Address) -> bool:
+        """Tell whether a server at this address is configured."""
+        from p2ptunnel.defaults import RENDEZVOUS_PORT
+        from p2ptunnel.types import parse_server
+
+        return any(parse_server(server, default_port=RENDEZVOUS_PORT).address == address for server in self.rendezvous)
+
+    def peer(self, tracer: Tracer, *, is_serving: bool = False, needs_server: bool = True) -> Peer:
         """Return this machine's peer, which has sent nothing yet.
 
         Raises:
@@ -132,14 +160,20 @@ class Settings:
         """
         from p2ptunnel.peer import Peer
 
-        if not self.rendezvous:
+        if needs_server and not self.rendezvous:
             hint = "--rendezvous HOST:PORT, P2PTUNNEL_RENDEZVOUS, or rendezvous under [peer] in config.toml."
             raise ConfigError("no rendezvous server is configured", hint)
         if is_serving and self.tag is None:
             hint = "--tag NAME, P2PTUNNEL_TAG, or tag under [peer] in config.toml."
             raise ConfigError("this machine has no tag that others could ask for", hint)
-        patience = self.resume_timeout
-        return Peer(self.tag, rendezvous=self.rendezvous, profile=self.profile, resume_timeout=patience, tracer=tracer)
+        return Peer(
+            self.tag,
+            rendezvous=self.rendezvous,
+            profile=self.profile,
+            relay=self.relay,
+            resume_timeout=self.resume_timeout,
+            tracer=tracer,
+        )
 
     @contextlib.contextmanager
     def tracer(self) -> Generator[Tracer]:
@@ -216,6 +250,11 @@ def global_options(*, is_root: bool) -> list[click.Parameter]:
         option("--timeout", metavar="S", type=click.FloatRange(min=0, min_open=True), help="Seconds to wait for a peer."),
         option(
             "--resume-timeout", metavar="TIME", type=Duration(), help="How long a lost connection is waited for: 30s, 10m, 0."
+        ),
+        option(
+            "--relay",
+            type=click.Choice(["auto", "never", "always"]),
+            help="Use the server's relay until there is a direct path, never, or always.",
         ),
         option("--json", is_flag=True, help="One JSON object a line on stdout."),
         option("--quiet", "-q", is_flag=True, help="No talk on stderr but errors."),

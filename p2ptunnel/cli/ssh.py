@@ -53,6 +53,7 @@ def command(settings: Settings, service: str, words: tuple[str, ...]) -> int:
     tag = tag_of_host(destination.rpartition("@")[2])
     if settings.profile.peers().get(tag) is None:  # said here once, instead of by ssh and its two helpers
         raise UnknownPeerError(tag)
+    os.environ.update(settings.for_ssh_in_secret)
     sys.stdout.flush()
     if os.name == "posix":
         os.execv(argv[0], argv)  # noqa: S606  # the point of it

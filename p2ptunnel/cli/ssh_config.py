@@ -29,7 +29,13 @@ def command(settings: Settings, service: str) -> None:
     Global flags given here are written into it.
     """
     from p2ptunnel.cli.openssh import launcher
+    from p2ptunnel.errors import ConfigError
     from p2ptunnel.ssh.openssh import ssh_config
 
+    if settings.for_ssh_in_secret:
+        raise ConfigError(
+            "the server's join token would stand in ssh's command lines, where every user here can read it",
+            'Write the server\'s line into config.toml: rendezvous = ["…"] under [peer].',
+        )
     stanza = ssh_config(launcher(settings, service))
     settings.output.data(stanza.rstrip("\n"), config=stanza)

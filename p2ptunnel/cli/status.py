@@ -77,15 +77,18 @@ async def _ask_all(settings: Settings) -> list[ServerStatus]:
 
 
 async def _ask(settings: Settings, server: str) -> ServerStatus:
+    from p2ptunnel.defaults import RENDEZVOUS_PORT
     from p2ptunnel.errors import P2PTunnelError
     from p2ptunnel.peer import Peer
+    from p2ptunnel.types import format_address, parse_server
 
+    name = format_address(parse_server(server, default_port=RENDEZVOUS_PORT).address)  # without the token behind it
     try:
         async with Peer(settings.tag, rendezvous=server, profile=settings.profile) as peer:
             report = await peer.netcheck(timeout=settings.timeout or _TIMEOUT)
     except P2PTunnelError as error:
-        return ServerStatus(server, problem=str(error))
-    return ServerStatus(server, report.rtt, report.udp.observed or report.tcp.observed)
+        return ServerStatus(name, problem=str(error))
+    return ServerStatus(name, report.rtt, report.udp.observed or report.tcp.observed)
 
 
 def _text(tag: str | None, key: str, directory: str, servers: list[ServerStatus], peers: tuple[PinnedPeer, ...]) -> str:

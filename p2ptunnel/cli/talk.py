@@ -1,4 +1,4 @@
-"""What -v says while a command carries streams."""
+"""What is said while a command carries streams: who is there, and with -v what comes and goes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Final
 from p2ptunnel.cli.output import Output
 from p2ptunnel.trace import Sink, TraceEvent
 
-__all__ = ["tell_streams"]
+__all__ = ["tell_streams", "tell_visitors"]
+
+_VISIT: Final = 600.0
+"""Seconds: who opened a service so long ago and not since is told of again."""
 
 _TEXTS: Final = {
     ("serving", "stream_opened"): "{peer} opened {service}",
@@ -35,5 +38,20 @@ def tell_streams(output: Output) -> Sink:
             failing = trouble
         elif event.name == "client_done":
             failing = ""
+
+    return tell
+
+
+def tell_visitors(output: Output) -> Sink:
+    """Return a sink that says who opens which service, once a visit: not each stream of a web page."""
+    last_seen: dict[tuple[object, object], float] = {}
+
+    def tell(event: TraceEvent) -> None:
+        if (event.layer, event.name) != ("serving", "stream_opened"):
+            return
+        visit = (event.facts["peer"], event.facts["served"])  # few, whatever a peer asks for
+        seen, last_seen[visit] = last_seen.get(visit), event.at
+        if seen is None or event.at - seen > _VISIT:
+            output.say("{} uses {}".format(*visit))
 
     return tell

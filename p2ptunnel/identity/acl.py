@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from p2ptunnel.defaults import CAPABILITIES_MAX
-from p2ptunnel.errors import InvalidCodeError
+from p2ptunnel.errors import InvalidCodeError, StoreError
 from p2ptunnel.identity.capability import Capability
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.identity.store import PeerStore, PinnedPeer
@@ -26,6 +26,10 @@ class Access(Protocol):
         """Return the services that `key` may open."""
         ...
 
+    def may_ask(self, key: PublicKey) -> bool:
+        """Count that `key` asks for a stream; tell whether it does not ask too often."""
+        ...
+
     def may_open(self, key: PublicKey, service: str) -> bool:
         """Tell whether `key` may open `service`."""
         ...
@@ -39,6 +43,14 @@ class Access(Protocol):
         ...
 
 
+_Pin: TypeAlias = tuple[PublicKey, float]
+"""A key, and since when it is pinned: who was forgotten and is pinned anew has shown nothing yet."""
+
+
+def _pin(key: PublicKey, peer: PinnedPeer | None) -> _Pin:
+    return (key, peer.since if peer else 0.0)
+
+
 class AccessList:
     """The grants of a peer store, as they are on disk now, and those given in code.
 
@@ -47,7 +59,7 @@ class AccessList:
         clock: Seconds since 1970, by which grants end.
         issuer: Our own key: what it has signed counts when it is shown; None: nothing does.
 
-    All methods but `allow` and `revoke` raise StoreError when the store cannot be read: nobody is let in by a guess.
+    All methods but `allow`, `revoke` and `show` raise StoreError when the store cannot be read: nobody is let in by a guess.
     """
 
     def __init__(
@@ -58,7 +70,7 @@ class AccessList:
     ) -> None:
         self._store: Final = store
         self._issuer: Final = issuer
-        self._shown: Final[dict[PublicKey, tuple[Capability, ...]]] = {}  # of admitted peers, who are few
+        self._shown: Final[dict[_Pin, tuple[Capability, ...]]] = {}  # of admitted peers, who are few
         self._clock: Final = clock
         self._grants: Final[dict[PublicKey, dict[str, None]]] = {}  # a dict keeps the order in which services were granted
 
@@ -75,11 +87,15 @@ class AccessList:
 
     def granted(self, key: PublicKey) -> tuple[str, ...]:
         """Return the services that `key` may open, each once."""
-        now = self._clock()
-        pinned = (service for peer in self._pinned() if peer.key == key for service in peer.granted(now))
-        shown = (service for ticket in self._shown.get(key, ()) if self._counts(ticket, now) for service in ticket.services)
-        from_tickets = tuple(shown) if key in self._shown and key in self.admitted() else ()
+        now, peer = self._clock(), self._peer(key)
+        pinned = peer.granted(now) if peer else ()
+        tickets = self._shown.get(_pin(key, peer), ()) if peer or key in self._grants else ()
+        from_tickets = (service for ticket in tickets if self._counts(ticket, now) for service in ticket.services)
         return tuple(dict.fromkeys((*pinned, *self._grants.get(key, ()), *from_tickets)))
+
+    def may_ask(self, key: PublicKey) -> bool:
+        """Allow it: a list counts nothing."""
+        return True
 
     def may_open(self, key: PublicKey, service: str) -> bool:
         """Tell whether `key` may open `service`."""
@@ -91,7 +107,8 @@ class AccessList:
 
     def name_of(self, key: PublicKey) -> str:
         """Return the tag under which `key` is pinned, or the first characters of the key."""
-        return next((peer.tag for peer in self._pinned() if peer.key == key), key.short)
+        peer = self._peer(key)
+        return peer.tag if peer else key.short
 
     def show(self, key: PublicKey, ticket: bytes) -> None:
         """Take what the holder of `key` shows as a ticket of ours; what is none, or another's, changes nothing."""
@@ -100,11 +117,18 @@ class AccessList:
         except InvalidCodeError:
             return
         if shown.issuer == self._issuer and shown.holder in {None, key} and shown.is_genuine:
-            others = (known for known in self._shown.get(key, ()) if known.id != shown.id)
-            self._shown[key] = (*others, shown)[-CAPABILITIES_MAX:]
+            try:
+                pin = _pin(key, self._peer(key))
+            except StoreError:  # while the list cannot be read nothing is opened anyway
+                return
+            others = (known for known in self._shown.get(pin, ()) if known.id != shown.id)
+            self._shown[pin] = (*others, shown)[-CAPABILITIES_MAX:]
 
     def _counts(self, ticket: Capability, now: float) -> bool:
         return ticket.holds(now) and not (self._store and self._store.is_revoked(ticket.name))
+
+    def _peer(self, key: PublicKey) -> PinnedPeer | None:
+        return self._store.by_key(key) if self._store else None
 
     def _pinned(self) -> tuple[PinnedPeer, ...]:
         return self._store.all() if self._store else ()

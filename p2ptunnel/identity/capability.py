@@ -10,6 +10,7 @@ import base64
 import hashlib
 import os
 import struct
+from datetime import UTC, datetime
 from typing import Final, Self
 
 import msgspec
@@ -19,7 +20,7 @@ from p2ptunnel.errors import ConfigError, InvalidCodeError, InvalidKeyError, Inv
 from p2ptunnel.identity.keys import KEY_BYTES, SIGNATURE_BYTES, Identity, PublicKey, Purpose, signed_bytes
 from p2ptunnel.types import clean
 
-__all__ = ["Capability", "issue", "parse_capability"]
+__all__ = ["Capability", "is_capability", "issue", "parse_capability", "require_usable"]
 
 _VERSION: Final = 1
 _ID_BYTES: Final = 16
@@ -27,6 +28,7 @@ _HEAD: Final = struct.Struct(f"!B{KEY_BYTES}s{KEY_BYTES}s{_ID_BYTES}sQ")  # vers
 _UNTIL_MAX: Final = 253_402_300_800 - 86_400  # no clock on earth shows the year 10000 then, which cannot be written
 _ANYBODY: Final = bytes(KEY_BYTES)
 _PREFIX: Final = "p2pc1"
+_PAIRING_PREFIX: Final = "p2pt"
 _AGAIN: Final = "Copy all of it; `p2ptunnel peers ticket` on the other machine prints a new one."
 
 
@@ -135,6 +137,28 @@ def issue(identity: Identity, services: tuple[str, ...], until: float, holder: P
     return msgspec.structs.replace(blank, signature=identity.sign(blank.signed_part))
 
 
+def require_usable(ticket: Capability, own: PublicKey, now: float) -> None:
+    """Refuse a ticket that the machine with the key `own` cannot use at a time in seconds since 1970.
+
+    Raises:
+        InvalidCodeError: It is of this very machine, for another one, or has ended.
+    """
+    if ticket.issuer == own:
+        raise InvalidCodeError("this machine has made that ticket itself", "It is for the machine that you give it to.")
+    if ticket.holder not in {None, own}:
+        raise InvalidCodeError("that ticket is for another machine", "Ask for one for this machine's key: p2ptunnel id")
+    if ticket.until <= now:
+        ended = datetime.fromtimestamp(ticket.until, UTC).astimezone()
+        raise InvalidCodeError(
+            f"that ticket ended at {ended:%Y-%m-%d %H:%M}", "Ask for a new one there: p2ptunnel peers ticket"
+        )
+
+
+def is_capability(text: str) -> bool:
+    """Tell whether `text` means to be an access ticket; whether it is one, `parse_capability` finds out."""
+    return "".join(text[:64].split()).lower().startswith(_PREFIX)
+
+
 def parse_capability(text: str) -> Capability:
     """Return the ticket in `text`, as its issuer signed it; blanks and line breaks within it do not matter.
 
@@ -143,6 +167,8 @@ def parse_capability(text: str) -> Capability:
     """
     written = "".join(text.split()).lower()
     body = written.removeprefix(_PREFIX)
+    if written.startswith(_PAIRING_PREFIX):
+        raise InvalidCodeError("that is a ticket for pairing, not an access ticket", "p2ptunnel pair TICKET")
     if body == written or not body.isascii():
         raise InvalidCodeError(f"an access ticket begins with {_PREFIX}", _AGAIN)
     try:

@@ -14,7 +14,15 @@ from typing import Final
 
 from p2ptunnel.errors import InsecureKeyFileError, StoreError
 
-__all__ = ["OTHERS_READ_OR_WRITE", "OTHERS_WRITE", "exclusive", "make_private_directory", "read_private", "write_private"]
+__all__ = [
+    "OTHERS_READ_OR_WRITE",
+    "OTHERS_WRITE",
+    "exclusive",
+    "make_private_directory",
+    "make_private_file",
+    "read_private",
+    "write_private",
+]
 
 OTHERS_READ_OR_WRITE: Final = 0o077  # not on a secret
 OTHERS_WRITE: Final = 0o022  # not on a list that decides who may do what
@@ -34,6 +42,17 @@ def make_private_directory(directory: Path) -> None:
         _check(directory, directory.stat(), OTHERS_WRITE, mode="700")
 
 
+def make_private_file(path: Path) -> None:
+    """Make the file with mode 0600 if it is missing, and check that nobody else can read or replace it.
+
+    Raises:
+        InsecureKeyFileError: It is a symlink, belongs to somebody else, or others may read or write it.
+        StoreError: It cannot be made.
+    """
+    with _as_store_error(path), open(path, "ab", opener=open_private) as file:
+        _check(path, os.fstat(file.fileno()), OTHERS_READ_OR_WRITE, mode="600")
+
+
 def read_private(path: Path, forbidden: int) -> bytes:
     """Return the bytes of a file of ours, through no symlink.
 
@@ -46,7 +65,7 @@ def read_private(path: Path, forbidden: int) -> bytes:
         InsecureKeyFileError: It is a symlink, belongs to somebody else, or has a forbidden bit.
         StoreError: It cannot be read.
     """
-    with _as_store_error(path), open(path, "rb", opener=_open_private) as file:
+    with _as_store_error(path), open(path, "rb", opener=open_private) as file:
         _check(path, os.fstat(file.fileno()), forbidden, mode="600")
         return file.read()
 
@@ -60,7 +79,7 @@ def write_private(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     with _as_store_error(path):
         try:
-            with open(temporary, "xb", opener=_open_private) as file:
+            with open(temporary, "xb", opener=open_private) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -85,14 +104,15 @@ def exclusive(directory: Path) -> Generator[None]:
 
     path = directory / ".lock"
     with _as_store_error(path):
-        file = open(path, "ab", opener=_open_private)  # noqa: SIM115 - errors of the block are not the file's
+        file = open(path, "ab", opener=open_private)  # noqa: SIM115 - errors of the block are not the file's
     with file:
         with _as_store_error(path):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _open_private(path: str, flags: int) -> int:
+def open_private(path: str, flags: int) -> int:
+    """Open a file of ours, made with mode 0600, through no symlink: an `opener` for `open`."""
     return os.open(path, flags | _NOFOLLOW | _CLOEXEC, 0o600)
 
 

@@ -56,6 +56,7 @@ class Purpose(bytes, enum.Enum):
     REKEY = b"p2pt-rekey-1"
     SERVER = b"p2pt-server-1"
     JOIN = b"p2pt-join-1"
+    MEMBER = b"p2pt-member-1"
 
 
 class PublicKey(msgspec.Struct, frozen=True, order=True):

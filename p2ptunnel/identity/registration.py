@@ -20,6 +20,7 @@ from p2ptunnel.identity.judge import (
 )
 from p2ptunnel.identity.keys import Identity, PublicKey, registration_payload
 from p2ptunnel.types import Tag
+from p2ptunnel.wire.intent import COUNTER_END
 from p2ptunnel.wire.messages import Observed, RegisterExtra
 
 __all__ = ["KeyCredentials"]
@@ -58,7 +59,7 @@ class KeyCredentials:
         self._last_nonce = b""
 
     def register_extra(self, *, cookie: str, server_key: str, at_least_ts: int) -> RegisterExtra:
-        """Return a freshly signed body; its `ts` is above `at_least_ts` and above that of any body before.
+        """Return a freshly signed body; its `ts` is above `at_least_ts`, and above every one of ours that was not asked for.
 
         Without a cookie of the right form it is unsigned: the server will not look at it before it has sent one.
 
@@ -69,19 +70,22 @@ class KeyCredentials:
         cookie_bytes = from_base64(cookie)
         if len(cookie_bytes) != COOKIE_BYTES:
             return RegisterExtra(v=WIRE_VERSION, key=key)
-        self._last_ts = max(self._last_ts + 1, at_least_ts + 1, time.time_ns() // 1000)
+        self._last_ts = max(self._last_ts + 1, time.time_ns() // 1000)
+        ts = max(self._last_ts, at_least_ts + 1)  # what a server wants holds for this body: anybody may answer in its name
+        if ts >= COUNTER_END:
+            raise ValueError("the counter is at its end")
         self._last_nonce = secrets.token_bytes(_NONCE_BYTES)
         payload = registration_payload(
-            server_key_bytes(server_key), self._tag, self._identity.public.raw, self._last_ts, self._last_nonce, cookie_bytes
+            server_key_bytes(server_key), self._tag, self._identity.public.raw, ts, self._last_nonce, cookie_bytes
         )
         extra = RegisterExtra(
             v=WIRE_VERSION,
             key=key,
-            ts=self._last_ts,
+            ts=ts,
             nonce=to_base64(self._last_nonce),
             sig=to_base64(self._identity.sign(payload)),
             cookie=cookie,
-            join=join_proof(self._join_token, server_key, cookie),
+            join=join_proof(self._join_token, server_key, cookie, payload),
         )
         if self._previous is None:
             return extra

@@ -7,22 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tomllib
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
-import msgspec
-import tomli_w
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import replace
 
-from p2ptunnel.defaults import CAPABILITIES_MAX, CLOCK_MIN, SERVICE_MAX_BYTES
-from p2ptunnel.errors import ConfigError, InvalidSpecError, PeerKeyChangedError, StoreError, UnknownPeerError
-from p2ptunnel.identity.capability import Capability, parse_capability
+from p2ptunnel.defaults import CAPABILITIES_MAX
+from p2ptunnel.errors import ConfigError, KeyKnownError, NameTakenError, NoSuchPeerError, StoreError
+from p2ptunnel.identity.capability import Capability
 from p2ptunnel.identity.files import (
     OTHERS_READ_OR_WRITE,
     OTHERS_WRITE,
@@ -32,57 +30,20 @@ from p2ptunnel.identity.files import (
     write_private,
 )
 from p2ptunnel.identity.keys import Identity, PublicKey
+from p2ptunnel.identity.pinned import (
+    UNTIL_MAX,
+    Contents,
+    IssuedTicket,
+    Peers,
+    PinnedPeer,
+    parse,
+    service_name,
+    to_toml,
+    with_services,
+)
 from p2ptunnel.types import Tag, clean, parse_tag
 
-__all__ = ["PeerStore", "PinnedPeer", "Profile"]
-
-
-_UNTIL_MAX: Final = 253_402_300_800.0  # the year 10000, which files cannot write
-
-
-class PinnedPeer(msgspec.Struct, frozen=True):
-    """A peer whose key is known here.
-
-    Attributes:
-        tag: Its name here.
-        key: What it proves.
-        services: What it may open on this machine; those in `until` only so long.
-        ssh_host_keys: For each service of it that is an SSH server, the lines `type base64` that this server has proved.
-        until: When grants end, in seconds since 1970.
-        tickets: What it has signed for us, to be shown when we connect to it.
-    """
-
-    tag: Tag
-    key: PublicKey
-    services: tuple[str, ...] = ()
-    ssh_host_keys: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=lambda: MappingProxyType({}))
-    until: Mapping[str, float] = msgspec.field(default_factory=lambda: MappingProxyType({}))
-    tickets: tuple[Capability, ...] = ()
-
-    def granted(self, now: float) -> tuple[str, ...]:
-        """Return what it may open at a time in seconds since 1970; by a clock that was never set, nothing that ends."""
-        return tuple(name for name in self.services if name not in self.until or CLOCK_MIN <= now < self.until[name])
-
-
-class _Grant(msgspec.Struct, forbid_unknown_fields=True):
-    """A service with an end, as the file has it; one without is its name alone."""
-
-    name: str
-    until: datetime
-
-
-class _Entry(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """One peer as the file has it."""
-
-    key: str
-    services: tuple[str | _Grant, ...] = ()
-    ssh_host_keys: dict[str, tuple[str, ...]] = {}
-    tickets: tuple[str, ...] = ()
-
-
-class _File(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    peers: dict[str, _Entry] = {}
-    revoked: dict[str, datetime] = {}
+__all__ = ["IssuedTicket", "PeerStore", "PinnedPeer", "Profile"]
 
 
 class Profile:
@@ -147,28 +108,31 @@ def _load_identity(path: Path) -> Identity:
     return Identity(key)
 
 
-_Peers: TypeAlias = dict[Tag, PinnedPeer]
 _Version: TypeAlias = tuple[int, int, int] | None
-
-
-class _Contents(msgspec.Struct):
-    """What one file says: the peers, and when those tickets of ours would have ended that were revoked."""
-
-    peers: _Peers
-    revoked: dict[str, float]
 
 
 class PeerStore:
     """The pinned peers in one `peers.toml`; every question looks whether the file has changed.
 
-    All methods raise StoreError when the file cannot be read, written or understood; its text names the place.
+    One key has one name here.  All methods raise StoreError when the file cannot be read, written or understood; its text
+    names the place.
     """
 
     def __init__(self, path: Path) -> None:
         self._path: Final = path
-        self._state: tuple[_Version, _Contents] = (None, _Contents({}, {}))
+        self._state: tuple[_Version, Contents] = (None, Contents({}, {}, {}))
 
-    def add(self, tag: Tag, key: PublicKey, services: tuple[str, ...] = (), *, until: float | None = None) -> PinnedPeer:
+    # --- who --------------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        tag: Tag,
+        key: PublicKey,
+        services: tuple[str, ...] = (),
+        *,
+        until: float | None = None,
+        registered_as: Tag = "",
+    ) -> PinnedPeer:
         """Pin `key` to `tag`, or grant a pinned peer more services.
 
         Args:
@@ -176,46 +140,82 @@ class PeerStore:
             key: What it proves.
             services: What it may open.
             until: When that ends, in seconds since 1970; None: never.
+            registered_as: The tag under which the rendezvous server knows it; empty: as it is known, or else its name here.
 
         Raises:
-            PeerKeyChangedError: The tag is pinned to another key.
+            NameTakenError: The tag is pinned to another key; a PeerKeyChangedError as well.
+            KeyKnownError: The key is pinned to another tag.
             InvalidTagError: It is no tag.
             InvalidSpecError: A service name is no name.
         """
         parse_tag(tag)
         with self._change() as peers:
-            pinned = peers.get(tag, PinnedPeer(tag, key))
-            if pinned.key != key:
-                raise PeerKeyChangedError(tag, str(pinned.key))
-            peers[tag] = _with_services(pinned, services, until)
-            return peers[tag]
+            known = _with_key(peers, key)
+            if known is not None and known.tag != tag:
+                raise KeyKnownError(tag, known.tag)
+            pinned = _named(known or _new(tag, key), tag, parse_tag(registered_as) if registered_as else "")
+            return _put(peers, known, with_services(pinned, services, until))
+
+    def pair(
+        self,
+        key: PublicKey,
+        registered_as: Tag,
+        services: tuple[str, ...] = (),
+        *,
+        name: Tag | None = None,
+        ssh_host_keys: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> PinnedPeer:
+        """Pin a machine that has just proved itself, in one write; who is known already keeps what it may open.
+
+        Args:
+            key: What it has proved.
+            registered_as: What it calls itself.
+            services: What it may open here.
+            name: What to call it here; None: as it is called already, else as it calls itself.
+            ssh_host_keys: What the SSH servers behind its services have, as `set_ssh_host_keys` keeps it.
+
+        Raises:
+            NameTakenError: Another machine has the name here; a PeerKeyChangedError as well.
+            InvalidTagError: A tag is none.
+            InvalidSpecError: A service name is no name.
+        """
+        with self._change() as peers:
+            known, tag = _with_key(peers, key), parse_tag(_name_for(peers, key, registered_as, name))
+            paired = _named(known or _new(tag, key), tag, parse_tag(registered_as))
+            host_keys = MappingProxyType({**paired.ssh_host_keys, **(ssh_host_keys or {})})
+            return _put(peers, known, with_services(replace(paired, ssh_host_keys=host_keys), services, None))
+
+    def name_for(self, key: PublicKey, registered_as: Tag, *, name: Tag | None = None) -> Tag:
+        """Return what `pair` would call a machine.
+
+        Raises:
+            NameTakenError: Another machine has the name here; a PeerKeyChangedError as well.
+        """
+        return _name_for(self._current(), key, registered_as, name)
 
     def remove(self, tag: Tag) -> None:
         """Forget the peer.
 
         Raises:
-            UnknownPeerError: It is not pinned.
+            NoSuchPeerError: It is not pinned; an UnknownPeerError as well.
         """
         with self._change() as peers:
             del peers[_known(peers, tag).tag]
 
     def rename(self, tag: Tag, new: Tag) -> None:
-        """Call a peer by another tag; its key and what it may open stay.
+        """Call a peer by another tag here; its key, what it may open and the tag that we ask the server for stay.
 
         Raises:
-            UnknownPeerError: It is not pinned.
+            NoSuchPeerError: It is not pinned; an UnknownPeerError as well.
             InvalidTagError: The new tag is none.
-            ConfigError: Another peer has the new tag.
+            NameTakenError: Another peer has the new tag; a PeerKeyChangedError as well.
         """
         parse_tag(new)
         with self._change() as peers:
             pinned = _known(peers, tag)
-            if new in peers:
-                raise ConfigError(f"another peer is called {new!r} already", "`p2ptunnel peers` lists them all.")
-            renamed = msgspec.structs.replace(pinned, tag=new)
-            entries = [renamed if peer is pinned else peer for peer in peers.values()]
-            peers.clear()
-            peers.update((peer.tag, peer) for peer in entries)
+            _put(peers, pinned, _named(pinned, new, pinned.wanted))
+
+    # --- what each may open ---------------------------------------------------------------------------------------
 
     def allow(self, tag: Tag, service: str, *, until: float | None = None) -> None:
         """Let the peer open `service` here; what is said last holds, also of its end.
@@ -226,82 +226,118 @@ class PeerStore:
             until: When that ends, in seconds since 1970; None: never.
 
         Raises:
-            UnknownPeerError: It is not pinned.
+            NoSuchPeerError: It is not pinned; an UnknownPeerError as well.
             InvalidSpecError: The service name is no name.
         """
         with self._change() as peers:
-            peers[tag] = _with_services(_known(peers, tag), (service,), until)
+            peers[tag] = with_services(_known(peers, tag), (service,), until)
 
     def deny(self, tag: Tag, service: str) -> None:
         """Take `service` from the peer; it need not have had it.
 
         Raises:
-            UnknownPeerError: It is not pinned.
+            NoSuchPeerError: It is not pinned; an UnknownPeerError as well.
         """
         with self._change() as peers:
             pinned = _known(peers, tag)
             kept = tuple(name for name in pinned.services if name != service)
             until = {name: end for name, end in pinned.until.items() if name != service}
-            peers[tag] = msgspec.structs.replace(pinned, services=kept, until=MappingProxyType(until))
+            peers[tag] = replace(pinned, services=kept, until=MappingProxyType(until))
 
     def set_ssh_host_keys(self, tag: Tag, service: str, keys: tuple[str, ...]) -> None:
         """Remember the host keys, lines of `type base64`, that the SSH server behind the peer's service has; none forgets.
 
         Raises:
-            UnknownPeerError: The peer is not pinned.
+            NoSuchPeerError: The peer is not pinned; an UnknownPeerError as well.
             InvalidSpecError: The service name is no name.
         """
         with self._change() as peers:
             pinned = _known(peers, tag)
-            host_keys = {**pinned.ssh_host_keys, _service_name(service): tuple(keys)}
+            host_keys = {**pinned.ssh_host_keys, service_name(service): tuple(keys)}
             kept = MappingProxyType({name: lines for name, lines in host_keys.items() if lines})
-            peers[tag] = msgspec.structs.replace(pinned, ssh_host_keys=kept)
+            peers[tag] = replace(pinned, ssh_host_keys=kept)
+
+    # --- access tickets -------------------------------------------------------------------------------------------
 
     def keep_ticket(self, ticket: Capability, now: float) -> PinnedPeer:
         """Keep what a pinned peer has signed for us, and forget of its tickets those that have ended.
 
         Raises:
-            UnknownPeerError: Its issuer is not pinned.
+            NoSuchPeerError: Its issuer is not pinned; an UnknownPeerError as well.
         """
         with self._change() as peers:
-            issuer = next((peer for peer in peers.values() if peer.key == ticket.issuer), None)
+            issuer = _with_key(peers, ticket.issuer)
             if issuer is None:
-                raise UnknownPeerError(str(ticket.issuer))
+                error = NoSuchPeerError(str(ticket.issuer))
+                error.hint = "Pair first with the machine that has made the ticket: p2ptunnel pair CODE"
+                raise error
             kept = [known for known in issuer.tickets if known.until > now and known.id != ticket.id]
-            tickets = (*kept, ticket)[-CAPABILITIES_MAX:]
-            peers[issuer.tag] = msgspec.structs.replace(issuer, tickets=tickets)
-            return peers[issuer.tag]
+            return _put(peers, issuer, replace(issuer, tickets=(*kept, ticket)[-CAPABILITIES_MAX:]))
 
-    def revoke_ticket(self, name: str, until: float) -> None:
+    def drop_ticket(self, name: str) -> PinnedPeer:
+        """Show a ticket that a peer gave us no more, and forget it; return whose it was.
+
+        Raises:
+            ConfigError: We have none of that name.
+        """
+        with self._change() as peers:
+            for peer in peers.values():
+                kept = tuple(ticket for ticket in peer.tickets if ticket.name != name)
+                if kept != peer.tickets:
+                    return _put(peers, peer, replace(peer, tickets=kept))
+            raise ConfigError("no peer has given us a ticket of that name", "`p2ptunnel peers show PEER` lists a peer's.")
+
+    def note_issued(self, ticket: Capability, now: float) -> None:
+        """Note a ticket that we have made, though not what makes it one; those that have ended are forgotten."""
+        with self._changing() as contents:
+            contents.issued = {name: known for name, known in contents.issued.items() if known.until > now}
+            contents.issued[ticket.name] = IssuedTicket(ticket.name, ticket.services, ticket.until, ticket.holder)
+
+    def issued(self) -> tuple[IssuedTicket, ...]:
+        """Return the tickets that we have made, those that were revoked among them, the oldest first."""
+        return tuple(self._current_contents().issued.values())
+
+    def revoke_ticket(self, name: str, until: float | None = None) -> None:
         """Let nobody use a ticket of ours any more; it is remembered for good, as no clock is sure enough to forget by.
 
         Args:
             name: Of the ticket.
-            until: When it would have ended, in seconds since 1970.
+            until: When it would have ended, in seconds since 1970; None: as it was noted when it was made.
+
+        Raises:
+            ConfigError: Its end is not known, as no ticket of that name was noted here.
         """
         with self._changing() as contents:
-            contents.revoked[name] = min(until, _UNTIL_MAX - 1)
+            noted = contents.issued.get(name)
+            end = until if until is not None else noted.until if noted is not None else contents.revoked.get(name)
+            if end is None:
+                raise ConfigError("no ticket of that name was made here", "`p2ptunnel peers tickets` lists them.")
+            contents.revoked[name] = min(end, UNTIL_MAX - 1)
 
     def is_revoked(self, name: str) -> bool:
         """Tell whether a ticket of ours was revoked."""
         return name in self._current_contents().revoked
+
+    # --- questions ------------------------------------------------------------------------------------------------
 
     def get(self, tag: Tag) -> PinnedPeer | None:
         """Return the peer pinned under `tag`."""
         return self._current().get(tag)
 
     def by_key(self, key: PublicKey) -> PinnedPeer | None:
-        """Return the first peer that has `key`."""
-        return next((peer for peer in self._current().values() if peer.key == key), None)
+        """Return the peer that has `key`."""
+        return _with_key(self._current(), key)
 
     def all(self) -> tuple[PinnedPeer, ...]:
         """Return every pinned peer, in the file's order."""
         return tuple(self._current().values())
 
-    def _current(self) -> _Peers:
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _current(self) -> Peers:
         return self._current_contents().peers
 
-    def _current_contents(self) -> _Contents:
+    def _current_contents(self) -> Contents:
         version = self._version_on_disk()
         known, contents = self._state
         if version != known:
@@ -318,86 +354,67 @@ class PeerStore:
             raise StoreError(str(self._path), error.strerror or type(error).__name__) from error
         return (status.st_ino, status.st_size, status.st_mtime_ns)  # a rename brings another inode
 
-    def _load(self) -> _Contents:
+    def _load(self) -> Contents:
         try:
             data = read_private(self._path, OTHERS_WRITE)
         except FileNotFoundError:
-            return _Contents({}, {})
-        try:
-            file = msgspec.convert(tomllib.loads(data.decode("utf-8")), _File)
-        except (ValueError, msgspec.ValidationError) as error:
-            raise StoreError(str(self._path), clean(str(error)), "Mend the file by hand, or restore it.") from error
-        peers = {tag: self._pinned(tag, entry) for tag, entry in file.peers.items()}
-        return _Contents(peers, {name: _seconds(end) for name, end in file.revoked.items()})
-
-    def _pinned(self, tag: str, entry: _Entry) -> PinnedPeer:
-        try:
-            return _from_entry(parse_tag(tag), entry)
-        except ConfigError as error:
-            raise StoreError(str(self._path), f"in peers.{clean(tag)}: {error}", error.hint) from error
+            return Contents({}, {}, {})
+        return parse(data, str(self._path))
 
     @contextlib.contextmanager
-    def _change(self) -> Generator[_Peers]:
+    def _change(self) -> Generator[Peers]:
         """Give the peers as the disk has them, to be changed; they are written when the block ends without an error."""
         with self._changing() as contents:
             yield contents.peers
 
     @contextlib.contextmanager
-    def _changing(self) -> Generator[_Contents]:
+    def _changing(self) -> Generator[Contents]:
         make_private_directory(self._path.parent)
         with exclusive(self._path.parent):
             contents = self._load()
             yield contents
-            write_private(self._path, _to_toml(contents))
+            write_private(self._path, to_toml(contents))
             self._state = (self._version_on_disk(), contents)
 
 
-def _known(peers: _Peers, tag: Tag) -> PinnedPeer:
+def _known(peers: Peers, tag: Tag) -> PinnedPeer:
     if tag not in peers:
-        raise UnknownPeerError(clean(tag))
+        raise NoSuchPeerError(clean(tag))
     return peers[tag]
 
 
-def _with_services(peer: PinnedPeer, services: Iterable[str], until: float | None) -> PinnedPeer:
-    """Return the peer with these services granted until then; what was said of them before no longer holds."""
-    names = tuple(map(_service_name, services))
-    if until is not None and not 0 <= until < _UNTIL_MAX:
-        raise ConfigError(f"a grant cannot end at {until:g} seconds since 1970")
-    ends = {name: end for name, end in peer.until.items() if name not in names}
-    if until is not None:
-        ends |= dict.fromkeys(names, until)
-    return msgspec.structs.replace(peer, services=tuple(dict.fromkeys((*peer.services, *names))), until=MappingProxyType(ends))
+def _with_key(peers: Peers, key: PublicKey) -> PinnedPeer | None:
+    return next((peer for peer in peers.values() if peer.key == key), None)
 
 
-def _from_entry(tag: Tag, entry: _Entry) -> PinnedPeer:
-    tickets = tuple(map(parse_capability, entry.tickets))
-    peer = PinnedPeer(tag, PublicKey.parse(entry.key), (), MappingProxyType(entry.ssh_host_keys), tickets=tickets)
-    for grant in entry.services:
-        name, until = (grant, None) if isinstance(grant, str) else (grant.name, _seconds(grant.until))
-        peer = _with_services(peer, (name,), until)
+def _name_for(peers: Peers, key: PublicKey, registered_as: Tag, name: Tag | None) -> Tag:
+    known = _with_key(peers, key)
+    tag = name or (known.tag if known else registered_as)
+    _require_free(peers, tag, key)
+    return tag
+
+
+def _require_free(peers: Peers, tag: Tag, key: PublicKey) -> None:
+    if (other := peers.get(tag)) is not None and other.key != key:
+        raise NameTakenError(tag, str(other.key))
+
+
+def _new(tag: Tag, key: PublicKey) -> PinnedPeer:
+    return PinnedPeer(tag, key, since=datetime.now(UTC).timestamp())  # as exact as the file can write it
+
+
+def _named(peer: PinnedPeer, tag: Tag, registered_as: Tag) -> PinnedPeer:
+    """Return the peer with a name here, and with the tag to ask the server for; empty: as before."""
+    wanted = registered_as or peer.wanted
+    return replace(peer, tag=tag, registered_as="" if wanted == tag else wanted)
+
+
+def _put(peers: Peers, before: PinnedPeer | None, peer: PinnedPeer) -> PinnedPeer:
+    """Put a peer where it was, perhaps by another name, or behind all others; return it."""
+    _require_free(peers, peer.tag, peer.key)
+    entries = [peer if known is before else known for known in peers.values()]
+    if before is None:
+        entries.append(peer)
+    peers.clear()
+    peers.update((entry.tag, entry) for entry in entries)
     return peer
-
-
-def _seconds(moment: datetime) -> float:
-    """Return seconds since 1970; a time without a zone is taken for UTC, as the program writes it."""
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def _service_name(name: str) -> str:
-    if not 1 <= len(name.encode("utf-8", "surrogatepass")) <= SERVICE_MAX_BYTES or not name.isprintable():
-        raise InvalidSpecError(
-            clean(name), f"a service name has 1 to {SERVICE_MAX_BYTES} bytes, all printable", "Example: web."
-        )
-    return name
-
-
-def _to_toml(contents: _Contents) -> bytes:
-    entries = {tag: _to_entry(peer) for tag, peer in contents.peers.items()}
-    revoked = {name: datetime.fromtimestamp(end, UTC) for name, end in contents.revoked.items()}
-    return tomli_w.dumps(msgspec.to_builtins(_File(entries, revoked), builtin_types=(datetime,))).encode("utf-8")
-
-
-def _to_entry(peer: PinnedPeer) -> _Entry:
-    ends = {name: datetime.fromtimestamp(end, UTC) for name, end in peer.until.items()}
-    grants = tuple(_Grant(name, ends[name]) if name in ends else name for name in peer.services)
-    return _Entry(str(peer.key), grants, dict(peer.ssh_host_keys), tuple(map(str, peer.tickets)))

@@ -38,6 +38,7 @@ __all__ = [
     "set_ttl",
     "share_port",
     "syn_repeats",
+    "unacknowledged_bytes",
     "widen_receiving",
 ]
 
@@ -50,6 +51,7 @@ _PMTUDISC_PROBE: Final = 3  # DF stays set, but a forged "fragmentation needed" 
 _IP_MINTTL: Final = 21
 _IPV6_MINHOPCOUNT: Final = 73
 _SO_RCVBUFFORCE: Final = 33
+_SIOCOUTQ: Final = 0x5411
 _TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None)
 _NOTSENT_LOWAT: Final[int | None] = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 TELLS_UNSENT: Final = _NOTSENT_LOWAT is not None
@@ -189,6 +191,18 @@ def limit_unsent(sock: socket.socket | TransportSocket, limit_bytes: int) -> Non
     """Let the kernel queue no more than this beyond what the path takes, where it can: a small frame waits behind all of it."""
     if _NOTSENT_LOWAT is not None:
         sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, limit_bytes)
+
+
+def unacknowledged_bytes(sock: socket.socket) -> int | None:
+    """Return how much of what was written to a TCP connection its other end has not acknowledged, None where nobody tells."""
+    if not LINUX:
+        return None
+    import fcntl
+
+    try:
+        return int.from_bytes(fcntl.ioctl(sock, _SIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:
+        return None
 
 
 def progress(sock: socket.socket) -> tuple[Progress, int]:

@@ -25,7 +25,7 @@ _BUTTONS: Final[tuple[tuple[str, Decision, str], ...]] = (
 
 
 class AskBox:
-    """Asks with buttons: `box = AskBox()`, show `box.widget`, and `peer.serve(..., ask=box.ask)`.
+    """Asks with buttons: `box = AskBox()`, `peer.serve(..., ask=box.ask)`, and `box` at the end of a cell.
 
     Attributes:
         widget: A `VBox` of the questions that are open; empty as long as nobody wants anything.
@@ -40,6 +40,10 @@ class AskBox:
         except ImportError:
             raise MissingExtraError("buttons to ask with", "notebook") from None
         self.widget: Final[Any] = self._widgets.VBox()
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """A cell that ends with the box shows its questions."""
+        return self.widget._repr_mimebundle_(**kwargs)
 
     async def ask(self, request: AccessRequest) -> Decision:
         """Show the question until a button is clicked, or until nobody wants to know any more."""

@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final
 
-import msgspec
-
 from p2ptunnel.defaults import (
-    ATTEMPTS_MAX,
-    ATTEMPTS_OF_CALLEE_MAX,
-    ATTEMPTS_OF_SOURCE_MAX,
     CALLS_BURST,
+    CALLS_BURST_OF_SOURCE,
     CALLS_PER_MINUTE,
     CALLS_PER_SECOND_OF_CALLEE,
+    CALLS_PER_SECOND_OF_SOURCE,
     DATAGRAM_MAX_BYTES,
     RETRANSMIT_FIRST,
     SOURCE_DATAGRAMS_BURST,
@@ -27,11 +24,13 @@ from p2ptunnel.defaults import (
     TRANSACTION_TIMEOUT,
 )
 from p2ptunnel.identity.judge import Judge
+from p2ptunnel.protocol.attempts import Attempt, Attempts
 from p2ptunnel.protocol.compat import SeedRation
 from p2ptunnel.protocol.limits import Buckets, Rate, SourceLimit, limited_source
 from p2ptunnel.protocol.machine import Datagram, Entropy, Event, new_secret
 from p2ptunnel.protocol.observer import Observer
 from p2ptunnel.protocol.registrar import PeerLeft, PeerRegistered, Registered, Registrar
+from p2ptunnel.protocol.relay import Relay, RelayJoined
 from p2ptunnel.protocol.replies import Endpoint, LineToSend, Replies
 from p2ptunnel.protocol.tags import TagBook
 from p2ptunnel.protocol.transaction import AnswerMemory
@@ -44,6 +43,7 @@ from p2ptunnel.wire.messages import (
     Heartbeat,
     Leave,
     MalformedMessageError,
+    Message,
     PunchAnswer,
     PunchNotice,
     PunchNoticeExtra,
@@ -52,12 +52,15 @@ from p2ptunnel.wire.messages import (
     PunchResultExtra,
     ReflexiveProbe,
     Register,
+    RegisterExtra,
+    RelayJoin,
+    RelayJoinAnswer,
     decode,
     encode,
 )
 from p2ptunnel.wire.stun import is_stun
 
-__all__ = ["Broker", "Endpoint", "Introduced", "LineToSend", "PeerLeft", "PeerRegistered"]
+__all__ = ["Broker", "Endpoint", "Introduced", "LineToSend", "PeerLeft", "PeerRegistered", "RelayJoined"]
 
 _SWEEP: Final = 1.0
 
@@ -70,21 +73,6 @@ class Introduced(Event, frozen=True):
     code: int
 
 
-class _Attempt(msgspec.Struct):
-    token: str
-    caller: Endpoint
-    caller_tag: Tag
-    callee: Endpoint
-    callee_tag: Tag
-    answer_by: float
-    expires_at: float
-    is_caller_known: bool
-    answered: bool = False
-
-    def __repr__(self) -> str:
-        return f"_Attempt({self.caller_tag} to {self.callee_tag})"
-
-
 class Broker:
     """Registrations and introductions of one server.
 
@@ -94,8 +82,9 @@ class Broker:
         judge: Of signatures and memberships.
         tags: Who owns which tag; None: nobody yet.
         compat_seed: Also serve programs written from the founding document alone, which cannot show a cookie or sign:
-            a few requests per source and minute, never under a tag that a key owns.
+            a few requests per source and minute, never under a tag that a key owns.  Nobody where only members are served.
         observer: Answers t=5 and STUN on the broker's own port.
+        relay: Learns who may meet there, and answers t=6; None: there is no relay here.
 
     Attributes:
         registrar: The registering half.
@@ -110,19 +99,22 @@ class Broker:
         tags: TagBook | None = None,
         compat_seed: bool = False,
         observer: Observer | None = None,
+        relay: Relay | None = None,
     ) -> None:
         self._observer = observer or Observer()
+        self._relay = relay
         self._entropy = entropy
         self._judge = judge
         self._replies = Replies(secret, entropy, judge.server_key)
-        self._ration = SeedRation() if compat_seed else None
+        serves_seed = compat_seed and not judge.is_private
+        self._ration = SeedRation() if serves_seed else None
         self.registrar: Final = Registrar(
-            self._replies, judge, TagBook() if tags is None else tags, entropy, self._is_seed_allowed if compat_seed else None
+            self._replies, judge, TagBook() if tags is None else tags, entropy, self._is_seed_allowed if serves_seed else None
         )
-        self._attempts: dict[str, _Attempt] = {}
-        self._busy: Counter[str | Endpoint] = Counter()  # attempts by the caller's host and by the callee
+        self._attempts = Attempts()
         self._answers = AnswerMemory()
         self._of_source = SourceLimit(Rate(SOURCE_DATAGRAMS_PER_SECOND, SOURCE_DATAGRAMS_BURST))
+        self._asked = SourceLimit(Rate(CALLS_PER_SECOND_OF_SOURCE, CALLS_BURST_OF_SOURCE))
         self._calls = SourceLimit(Rate(CALLS_PER_MINUTE / 60, CALLS_BURST))
         self._calls_to = Buckets(Rate(CALLS_PER_SECOND_OF_CALLEE, CALLS_PER_SECOND_OF_CALLEE))
         self._sweep_at: float | None = None
@@ -145,14 +137,41 @@ class Broker:
     # --- input --------------------------------------------------------------------------------------------------------
 
     def receive_datagram(self, data: bytes, source: Address, now: float) -> None:
-        """Take one UDP datagram; what is beyond its source's rate is not even decoded."""
+        """Take one UDP datagram.
+
+        A source has a rate, which anybody can use up in its name: who shows a cookie or a registration of its own has none.
+        """
         if is_stun(data):
             self._observer.receive_datagram(data, source, now)
             self._replies.take(self._observer)
-        elif not self._of_source.take(source[0], now):
-            self._replies.drop("source over its rate")
-        elif self._receive(data, Endpoint(source), now):
+            return
+        endpoint = Endpoint(source)
+        if not self._of_source.take(source[0], now):
+            self._receive_beyond(data, endpoint, now)
+        elif self._receive(data, endpoint, now):
             self._of_source.give_back(source[0])
+
+    def _receive_beyond(self, data: bytes, source: Endpoint, now: float) -> None:
+        """Take one datagram of a source that is over its rate, if it shows that it is not one of those in its name."""
+        try:
+            message = decode(data)
+        except MalformedMessageError:
+            message = None
+        if message is None or not self._shows_who(message, source, now):
+            self._replies.drop("source over its rate")
+        else:
+            self._take(message, source, len(data), now)
+
+    def _shows_who(self, message: Message, source: Endpoint, now: float) -> bool:
+        match message:
+            case Register(extra=RegisterExtra(cookie=cookie)) | ConnectRequest(extra=ConnectRequestExtra(cookie=cookie)):
+                return self._replies.has_cookie(cookie, source, now)
+            case Heartbeat() | Leave():
+                return self.registrar.is_holder(message.ltag, message.extra.epoch, source)
+            case PunchAnswer() | PunchResultAck():
+                return self._attempts.get(message.token) is not None and message.mid == self._mid_of(message.token)
+            case _:
+                return False
 
     def receive_line(self, line: bytes, source: Address, connection: int, now: float) -> bool:
         """Take one line of a TCP connection; return whether it was a message of ours."""
@@ -167,22 +186,28 @@ class Broker:
         except MalformedMessageError:
             self._replies.drop("malformed")
             return False
+        return self._take(message, source, len(data), now)
+
+    def _take(self, message: Message, source: Endpoint, size: int, now: float) -> bool:
+        """Do what a message wants; return whether its source has shown who it is."""
         match message:
             case ReflexiveProbe():
-                self._on_probe(message, source, len(data), now)
+                self._on_probe(message, source, size, now)
                 return False
             case Register():
-                is_known = self.registrar.on_register(message, source, len(data), now)
+                is_known = self.registrar.on_register(message, source, size, now)
             case Heartbeat():
-                is_known = self.registrar.on_heartbeat(message, source, len(data), now)
+                is_known = self.registrar.on_heartbeat(message, source, size, now)
             case Leave():
-                is_known = self.registrar.on_leave(message, source, len(data))
+                is_known = self.registrar.on_leave(message, source, size)
             case ConnectRequest():
-                is_known = self._on_connect(message, source, len(data), now)
+                is_known = self._on_connect(message, source, size, now)
             case PunchAnswer():
                 is_known = self._on_punch_answer(message, source, now)
             case PunchResultAck():
                 is_known = self._on_result_ack(message)
+            case RelayJoin() if source.connection is not None:
+                is_known = self._on_relay_join(message, source.host, source.connection, now)
             case _:
                 self._replies.drop("not for a server")
                 return False
@@ -220,6 +245,19 @@ class Broker:
         key = self._judge.server_key if source.is_validated else ""
         self._replies.answer_stranger(self._observer.answer(message, source.address, cookie, key), source, size)
 
+    # --- the relay ----------------------------------------------------------------------------------------------------
+
+    def _on_relay_join(self, message: RelayJoin, host: str, connection: int, now: float) -> bool:
+        """Answer a t=6: with a circuit, which the connection belongs to from then on, or for the last time."""
+        answer, circuit = RelayJoinAnswer(mid=message.mid, code=503, em="no relay here"), None
+        if self._relay is not None:
+            answer, circuit = self._relay.join(message, host, now)
+        if circuit is None:
+            self._replies.report(LineToSend(connection, encode(answer), is_last=True))
+        else:
+            self._replies.report(RelayJoined(connection, circuit.number, message.extra.role, encode(answer)))
+        return circuit is not None
+
     # --- introduction -------------------------------------------------------------------------------------------------
 
     def _on_connect(self, message: ConnectRequest, source: Endpoint, size: int, now: float) -> bool:
@@ -244,15 +282,20 @@ class Broker:
 
     def _introduce(self, message: ConnectRequest, source: Endpoint, now: float, *, is_known: bool) -> ConnectAnswer:
         extra = message.extra
-        callee = self.registrar.online.get(extra.rtag)
         if not is_tag(message.ltag) or not is_tag(extra.rtag):
             return ConnectAnswer(mid=message.mid, code=400, em="not a tag")
-        if not self._is_member(extra, callee):
+        if not self._asked.take(source.host, now):
+            return _later(message.mid, "too many calls from there")
+        if not self._judge.is_calling_member(extra):
             return ConnectAnswer(mid=message.mid, code=407, em="this server serves its members only")
+        caller = self._judge.caller_key(extra.intent)
+        if not caller and (extra.v or extra.intent):  # the callee would drop it, and hold a place for it until then
+            return ConnectAnswer(mid=message.mid, code=400, em="a call that is not signed")
+        callee = self.registrar.callee(extra.rtag)
         if callee is None:
             return self._absent(message, now)
         if busy := self._is_too_much(source, callee, now):
-            return ConnectAnswer(mid=message.mid, code=429, em=busy, extra=ConnectAnswerExtra(retry_after=5))
+            return _later(message.mid, busy)
         token = new_secret(self._entropy)
         host, port = source.address
         said = PunchNoticeExtra(
@@ -262,22 +305,15 @@ class Broker:
         if len(notice) > DATAGRAM_MAX_BYTES:
             return ConnectAnswer(mid=message.mid, code=413, em="too long to hand on")
         answer_by, expires_at = now + TRANSACTION_TIMEOUT, now + TOKEN_TTL
-        self._attempts[token] = _Attempt(
-            token, source, message.ltag, callee.endpoint, extra.rtag, answer_by, expires_at, is_known
-        )
-        self._busy[source.address[0]] += 1
-        self._busy[callee.endpoint] += 1
+        self._make_room(source, callee.endpoint)
+        self._attempts.add(Attempt(token, source, message.ltag, callee.endpoint, extra.rtag, answer_by, expires_at, is_known))
+        if self._relay is not None:
+            self._relay.introduce(token, caller, callee.key, now)
         if callee.is_validated:
             self._replies.request(10, self._mid_of(token), notice, callee.endpoint, now)
         else:  # once: it may be a victim's address
             self._replies.send(notice, callee.endpoint)
         return ConnectAnswer(mid=message.mid, code=200, em="", extra=ConnectAnswerExtra(token=token, host=host, port=port))
-
-    def _is_member(self, extra: ConnectRequestExtra, callee: Registered | None) -> bool:
-        """Tell whether a private server serves this caller."""
-        return self._judge.is_joined(extra.join, extra.cookie) and self._judge.is_listed_caller(
-            extra.intent, callee.key if callee else ""
-        )
 
     def _absent(self, message: ConnectRequest, now: float) -> ConnectAnswer:
         """Answer who asks for a peer that is not online."""
@@ -290,12 +326,8 @@ class Broker:
 
     def _is_too_much(self, source: Endpoint, callee: Registered, now: float) -> str:
         """Return why there can be no introduction now, empty if there can."""
-        if len(self._attempts) >= ATTEMPTS_MAX:
-            return "server busy"
-        if self._busy[source.host] >= ATTEMPTS_OF_SOURCE_MAX:
-            return "too many calls from there"
-        if self._busy[callee.endpoint] >= ATTEMPTS_OF_CALLEE_MAX:
-            return "too many calls to that peer"
+        if refusal := self._attempts.refusal(source, callee.endpoint):
+            return refusal
         if not callee.is_validated and not self._is_seed_allowed(callee.endpoint, now):
             return "too many calls to that program"
         if limited_source(source.host) is None:
@@ -304,22 +336,11 @@ class Broker:
             return "too many calls from there to that peer"
         return "" if self._calls_to.take(callee.tag, now) else "too many calls to that peer"
 
-    def _forget(self, attempt: _Attempt) -> None:
-        """End an attempt: it counts no more."""
-        del self._attempts[attempt.token]
-        self._count_down(attempt.caller.host)
-        self._note_answer(attempt)
-
-    def _note_answer(self, attempt: _Attempt) -> None:
-        """The callee has answered or has had its time: the attempt keeps it busy no more, whatever the caller does."""
-        if not attempt.answered:
-            attempt.answered = True
-            self._count_down(attempt.callee)
-
-    def _count_down(self, key: str | Endpoint) -> None:
-        self._busy[key] -= 1
-        if not self._busy[key]:
-            del self._busy[key]
+    def _make_room(self, caller: Endpoint, callee: Endpoint) -> None:
+        """Give up what has to give way; its caller hears no more of it, as if the callee were silent."""
+        for attempt in self._attempts.make_room(caller, callee):
+            self._replies.requester.answered(10, self._mid_of(attempt.token))
+            self._replies.report(Introduced(attempt.caller_tag, attempt.callee_tag, 429))
 
     def _on_result_ack(self, message: PunchResultAck) -> bool:
         attempt = self._attempts.get(message.token)
@@ -327,7 +348,7 @@ class Broker:
             self._replies.drop("unexpected answer")
             return False
         self._replies.requester.answered(11, message.mid)  # over TCP nothing was waiting to be repeated
-        self._forget(attempt)
+        self._attempts.forget(attempt)
         return True
 
     def _on_punch_answer(self, message: PunchAnswer, source: Endpoint, now: float) -> bool:
@@ -338,7 +359,7 @@ class Broker:
         self._replies.requester.answered(10, message.mid)
         if attempt.answered:
             return True
-        self._note_answer(attempt)
+        self._attempts.note_answer(attempt)
         if message.code != 200 or message.extra is None:
             no = _signed_refusal(message)
             self._result(attempt, message.code if message.code != 200 else 500, clean(message.em or ""), no, now)
@@ -349,7 +370,7 @@ class Broker:
         self._result(attempt, 200, "", extra, now)
         return True
 
-    def _result(self, attempt: _Attempt, code: int, em: str, extra: PunchResultExtra | None, now: float) -> None:
+    def _result(self, attempt: Attempt, code: int, em: str, extra: PunchResultExtra | None, now: float) -> None:
         self._replies.report(Introduced(attempt.caller_tag, attempt.callee_tag, code))
         mid = self._mid_of(attempt.token)
         data = encode(PunchResult(mid=mid, token=attempt.token, code=code, em=em, extra=extra))
@@ -373,14 +394,18 @@ class Broker:
     # --- expiry -------------------------------------------------------------------------------------------------------
 
     def _sweep(self, now: float) -> None:
-        for attempt in self._attempts.values():
+        for attempt in self._attempts:
             if not attempt.answered and now >= attempt.answer_by:
-                self._note_answer(attempt)
+                self._attempts.note_answer(attempt)
                 self._result(attempt, 408, "the callee did not answer", None, now)
-        for attempt in [attempt for attempt in self._attempts.values() if attempt.expires_at <= now]:
-            self._forget(attempt)
+        for attempt in [attempt for attempt in self._attempts if attempt.expires_at <= now]:
+            self._attempts.forget(attempt)
         self.registrar.sweep(now)
         self._sweep_at = now + _SWEEP if self.registrar.online or self._attempts else None
+
+
+def _later(mid: int, why: str) -> ConnectAnswer:
+    return ConnectAnswer(mid=mid, code=429, em=why, extra=ConnectAnswerExtra(retry_after=5))
 
 
 def _signed_refusal(answer: PunchAnswer) -> PunchResultExtra | None:

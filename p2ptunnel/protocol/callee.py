@@ -116,6 +116,7 @@ class CalleeAgent(MachineBase):
         entropy: For the conkey.
         udp_port: Our local port.
         signed: What was signed on both sides; None of a program of the founding protocol.
+        is_punching: Whether to send anything to the caller.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class CalleeAgent(MachineBase):
         *,
         udp_port: int,
         signed: SignedCall | None,
+        is_punching: bool = True,
     ) -> None:
         super().__init__()
         self.state = CalleeState.IDLE
@@ -144,6 +146,7 @@ class CalleeAgent(MachineBase):
         self._receiver = KeyedReceiver(signed.keys.caller_mac) if signed else None
         self._is_proven = signed is None
         self._holds_back = False
+        self._is_punching = is_punching
         self._notice = notice
         self._server = server
         self._view = view
@@ -174,13 +177,17 @@ class CalleeAgent(MachineBase):
         """
         self._move(CalleeTrigger.NOTICE)
         self._expires_at = now + PUNCH_TIMEOUT
+        if self._is_punching:
+            self._begin_punching(now)
+        self.answer_notice()
+
+    def _begin_punching(self, now: float) -> None:
         self._events.append(PunchStarted(self.token, self.caller))
         if self._is_low(0):
             self._begin_phase(0, now)
         else:  # the caller opens, or nobody can: our SYN must not get there before the caller's own has left on t=11
             self._phase_ends = now + (self._view.rtt + self._hints.rtt / 1000) / 2 + PLAIN_MARGIN
         self._open_udp(low=True)
-        self.answer_notice()
 
     def answer_notice(self) -> None:
         """Answer t=10, once more if it was repeated."""
@@ -291,11 +298,18 @@ Refusal = tuple[int, str]
 
 
 class CallAnswered(Event, frozen=True):
-    """A call was let in as far as punching goes; who calls is proved later, in the channel."""
+    """A call was let in as far as punching goes; who calls is proved later, in the channel.
+
+    Attributes:
+        key: Who has signed it; None of a program of the founding protocol.
+        selector: Of the attempt, 32 hex characters: what the caller shows over the relay; empty where nobody has signed.
+    """
 
     token: str
     caller: Address
     is_seed_only: bool
+    key: PublicKey | None = None
+    selector: str = ""
 
 
 class CalleePort(MachineBase):
@@ -309,6 +323,7 @@ class CalleePort(MachineBase):
         udp_port: Our local port, as the founding protocol wants it in -10.
         screen: Looks at a t=10 before anything else: None lets it go on, a `Refusal` is answered.
         judge: Judges who has signed it; nobody but the server hears of a call that it does not let in.
+        is_punching: Whether to send anything to callers; else they reach us over the relay only.
     """
 
     def __init__(
@@ -321,6 +336,7 @@ class CalleePort(MachineBase):
         udp_port: int,
         screen: Callable[[PunchNotice], Refusal | None],
         judge: IntentJudge,
+        is_punching: bool = True,
     ) -> None:
         super().__init__()
         self.registration = Registration(tag, server, credentials, entropy)
@@ -330,6 +346,7 @@ class CalleePort(MachineBase):
         self._udp_port = udp_port
         self._screen = screen
         self._judge = judge
+        self._is_punching = is_punching
         self._founding_calls = Buckets(Rate(FOUNDING_CALLS_PER_SECOND, FOUNDING_CALLS_BURST), most=1)
         self._agents: dict[str, CalleeAgent] = {}
         self._answered = AnswerMemory(seconds=TOKEN_TTL)
@@ -448,11 +465,21 @@ class CalleePort(MachineBase):
     def _begin(self, message: PunchNotice, caller: Address, view: LocalView, signed: SignedCall | None, now: float) -> None:
         if len(self._agents) >= CALLS_MAX:
             self._make_room()
-        agent = CalleeAgent(message, caller, self._server, view, self._entropy, udp_port=self._udp_port, signed=signed)
+        agent = CalleeAgent(
+            message,
+            caller,
+            self._server,
+            view,
+            self._entropy,
+            udp_port=self._udp_port,
+            signed=signed,
+            is_punching=self._is_punching or signed is None,
+        )
         token = agent.token
         self._agents[token] = agent
         self._answered.remember(token, b"", now)  # a late repetition of t=10 must not begin it anew
-        self._events.append(CallAnswered(token, agent.caller, agent.is_seed_only))
+        selector = signed.keys.selector.hex() if signed else ""
+        self._events.append(CallAnswered(token, agent.caller, agent.is_seed_only, agent.key, selector))
         agent.start(now)
 
     def _make_room(self) -> None:

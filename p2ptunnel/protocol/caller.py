@@ -8,13 +8,15 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from p2ptunnel.defaults import COOKIELESS_PAD_BYTES, PHASES, PUNCH_TIMEOUT, WIRE_VERSION
-from p2ptunnel.errors import LocalProtocolError
+from p2ptunnel.defaults import COOKIELESS_PAD_BYTES, PHASES, PUNCH_TIMEOUT, RETRY_AFTER_MAX, WIRE_VERSION
+from p2ptunnel.errors import InvalidKeyError, LocalProtocolError
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.protocol.intent import AnswerFault, CallSigner
 from p2ptunnel.protocol.machine import Datagram, Entropy, MachineBase, new_mid
 from p2ptunnel.protocol.punch import (
+    AnswerProved,
     CallFailed,
+    CallOffered,
     ConnectionChosen,
     Dial,
     FailureKind,
@@ -112,7 +114,9 @@ class CallerAgent(MachineBase):
         signer: Signs the call, and judges who answers before anything is sent there; None calls a program that speaks the
             founding protocol only.
         cookie: The server's cookie for our address if we have one; saves a round trip.
-        join: Makes of a cookie what shows to a private server that we belong to it.
+        server_key: The server's as text, empty while nobody has told.
+        join: Makes of a cookie and of the call what shows to a private server that we know its token.
+        is_punching: Whether to punch when the callee has answered; else that it has is all there is to learn.
     """
 
     def __init__(
@@ -125,7 +129,9 @@ class CallerAgent(MachineBase):
         *,
         signer: CallSigner | None,
         cookie: str = "",
-        join: Callable[[str], str] | None = None,
+        server_key: str = "",
+        join: Callable[[str, str], str] | None = None,
+        is_punching: bool = True,
     ) -> None:
         super().__init__()
         self.state = CallerState.IDLE
@@ -138,8 +144,10 @@ class CallerAgent(MachineBase):
         self._view = view
         self._entropy = entropy
         self._cookie = cookie
+        self._server_key = server_key
         self._join = join
         self._signer = signer
+        self._is_punching = is_punching
         self._candidates = view.candidates
         self._sender: KeyedSender | None = None
         self._receiver: KeyedReceiver | None = None
@@ -147,6 +155,7 @@ class CallerAgent(MachineBase):
         self._tokens: set[str] = set()  # this one, and that of the call before it was renewed
         self._early: PunchResult | None = None
         self._conkey: str | None = None
+        self._selector = ""
         self._has_followed = False
         self._peer: Address | None = None
         self._targets: tuple[Address, ...] = ()
@@ -211,7 +220,7 @@ class CallerAgent(MachineBase):
         if any(request.t == 4 for request in expired) and self.state is CallerState.ASKING:
             self._fail("rendezvous-silent", 408, "no answer", now)
         elif self._gives_up_at is not None and now >= self._gives_up_at:
-            self._fail("timeout", 408, "no hole opened", now)
+            self._fail("timeout", 408, "no hole opened" if self._is_punching else "nothing came over the relay", now)
         elif self._phase_ends is not None and now >= self._phase_ends and self.state is CallerState.PUNCHING:
             self._begin_phase(self._phase + 1, now)
 
@@ -229,7 +238,7 @@ class CallerAgent(MachineBase):
         self._requester.cancel(4)
         try:
             extra = self._question()
-        except MalformedIntentError as error:
+        except (MalformedIntentError, InvalidKeyError) as error:
             self._fail("forged", 400, f"the call cannot be signed: {error}", now)
             return
         request = ConnectRequest(mid=new_mid(self._entropy), ltag=self._tag, extra=extra)
@@ -239,12 +248,14 @@ class CallerAgent(MachineBase):
     def _question(self) -> ConnectRequestExtra:
         if self._signer is None:
             return ConnectRequestExtra(rtag=self._wanted, cookie=self._cookie)
+        call = self._signer.sign(self._candidates)
         return ConnectRequestExtra(
             rtag=self._wanted,
             v=WIRE_VERSION,
             cookie=self._cookie,
-            join="" if self._join is None else self._join(self._cookie),
-            intent=self._signer.sign(self._candidates),
+            join="" if self._join is None else self._join(self._cookie, call),
+            sig=self._signer.vouch(call, self._cookie, self._server_key),
+            intent=call,
             cands=self._candidates,
             nat=self._view.hints,
         )
@@ -277,18 +288,20 @@ class CallerAgent(MachineBase):
             self._tokens.add(extra.token)
             self._move(CallerTrigger.OFFERED)
             self._gives_up_at = now + PUNCH_TIMEOUT
+            if self._signer is not None:
+                self._events.append(CallOffered(self.token))
             if self._early is not None and self._early.token == self.token:
                 self._on_result(self._early, now)
         elif message.code == 401 and extra.cookie and self._challenges < 2:
             self._challenges += 1
-            self._cookie = extra.cookie
+            self._cookie, self._server_key = extra.cookie, self._server_key or extra.key
             self._sign_for(extra.host, extra.port)
             self._move(CallerTrigger.CHALLENGED)
             self._ask(now)
         elif message.code == 404:
             self._fail("offline", 404, clean(message.em or ""), now)
         elif message.code == 429:
-            self._fail("rate-limited", 429, clean(message.em or ""), now, retry_after=extra.retry_after)
+            self._fail("rate-limited", 429, clean(message.em or ""), now, retry_after=min(extra.retry_after, RETRY_AFTER_MAX))
         else:
             self._fail("refused", message.code, clean(message.em or ""), now)
 
@@ -336,12 +349,15 @@ class CallerAgent(MachineBase):
             self.peer_key = answered.key
             self._sender = KeyedSender(answered.keys.caller_mac)
             self._receiver = KeyedReceiver(answered.keys.callee_mac)
+            self._selector = answered.keys.selector.hex()
         peer = aim((callee.host, callee.port), None if self._signer is None else callee.cands, self._server)
         if isinstance(peer, str):
             self._fail("forged", 401, f"the server names {peer}", now)
             return False
         self._peer = peer
         self._targets = tcp_targets(callee.cands, peer, self._server)
+        if self.peer_key is not None:
+            self._events.append(AnswerProved(self._selector, self.peer_key))
         return True
 
     # --- the conversation with the callee -----------------------------------------------------------------------------
@@ -350,6 +366,8 @@ class CallerAgent(MachineBase):
         assert self._peer is not None
         self._hints = callee.nat or NatHints()
         self._gives_up_at = now + PUNCH_TIMEOUT
+        if not self._is_punching:
+            return
         self._events.append(PunchStarted(self.token, self._peer))
         self._begin_phase(0, now)
         self._probe(self._peer, now)

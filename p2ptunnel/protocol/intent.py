@@ -29,6 +29,7 @@ from p2ptunnel.defaults import (
     STRANGERS_PER_SECOND,
 )
 from p2ptunnel.errors import InvalidKeyError
+from p2ptunnel.identity.judge import member_payload, to_base64
 from p2ptunnel.identity.keys import KEY_BYTES, Identity, PublicKey, Purpose, signed_bytes
 from p2ptunnel.protocol.limits import Buckets, Rate, SourceLimit
 from p2ptunnel.protocol.machine import Entropy
@@ -147,6 +148,15 @@ class CallSigner:
         signature = self._identity.sign(_call_payload(self._server_key, callee, unsigned))
         self._call = replace(unsigned, signature=signature)
         return encode(self._call)
+
+    def vouch(self, call: str, cookie: str, server_key: str) -> str:
+        """Return the `extra.sig` of a t=4 with this call, empty without a cookie to sign.
+
+        Raises:
+            InvalidKeyError: `server_key` is no key.
+        """
+        payload = member_payload(server_key, cookie, call)
+        return to_base64(self._identity.sign(payload)) if payload else ""
 
     def judge(self, text: str, candidates: Sequence[Candidate]) -> Answered | AnswerFault:
         """Judge the `extra.intent` that came with the answer to the last call; cheap checks first."""

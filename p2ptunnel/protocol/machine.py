@@ -29,7 +29,7 @@ class Datagram(msgspec.Struct, frozen=True):
         return f"Datagram({len(self.data)} bytes, {self.destination!r}, opener={self.opener})"
 
 
-_SECRET_FIELDS = frozenset({"token", "conkey", "line"})
+_SECRET_FIELDS = frozenset({"token", "conkey", "selector", "line"})
 
 
 class Event(msgspec.Struct, frozen=True):

@@ -15,12 +15,15 @@ import msgspec
 from p2ptunnel.addresses import canonical, probe_refusal, scope_of
 from p2ptunnel.defaults import PHASE_MIN, PHASE_ROUND_TRIPS, SYN_REPEAT
 from p2ptunnel.errors import InvalidAddressError
+from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.types import Address, Candidate, Transport
 from p2ptunnel.wire.messages import NatHints
 
 __all__ = [
+    "AnswerProved",
     "CallFailed",
+    "CallOffered",
     "ConnectionChosen",
     "Dial",
     "FailureKind",
@@ -58,6 +61,19 @@ class LocalView(msgspec.Struct, frozen=True):
 
 
 # --- what agents ask for and report ------------------------------------------------------------------------------------
+
+
+class CallOffered(Event, frozen=True):
+    """The server has introduced our signed call: it knows the callee, and under this token the relay knows both."""
+
+    token: str
+
+
+class AnswerProved(Event, frozen=True):
+    """The callee has signed its answer: whoever holds `key` takes a connection of ours by `selector`, 32 hex characters."""
+
+    selector: str
+    key: PublicKey
 
 
 class PunchStarted(Event, frozen=True):

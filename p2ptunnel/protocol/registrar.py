@@ -25,7 +25,7 @@ from p2ptunnel.protocol.limits import Buckets, Rate, SourceLimit, limited_source
 from p2ptunnel.protocol.machine import Entropy, Event, new_mid
 from p2ptunnel.protocol.replies import Endpoint, Replies, observed
 from p2ptunnel.protocol.tags import TagBook, TagRecord
-from p2ptunnel.types import Address, Tag, is_tag
+from p2ptunnel.types import Address, Tag, is_tag, paired_tag
 from p2ptunnel.wire.messages import (
     Heartbeat,
     HeartbeatAnswer,
@@ -52,7 +52,7 @@ class PeerRegistered(Event, frozen=True):
 
 
 class PeerLeft(Event, frozen=True):
-    """A registration ended; `why` is `left`, `expired`, `replaced` or `freed`."""
+    """A registration ended; `why` is `left`, `expired`, `replaced`, `unlisted` or `freed`."""
 
     tag: Tag
     why: str
@@ -129,13 +129,16 @@ class Registrar:
         """Take a registration without a key, which only a program of the founding document sends."""
         is_known = self._replies.is_known(extra.cookie, source, now)
         allowed = self._is_seed_allowed
-        if not is_known and not (allowed is not None and allowed(source, now)):
+        is_allowed = allowed is not None and allowed(source, now)
+        if not (is_known or is_allowed):
             self._replies.challenge(RegisterAnswer, message.mid, source, size, now)
             return False
         held = self.online.get(message.ltag)
         if allowed is None:
             self._refuse(message, 403, "a signature is needed", source)
-        elif self.tags.record(message.ltag, now) is not None:
+        elif not is_allowed:  # a cookie costs nothing, and a tag that nobody signs for has no other bound
+            self._refuse(message, 429, "too many registrations from there", source, retry_after=60)
+        elif self._owner(message.ltag, now) is not None:
             self._refuse(message, 409, "another key owns this tag", source)
         elif held is not None and source == held.endpoint:  # it has no heartbeat but this
             held.expires_at = now + REGISTRATION_TTL
@@ -148,11 +151,11 @@ class Registrar:
 
     def _refusal(self, tag: Tag, extra: RegisterExtra, source: Endpoint, now: float) -> RegisterAnswer | None:
         """Return why a signed registration is not taken, None if it is; the cheap reasons come first."""
-        owner = self.tags.record(tag, now)
+        owner = self._owner(tag, now)
         is_owner = owner is not None and owner.key == extra.key
         if wait := self._wait(extra.key if is_owner else "", source, now):
             return _refusal(429, "too many registrations from there", retry_after=wait)
-        if not self._judge.is_joined(extra.join, extra.cookie) or not self._judge.is_listed(extra.key):
+        if not self._judge.is_member(tag, extra):
             return _refusal(407, "this server serves its members only")
         if not self._judge.is_signed(tag, extra):  # or for another server, whose cookie this one was passed off as
             cookie = self._replies.cookies.make(source.host, now)
@@ -168,6 +171,10 @@ class Registrar:
             return _refusal(429, "too many new tags from there", retry_after=self._new_tags.wait(source.host, now))
         return None
 
+    def _owner(self, tag: Tag, now: float) -> TagRecord | None:
+        """Return who owns the tag, None if nobody does; where a machine pairs is its own, whoever was there first."""
+        return self.tags.record(paired_tag(tag), now) or self.tags.record(tag, now)
+
     def _wait(self, owner: str, source: Endpoint, now: float) -> float:
         """Count a registration; return 0, or for how many seconds there are to be no more of these."""
         block = limited_source(source.host)
@@ -180,8 +187,9 @@ class Registrar:
     def _on_signed(self, message: Register, extra: RegisterExtra, source: Endpoint, now: float) -> None:
         held = self.online.get(message.ltag)
         owner = self.tags.record(message.ltag, now)
-        if owner is not None and owner.key == extra.key and extra.ts <= owner.ts:
-            self._on_old(message, extra, held, owner.ts, source, now)
+        floor = self.tags.floor(message.ltag, now)
+        if owner is not None and owner.key == extra.key and extra.ts <= floor:
+            self._on_old(message, extra, held, floor, source, now)
         elif held is None and len(self.online) >= REGISTRATIONS_MAX:
             self._refuse(message, 429, "server full", source, retry_after=60)
         else:
@@ -230,6 +238,10 @@ class Registrar:
         if held is None:
             self._replies.challenge(HeartbeatAnswer, message.mid, source, size, now)
             return False
+        if not self._judge.is_listed(held.key):
+            self.remove(held.tag, "unlisted")
+            self._replies.answer(HeartbeatAnswer(mid=message.mid, code=407, em="this server serves its members only"), source)
+            return True
         held.expires_at = now + REGISTRATION_TTL
         self.tags.keep(held.tag, now)
         extra = observed(source, cookie=self._replies.cookies.make(source.host, now))
@@ -238,11 +250,20 @@ class Registrar:
 
     def on_leave(self, message: Leave, source: Endpoint, size: int) -> bool:
         """Take a t=3; return whether it was one of a registered peer."""
-        is_holder = self._holder(message.ltag, message.extra.epoch, source) is not None
+        is_holder = self.is_holder(message.ltag, message.extra.epoch, source)
         if is_holder:
             self.remove(message.ltag, "left")
         self._replies.answer_stranger(LeaveAnswer(mid=message.mid, code=200, em=""), source, size)
         return is_holder
+
+    def callee(self, tag: str) -> Registered | None:
+        """Return who can be called under the tag now, None if nobody can."""
+        held = self.online.get(tag)
+        return held if held is not None and self._judge.is_listed(held.key) else None
+
+    def is_holder(self, tag: str, epoch: int, source: Endpoint) -> bool:
+        """Tell whether it is registered from there, under that epoch."""
+        return self._holder(tag, epoch, source) is not None
 
     def _holder(self, tag: str, epoch: int, source: Endpoint) -> Registered | None:
         held = self.online.get(tag)

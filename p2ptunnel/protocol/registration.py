@@ -17,6 +17,7 @@ from p2ptunnel.defaults import (
     RECONNECT_CAP,
     RECONNECT_FACTOR,
     RECONNECT_FIRST,
+    RETRY_AFTER_MAX,
 )
 from p2ptunnel.errors import LocalProtocolError
 from p2ptunnel.protocol.machine import Entropy, Event, MachineBase, new_mid
@@ -145,7 +146,7 @@ class Credentials(Protocol):
         ...
 
     def register_extra(self, *, cookie: str, server_key: str, at_least_ts: int) -> RegisterExtra:
-        """Return a freshly signed body; its `ts` is above `at_least_ts` and above that of any body before."""
+        """Return a freshly signed body; its `ts` is above `at_least_ts`, and above every one of ours that was not asked for."""
         ...
 
     def is_proven(self, answer: Observed) -> bool:
@@ -202,7 +203,7 @@ class Registration(MachineBase):
         """Ask the server at once what it sees: the network has changed, or we slept."""
         if self.state is RegistrationState.REGISTERED:
             self._heartbeat(now)
-        elif self.state is RegistrationState.WAITING:
+        elif self.state in {RegistrationState.WAITING, RegistrationState.REFUSED}:
             self._failures = 0
             self._timer = now
 
@@ -260,7 +261,8 @@ class Registration(MachineBase):
     def _register(self, now: float) -> None:
         self._requester.cancel()
         self._is_recalled = False
-        extra = self._credentials.register_extra(cookie=self.cookie, server_key=self.server_key, at_least_ts=self._ts)
+        floor, self._ts = self._ts, 0  # for one try: a server forgets it soon, and who forges one is not believed for ever
+        extra = self._credentials.register_extra(cookie=self.cookie, server_key=self.server_key, at_least_ts=floor)
         self._request(Register(mid=new_mid(self._entropy), ltag=self.tag, extra=extra), now)
 
     def _heartbeat(self, now: float) -> None:
@@ -294,12 +296,12 @@ class Registration(MachineBase):
             self._unproven(now)
             return
         self._challenges += 1
-        self.cookie, self.server_key, self._ts = extra.cookie, extra.key, max(self._ts, extra.ts)
+        self.cookie, self.server_key, self._ts = extra.cookie, extra.key, extra.ts
         self._move(RegistrationTrigger.CHALLENGED)
         try:
             self._register(now)
         except ValueError:  # the credentials cannot sign what it sent: a key that is none, a counter at its end
-            self.server_key, self._ts = "", 0
+            self.server_key = self._credentials.server_key
             self._refused(400, "its challenge is malformed", 0.0, now)
 
     def _unproven(self, now: float) -> None:
@@ -312,7 +314,7 @@ class Registration(MachineBase):
     def _refused(self, code: int, text: str | None, retry_after: float, now: float) -> None:
         self._challenges = 0
         self._move(RegistrationTrigger.REFUSED)
-        wait = max(retry_after, RECONNECT_CAP)
+        wait = max(min(retry_after, RETRY_AFTER_MAX), RECONNECT_CAP)
         self._timer = now + wait
         self._events.append(RegistrationRefused(code, clean(text or ""), wait))
 

@@ -41,10 +41,11 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 class LineToSend(Event, frozen=True):
-    """Write `line`, JSON without line end, to a TCP connection."""
+    """Write `line`, JSON without line end, to a TCP connection; `is_last`: and close it, reading no more."""
 
     connection: int
     line: bytes
+    is_last: bool = False
 
 
 class Replies(MachineBase):

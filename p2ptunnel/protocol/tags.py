@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from msgspec import Struct
 from msgspec.structs import replace
 
-from p2ptunnel.defaults import TAG_SEEN_EVERY, TAG_UNSEEN_DAYS, TAGS_MAX, TAGS_OF_KEY_MAX
+from p2ptunnel.defaults import COOKIE_EPOCH, TAG_SEEN_EVERY, TAG_UNSEEN_DAYS, TAGS_MAX, TAGS_OF_KEY_MAX
 from p2ptunnel.types import Address, Tag
 
 __all__ = ["TagBook", "TagRecord"]
@@ -56,11 +56,18 @@ class TagBook:
     def __len__(self) -> int:
         return len(self._records)
 
-    def load(self, records: Iterable[TagRecord]) -> None:
-        """Take over what is known from before, the longest unseen first."""
+    def load(self, records: Iterable[TagRecord], *, away: float = 0.0) -> None:
+        """Take over what is known from before, the longest unseen first.
+
+        Args:
+            records: As they were left.
+            away: Seconds for which no server was there to see anybody, or by which the clock has jumped: nobody's tag is any
+                nearer to being free for that.
+        """
         for record in records:
-            self._put(record)
-        self._changes.clear()
+            self._put(replace(record, seen_at=record.seen_at + away) if away else record)
+        if not away:
+            self._changes.clear()
 
     def record(self, tag: Tag, now: float) -> TagRecord | None:
         """Return who owns the tag, None if nobody does."""
@@ -69,6 +76,14 @@ class TagBook:
             self.free(tag)
             return None
         return record
+
+    def floor(self, tag: Tag, now: float) -> int:
+        """Return the counter that the owner's next signature must be above: 0 once no cookie lives that an old one has signed.
+
+        So nobody who ever had it sign a high one keeps it out for longer than that.
+        """
+        record = self._records.get(tag)
+        return 0 if record is None or now + self.since_1970 - record.seen_at > 2 * COOKIE_EPOCH else record.ts
 
     def is_full(self, key: str, now: float) -> bool:
         """Tell whether `key` can have no further tag."""

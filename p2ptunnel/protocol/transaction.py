@@ -39,6 +39,9 @@ class Request(msgspec.Struct):
     interval: float
     sends: int = 1
 
+    def __repr__(self) -> str:
+        return f"Request(t={self.t}, mid={self.mid}, {len(self.data)} bytes to {self.destination})"
+
     @property
     def due_at(self) -> float:
         """When something is to be done about it."""

@@ -14,13 +14,15 @@ from p2ptunnel.defaults import (
     CONTROL_DROP_FIRST,
     CONTROL_DROP_FROM,
     CONTROL_DROP_FULL,
+    CONTROL_JUNK_BURST,
+    CONTROL_JUNK_PER_MINUTE,
     CONTROL_OF_SOURCE_MAX,
     CONTROL_PENALTY,
     CONTROL_SILENT_OF_SOURCE_MAX,
     LIMITED_SOURCES_MAX,
     SITE_FACTOR,
 )
-from p2ptunnel.protocol.limits import limited_source
+from p2ptunnel.protocol.limits import Buckets, Rate, limited_source
 from p2ptunnel.protocol.machine import Entropy
 
 __all__ = ["Doorman"]
@@ -36,6 +38,7 @@ class Doorman:
         self._of_site: Counter[int] = Counter()
         self._silent: list[int] = []
         self._silent_of_block: Counter[int] = Counter()
+        self._junk = Buckets(Rate(CONTROL_JUNK_PER_MINUTE / 60, CONTROL_JUNK_BURST))
         self._penalties: OrderedDict[int, float] = OrderedDict()
 
     def __len__(self) -> int:
@@ -84,9 +87,12 @@ class Doorman:
             self._count_down(self._of_site, source.site)
 
     def punish(self, number: int, now: float) -> None:
-        """Let nobody in from the source of a connection for a while: it speaks something else."""
+        """Let nobody in from the source of a connection for a while: it speaks something else, and not for the first time.
+
+        Who has a web page open that asks us for something is no attacker, and shares its address with peers.
+        """
         source = self._sources[number]
-        if source is None:
+        if source is None or self._junk.take(source.block, now):
             return
         self._penalties[source.block] = now + CONTROL_PENALTY
         self._penalties.move_to_end(source.block)

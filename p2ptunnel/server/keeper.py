@@ -9,7 +9,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from p2ptunnel.defaults import REGISTRATION_TTL, SNAPSHOT_EVERY
+from p2ptunnel.defaults import REGISTRATION_TTL, SNAPSHOT_EVERY, TAG_SEEN_EVERY
 from p2ptunnel.errors import StoreError
 from p2ptunnel.net.threads import in_thread
 from p2ptunnel.protocol.registrar import Registrar
@@ -43,10 +43,11 @@ class TagKeeper:
             StoreError: The store cannot be read.
         """
         records, saved_at = await in_thread(self._store.load)
-        if time.time() - saved_at < REGISTRATION_TTL:  # later, peers have come back by themselves, and ports have new owners
+        away = time.time() - saved_at if saved_at else 0.0
+        if away < REGISTRATION_TTL:  # later, peers have come back by themselves, and ports have new owners
             self._recalled = [record for record in records if record.address is not None]
         tags.since_1970 = time.time() - time.monotonic()
-        tags.load(records)
+        tags.load(records, away=away if abs(away) > TAG_SEEN_EVERY else 0.0)
 
     def start(self, registrar: Registrar) -> None:
         """Recall who was registered, and begin to write."""

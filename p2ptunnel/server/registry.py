@@ -6,7 +6,6 @@ Rule: the truth is in memory; a disk that is slow, full or gone costs what happe
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import threading
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from p2ptunnel.errors import StoreError
-from p2ptunnel.identity.files import make_private_directory
+from p2ptunnel.identity.files import make_private_directory, make_private_file
 from p2ptunnel.protocol.tags import TagRecord
 from p2ptunnel.types import Tag
 
@@ -40,7 +39,7 @@ class TagStore(Protocol):
         ...
 
     def save(self, changes: Mapping[Tag, TagRecord | None]) -> frozenset[Tag]:
-        """Write what has changed (None: free); return the tags that an operator has freed since the last time."""
+        """Write what has changed (None: free); return the tags that an operator has freed since the last `load` or `save`."""
         ...
 
     def close(self) -> None:
@@ -51,7 +50,7 @@ class TagStore(Protocol):
 class SqliteTags:
     """A TagStore in one SQLite file, 0600, which `p2ptunnel rendezvous tags` reads beside the server.
 
-    All methods raise StoreError when the file cannot be read or written.
+    All methods raise StoreError when the file cannot be read or written, InsecureKeyFileError when others could.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,11 +59,16 @@ class SqliteTags:
         self._connection: sqlite3.Connection | None = None
 
     def load(self) -> tuple[Sequence[TagRecord], float]:
-        """Return the tags, and when they were saved."""
+        """Return the tags, and when they were saved; what has been freed until now is not among them any more."""
         with self._transaction() as sql:
-            rows = sql.execute("SELECT tag, key, seen_at, host, port, epoch, ts FROM tags ORDER BY seen_at").fetchall()
+            sql.execute("DELETE FROM freed")  # or whoever has the tag by the first `save` would lose it
             saved = sql.execute("SELECT max(at) FROM saved").fetchone()[0]
-        return [_record(row) for row in rows], saved or 0.0
+            return _records(sql), saved or 0.0
+
+    def records(self) -> Sequence[TagRecord]:
+        """Return the tags, beside a server that runs."""
+        with self._transaction() as sql:
+            return _records(sql)
 
     def save(self, changes: Mapping[Tag, TagRecord | None]) -> frozenset[Tag]:
         """Write the changes, but none of a tag that the operator has just freed."""
@@ -104,7 +108,7 @@ class SqliteTags:
 
     def _open(self) -> sqlite3.Connection:
         make_private_directory(self._path.parent)
-        os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600))
+        make_private_file(self._path)
         connection = sqlite3.connect(self._path, timeout=_BUSY, check_same_thread=False)
         try:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -114,6 +118,11 @@ class SqliteTags:
             connection.close()
             raise
         return connection
+
+
+def _records(sql: sqlite3.Connection) -> Sequence[TagRecord]:
+    rows = sql.execute("SELECT tag, key, seen_at, host, port, epoch, ts FROM tags ORDER BY seen_at").fetchall()
+    return [_record(row) for row in rows]
 
 
 def _record(row: tuple[str, str, float, str | None, int | None, int, int]) -> TagRecord:

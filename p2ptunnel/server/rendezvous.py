@@ -20,28 +20,46 @@ from typing import Final, Self
 
 import msgspec
 
-from p2ptunnel.defaults import FLOOD_ROOM_BYTES, RENDEZVOUS_PORT
+from p2ptunnel.defaults import FLOOD_ROOM_BYTES, RELAY_CIRCUITS_OF_KEY, RELAY_QUOTA_BYTES, RENDEZVOUS_PORT
 from p2ptunnel.errors import AddressInUseError, BindError, ConfigError, LocalProtocolError
 from p2ptunnel.identity.judge import Judge
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.net.filter import attach_filter
 from p2ptunnel.net.sockets import widen_receiving
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
-from p2ptunnel.protocol.broker import Broker, LineToSend
+from p2ptunnel.protocol.broker import Broker, LineToSend, RelayJoined
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.observer import Observer
+from p2ptunnel.protocol.relay import Relay
 from p2ptunnel.protocol.tags import TagBook
 from p2ptunnel.server.control import ControlConnections
 from p2ptunnel.server.keeper import TagKeeper
 from p2ptunnel.server.registry import TagStore
+from p2ptunnel.server.relay import RelayDriver
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Address, format_address
 
-__all__ = ["Rendezvous", "ServerStats"]
+__all__ = ["RelayStats", "Rendezvous", "ServerStats"]
 
 _PORT_TRIES: Final = 16
 _BACKLOG: Final = 1024
 _EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - what nobody can be told to ask
+
+
+class RelayStats(msgspec.Struct, frozen=True):
+    """How a server's relay stands; counts are since it was made.
+
+    Attributes:
+        circuits: Those that are open, and those that wait for an end.
+        carried_bytes: In all, both directions.
+        refused: Who was not let in, by reason.
+        ended: Circuits that are over, by reason.
+    """
+
+    circuits: int
+    carried_bytes: int
+    refused: dict[str, int]
+    ended: dict[str, int]
 
 
 class ServerStats(msgspec.Struct, frozen=True):
@@ -56,6 +74,7 @@ class ServerStats(msgspec.Struct, frozen=True):
         sent: UDP datagrams.
         unwritten: How often the store could not be written.
         dropped: What was not taken and who was cut off, by reason.
+        relay: None where there is none.
     """
 
     online: int
@@ -66,6 +85,7 @@ class ServerStats(msgspec.Struct, frozen=True):
     sent: int
     unwritten: int
     dropped: dict[str, int]
+    relay: RelayStats | None
 
 
 class Rendezvous:
@@ -81,10 +101,14 @@ class Rendezvous:
         store: Where owned tags outlive the server; None: nowhere.  Closed with the server.
         join_token: What members must know; empty: everybody is served.
         members: The public keys, as text, of whom it serves; None: everybody.
+        relay: Also carry, as they are, the bytes of peers that it has introduced and that find no direct path.
+        relay_quota_bytes: What one key may have carried in a day.
+        relay_circuits: Of one key at a time.
         tracer: Gets every event of the broker.
 
     Raises:
-        ConfigError: One of `alt_listen` is no single address.
+        ConfigError: One of `alt_listen` is no single address, or programs that cannot show who they are would be served with
+            members only, or the relay could carry nothing.
     """
 
     def __init__(
@@ -97,24 +121,35 @@ class Rendezvous:
         store: TagStore | None = None,
         join_token: str = "",
         members: Container[str] | None = None,
+        relay: bool = True,
+        relay_quota_bytes: int = RELAY_QUOTA_BYTES,
+        relay_circuits: int = RELAY_CIRCUITS_OF_KEY,
         tracer: Tracer | None = None,
     ) -> None:
         for address in alt_listen:
             if address[0] in _EVERYWHERE:
                 hint = "Write one of this machine's own addresses."
                 raise ConfigError(f"peers cannot be told to ask {format_address(address)}", hint)
+        if min(relay_quota_bytes, relay_circuits) < 1:
+            raise ConfigError("a relay that may carry nothing is none", "Use relay=False.")
         self._listen = listen
         self._alt_listen = tuple(alt_listen)
         self._trace = tracer or Tracer()
         self._observer = Observer()
         self._tags = TagBook()
+        judge = Judge(identity, join_token=join_token, members=members)
+        if compat_seed and judge.is_private:
+            hint = "Serve those programs at a server of their own."
+            raise ConfigError("a program of the founding document cannot show that it is a member", hint)
+        self._relay = Relay(judge, quota_bytes=relay_quota_bytes, circuits_of_key=relay_circuits) if relay else None
         self._broker = Broker(
             secrets.token_bytes(32),
             random.SystemRandom(),
-            Judge(identity, join_token=join_token, members=members),
+            judge,
             tags=self._tags,
             compat_seed=compat_seed,
             observer=self._observer,
+            relay=self._relay,
         )
         self._keeper = None if store is None else TagKeeper(store)
         self._services: list[_Service] = []
@@ -155,6 +190,7 @@ class Rendezvous:
             sent=sum(service.driver.udp.sent for service in self._services),
             unwritten=0 if self._keeper is None else self._keeper.failures,
             dropped=dict(self.dropped),
+            relay=None if self._relay is None else _relay_stats(self._relay),
         )
 
     async def start(self) -> None:
@@ -171,7 +207,8 @@ class Rendezvous:
         try:
             if self._keeper is not None:
                 await self._keeper.load(self._tags)
-            self._services.append(_BrokerService(self._broker, *_bind_both(self._listen, self._trace), self._trace))
+            relay = RelayDriver(self._relay, self._trace) if self._relay else None
+            self._services.append(_BrokerService(self._broker, relay, *_bind_both(self._listen, self._trace), self._trace))
             for address in self._alt_listen:
                 self._services.append(_ObserverService(Observer(), *_bind_both(address, self._trace)))
             self._observer.others = tuple(service.address for service in self._services[1:])
@@ -261,17 +298,35 @@ class _Service(abc.ABC):
 class _BrokerService(_Service):
     """Where the broker serves."""
 
-    def __init__(self, broker: Broker, udp: UdpSocket, listener: socket.socket, trace: Tracer) -> None:
+    def __init__(
+        self, broker: Broker, relay: RelayDriver | None, udp: UdpSocket, listener: socket.socket, trace: Tracer
+    ) -> None:
         super().__init__(broker, udp, listener)
         self._broker = broker
+        self._relay = relay
         self._trace = trace
 
+    def close(self) -> None:
+        """Stop, and close every socket, those of circuits among them."""
+        super().close()
+        if self._relay is not None:
+            self._relay.close()
+
     def on_event(self, event: Event) -> None:
-        """Write lines; tell of the rest."""
+        """Write lines, hand connections on to the relay; tell of the rest."""
         if isinstance(event, LineToSend):
-            self.connections.send(event.connection, event.line)
+            self.connections.send(event.connection, event.line, is_last=event.is_last)
+            return
+        self._trace("server", type(event).__name__, **event.facts())
+        if isinstance(event, RelayJoined) and self._relay is not None:
+            self._hand_on(event, self._relay)
+
+    def _hand_on(self, joined: RelayJoined, relay: RelayDriver) -> None:
+        taken = self.connections.take_over(joined.connection, joined.line)
+        if taken is None:
+            relay.end(joined.circuit, "an end was lost")
         else:
-            self._trace("server", type(event).__name__, **event.facts())
+            relay.join(joined.circuit, joined.role, *taken)
 
     def on_line(self, line: bytes, source: Address, connection: int) -> bool:
         """Give it to the broker."""
@@ -309,6 +364,10 @@ class _ObserverService(_Service):
 
     def on_closed(self, connection: int) -> None:
         """Nothing is kept of a connection."""
+
+
+def _relay_stats(relay: Relay) -> RelayStats:
+    return RelayStats(len(relay.circuits), relay.carried_bytes, dict(relay.refused), dict(relay.ended))
 
 
 def _bind_both(listen: Address, trace: Tracer) -> tuple[UdpSocket, socket.socket]:

@@ -26,6 +26,9 @@ __all__ = ["Channel", "Consumer"]
 
 _TURN_SLOW: Final = 0.005  # seconds that one channel may take while others wait
 _TURN_MIN_BYTES: Final = 4096
+_FEED_BYTES: Final = 16 * 1024  # what TLS is given at a time: in one call it does all that needs no answer of ours
+_UNREAD_MAX_BYTES: Final = 4 * BATCH_BYTES  # in the transport: the session gives it a batch at most, TLS answers at any time
+_ANSWERS_MAX_BYTES: Final = 1024  # of its own, to so much: a peer asks for new keys once in a while, not in every record
 
 
 class Consumer(Protocol):
@@ -60,6 +63,7 @@ class Channel(asyncio.BufferedProtocol):
         self._outgoing: Final = ssl.MemoryBIO()
         self.tls: Final = context.wrap_bio(self._incoming, self._outgoing, server_side=callee)
         self._sealed = memoryview(bytearray(HANDSHAKE_MAX_BYTES))  # as it comes from the transport
+        self._unfed = self._sealed[:0]  # of it: what TLS has not been given yet
         self._plain = memoryview(b"")  # decrypted from it; a stranger costs us no large buffers
         self._transport: asyncio.Transport | None = None
         self._consumer: Consumer | None = None
@@ -70,6 +74,7 @@ class Channel(asyncio.BufferedProtocol):
         self._paused_at = 0.0
         self._written = 0  # bytes since the kernel last had room
         self._has_eof = False  # the transport closes in the next turn: nothing is put off any more
+        self._is_eof_fed = False
         self._turn_bytes = _TURN_MIN_BYTES  # what is decrypted and handed on before others have their turn
         self._room: Room | None = None
         self.batch_bytes = BATCH_FIRST_BYTES
@@ -125,7 +130,7 @@ class Channel(asyncio.BufferedProtocol):
             finally:
                 self._flush(first)  # when it failed, the alert that says why
             first = b""
-            if not self._is_secure:
+            if not self._is_secure and not self._feed():
                 await self._more()
 
     async def read_frame(self) -> Frame:
@@ -151,7 +156,8 @@ class Channel(asyncio.BufferedProtocol):
             try:
                 part = self.tls.read(count - len(data))
             except ssl.SSLWantReadError:
-                await self._more()
+                if not self._feed():
+                    await self._more()
                 continue
             if not part:
                 raise ChannelLostError("it was closed during the greeting")
@@ -239,14 +245,13 @@ class Channel(asyncio.BufferedProtocol):
         """Take what arrived."""
         if self._end is not None:
             return
-        self._incoming.write(self._sealed[:nbytes])
+        self._unfed = self._sealed[:nbytes]
         if not self._is_secure:
             self._handshake_room -= nbytes
         self._advance()
 
     def eof_received(self) -> bool:
         """Learn that the socket has ended; whether TLS had said so before is seen when it is read."""
-        self._incoming.write_eof()
         self._has_eof = True
         if self._end is None:
             self._advance()
@@ -327,11 +332,32 @@ class Channel(asyncio.BufferedProtocol):
             self._transport.pause_reading()
             asyncio.get_running_loop().call_soon(self._decrypt_on, consumer)
         self._flush()  # TLS may have something to answer, such as a new key
+        if self._end is None and self._transport is not None and self._transport.get_write_buffer_size() > _UNREAD_MAX_BYTES:
+            self._finish(ChannelLostError("the peer does not read what TLS answers"))
+            self._transport.abort()
 
     def _decrypt_on(self, consumer: Consumer) -> None:
         if self._end is None and self._transport is not None:
             self._transport.resume_reading()
             self._decrypt(consumer)
+
+    def _feed(self) -> bool:
+        """Give TLS the next piece of what has come, or the end; tell whether there was any.
+
+        Raises:
+            ChannelLostError: TLS had to answer more than an honest peer makes it answer.
+        """
+        if self._outgoing.pending > _ANSWERS_MAX_BYTES:
+            raise ChannelLostError("the peer asks for one new TLS key after the other")
+        if self._unfed:
+            self._incoming.write(self._unfed[:_FEED_BYTES])
+            self._unfed = self._unfed[_FEED_BYTES:]
+            return True
+        if not self._has_eof or self._is_eof_fed:
+            return False
+        self._is_eof_fed = True
+        self._incoming.write_eof()
+        return True
 
     def _hand_on(self, consumer: Consumer, used: int) -> bool:
         """Hand on what was decrypted; tell whether that took so long that others are due."""
@@ -350,12 +376,17 @@ class Channel(asyncio.BufferedProtocol):
         used = 0
         try:
             while used < limit:
-                count = cast("int", self.tls.read(limit, self._plain[used:limit]))  # with a buffer it returns a count
+                try:
+                    count = cast("int", self.tls.read(limit, self._plain[used:limit]))  # with a buffer it returns a count
+                except ssl.SSLWantReadError:
+                    if self._feed():
+                        continue
+                    break
                 if not count:
                     return used, ChannelClosedError("the peer")
                 used += count
-        except ssl.SSLWantReadError:
-            pass
+        except ChannelLostError as error:
+            return used, error
         except ssl.SSLZeroReturnError:
             return used, ChannelClosedError("the peer")
         except ssl.SSLError as error:

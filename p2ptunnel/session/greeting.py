@@ -25,10 +25,10 @@ from p2ptunnel.identity.acl import Access
 from p2ptunnel.identity.keys import Identity, PublicKey, Purpose, signed_bytes
 from p2ptunnel.identity.tls import Proof, leaf_key, prove
 from p2ptunnel.session.channel import Channel
-from p2ptunnel.types import Tag
+from p2ptunnel.types import Path, Tag
 from p2ptunnel.wire.frames import FRAMES_VERSION, Accept, Hello, encode, preamble
 
-__all__ = ["greet", "welcome"]
+__all__ = ["greet", "preface", "shake", "welcome"]
 
 _NONCE_BYTES: Final = 16
 
@@ -55,6 +55,33 @@ class _Transcript(msgspec.Struct, frozen=True):
         return f"_Transcript({self.caller.key.short} to {self.callee.key.short})"
 
 
+def preface(path: Path, selector: bytes) -> bytes:
+    """Return what goes ahead of TLS on a fresh connection; nothing over the relay, where the token has selected the peer."""
+    return b"" if path.kind == "relay" else preamble(selector)
+
+
+async def shake(channel: Channel, tag: Tag, peer_key: PublicKey, first: bytes) -> None:
+    """Finish TLS as the caller, who is known to the callee by then, and the callee to us.
+
+    Args:
+        channel: Fresh.
+        tag: The peer's name, for errors.
+        peer_key: The only key that is accepted.
+        first: From `preface`.
+
+    Raises:
+        PeerKeyChangedError: The other side did not prove `peer_key`.
+        ChannelLostError: The connection broke, or what is there speaks no TLS.
+        RemoteProtocolError: More came than a handshake is.
+    """
+    try:
+        await channel.handshake(first)
+    except ssl.SSLError as error:
+        if error.reason in _KEY_REASONS:
+            raise PeerKeyChangedError(tag, str(peer_key)) from error
+        raise ChannelLostError(_failure(error)) from error
+
+
 async def greet(
     channel: Channel,
     identity: Identity,
@@ -65,10 +92,10 @@ async def greet(
     session: bytes = b"",
     behind: bytes = b"",
 ) -> tuple[str, ...]:
-    """Bring the channel up as the caller; return the services that the callee grants us.
+    """Say HELLO, and wait for ACCEPT; return the services that the callee grants us.
 
     Args:
-        channel: Fresh.
+        channel: From `shake`.
         identity: Ours.
         tag: The peer's name, for errors.
         peer_key: The only key that is accepted.
@@ -83,12 +110,6 @@ async def greet(
         ChannelLostError: The connection broke, or what is there speaks no TLS.
         RemoteProtocolError: It broke the protocol, or speaks another version of it.
     """
-    try:
-        await channel.handshake(preamble(selector))
-    except ssl.SSLError as error:
-        if error.reason in _KEY_REASONS:
-            raise PeerKeyChangedError(tag, str(peer_key)) from error
-        raise ChannelLostError(_failure(error)) from error
     own = Proof(identity.public, leaf_key(identity))
     proof = prove(channel.tls, identity.public, peer_key)
     transcript = _Transcript(own, proof, selector, session or selector, os.urandom(_NONCE_BYTES))

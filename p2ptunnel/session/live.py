@@ -19,6 +19,8 @@ from p2ptunnel.defaults import (
     CHANNELS_MAX,
     CLOSE_GRACE,
     JOIN_PATIENCE,
+    OPENS_BURST,
+    OPENS_PER_SECOND,
     REMIND_EVERY,
     REMIND_RARELY,
     RESUME_BUFFER_BYTES,
@@ -50,6 +52,7 @@ from p2ptunnel.events import (
 )
 from p2ptunnel.identity.acl import Access
 from p2ptunnel.identity.keys import PublicKey
+from p2ptunnel.protocol.limits import Buckets, Rate
 from p2ptunnel.protocol.link import ACTIVE, Health
 from p2ptunnel.protocol.mux import Drained, Mux, Source
 from p2ptunnel.protocol.resume import Endpoint, EndpointEvent, Forgotten, HealthChanged, Resumed
@@ -59,6 +62,7 @@ from p2ptunnel.session.migration import Migration
 from p2ptunnel.session.request import OnOpen, OpenRequest, answer
 from p2ptunnel.session.standby import Standbys
 from p2ptunnel.session.stream import SessionStream
+from p2ptunnel.session.upgrade import Upgrade
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Path, Tag, format_address
 from p2ptunnel.wire.frames import (
@@ -78,6 +82,7 @@ __all__ = ["Session", "SessionOptions", "SessionState"]
 
 _log: Final = logging.getLogger("p2ptunnel.session")
 _numbers: Final = itertools.count(1)
+_HASTE: Final = 10  # times the burst that a peer may have refused, before it is no mistake any more
 _TASKS_MAX: Final = 2 * STREAMS_MAX  # a peer that opens and resets without end must not leave a server busy for each
 
 
@@ -111,6 +116,7 @@ class Session:
         error: What every stream that was still open raises; None while the session lives.
         in_doubt: Set while another channel is wanted: the one in use is silent or gone, or the network has changed.
         settled: Set while none is.
+        relayed: Set while the channel in use needs the relay.
     """
 
     def __init__(
@@ -137,9 +143,11 @@ class Session:
         self.in_doubt: Final = asyncio.Event()
         self.settled: Final = asyncio.Event()
         self.settled.set()
+        self.relayed: Final = asyncio.Event()
         self._may_join: Final = asyncio.Event()
         self._may_join.set()
         self._migration: Migration | None = None
+        self._upgrade: Upgrade | None = None
         options = options or SessionOptions()
         self._resume_timeout: Final = options.resume_timeout
         self._number: Final = next(_numbers)
@@ -149,6 +157,7 @@ class Session:
         self._mux: Final[Mux] = self._endpoint.mux
         self._is_caller: Final = is_caller
         self._path = path
+        self._note_relay()
         self._access: Final = access
         self._is_known: Callable[[], bool] | None = None
         self._on_open: Final = on_open
@@ -158,7 +167,9 @@ class Session:
         self._standbys: Final = Standbys(self._endpoint, self._legs)
         self._carried_by = 0  # number of the leg that carries what we send, or did last
         self._channels: set[Channel] = set()  # those whose socket is not closed yet
-        self._tasks: Final[set[asyncio.Task[None]]] = set()
+        self._tasks: Final[set[asyncio.Task[Any]]] = set()
+        self._haste: Final = Buckets(Rate(OPENS_PER_SECOND, _HASTE * OPENS_BURST))  # of a peer that is turned away for it
+        self._attempts: Final[set[asyncio.Task[Any]]] = set()  # of these, those that bring up another channel
         self._flushing: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._quiet: Final = asyncio.Event()  # no stream is open, and everything is acknowledged
@@ -332,6 +343,10 @@ class Session:
         self._endpoint.resume(number)
         return number, bytes(self._endpoint.data_to_send(number, self._loop.time()))
 
+    def is_carried_by(self, number: int) -> bool:
+        """Tell whether what we send goes over this channel."""
+        return self._endpoint.carrier == number and number in self._legs
+
     def withdraw(self, number: int) -> None:
         """Forget a channel that did not come up, or is wanted no more."""
         leg = self._legs.pop(number, None)
@@ -406,21 +421,47 @@ class Session:
                 self._doubt()
             if self._migration is not None:
                 self._migration.hurry()
+            if self._upgrade is not None:
+                self._upgrade.hurry()
             self.flush()
 
-    def keep_up(self, redial: Callable[[], Awaitable[None]], is_known: Callable[[], bool] | None = None) -> None:
+    def keep_up(
+        self,
+        redial: Callable[[], Awaitable[None]],
+        is_known: Callable[[], bool] | None = None,
+        *,
+        improve: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         """Look for another channel whenever one is wanted, from now on; only the caller can.
 
         Args:
             redial: Brings one up.
             is_known: Whether the peer is still pinned here, asked once a second; the session ends when it is not.  None: it is.
+            improve: Brings up one that needs no relay, while the session runs over that; None: it stays there.
         """
         self._is_known = is_known
         self._migration = Migration(self, redial, self._redial_failed)
         self.spawn(self._migration.run())
+        if improve is not None:
+            self._upgrade = Upgrade(self, improve, self._redial_failed)
+            self.spawn(self._upgrade.run())
+
+    def attend(self, attempt: asyncio.Task[Any]) -> None:
+        """Take over an attempt to bring up another channel, which is under way: it ends with the session at the latest."""
+        self._attempts.add(attempt)
+        attempt.add_done_callback(self._attempts.discard)
+        self._own(attempt)
+
+    async def attempted(self) -> None:
+        """Wait until no attempt is under way that we have been given."""
+        while self._attempts:
+            await asyncio.wait(self._attempts)
 
     def _redial_failed(self, error: Exception) -> None:
         self._trace("session", "redial_failed", tag=self.tag, reason=str(error))
+
+    def _note_relay(self) -> None:
+        (self.relayed.set if self._path.kind == "relay" else self.relayed.clear)()
 
     def _doubt(self) -> None:
         self.in_doubt.set()
@@ -582,13 +623,16 @@ class Session:
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` as long as the session lives; its errors are traced."""
         task = self._loop.create_task(work)
+        self._own(task)
+        return task
+
+    def _own(self, task: asyncio.Task[Any]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._worked)
         if self.error is not None:  # it may have ended before anybody could begin
             task.cancel()
-        return task
 
-    def _worked(self, task: asyncio.Task[None]) -> None:
+    def _worked(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if isinstance(error, (P2PTunnelError, OSError)):
@@ -625,6 +669,8 @@ class Session:
                 self._heard.set()
                 if self._stalled_at is not None and is_carrier:
                     self._flowing(0)
+                if not is_carrier:  # it may be the first measurement of a better path
+                    self._move()
                 self.flush()
 
     def leg_ended(self, leg: Leg, error: ChannelError) -> None:
@@ -771,6 +817,7 @@ class Session:
         self._trace("session", "resumed", tag=self.tag, remote=format_address(leg.path.remote), replayed_bytes=replayed_bytes)
         if number != self._carried_by:  # else the peer came back from a channel that never came up
             old, self._path, self._carried_by = self._path, leg.path, number
+            self._note_relay()
             self._resumes += 1
             self._tell(PathChanged(tag=self.tag, old=old, new=leg.path))
         self._settle()
@@ -815,7 +862,12 @@ class Session:
     # --- streams that the peer opens ----------------------------------------------------------------------------------
 
     def _offered(self, frame: Open) -> None:
-        if self._on_open is None or not self._may_open(frame.service):
+        if self._access is not None and not self._access.may_ask(self.peer_key):  # first: it costs next to nothing
+            if self._haste.take(None, self._loop.time()):
+                self._turn_away(frame, ResetCode.BUSY, "streams are opened too fast")
+            else:
+                self._violated(RemoteProtocolError("it asks for one stream after the other, whatever it is told", self.tag))
+        elif self._on_open is None or not self._may_open(frame.service):
             self._turn_away(frame, ResetCode.NOT_YOURS)
         elif len(self._tasks) >= _TASKS_MAX:
             self._turn_away(frame, ResetCode.BUSY, "too many streams are being served")
@@ -868,8 +920,9 @@ class Session:
             self._set_timer(now)
 
     def _seconds_without_ack(self, number: int) -> float | None:
+        """Ask the kernel about the peer's; over the relay it is the relay's that answers, which says nothing of the peer."""
         leg = self._legs.get(number)
-        return None if leg is None else leg.channel.seconds_without_ack
+        return None if leg is None or leg.path.kind == "relay" else leg.channel.seconds_without_ack
 
     def _check_doubt(self) -> None:
         """The network has changed, and the path has answered since: nothing else is wanted."""

@@ -29,9 +29,9 @@ from p2ptunnel.identity.tls import PAIRING_ALPN, callee_context, caller_context,
 from p2ptunnel.net.threads import in_thread
 from p2ptunnel.protocol.pairing import Bond, Compute, Desk, GuestPairing, HostPairing, Keep, Say, Step
 from p2ptunnel.session.channel import Channel
+from p2ptunnel.session.greeting import preface
 from p2ptunnel.session.session import fresh_channel
 from p2ptunnel.types import Tag
-from p2ptunnel.wire.frames import preamble
 from p2ptunnel.wire.pairing import (
     PAIRING_HEADER,
     PairingFrame,
@@ -160,8 +160,8 @@ async def _do_as_host(step: Step, pairing: HostPairing, channel: PairingChannel,
 async def _store_guest(tag: Tag, pairing: HostPairing, channel: PairingChannel, keep: KeepGuest) -> None:
     try:
         pairing.kept(await keep(channel.bond.guest, tag))
-    except PeerKeyChangedError:
-        pairing.not_kept(RefusedCode.NAME_TAKEN, f"it is called {tag}, as another machine that is known here")
+    except PeerKeyChangedError as error:
+        pairing.not_kept(RefusedCode.NAME_TAKEN, f"another machine is known here as {error.tag}")
     except ConfigError as error:
         pairing.not_kept(RefusedCode.NOT_STORED, str(error))
 
@@ -218,7 +218,7 @@ async def call_host(pipe: Pipe, *, identity: Identity, host: PublicKey, selector
 
     async with fresh_channel(pipe, context, callee=False) as channel:
         try:
-            await channel.handshake(preamble(selector))
+            await channel.handshake(preface(pipe.path, selector))
         except ssl.SSLError as error:
             if error.reason == "CERTIFICATE_VERIFY_FAILED":
                 raise PairingError(_CHANGED, IMPOSTOR_HINT) from error
@@ -312,7 +312,10 @@ async def _pairing_time(channel: PairingChannel) -> AsyncGenerator[None]:
 _NOT_INVITING: Final = "whoever answered does not know the code or the ticket"
 IMPOSTOR_HINT: Final = "Somebody may be in the middle. Ask for a new code, and compare keys: p2ptunnel pair --show"
 _REFUSALS: Final = {
-    RefusedCode.NOT_VALID: ("it was wrong, used or too old", "Ask for a new one there: p2ptunnel pair"),
+    RefusedCode.NOT_VALID: (
+        "the code or ticket was wrong, used or too old",
+        "Ask for the code that is shown there now; only if none is: p2ptunnel pair",
+    ),
     RefusedCode.TOO_SOON: ("too soon after the last try", f"Wait {PAIRING_PAUSE:g} s, then ask for the code that holds now."),
     RefusedCode.NAME_TAKEN: (
         "another machine is known there by our name",

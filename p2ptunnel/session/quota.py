@@ -30,6 +30,10 @@ class StreamQuota:
         self._streams: Final[Counter[PublicKey]] = Counter()
         self._of_service: Final[Counter[tuple[PublicKey, str]]] = Counter()
 
+    def may_ask(self, key: PublicKey) -> bool:
+        """Count that a peer asks for a stream, of whatever service; tell whether it may now."""
+        return self._opens.take(key, self._clock())
+
     def enter(self, key: PublicKey, service: str, most: int) -> str:
         """Count one more stream; return why there can be none, in words that may be told to the peer, else nothing.
 
@@ -38,8 +42,6 @@ class StreamQuota:
             service: The name under which it is served.
             most: Streams of this service.
         """
-        if not self._opens.take(key, self._clock()):
-            return "streams are opened too fast"
         if self._streams[key] >= STREAMS_MAX or self._of_service[key, service] >= most:
             return "too many streams are open"
         self._streams[key] += 1

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncGenerator, Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from p2ptunnel.abc import Pipe
 from p2ptunnel.defaults import HANDSHAKE_TIMEOUT
@@ -16,7 +16,7 @@ from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.tls import callee_context, caller_context
 from p2ptunnel.net.threads import in_thread
 from p2ptunnel.session.channel import Channel
-from p2ptunnel.session.greeting import greet, welcome
+from p2ptunnel.session.greeting import greet, preface, shake, welcome
 from p2ptunnel.session.live import Session, SessionOptions
 from p2ptunnel.session.request import OnOpen, OpenRequest
 from p2ptunnel.trace import Tracer
@@ -24,6 +24,7 @@ from p2ptunnel.types import Tag
 from p2ptunnel.wire.frames import GoAway, GoAwayCode, encode
 
 __all__ = [
+    "Beginning",
     "FindSession",
     "OnOpen",
     "OpenRequest",
@@ -41,6 +42,19 @@ FindSession: TypeAlias = Callable[[PublicKey, bytes], Session | None]
 """Finds the living session with a peer by its id."""
 
 
+class Beginning:
+    """Of several channels that come up beside each other to one peer, the first begins the session, and the others join it.
+
+    Attributes:
+        session: Once there is one.
+    """
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+        self.turn: Final = asyncio.Lock()
+        """Of saying HELLO for a session that does not exist yet: two at one time would make two sessions."""
+
+
 async def connect_session(
     pipe: Pipe,
     *,
@@ -48,10 +62,11 @@ async def connect_session(
     tag: Tag,
     peer_key: PublicKey,
     selector: bytes,
+    beginning: Beginning | None = None,
     options: SessionOptions | None = None,
     tracer: Tracer | None = None,
 ) -> Session:
-    """Open a session as the caller: preamble, TLS, HELLO, ACCEPT, in at most 5 s.
+    """Open a session as the caller: preamble, TLS, HELLO, ACCEPT, in at most 5 s; or join the one that has begun beside us.
 
     The pipe is spent, whatever happens.
 
@@ -61,6 +76,7 @@ async def connect_session(
         tag: The peer's name, for errors.
         peer_key: The only key that is accepted.
         selector: 16 bytes: the conkey, or the attempt's own.
+        beginning: Shared with the other channels of the attempt; None: there are none.
         options: What to do when the channel is lost; None: end with it.
         tracer: Told what happens.
 
@@ -68,23 +84,40 @@ async def connect_session(
         PeerKeyChangedError: The other side did not prove `peer_key`; no byte of ours has left.
         PeerRefusedError: The peer does not admit our key.
         AuthenticationError: The peer's key is our own, or another protocol is spoken inside TLS.
+        ChannelClosedError: The pipe is of the relay, and another one has begun the session.
         ChannelLostError: The connection broke, or took too long.
         RemoteProtocolError: The peer broke the protocol.
         OSError: The pipe was broken before.
     """
+    beginning = beginning or Beginning()
     async with fresh_channel(pipe, _pinned(identity, peer_key), callee=False) as channel:
-        granted = await greet(channel, identity, tag, peer_key, selector)
-        return Session(
-            channel,
-            session_id=selector,
-            is_caller=True,
-            tag=tag,
-            peer_key=peer_key,
-            path=pipe.path,
-            granted=granted,
-            options=options,
-            tracer=tracer,
-        )
+        await shake(channel, tag, peer_key, preface(pipe.path, selector))
+        async with beginning.turn:
+            if beginning.session is None:
+                granted = await greet(channel, identity, tag, peer_key, selector)
+                beginning.session = Session(
+                    channel,
+                    session_id=selector,
+                    is_caller=True,
+                    tag=tag,
+                    peer_key=peer_key,
+                    path=pipe.path,
+                    granted=granted,
+                    options=options,
+                    tracer=tracer,
+                )
+                return beginning.session
+        if pipe.path.kind == "relay":  # nobody waits for that any more
+            channel.abort()
+            raise ChannelClosedError("us: another way was faster")
+        await _stand_by(beginning.session, channel, pipe, identity, selector)
+        return beginning.session
+
+
+async def _stand_by(session: Session, channel: Channel, pipe: Pipe, identity: Identity, selector: bytes) -> int:
+    """Greet for a session that has begun, and leave the channel to it; return its number there."""
+    await greet(channel, identity, session.tag, session.peer_key, selector, session=session.session_id)
+    return session.stand_by(channel, pipe.path)
 
 
 async def resume_session(session: Session, pipe: Pipe, *, identity: Identity, selector: bytes) -> Rejoined:
@@ -102,18 +135,19 @@ async def resume_session(session: Session, pipe: Pipe, *, identity: Identity, se
         P2PTunnelError: As `connect_session`.
         OSError: The pipe was broken before.
     """
-    try:
-        number, behind = await session.join()
-    except BaseException:
-        pipe.abort()
-        raise
-    try:
-        async with fresh_channel(pipe, _pinned(identity, session.peer_key), callee=False) as channel:
+    async with fresh_channel(pipe, _pinned(identity, session.peer_key), callee=False) as channel:
+        await shake(channel, session.tag, session.peer_key, preface(pipe.path, selector))
+        try:
+            number, behind = await session.join()  # only now: whoever joins keeps the others waiting
+        except ChannelClosedError:  # the session ended meanwhile
+            channel.abort()
+            raise
+        try:
             await greet(channel, identity, session.tag, session.peer_key, selector, session=session.session_id, behind=behind)
             session.adopt(channel, pipe.path, number)
-    except BaseException:
-        session.withdraw(number)
-        raise
+        except BaseException:
+            session.withdraw(number)
+            raise
     return Rejoined(session, number)
 
 
@@ -134,20 +168,25 @@ async def add_channel(session: Session, pipe: Pipe, *, identity: Identity, selec
         OSError: The pipe was broken before.
     """
     async with fresh_channel(pipe, _pinned(identity, session.peer_key), callee=False) as channel:
-        await greet(channel, identity, session.tag, session.peer_key, selector, session=session.session_id)
-        return Rejoined(session, session.stand_by(channel, pipe.path))
+        await shake(channel, session.tag, session.peer_key, preface(pipe.path, selector))
+        return Rejoined(session, await _stand_by(session, channel, pipe, identity, selector))
 
 
 class Rejoined:
-    """A channel that came up for a session."""
+    """A channel that came up for a session.
+
+    Attributes:
+        session: It.
+    """
 
     def __init__(self, session: Session, number: int) -> None:
-        self._session = session
+        self.session: Final = session
         self._number = number
 
     def abort(self, reason: str = "") -> None:
-        """Close the channel at once; the session stays, and finds another one."""
-        self._session.withdraw(self._number)
+        """Close the channel at once, unless the session runs over it by now, which then is no longer ours to end."""
+        if not self.session.is_carried_by(self._number):
+            self.session.withdraw(self._number)
 
 
 def _pinned(identity: Identity, peer_key: PublicKey) -> Callable[[], ssl.SSLContext]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
 from p2ptunnel.abc import Splice, Stream, StreamStats
+from p2ptunnel.defaults import ASK_PATIENCE
 from p2ptunnel.errors import (
     AccessDeniedError,
     AccessRevokedError,
@@ -379,9 +380,10 @@ class SessionStream(Stream):
         self._wake(self._reading)
 
     def on_waiting(self, patience: float) -> None:
-        """The peer's owner is asked, for so many seconds."""
-        if self.on_asked is not None:
-            self.on_asked(patience)
+        """The peer's owner is asked, for so many seconds; no peer can make us wait for ever by saying so again and again."""
+        on_asked, self.on_asked = self.on_asked, None
+        if on_asked is not None:
+            on_asked(min(patience, ASK_PATIENCE))
 
     def on_data(self, payload: memoryview) -> None:
         """Keep bytes that came; nobody has to be there to read them."""

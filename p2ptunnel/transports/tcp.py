@@ -38,9 +38,7 @@ class TcpPipe(Pipe):
             OSError: The connection broke before.
             LocalProtocolError: The pipe was attached or aborted already.
         """
-        if self._sock is None:
-            raise LocalProtocolError("a pipe is attached once")
-        sock, self._sock = self._sock, None
+        sock, self._sock = self._held, None
         try:
             _prepare(sock)
         except OSError:
@@ -48,6 +46,12 @@ class TcpPipe(Pipe):
             raise
         transport, _ = await asyncio.get_running_loop().create_connection(factory, sock=sock)
         return transport
+
+    @property
+    def _held(self) -> socket.socket:
+        if self._sock is None:
+            raise LocalProtocolError("a pipe is attached once")
+        return self._sock
 
     def abort(self) -> None:
         """Close the socket by RST, unless a transport has it; closing twice is fine."""

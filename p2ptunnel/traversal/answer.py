@@ -16,10 +16,12 @@ from typing import Final, TypeAlias
 
 from p2ptunnel.abc import Pipe
 from p2ptunnel.defaults import (
+    CALLS_MAX,
     FRUITLESS_CALLS,
     PENDING_CONNECTIONS,
     PREAMBLE_TIMEOUT,
     RECONNECT_CAP,
+    RELAY_JOIN_TIMEOUT,
     RENEWAL_PAUSE,
     TRANSACTION_TIMEOUT,
 )
@@ -51,15 +53,17 @@ from p2ptunnel.protocol.registration import (
     ServerUnproven,
 )
 from p2ptunnel.trace import Tracer
+from p2ptunnel.transports.relay import RelayPipe
 from p2ptunnel.transports.tcp import TcpPipe, read_preamble
 from p2ptunnel.traversal.port import PunchPort
 from p2ptunnel.traversal.report import ConnectedBy, path_of
 from p2ptunnel.types import Address, Tag, format_address
 from p2ptunnel.wire.messages import PunchNotice
 
-__all__ = ["Admit", "AdmitRaw", "AnsweringPort"]
+__all__ = ["Admit", "AdmitRaw", "AnsweringPort", "JoinAsCallee"]
 
 Admit: TypeAlias = Callable[[Pipe, str, PublicKey], Awaitable[None]]
+JoinAsCallee: TypeAlias = Callable[[str], Awaitable[RelayPipe]]
 AdmitRaw: TypeAlias = Callable[[Pipe], Awaitable[None]]
 _dice: Final = random.SystemRandom()
 
@@ -74,6 +78,9 @@ class AnsweringPort:
         judge: Judges who calls; ports of one machine share it, so that no call is let in twice.
         admit: Makes a channel on a pipe: `(pipe, conkey, key)`; the key has signed the call and nobody else's is to be let in.
             It is admitted, or pairing was open.  Returns when the channel stands, raises an error of ours if it does not.
+            What comes over the relay is admitted in the same way, with the attempt's selector in the place of a conkey.
+        join: Joins the relay for a call that is answered, by its token; None: nobody reaches us there.
+        is_punching: Whether to punch; else callers reach us over the relay only.
         on_server: Called with the reason when the server is lost after all had been well, and with nothing when it is back.
 
     Attributes:
@@ -88,6 +95,8 @@ class AnsweringPort:
         judge: IntentJudge,
         admit: Admit,
         *,
+        join: JoinAsCallee | None = None,
+        is_punching: bool = True,
         on_server: Callable[[str], None] | None = None,
         tracer: Tracer | None = None,
     ) -> None:
@@ -97,14 +106,24 @@ class AnsweringPort:
         self._port = port
         self._tag = tag
         self._admit = admit
+        self._join = join
+        self._is_punching = is_punching
         self._trace = tracer or Tracer()
         self._machine = CalleePort(
-            tag, port.server, credentials, _dice, udp_port=port.address[1], screen=self._screen, judge=judge
+            tag,
+            port.server,
+            credentials,
+            _dice,
+            udp_port=port.address[1],
+            screen=self._screen,
+            judge=judge,
+            is_punching=is_punching,
         )
         self._driver = UdpDriver(self._machine, port.udp, self._on_event)
         self._listener: Listener | None = None
         self._dialers: dict[str, Dialer] = {}
         self._greetings: set[asyncio.Task[None]] = set()
+        self._relayed: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
         self._connections = 0
         self._registered: asyncio.Future[Address] | None = None
@@ -145,7 +164,8 @@ class AnsweringPort:
         """
         self._registered = asyncio.get_running_loop().create_future()
         self._registered.add_done_callback(_retrieve)  # whoever waits may have been cancelled in this very turn
-        self._listener = Listener(self._port.address, self._on_accepted, is_limited=False, tracer=self._trace)
+        if self._is_punching:
+            self._listener = Listener(self._port.address, self._on_accepted, is_limited=False, tracer=self._trace)
         self._take_view()
         self._driver.start()
         self._machine.registration.start(time.monotonic())
@@ -178,7 +198,7 @@ class AnsweringPort:
 
         Cancelling skips the leaving; closing twice is fine.
         """
-        is_registered = self._listener is not None and not self._is_closing
+        is_registered = self._registered is not None and not self._is_closing
         self._stop_answering()
         try:
             if is_registered:
@@ -187,7 +207,8 @@ class AnsweringPort:
                 await self._left.wait()
         finally:
             self.abort()
-            await asyncio.gather(*self._greetings, *([self._watching] if self._watching else []), return_exceptions=True)
+            watching = () if self._watching is None else (self._watching,)
+            await asyncio.gather(*self._greetings, *self._relayed, *watching, return_exceptions=True)
 
     def abort(self) -> None:
         """Close every socket at once; the server forgets us when it has heard nothing for long enough."""
@@ -203,7 +224,7 @@ class AnsweringPort:
             self._listener.close()
         for dialer in self._dialers.values():
             dialer.close()
-        for task in (*self._greetings, self._watching):
+        for task in (*self._greetings, *self._relayed, self._watching):
             if task is not None:
                 task.cancel()
 
@@ -252,6 +273,7 @@ class AnsweringPort:
                 self._port.forget_control()  # the NAT forgot us: what it showed of TCP is old as well
             case CallAnswered():
                 self._fruitless += 1
+                self._expect_relayed(event)
             case Left():
                 self._left.set()
             case _:
@@ -343,15 +365,37 @@ class AnsweringPort:
         if raw_agent is not None and self.admit_raw is not None:
             await self.admit_raw(pipe)
             return raw_agent
-        agent = self._agent_of(await read_preamble(sock, PREAMBLE_TIMEOUT))
+        agent = self._agent_of(await read_preamble(sock, PREAMBLE_TIMEOUT), remote[0])
         assert agent.key is not None  # a preamble names no call of the founding protocol
         await self._admit(pipe, agent.conkey, agent.key)
         return agent
 
-    def _agent_of(self, selector: bytes) -> CalleeAgent:
-        """Return the call whose conkey this is; compared in constant time."""
+    def _expect_relayed(self, call: CallAnswered) -> None:
+        """Be there, should the caller come over the relay; punching goes on beside."""
+        if self._join is None or call.key is None or self._is_closing or len(self._relayed) >= CALLS_MAX:
+            return
+        waiting = asyncio.create_task(self._take_relayed(self._join, call.token, call.selector, call.key))
+        self._relayed.add(waiting)
+        waiting.add_done_callback(self._relayed.discard)
+
+    async def _take_relayed(self, join: JoinAsCallee, token: str, selector: str, key: PublicKey) -> None:
+        """Join the relay for one call, and make the channel if its caller speaks there."""
+        try:
+            pipe = await join(token)
+            try:
+                async with asyncio.timeout(RELAY_JOIN_TIMEOUT):
+                    await pipe.wait_heard()
+                await self._admit(pipe, selector, key)
+            finally:
+                pipe.abort()  # unless a transport has it by now
+        except (P2PTunnelError, OSError) as error:  # most callers come directly
+            self._trace("traversal", "relay_unused", reason=str(error) or "nobody spoke there")
+
+    def _agent_of(self, selector: bytes, host: str) -> CalleeAgent:
+        """Return the call from that host whose conkey this is; compared in constant time."""
         for agent in self._machine.agents:
-            if not agent.is_seed_only and hmac.compare_digest(bytes.fromhex(agent.conkey), selector):
+            is_from_there = not agent.is_seed_only and agent.caller[0] == host
+            if is_from_there and hmac.compare_digest(bytes.fromhex(agent.conkey), selector):
                 return agent
         raise ChannelClosedError("us: a preamble of no call of ours")
 

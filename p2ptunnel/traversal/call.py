@@ -32,14 +32,23 @@ from p2ptunnel.net.udp import UdpDriver
 from p2ptunnel.protocol.caller import CallerAgent, CallerState
 from p2ptunnel.protocol.intent import CallSigner
 from p2ptunnel.protocol.machine import Event
-from p2ptunnel.protocol.punch import CallFailed, Dial, HoleOpened, Nominate, PunchStarted, StopDialing
+from p2ptunnel.protocol.punch import (
+    AnswerProved,
+    CallFailed,
+    CallOffered,
+    Dial,
+    HoleOpened,
+    Nominate,
+    PunchStarted,
+    StopDialing,
+)
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.tcp import TcpPipe
 from p2ptunnel.traversal.port import PunchPort
 from p2ptunnel.traversal.report import ConnectedBy, attempt_lines, path_of
 from p2ptunnel.types import Address, Tag, format_address
 
-__all__ = ["Abortable", "Call", "Establish"]
+__all__ = ["Abortable", "Call", "Companion", "Establish"]
 
 
 class Abortable(Protocol):
@@ -47,6 +56,18 @@ class Abortable(Protocol):
 
     def abort(self, reason: str) -> None:
         """Close at once."""
+        ...
+
+
+class Companion(Protocol):
+    """What goes beside a call, and learns of it what it needs; neither method may wait or raise."""
+
+    def offered(self, token: str) -> None:
+        """Learn the token of the call, once more if the call was renewed."""
+        ...
+
+    def proved(self, selector: str, key: PublicKey) -> None:
+        """Learn who has answered, and the attempt's selector, 32 hex characters."""
         ...
 
 
@@ -67,6 +88,12 @@ class Call(Generic[T]):
             it, None for a program of the founding protocol.  ChannelError and OSError let the next connection try; so does
             PeerKeyChangedError, for a second; what else it raises ends the call.
         signer: Signs the call, and knows who is to answer; None: the callee speaks the founding protocol only.
+        companion: Told what the call learns.
+        is_punching: Whether to punch; else the call only finds out for its companion who answers.
+
+    Attributes:
+        wanted: As it was given.
+        is_punching: As it was given.
     """
 
     def __init__(
@@ -77,14 +104,27 @@ class Call(Generic[T]):
         establish: Establish[T],
         *,
         signer: CallSigner | None,
+        companion: Companion | None = None,
+        is_punching: bool = True,
         tracer: Tracer | None = None,
     ) -> None:
         self._port = port
-        self._wanted = wanted
+        self.wanted: Final = wanted
         self._establish = establish
         self._trace = tracer or Tracer()
+        self._companion = companion
+        self.is_punching: Final = is_punching
         self._agent = CallerAgent(
-            tag, wanted, port.server, port.view, random.SystemRandom(), signer=signer, cookie=port.cookie, join=port.join
+            tag,
+            wanted,
+            port.server,
+            port.view,
+            random.SystemRandom(),
+            signer=signer,
+            cookie=port.cookie,
+            server_key=port.server_key,
+            join=port.join,
+            is_punching=is_punching,
         )
         self._driver = UdpDriver(self._agent, port.udp, self._on_event)
         self._dialer = Dialer(port.address, self._add, tracer=self._trace)
@@ -116,7 +156,8 @@ class Call(Generic[T]):
             NoPathError: No connection came up; its `attempts` name each target tried.
         """
         try:
-            self._listener = Listener(self._port.address, self._on_accepted, is_limited=self._is_raw, tracer=self._trace)
+            if self.is_punching:
+                self._listener = Listener(self._port.address, self._on_accepted, is_limited=self._is_raw, tracer=self._trace)
             self._driver.start()
             self._agent.start(time.monotonic())
             self._driver.wake()
@@ -165,6 +206,10 @@ class Call(Generic[T]):
     def _on_event(self, event: Event) -> None:
         self._trace("punch", type(event).__name__, **event.facts())
         match event:
+            case CallOffered() if self._companion is not None:
+                self._companion.offered(event.token)
+            case AnswerProved() if self._companion is not None:
+                self._companion.proved(event.selector, event.key)
             case PunchStarted():
                 self._peer_host = event.peer[0]
             case Dial():
@@ -231,28 +276,28 @@ class Call(Generic[T]):
         server = format_address(self._port.server)
         match failed.kind:
             case "offline":
-                return PeerOfflineError(self._wanted, server)
+                return PeerOfflineError(self.wanted, server)
             case "rendezvous-silent":
                 return RendezvousTimeoutError(server, TRANSACTION_TIMEOUT, self._port.silent_over)
             case "rate-limited":
                 return RateLimitedError(server, failed.retry_after)
             case "timeout":
-                return self._changed_key or NoPathError(self._wanted, self._attempts() or (failed.text,))
+                return self._changed_key or NoPathError(self.wanted, self._attempts() or (failed.text,))
             case "key-changed":
                 assert self._pinned is not None
-                return PeerKeyChangedError(self._wanted, str(self._pinned))
+                return PeerKeyChangedError(self.wanted, str(self._pinned))
             case "forged":
-                error = AuthenticationError(f"the answer in the name of {self._wanted} does not count: {failed.text}")
+                error = AuthenticationError(f"the answer in the name of {self.wanted} does not count: {failed.text}")
                 error.hint = f"The server {server}, or somebody in its name, lies: use another one."
                 return error
             case "refused" if failed.code == 407:
                 return ServerPrivateError(server)
             case "refused" if failed.code == 404:
-                return PeerOfflineError(self._wanted, server)
+                return PeerOfflineError(self.wanted, server)
             case "refused" if failed.code == 403 and self._is_raw:
-                return AuthenticationError(f"{self._wanted} lets in nobody without a key")
+                return AuthenticationError(f"{self.wanted} lets in nobody without a key")
             case "refused" if failed.code == 403:
-                return PeerRefusedError(self._wanted)
+                return PeerRefusedError(self.wanted)
             case "refused":
                 return RendezvousError(server, failed.text, failed.code)
 

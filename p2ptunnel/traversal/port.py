@@ -141,9 +141,9 @@ class PunchPort:
         """The server's key as text: the one that was given to us, else the one that it has told, else empty."""
         return self.spec.key or ("" if self.control is None else self.control.server_key)
 
-    def join(self, cookie: str) -> str:
-        """Return what shows to a private server that we know its join token, empty where none is asked for."""
-        return join_proof(self.spec.join_token, self.spec.key, cookie)
+    def join(self, cookie: str, call: str) -> str:
+        """Return what shows to a private server with a call that we know its join token, empty where none is asked for."""
+        return join_proof(self.spec.join_token, self.spec.key, cookie, call.encode())
 
     async def observe(self, *, timeout: float = TRANSACTION_TIMEOUT) -> bool:
         """Open the standing TCP connection to the server, anew if there is one; return whether there is one now."""

@@ -25,6 +25,7 @@ class Servers:
         servers: Each as `types.parse_server` reads it, or read already; a name is looked up each time that it is asked.
         default_port: Where a text has none.
         tracer: Told of servers that did not help.
+        check: Raises where a numeric address is not to be spoken to; None: everywhere may be.
 
     Raises:
         InvalidAddressError: A text is no address of a server.
@@ -33,11 +34,19 @@ class Servers:
         specs: The servers.
     """
 
-    def __init__(self, servers: Sequence[str | ServerSpec], *, default_port: int, tracer: Tracer | None = None) -> None:
+    def __init__(
+        self,
+        servers: Sequence[str | ServerSpec],
+        *,
+        default_port: int,
+        tracer: Tracer | None = None,
+        check: Callable[[Address], None] | None = None,
+    ) -> None:
         self.specs: Final = tuple(
             parse_server(server, default_port=default_port) if isinstance(server, str) else server for server in servers
         )
         self._trace: Final = tracer or Tracer()
+        self._check: Final = check
         for spec in self.specs:
             if not spec.address[1]:
                 raise InvalidAddressError(format_address(spec.address))
@@ -46,6 +55,10 @@ class Servers:
     def texts(self) -> tuple[str, ...]:
         """Each as `host:port`."""
         return tuple(format_address(spec.address) for spec in self.specs)
+
+    def has(self, address: Address) -> bool:
+        """Tell whether a server at this address, as it was written, is among them."""
+        return any(spec.address == address for spec in self.specs)
 
     def spec_at(self, address: Address) -> ServerSpec:
         """Return what we know of the server at an address, which may be nothing more."""
@@ -65,14 +78,16 @@ class Servers:
         *others, last = self.specs
         for spec in others:
             try:
-                return await use(await _numeric(spec))
+                return await use(await self._numeric(spec))
             except (RendezvousTimeoutError, PeerOfflineError, ResolveError) as error:
                 self._trace("rendezvous", "next_server", server=format_address(spec.address), reason=str(error))
-        return await use(await _numeric(last))
+        return await use(await self._numeric(last))
 
-
-async def _numeric(spec: ServerSpec) -> ServerSpec:
-    return replace(spec, address=await _looked_up(spec.address))
+    async def _numeric(self, spec: ServerSpec) -> ServerSpec:
+        address = await _looked_up(spec.address)
+        if self._check is not None:
+            self._check(address)
+        return replace(spec, address=address)
 
 
 async def _looked_up(address: Address) -> Address:

@@ -72,6 +72,8 @@ def parse_reach(text: str) -> Reach:
         InvalidSpecError: The text is none of these.
     """
     where, _, ports = text.rpartition(":")
+    if not where:
+        raise InvalidSpecError(text, "a network or a name and ports belong together, with a colon between them", _EXAMPLES)
     return Reach(_where(where, text), tuple(_range(part, text) for part in ("1-65535" if ports == "*" else ports).split(",")))
 
 

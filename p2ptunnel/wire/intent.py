@@ -41,7 +41,7 @@ NONCE_BYTES: Final = 16
 COUNTER_END: Final = 2**62
 """No counter gets here: microseconds do in 146 000 years, and whoever names a higher one wants the next not to fit.
 
-A server tells the counters of registrations within the same bound (`messages.Observed`).
+Counters of registrations have the same bound (`messages.Counter`).
 """
 UNKNOWN_KEY: Final = bytes(32)
 """Stands where a key is signed that its signer does not know: a server without one, a callee before pairing."""

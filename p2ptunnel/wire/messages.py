@@ -7,13 +7,14 @@ A message is one JSON object of at most 1200 bytes whose `t` says which (docs/pr
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
 
 from p2ptunnel.defaults import CANDIDATES_MAX, DATAGRAM_MAX_BYTES, DATAGRAM_MAX_DEPTH, MID_MAX
 from p2ptunnel.types import Candidate
+from p2ptunnel.wire.intent import COUNTER_END
 
 __all__ = [
     "ConkeyExtra",
@@ -54,6 +55,7 @@ __all__ = [
     "RelayJoin",
     "RelayJoinAnswer",
     "RelayJoinExtra",
+    "RelayRole",
     "Signal",
     "SignalAnswer",
     "SignalExtra",
@@ -70,7 +72,10 @@ Code: TypeAlias = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Text: TypeAlias = Annotated[str, Meta(max_length=512)]
 Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
 Host: TypeAlias = Annotated[str, Meta(max_length=64, pattern=r"\A[0-9A-Fa-f:.]*\Z")]  # numeric: it is shown, and sent to
+Counter: TypeAlias = Annotated[int, Meta(ge=0, lt=COUNTER_END)]
 Blob: TypeAlias = Annotated[str, Meta(max_length=512)]  # base64url or hex of something fixed
+RelayRole: TypeAlias = Literal["caller", "callee"]
+"""Which end of a call; on the wire any short text, so that another one is answered and not dropped."""
 
 
 class MalformedMessageError(ValueError):
@@ -124,7 +129,7 @@ class Observed(_Wire, frozen=True):
     epoch: MessageId = 0
     cookie: Blob = ""
     retry_after: Annotated[float, Meta(ge=0, le=86_400)] = 0
-    ts: Annotated[int, Meta(ge=0, le=2**62)] = 0
+    ts: Counter = 0
     key: Blob = ""  # the server's public key, where it has one
     sig: Blob = ""  # by that key, in a -1 of 200: the server that was signed for is the one that answers
     other: Annotated[tuple[tuple[Host, Port], ...], Meta(max_length=4)] = ()  # where else this server observes (RFC 5780)
@@ -135,7 +140,7 @@ class RegisterExtra(_Wire, frozen=True):
 
     v: Annotated[int, Meta(ge=0, le=1000)] = 0
     key: Blob = ""
-    ts: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    ts: Counter = 0
     nonce: Blob = ""
     sig: Blob = ""
     cookie: Blob = ""
@@ -168,6 +173,7 @@ class ConnectRequestExtra(_Wire, frozen=True):
     v: Annotated[int, Meta(ge=0, le=1000)] = 0
     cookie: Blob = ""
     join: Blob = ""  # to a private server: proof of its join token
+    sig: Blob = ""  # by the intent's key over the cookie: the caller belongs to a server that serves listed keys only
     intent: Blob = ""
     cands: Candidates = ()
     nat: NatHints | None = None
@@ -219,7 +225,7 @@ class PunchResultExtra(_Wire, frozen=True):
 
 
 class RelayJoinExtra(_Wire, frozen=True):
-    """Body of t=6."""
+    """Body of t=6.  `sig` is by `key` over the fixed layout of `identity.judge.relay_payload`."""
 
     token: Token
     role: Annotated[str, Meta(max_length=8)]

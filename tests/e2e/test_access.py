@@ -24,6 +24,9 @@ from p2ptunnel.errors import (
     AccessRevokedError,
     ChannelClosedError,
     ChannelError,
+    ConfigError,
+    InvalidCodeError,
+    NoSuchPeerError,
     PeerRefusedError,
     UnknownPeerError,
 )
@@ -60,6 +63,39 @@ def test_a_service_is_allowed_and_taken_back_from_python(tmp_path: Path) -> None
                 await there.laptop.connect(HOME, "echo")
             with pytest.raises(UnknownPeerError):
                 await there.home.allow("nobody", "echo")
+
+    run(main())
+
+
+def test_what_is_over_already_is_not_granted(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with meeting(tmp_path) as there:
+            over = datetime(2024, 1, 31, 18, tzinfo=UTC)
+            for granting in (
+                there.home.allow(LAPTOP, "echo", until=over),
+                there.home.ticket(["echo"], until=over),
+            ):
+                with pytest.raises(ConfigError) as error:
+                    await granting
+                assert str(error.value) == "2024-01-31 18:00 is over already"
+                assert error.value.hint == "Without a time zone it is local time."
+            with pytest.raises(ConfigError, match="is over already"):
+                there.home.serve({"echo": echo}, allow=[LAPTOP], until=over)
+            assert there.home.peers.all()[0].services == ()
+            assert there.home.peers.issued() == ()
+
+    run(main())
+
+
+def test_a_ticket_that_was_made_is_noted_and_one_that_is_ours_is_not_used(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with meeting(tmp_path) as there:
+            ticket = await there.home.ticket(["echo"], until=soon(hours=1))
+            assert [noted.name for noted in there.home.peers.issued()] == [ticket.name]
+            with pytest.raises(InvalidCodeError, match="this machine has made that ticket itself"):
+                await there.home.use_ticket(str(ticket))
+            with pytest.raises(NoSuchPeerError, match="no peer is known here as 'nobody'"):
+                await there.home.ticket(["echo"], until=soon(hours=1), holder="nobody")
 
     run(main())
 
@@ -110,7 +146,7 @@ def test_a_question_may_take_longer_than_connecting(tmp_path: Path) -> None:
 def test_a_ticket_is_handed_over_kept_and_shown(tmp_path: Path) -> None:
     async def main() -> None:
         async with meeting(tmp_path) as there, there.home.serve({"echo": echo, "other": echo}):
-            ticket = there.home.ticket(["echo"], until=soon(hours=1), holder=LAPTOP)
+            ticket = await there.home.ticket(["echo"], until=soon(hours=1), holder=LAPTOP)
             with pytest.raises(AccessDeniedError):
                 await there.laptop.connect(HOME, "echo")
             kept = await there.laptop.use_ticket(str(ticket))
@@ -194,6 +230,7 @@ def test_serve_asks_on_its_terminal(tmp_path: Path) -> None:
                     assert re.search(rb"laptop \(p2p:\w{8}\xe2\x80\xa6\) wants 9 via \w+ tcp 127.0.0.1\. \[y\] once", asked)
                     os.write(master, b"perhaps\n")
                     await read_until(master, b"[n] no")
+                    await asyncio.sleep(1)  # what is typed sooner cannot be meant for this question
                     os.write(master, b"n\n")
                     with pytest.raises(AccessDeniedError):
                         await connecting

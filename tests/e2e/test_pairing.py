@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -22,13 +23,15 @@ from p2ptunnel.errors import (
     UnknownPeerError,
 )
 from p2ptunnel.events import Paired, PairingFailed
+from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.store import PeerStore, PinnedPeer
-from p2ptunnel.pairing import Invitation, Redemption, _counted_as, pairing_tag
+from p2ptunnel.pairing import Invitation, Redemption, _counted_as, pairing_tag, require_elsewhere
 from p2ptunnel.peer import Peer
 from p2ptunnel.protocol import pairing as machines
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.ssh.hostkeys import HostKeys
 from p2ptunnel.types import format_address
+from p2ptunnel.wire.ticket import Ticket
 from tests.helpers import run
 from tests.helpers.meeting import HELLO, HOME, LAPTOP, conversation, echo
 from tests.helpers.pairing import SSH_KEY
@@ -305,7 +308,9 @@ def test_a_guest_without_a_tag_has_a_name_of_its_key(tmp_path: Path) -> None:
     run(scenario(), timeout=60)
 
 
-def test_the_ticket_knows_the_server_that_the_guest_does_not(tmp_path: Path) -> None:
+def test_the_ticket_knows_the_server_that_the_guest_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2ptunnel.peer.require_elsewhere", lambda _: None)  # all of this test is on loopback
+
     async def scenario() -> None:
         async with (
             strangers(tmp_path) as there,
@@ -315,6 +320,51 @@ def test_the_ticket_knows_the_server_that_the_guest_does_not(tmp_path: Path) -> 
             assert (await phone.redeem(invitation.ticket)).key == there.home.key
 
     run(scenario(), timeout=60)
+
+
+def test_a_ticket_does_not_make_its_guest_speak_to_what_listens_on_its_own_loopback(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.setblocking(False)
+            ticket = Ticket(listener.getsockname(), "home-nas", Identity.generate().public.raw, bytes(16))
+            async with strangers(tmp_path) as there:
+                with pytest.raises(PairingError) as error:
+                    await there.laptop.redeem(str(ticket))
+            port = listener.getsockname()[1]
+            assert error.value.reason == f"the ticket sends this machine to 127.0.0.1:{port}, a loopback address"
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+
+    run(scenario(), timeout=60)
+
+
+@pytest.mark.parametrize("host", ["203.0.113.9", "192.168.1.5", "10.0.0.1", "2001:db8::1", "fd00::5"])
+def test_a_ticket_may_name_a_server_at_home_or_anywhere_else(host: str) -> None:
+    require_elsewhere((host, 7000))
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        ("127.0.0.1", "a loopback address"),
+        ("::ffff:127.8.9.1", "a loopback address"),
+        ("::1", "a loopback address"),
+        ("0.0.0.0", "a unspecified address"),
+        ("169.254.3.4", "a link-local address"),
+        ("fe80::1", "a link-local address"),
+        ("169.254.169.254", "a metadata service"),
+        ("100.100.100.200", "a metadata service"),
+        ("224.0.0.1", "a multicast address"),
+    ],
+)
+def test_a_ticket_may_not_name_what_trusts_whoever_reaches_it(host: str, why: str) -> None:
+    with pytest.raises(PairingError) as error:
+        require_elsewhere((host, 7000))
+    text = format_address((host, 7000))
+    assert error.value.reason == f"the ticket sends this machine to {text}, {why}"
+    assert (
+        error.value.hint == f"If you run a server there, name it yourself: --rendezvous {text}, or Peer(rendezvous={text!r})."
+    )
 
 
 def test_a_host_without_room_for_the_guest_lets_it_try_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from p2ptunnel.errors import (
     InvalidAddressError,
     InvalidTagError,
     LocalProtocolError,
+    NoSuchPeerError,
     P2PTunnelError,
     PeerKeyChangedError,
     PeerOfflineError,
@@ -121,6 +122,19 @@ def test_the_first_of_several_servers_that_knows_the_peer_is_used(tmp_path: Path
                 assert await conversation(stream) == HELLO
 
     run(main())
+
+
+def test_where_the_first_server_is_dead_the_second_is_used(tmp_path: Path) -> None:
+    async def main() -> None:
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            dead = f"127.0.0.1:{closed.getsockname()[1]}"
+            async with meeting(tmp_path, "echo") as there, there.home.serve({"echo": echo}):
+                laptop = Peer(LAPTOP, rendezvous=[dead, there.address], profile=tmp_path / LAPTOP)
+                async with laptop, await laptop.connect(HOME, "echo") as stream:
+                    assert await conversation(stream) == HELLO
+
+    run(main(), timeout=20)
 
 
 def test_a_peer_without_a_tag_may_call(tmp_path: Path) -> None:
@@ -464,7 +478,7 @@ def test_a_tag_of_another_key_is_named_and_nothing_is_served(tmp_path: Path) -> 
                 thief.serve({"echo": echo}),
                 TagInUseError,
                 "the tag 'home-nas' belongs to another key",
-                "Choose another tag, or stop the other machine that uses it.",
+                "Choose another tag; or the server's operator frees it: p2ptunnel rendezvous tags free home-nas",
             )
             assert thief.snapshot().serving == ()
             assert thief.local_address is None
@@ -528,9 +542,9 @@ def test_allowing_somebody_unknown_serves_nothing(tmp_path: Path) -> None:
         async with meeting(tmp_path) as there:
             await refused(
                 there.home.serve({"echo": echo}, allow=[LAPTOP, "nobody"]),
-                UnknownPeerError,
-                "no key is pinned for 'nobody'",
-                "`p2ptunnel pair` on nobody prints a code; then here: p2ptunnel pair CODE",
+                NoSuchPeerError,
+                "no peer is known here as 'nobody'",
+                "`p2ptunnel peers` lists those that are known here.",
             )
             assert there.home.snapshot().serving == ()
             assert there.server.registered == ()

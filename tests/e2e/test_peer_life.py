@@ -28,8 +28,10 @@ from p2ptunnel.errors import (
     ResumeExpiredError,
 )
 from p2ptunnel.peer import Peer
+from p2ptunnel.protocol import relay
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.serving import Serving
+from p2ptunnel.traversal import answer
 from p2ptunnel.traversal.netcheck import NetReport
 from p2ptunnel.tunnels.local import Forward
 from tests.helpers import run
@@ -273,7 +275,10 @@ async def sweeping(directory: Path) -> AsyncGenerator[Meeting]:
             assert await conversation(stream) == HELLO
 
 
-def test_connecting_can_be_cancelled_at_any_turn(tmp_path: Path) -> None:
+def test_connecting_can_be_cancelled_at_any_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (relay, answer):
+        monkeypatch.setattr(module, "RELAY_JOIN_TIMEOUT", 0.1)  # a callee whose caller does not come to the relay goes soon
+
     async def main() -> int:
         async with sweeping(tmp_path) as there:
             laptop = there.peer(LAPTOP)

@@ -60,13 +60,13 @@ class Events:
 class Meeting:
     """The three, started; each peer has pinned the other, and nobody may open anything."""
 
-    def __init__(self, directory: Path, server: Rendezvous) -> None:
+    def __init__(self, directory: Path, server: Rendezvous, **options: Any) -> None:
         self.directory = directory
         self.server = server
         self.address = format_address(server.address)
         self.home_events, self.laptop_events = Events(), Events()
-        self.home = self.peer(HOME, tracer=self.home_events.tracer)
-        self.laptop = self.peer(LAPTOP, tracer=self.laptop_events.tracer)
+        self.home = self.peer(HOME, tracer=self.home_events.tracer, **options)
+        self.laptop = self.peer(LAPTOP, tracer=self.laptop_events.tracer, **options)
 
     def peer(self, tag: str | None, profile: str | None = None, **options: Any) -> Peer:
         """One more peer of the same server, with a profile of its own; not started."""
@@ -87,10 +87,12 @@ def introduce(home: Peer, caller: Peer, *services: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def meeting(directory: Path, *services: str, make: Callable[[], Rendezvous] | None = None) -> AsyncGenerator[Meeting]:
-    """Yield the three; the laptop is granted `services`, which the test has served."""
+async def meeting(
+    directory: Path, *services: str, make: Callable[[], Rendezvous] | None = None, **options: Any
+) -> AsyncGenerator[Meeting]:
+    """Yield the three; the laptop is granted `services`, which the test has served.  The options are both peers'."""
     async with Rendezvous(("127.0.0.1", 0)) if make is None else make() as server:
-        there = Meeting(directory, server)
+        there = Meeting(directory, server, **options)
         async with there.home, there.laptop:
             introduce(there.home, there.laptop, *services)
             yield there

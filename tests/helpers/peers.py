@@ -83,10 +83,10 @@ class Peers:
             tracer=self.tracer,
         )
 
-    async def accept(self, sock: socket.socket) -> Session:
-        """The callee's side."""
+    async def accept(self, sock: socket.socket, *, over_relay: bool = False) -> Session:
+        """The callee's side; over the relay there is no preamble."""
         try:
-            selector = await read_preamble(sock)
+            selector = self.selector if over_relay else await read_preamble(sock)
         except BaseException:
             sock.close()
             raise

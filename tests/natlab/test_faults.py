@@ -12,7 +12,7 @@ import pytest
 
 from p2ptunnel.errors import ConfigError, LaboratoryError
 from p2ptunnel.testing.natlab import Host, Lab, Site
-from p2ptunnel.testing.natlab.faults import change_address, cut, kill_tcp, rebind
+from p2ptunnel.testing.natlab.faults import change_address, cut, kill_tcp, part, rebind
 
 PATIENCE = 5.0
 SILENCE = 0.5
@@ -209,6 +209,31 @@ def test_a_cut_heals_when_its_block_fails(natlab: Lab, site: Site) -> None:
 def test_what_is_cut_cannot_be_cut_again(site: Site) -> None:
     with cut(site), pytest.raises(LaboratoryError, match="nft on inet says"), cut(site):
         pass
+
+
+def test_two_sites_that_are_parted_reach_everybody_but_each_other(natlab: Lab) -> None:
+    one, other = natlab.site("pub"), natlab.site("pub")
+    with one.host.socket(type=socket.SOCK_DGRAM) as near, other.host.socket(type=socket.SOCK_DGRAM) as far:
+        for sock, host in ((near, one.host), (far, other.host)):
+            sock.bind((host.ip, 0))
+            sock.settimeout(PATIENCE)
+        with part(one, other), datagrams(natlab, one.host) as first, datagrams(natlab, other.host) as second:
+            near.sendto(b"?", far.getsockname())
+            far.sendto(b"?", near.getsockname())
+            assert hears_nothing(near, far)
+            for ends in (first, second):
+                ask(*ends)
+            with pytest.raises(LaboratoryError):
+                part(one, other).__enter__()
+        near.sendto(b"!", far.getsockname())
+        assert far.recv(1) == b"!"
+
+
+def test_who_shares_a_user_space_nat_cannot_be_parted(natlab: Lab) -> None:
+    upstream = natlab.site("cgn")
+    below = natlab.site("cgn", upstream=upstream)
+    with pytest.raises(ConfigError, match="cannot be parted"):
+        part(below, natlab.site("pub")).__enter__()
 
 
 def test_moved_a_machine_is_reached_at_its_new_address_only(natlab: Lab, site: Site) -> None:

@@ -29,7 +29,7 @@ def test_three_commands_take_two_strangers_to_a_login(given: Callable[[str], str
     with stage(delay=0.0) as there:
         invited, redeemed, told, login = played(there, given)
         home, laptop = ((machine.directory / "profile" / "peers.toml").read_text() for machine in (there.home, there.laptop))
-    assert "home-nas is paired; it may open nothing here, and this machine ssh there" in redeemed.said
+    assert "home-nas is paired; it may open nothing here. This machine may open ssh there" in redeemed.said
     assert "laptop is paired; it may open ssh here" in told.said
     assert login.said.endswith("hello from Linux\n")
     assert "[peers.laptop]" in home

@@ -23,9 +23,11 @@ import pytest
 from p2ptunnel.defaults import COOKIELESS_PAD_BYTES, WIRE_VERSION
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.registration import KeyCredentials
+from p2ptunnel.protocol.intent import CallSigner
 from p2ptunnel.protocol.machine import new_mid
 from p2ptunnel.testing.natlab import Lab
 from p2ptunnel.testing.natlab.host import Host
+from p2ptunnel.testing.simnet.peers import SimCounter
 from p2ptunnel.types import Address, Tag
 from p2ptunnel.wire.messages import (
     ConnectAnswer,
@@ -198,6 +200,7 @@ class Honest:
         self.cookie = ""
         self.epoch = 0
         self._server = server
+        self._signer = CallSigner(Identity.generate(), SimCounter(), _dice, callee=None)
 
     def __enter__(self) -> Self:
         return self
@@ -252,7 +255,8 @@ class Honest:
         """Be introduced to a peer, with the 401 first where we have no cookie; return how many seconds it took."""
         began = time.monotonic()
         for _ in range(2):
-            extra = ConnectRequestExtra(rtag=wanted, v=WIRE_VERSION, cookie=self.cookie)
+            intent = self._signer.sign(())
+            extra = ConnectRequestExtra(rtag=wanted, v=WIRE_VERSION, cookie=self.cookie, intent=intent)
             request = ConnectRequest(mid=new_mid(_dice), ltag="caller", extra=extra)
             answer = self.ask(encode_padded(request, COOKIELESS_PAD_BYTES), ConnectAnswer)
             if answer.code != 401 or answer.extra is None:

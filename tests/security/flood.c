@@ -2,9 +2,9 @@
  *
  * flood SOURCE DESTINATION PORT RATE SECONDS [FILE]
  *
- * SOURCE is an IPv4 address, or "any": a new one below 10.0.0.0/8 for each packet.  FILE has the payloads, one a line, sent in
- * turn; without it each is 100 to 299 random bytes.  Prints a line when it has begun, and "packets bytes" at the end, with IP
- * and UDP headers.
+ * SOURCE is an IPv4 address, or one with ":port", or "any": a new one below 10.0.0.0/8 for each packet.  FILE has the payloads,
+ * one a line, sent in turn; without it each is 100 to 299 random bytes.  Prints a line when it has begun, and "packets bytes" at
+ * the end, with IP and UDP headers.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -20,7 +20,7 @@
 
 #define BATCH 64
 #define LONGEST 1500
-#define LINES 4096
+#define LINES 131072
 #define HEADERS (sizeof(struct iphdr) + sizeof(struct udphdr))
 
 static uint64_t dice = 88172645463325252ull;
@@ -73,6 +73,9 @@ static size_t fill(char *payload, uint64_t number) {
 int main(int argc, char **argv) {
     if (argc < 6) return 2;
     int is_any = !strcmp(argv[1], "any");
+    char *colon = strchr(argv[1], ':');
+    int port = colon ? atoi(colon + 1) : 0;
+    if (colon) *colon = 0;
     in_addr_t source = is_any ? 0 : inet_addr(argv[1]);
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = inet_addr(argv[2])};
     double rate = atof(argv[4]), seconds = atof(argv[5]);
@@ -107,7 +110,7 @@ int main(int argc, char **argv) {
             ip->saddr = is_any ? htonl(0x0A000000 | (roll() & 0xFFFFFF)) : source;
             ip->daddr = to.sin_addr.s_addr;
             ip->tot_len = htons(length);
-            udp->source = htons(1024 + roll() % 60000);
+            udp->source = htons(port ? port : 1024 + roll() % 60000);
             udp->dest = htons(atoi(argv[3]));
             udp->len = htons(length - sizeof(struct iphdr));
             parts[i] = (struct iovec){packets[i], length};

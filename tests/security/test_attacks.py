@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.mutate_defences import load_record, load_rows, outdated
+from scripts.mutate_defences import failed_in, load_record, load_rows, outdated
 
 ROOT = Path(__file__).parents[2]
 ROWS = load_rows()
@@ -28,7 +28,7 @@ def exists(node: str) -> bool:
 
 
 def test_every_attack_has_a_row() -> None:
-    assert list(ROWS) == [f"T{number}" for number in range(1, 35)]
+    assert list(ROWS) == [f"T{number}" for number in range(1, 36)]
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -37,6 +37,10 @@ def test_a_row_has_tests_that_exist_or_says_what_it_waits_for(name: str) -> None
     assert row.tests or row.later
     assert [node for node in row.tests if not exists(node)] == []
     assert len(set(row.tests)) == len(row.tests)
+
+
+def test_of_every_row_a_defence_has_been_taken_away() -> None:
+    assert [name for name, row in ROWS.items() if not row.mutations] == []
 
 
 @pytest.mark.parametrize(("name", "mutation"), MUTATIONS, ids=lambda value: value if isinstance(value, str) else value.removed)
@@ -60,3 +64,14 @@ def test_a_test_that_does_not_exist_would_be_noticed() -> None:
     assert not exists("tests/security/test_attacks.py::test_that_nobody_wrote")
     assert not exists("tests/security/test_nowhere.py")
     assert exists("tests/security/test_attacks.py::test_every_attack_has_a_row")
+
+
+def test_a_defence_without_which_nothing_can_be_imported_has_failed_no_test() -> None:
+    output = """
+FAILED tests/unit/test_x.py::test_b[one-two] - assert False
+FAILED tests/unit/test_x.py::test_b[three]
+ERROR tests/unit/test_x.py::test_a - OSError: gone
+ERROR tests/unit/test_y.py - SyntaxError: invalid syntax
+1 passed
+"""
+    assert failed_in(output) == ["tests/unit/test_x.py::test_a", "tests/unit/test_x.py::test_b"]

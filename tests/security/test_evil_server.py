@@ -339,7 +339,7 @@ def test_who_is_told_a_wrong_address_of_its_own_costs_its_owner_two_datagrams_at
         async with scene(tmp_path) as at:
             at.server.twist = misleading(*at.victim.address)
             with pytest.raises(P2PTunnelError):
-                await at.there.laptop.connect(HOME, "echo", timeout=3)
+                await at.there.laptop.connect(HOME, "echo", timeout=3, require_direct=True)
             [started] = at.there.home_events.named("PunchStarted")
             assert started.facts["peer"] == at.victim.address
             dials = at.there.home_events.named("Dial")

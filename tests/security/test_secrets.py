@@ -20,10 +20,13 @@ from cryptography.hazmat.primitives import serialization
 
 import p2ptunnel
 from p2ptunnel.errors import P2PTunnelError
+from p2ptunnel.identity.judge import Judge
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.protocol.machine import Datagram
+from p2ptunnel.protocol.transaction import Request
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.trace import JsonLines, Tracer, log_sink
+from p2ptunnel.types import ServerSpec
 from tests.helpers import run
 from tests.helpers.meeting import HELLO, HOME, LAPTOP, echo, meeting
 from tests.security.issued import Issued
@@ -154,8 +157,17 @@ def test_there_are_such_values() -> None:
     assert names >= {"ConkeyExtra", "RegisterExtra", "Hello", "Accept", "PunchResult"}
 
 
-def test_a_datagram_does_not_show_its_bytes() -> None:
-    assert "TOKEN" not in repr(Datagram(b'{"token":"TOKEN"}', ("192.0.2.1", 7000)))
+def test_a_datagram_does_not_show_its_bytes_nor_does_a_request_that_waits() -> None:
+    server = ("192.0.2.1", 7000)
+    assert "TOKEN" not in repr(Datagram(b'{"token":"TOKEN"}', server))
+    assert "TOKEN" not in repr(Request(4, 1, b'{"token":"TOKEN"}', server, 0.0, 5.0, 0.1, 0.1))
+
+
+@pytest.mark.parametrize("holder", [Judge(join_token="TOKEN"), ServerSpec(("192.0.2.1", 7000), join_token="TOKEN")])
+def test_a_join_token_is_in_no_pickle(holder: Judge | ServerSpec) -> None:
+    with pytest.raises(TypeError, match="not pickled"):
+        pickle.dumps(holder)
+    assert "TOKEN" not in repr(holder)
 
 
 def test_an_identity_leaves_this_process_by_no_way_but_its_file() -> None:

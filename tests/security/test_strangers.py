@@ -6,6 +6,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -13,7 +14,7 @@ from cryptography import x509
 from p2ptunnel.errors import AuthenticationError, ChannelLostError, P2PTunnelError
 from p2ptunnel.identity.keys import Identity, PublicKey, Purpose, signed_bytes
 from p2ptunnel.session.session import Session
-from p2ptunnel.wire.frames import HEADER, Accept, Hello, decode, encode, payload_length, preamble
+from p2ptunnel.wire.frames import HEADER, Accept, Frame, Hello, Ping, Pong, decode, encode, payload_length, preamble
 from tests.helpers import run
 from tests.helpers.peers import CALLEE, CALLER, Peers, tcp_pair
 from tests.security.strangers import TLS_1_2, Stranger, refused
@@ -41,37 +42,98 @@ async def shut_out(stranger: Stranger, peers: Peers | None = None) -> BaseExcept
     return outcome
 
 
+def greet(client: socket.socket, selector: bytes) -> tuple[Any, Accept]:
+    """Open a session as an admitted caller does, with TLS of another make; blocks."""
+    tls = Stranger([leaf_of(CALLER)], LEAF).secure(client)
+    theirs = x509.load_der_x509_certificate(bytes(tls.session.serverCertChain.x509List[0].bytes))
+    leaves = (LEAF.public_key().public_bytes_raw(), theirs.public_key().public_bytes_raw())
+    keys = (CALLER.public.raw, CALLEE.public.raw)
+    signed = signed_bytes(Purpose.HELLO, *keys, *leaves, selector, selector, bytes(16))
+    tls.write(encode(Hello(selector, selector, bytes(16), CALLER.sign(signed))))
+    accept = read_frame(tls)
+    assert isinstance(accept, Accept)
+    return tls, accept
+
+
+def read_frame(tls: Any) -> Frame:
+    header = bytes(tls.read(max=HEADER.size, min=HEADER.size))
+    count = payload_length(header)
+    return decode(header + bytes(tls.read(max=count, min=count)))
+
+
+async def let_in(peers: Peers, buffer_bytes: int | None = None) -> tuple[Session, Any, Accept, socket.socket]:
+    """Return the session with a stranger that has the right keys, and its side of it."""
+    client, server = tcp_pair(buffer_bytes)
+    await asyncio.get_running_loop().sock_sendall(client, preamble(peers.selector))
+    session, (tls, accept) = await asyncio.gather(peers.accept(server), asyncio.to_thread(greet, client, peers.selector))
+    return session, tls, accept, client
+
+
 # --- the control ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_stranger_with_the_right_keys_is_let_in() -> None:
     """Else nothing of what follows would say anything."""
 
-    def greet(client: socket.socket, selector: bytes) -> Accept:
-        tls = Stranger([leaf_of(CALLER)], LEAF).secure(client)
-        theirs = x509.load_der_x509_certificate(bytes(tls.session.serverCertChain.x509List[0].bytes))
-        leaves = (LEAF.public_key().public_bytes_raw(), theirs.public_key().public_bytes_raw())
-        keys = (CALLER.public.raw, CALLEE.public.raw)
-        signed = signed_bytes(Purpose.HELLO, *keys, *leaves, selector, selector, bytes(16))
-        tls.write(encode(Hello(selector, selector, bytes(16), CALLER.sign(signed))))
-        header = bytes(tls.read(max=HEADER.size, min=HEADER.size))
-        count = payload_length(header)
-        accept = decode(header + bytes(tls.read(max=count, min=count)))
-        assert isinstance(accept, Accept)
-        return accept
-
     async def scenario() -> None:
-        peers = Peers("web")
-        client, server = tcp_pair()
-        await asyncio.get_running_loop().sock_sendall(client, preamble(peers.selector))
-        with client:
-            session, accept = await asyncio.gather(
-                peers.accept(server), asyncio.to_thread(greet, client, peers.selector), return_exceptions=True
-            )
-        assert isinstance(session, Session), session
-        assert isinstance(accept, Accept), accept
+        session, _, accept, client = await let_in(Peers("web"))
+        client.close()
         assert accept.services == ("web",)
         await session.closed.wait()
+
+    run(scenario())
+
+
+# --- new keys -------------------------------------------------------------------------------------------------------------
+
+
+def ask_for_new_keys(tls: Any, times: int) -> None:
+    """Send so many KeyUpdates (RFC 8446, 4.6.3) at once, each of which wants one in return; blocks."""
+    tls.sock.buffer_writes = True
+    for _ in range(times):
+        for _ in tls.send_keyupdate_request(1):
+            pass
+    tls.sock.flush()
+    tls.sock.buffer_writes = False
+
+
+def test_a_peer_may_ask_for_new_keys() -> None:
+    async def scenario() -> None:
+        session, tls, _, client = await let_in(Peers("web"))
+        with client:
+            await asyncio.to_thread(ask_for_new_keys, tls, 3)
+            await asyncio.to_thread(tls.write, encode(Ping(bytes(8))))
+            while not isinstance(frame := await asyncio.to_thread(read_frame, tls), Pong):
+                assert isinstance(frame, Ping)  # it looks whether we are there, too
+            session.abort()
+
+    run(scenario())
+
+
+def test_who_asks_for_one_new_key_after_the_other_loses_the_channel() -> None:
+    """Each costs us as much as a handshake's keys, and none of them is a byte that a limit of the session would count."""
+
+    async def scenario() -> None:
+        session, tls, _, client = await let_in(Peers("web"))
+        with client:
+            await asyncio.to_thread(ask_for_new_keys, tls, 1000)
+            await session.closed.wait()
+        assert "one new TLS key after the other" in str(session.error)
+
+    run(scenario())
+
+
+def test_who_reads_none_of_the_new_keys_loses_the_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TLS answers by itself, past everything that keeps a session from writing to who does not read."""
+    monkeypatch.setattr("p2ptunnel.session.channel._UNREAD_MAX_BYTES", 16 * 1024)
+    monkeypatch.setattr("p2ptunnel.session.channel._ANSWERS_MAX_BYTES", 1 << 20)
+
+    async def scenario() -> None:
+        session, tls, _, client = await let_in(Peers("web"), 4096)
+        with client:
+            while not session.closed.is_set():
+                await asyncio.to_thread(ask_for_new_keys, tls, 500)
+        assert "does not read what TLS answers" in str(session.error)
 
     run(scenario())
 

@@ -7,7 +7,9 @@ import asyncio
 import io
 import json
 import logging
+import random
 from collections.abc import Awaitable, Callable, Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,9 +21,11 @@ from p2ptunnel.cli.output import in_words
 from p2ptunnel.cli.table import table
 from p2ptunnel.errors import P2PTunnelError
 from p2ptunnel.identity.keys import Identity
+from p2ptunnel.identity.store import PeerStore
+from p2ptunnel.pairing import Invitation
 from p2ptunnel.peer import Peer
 from p2ptunnel.trace import JsonLines, TraceEvent, Tracer, log_sink
-from p2ptunnel.types import Address, clean, format_address
+from p2ptunnel.types import Address, ServerSpec, clean, format_address
 from p2ptunnel.wire.frames import GoAway, GoAwayCode, Reset, ResetCode, decode, encode
 from p2ptunnel.wire.messages import (
     ConnectAnswer,
@@ -245,3 +249,39 @@ def test_what_a_notebook_shows_of_a_value_is_escaped() -> None:
     assert found == {}
     assert unescaped(ast.parse("def _repr_html_(self): return f'<b>{self.tag}</b>'")) == [1]
     assert unescaped(ast.parse("def _repr_html_(self): return f'<b>{html.escape(self.tag)}</b>'")) == []
+
+
+class Page(HTMLParser):
+    """What a browser would make of a piece of HTML: its elements, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+PIECES = ("<", ">", "&", "&lt;", "&#60;", '"', "'", "</p>", "<script>", "<img src=x onerror=alert(1)>", "<!--", "\x00", "a")
+
+
+def test_ten_thousand_hostile_texts_are_nothing_but_text_in_a_notebook(tmp_path: Path) -> None:
+    dice = random.Random(19)
+
+    async def scenario() -> None:
+        server, store = ServerSpec(("127.0.0.1", 7000)), PeerStore(tmp_path / "peers.toml")
+        invitation = Invitation(Identity.generate(), store, "nas", server, services={}, expires=60, uses=1, tell=lambda _: None)
+        for _ in range(10_000):
+            hostile = "".join(dice.choices(PIECES, k=dice.randrange(1, 12)))
+            invitation._over = hostile
+            page = Page(invitation._repr_html_())
+            assert (page.tags, page.text) == (["p"], f"Invitation of nas: {hostile}.")
+        await invitation.close()
+
+    run(scenario(), timeout=15)

@@ -10,7 +10,7 @@ import pytest
 
 from p2ptunnel import asking
 from p2ptunnel.asking import AccessRequest, Answer, Approvals, AskCallback, Decision
-from p2ptunnel.defaults import ASK_MUTE, ASK_REFUSALS, ASK_TIMEOUT
+from p2ptunnel.defaults import ASK_MUTE, ASK_PATIENCE, ASK_REFUSALS, ASK_STREAMS_MAX
 from p2ptunnel.errors import LocalProtocolError
 from p2ptunnel.events import AccessDecided, AccessRequested, PeerEvent
 from p2ptunnel.trace import TraceEvent, Tracer
@@ -41,7 +41,8 @@ class Owner:
     def ask(self, service: str = "ssh", key: Any = LAPTOP, callback: AskCallback | None = None) -> asyncio.Future[Answer]:
         tag = "laptop" if key == LAPTOP else "phone"
         callback = callback or self.decide
-        return asyncio.ensure_future(self.approvals.ask(key, tag, service, PATH, callback, self.waited.append))
+        asking = self.approvals.ask(key, tag, service, PATH, callback, self.waited.append, grants=service)
+        return asyncio.ensure_future(asking)
 
     async def say(self, decision: Decision, times: int = 1) -> list[Answer]:
         """Answer so many questions at once."""
@@ -65,7 +66,7 @@ def test_the_owner_is_asked_and_the_answer_is_told() -> None:
         request = await owner.asked.get()
         assert (request.tag, request.key, request.service, request.path) == ("laptop", LAPTOP, "ssh", PATH)
         assert str(request) == f"laptop (p2p:{LAPTOP.short}…) wants ssh via direct tcp 203.0.113.7"
-        assert owner.waited == [ASK_TIMEOUT]
+        assert owner.waited == [ASK_PATIENCE]
         owner.answer.set_result("hour")
         assert await asking_now == Answer("hour", "owner")
         first, last = owner.events
@@ -90,16 +91,48 @@ def test_whoever_asks_for_the_same_meanwhile_shares_the_answer() -> None:
     asked(scenario)
 
 
-def test_one_question_of_a_peer_stands_at_a_time_and_each_peer_has_its_own() -> None:
+def test_so_many_streams_of_a_peer_wait_for_one_answer_and_no_more() -> None:
+    async def scenario(owner: Owner) -> None:
+        several = [owner.ask() for _ in range(ASK_STREAMS_MAX)]
+        await owner.asked.get()
+        assert await owner.ask() == Answer("no", "busy")
+        owner.answer.set_result("once")
+        assert await asyncio.gather(*several) == [Answer("once", "owner")] * ASK_STREAMS_MAX
+
+    asked(scenario)
+
+
+def test_one_question_stands_at_a_time() -> None:
     async def scenario(owner: Owner) -> None:
         first = owner.ask("ssh")
         await owner.asked.get()
-        assert await owner.ask("web") == Answer("no", "busy")
+        assert await owner.ask("web") == Answer("no", "busy")  # a peer asks for one thing
         others = owner.ask("web", PHONE)
-        assert (await owner.asked.get()).service == "web"
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert owner.asked.empty()  # it waits for its turn
+        assert len(owner.events) == 1
         owner.answer.set_result("once")
         assert await first == await others == Answer("once", "owner")
+        assert (await owner.asked.get()).service == "web"
         assert (await owner.ask("web")).decision == "once"
+
+    asked(scenario)
+
+
+def test_a_question_that_the_owner_has_never_seen_was_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else who keeps the owner busy could have others muted."""
+    monkeypatch.setattr(asking, "ASK_PATIENCE", asking.ASK_TIMEOUT + 0.01)
+
+    async def scenario(owner: Owner) -> None:
+        standing = owner.ask(key=PHONE)
+        await owner.asked.get()
+        for _ in range(ASK_REFUSALS):
+            assert await owner.ask() == Answer("no", "busy")
+        owner.answer.set_result("once")
+        await standing
+        assert await owner.ask() == Answer("once", "owner")
+        assert len(owner.events) == 4  # two questions, two decisions
 
     asked(scenario)
 
@@ -122,7 +155,7 @@ def test_who_is_refused_three_times_is_muted_for_a_while() -> None:
         count = len(owner.events)
         assert await owner.say("always") == [Answer("no", "muted")]
         assert len(owner.events) == count  # not even the event that a question would be
-        assert owner.waited == [ASK_TIMEOUT] * ASK_REFUSALS
+        assert owner.waited == [ASK_PATIENCE] * ASK_REFUSALS
         owner.now = ASK_MUTE - 0.1
         assert await owner.say("always") == [Answer("no", "muted")]
         owner.now = ASK_MUTE

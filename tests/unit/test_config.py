@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
 import pytest
 
-from p2ptunnel.config import Config, PeerConfig, load_config, parse_duration, parse_until
-from p2ptunnel.errors import ConfigError
+from p2ptunnel.config import Config, PeerConfig, ServerConfig, load_config, parse_duration, parse_quota, parse_until
+from p2ptunnel.errors import ConfigError, InsecureKeyFileError
 
 
 def loaded(directory: Path, text: str) -> Config:
@@ -22,9 +23,11 @@ def test_without_a_file_every_key_has_its_default(tmp_path: Path) -> None:
 
 def test_every_key_is_read(tmp_path: Path) -> None:
     text = '[peer]\ntag = "home-nas"\nrendezvous = ["rv.example:7000", "[2001:db8::1]:7001", "rv2.example"]\n'
-    text += 'resume_timeout = "2h"\n'
+    text += 'resume_timeout = "2h"\nrelay = "never"\n'
     servers = ("rv.example:7000", "[2001:db8::1]:7001", "rv2.example")
-    assert loaded(tmp_path, text) == Config(PeerConfig("home-nas", servers, "2h"))
+    text += '[server]\nrelay = false\nrelay_quota = "10GiB/day"\nrelay_circuits = 4\n'
+    server = ServerConfig(relay=False, relay_quota="10GiB/day", relay_circuits=4)
+    assert loaded(tmp_path, text) == Config(PeerConfig("home-nas", servers, "2h", "never"), server)
 
 
 @pytest.mark.parametrize(
@@ -32,12 +35,16 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     [
         ("[peer]\ntga = 1", "unknown key `tga` at peer in config.toml", "Did you mean `tag`?"),
         ("[peer]\nrendezvos = []", "unknown key `rendezvos` at peer in config.toml", "Did you mean `rendezvous`?"),
-        ("[peer]\nxyzzy = 1", "unknown key `xyzzy` at peer in config.toml", "Known there: tag, rendezvous, resume_timeout."),
+        (
+            "[peer]\nxyzzy = 1",
+            "unknown key `xyzzy` at peer in config.toml",
+            "Known there: tag, rendezvous, resume_timeout, relay.",
+        ),
         ("[pear]\n", "unknown key `pear` at the top in config.toml", "Did you mean `peer`?"),
         (
             '[peer]\n"a\\u001b[31mb" = 1',
             "unknown key `a\\x1b[31mb` at peer in config.toml",
-            "Known there: tag, rendezvous, resume_timeout.",
+            "Known there: tag, rendezvous, resume_timeout, relay.",
         ),
         ("[peer]\ntag = 1", "config.toml: Expected `str | null`, got `int` - at `$.peer.tag`", "The file is "),
         ("peer = 1", "config.toml: Expected `object`, got `int` - at `$.peer`", "The file is "),
@@ -46,6 +53,14 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         ('[peer]\nresume_timeout = "soon"', "'soon' is not a duration: `resume_timeout` at peer in FILE", "Examples: 30s"),
         ("[peer]\nresume_timeout = -1", "'-1.0' is not a duration: `resume_timeout` at peer in FILE", "Examples: 30s"),
         ("[peer]\nresume_timeout = inf", "'inf' is not a duration: `resume_timeout` at peer in FILE", "Examples: 30s"),
+        ('[peer]\nrelay = "no"', "config.toml: Invalid enum value 'no' - at `$.peer.relay`", "The file is "),
+        ('[server]\nrelay_quota = "1GB"', "'1GB' is not a quota: `relay_quota` at server in FILE", "Examples: 1GiB/day"),
+        (
+            "[server]\nrelay_circuit = 1",
+            "unknown key `relay_circuit` at server in config.toml",
+            "Did you mean `relay_circuits`?",
+        ),
+        ("[server]\nrelay_circuits = 0", "config.toml: Expected `int` >= 1 - at `$.server.relay_circuits`", "The file is "),
         ('[peer]\nrendezvous = ["a:b"]', "'a:b' is not an address: `rendezvous` at peer in FILE", "Write host:port"),
     ],
 )
@@ -70,6 +85,23 @@ def test_anything_else_is_no_duration(value: str | float) -> None:
         parse_duration(value)
 
 
+@pytest.mark.parametrize(
+    ("text", "quota_bytes"),
+    [("1GiB/day", 2**30), ("1 GiB/day", 2**30), ("500MiB", 500 * 2**20), ("0.5KiB/day", 512), ("1.5TiB", 3 * 2**39)],
+)
+def test_a_quota_is_a_number_with_a_unit(text: str, quota_bytes: int) -> None:
+    assert parse_quota(text) == quota_bytes
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1", "1GB", "-1GiB", "0GiB", "0.0001KiB", "1GiB/h", "GiB", "1e3KiB", "1GiB/day\n", "9" * 99]
+)
+def test_anything_else_is_no_quota(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a quota") as caught:
+        parse_quota(text)
+    assert caught.value.hint == "Examples: 1GiB/day, 500MiB, 1.5TiB/day."
+
+
 @pytest.mark.parametrize("data", [b"[peer\n", b"tag = \n", b"\xff\xfe", b"[peer]\ntag = 'a'\ntag = 'b'"])
 def test_what_is_no_toml_is_told_with_its_path(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
@@ -77,6 +109,30 @@ def test_what_is_no_toml_is_told_with_its_path(data: bytes, tmp_path: Path) -> N
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_file_that_others_could_change_is_refused_unless_they_cannot_get_there(tmp_path: Path) -> None:
+    """L5: it names the servers, and what is on them is believed."""
+    path = tmp_path / "config.toml"
+    path.write_text('[peer]\ntag = "laptop"\n')
+    path.chmod(0o664)
+    tmp_path.chmod(0o700)
+    assert load_config(tmp_path).peer.tag == "laptop"
+    tmp_path.chmod(0o755)
+    with pytest.raises(InsecureKeyFileError, match="others could change it") as error:
+        load_config(tmp_path)
+    assert error.value.hint == f"chmod go-w {path}"
+    path.chmod(0o644)
+    assert load_config(tmp_path).peer.tag == "laptop"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of somebody else")
+def test_a_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("")
+    os.chown(path, 65534, -1)
+    with pytest.raises(InsecureKeyFileError, match="belongs to another user"):
+        load_config(tmp_path)
 
 
 def test_a_file_that_cannot_be_read_is_told_with_its_path(tmp_path: Path) -> None:

@@ -31,19 +31,19 @@ SERVER = ServerSpec(("127.0.0.1", 7000))
 
 
 class SlowStore(PeerStore):
-    """A store whose disk takes its time: `add` has begun, and goes on when the test says so."""
+    """A store whose disk takes its time: `pair` has begun, and goes on when the test says so."""
 
     def __init__(self, path: Path, error: StoreError | None = None) -> None:
         super().__init__(path)
         self.begun, self.go_on = threading.Event(), threading.Event()
         self.error = error
 
-    def add(self, *arguments: Any, **options: Any) -> PinnedPeer:
+    def pair(self, *arguments: Any, **options: Any) -> PinnedPeer:
         self.begun.set()
         assert self.go_on.wait(10)
         if self.error:
             raise self.error
-        return super().add(*arguments, **options)
+        return super().pair(*arguments, **options)
 
 
 class Home:

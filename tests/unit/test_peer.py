@@ -116,8 +116,9 @@ def test_a_session_that_has_ended_is_forgotten(tmp_path: Path) -> None:
             peers, home_nas = Peers("web"), PinnedPeer("home-nas", CALLEE.public)
             peers.options = peer._options
             async with sessions(peers) as (caller, _):
-                peer._up.keep(caller, home_nas)
-                assert peer._up.session(home_nas) is caller
+                peer._up.keep_called(caller, is_direct=False)
+                assert peer._up.session(home_nas, is_direct=False) is caller
+                assert peer._up.session(home_nas, is_direct=True) is None
             await caller.closed.wait()
             async with sessions(Peers("web")) as (_, callee):
                 peer._up.keep(callee)

@@ -131,10 +131,20 @@ def test_what_cannot_be_read_adds_nothing(table: ServiceTable, bad: dict[str, in
     assert table.names == ()
 
 
+def test_what_was_allowed_in_code_is_not_for_who_is_pinned_anew(table: ServiceTable, store: PeerStore) -> None:
+    table.add({"files": 80}, ["laptop"])
+    assert table.may_open(LAPTOP, "files")
+    store.rename("laptop", "work")
+    assert table.may_open(LAPTOP, "files")
+    store.remove("work")
+    store.add("laptop", LAPTOP)
+    assert not table.may_open(LAPTOP, "files")
+
+
 def test_allowing_somebody_unknown_adds_nothing(table: ServiceTable) -> None:
     with pytest.raises(UnknownPeerError) as caught:
         table.add({"web": 80}, ["laptop", "nobody"])
-    assert str(caught.value) == "no key is pinned for 'nobody'"
+    assert str(caught.value) == "no peer is known here as 'nobody'"
     assert table.names == ()
 
 

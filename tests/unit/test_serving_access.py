@@ -318,7 +318,7 @@ def test_a_yes_opens_one_stream_and_the_next_one_is_asked_about_again(tmp_path: 
             [request] = owner.requests
             assert (request.tag, request.key, request.service) == ("laptop", LAPTOP, "web")
             [awaited] = [event for event in home.laptop_events if isinstance(event, ApprovalAwaited)]
-            assert (awaited.tag, awaited.service, awaited.patience) == ("home-nas", "web", 30)
+            assert (awaited.tag, awaited.service, awaited.patience) == ("home-nas", "web", 60)
             with pytest.raises(AccessDeniedError):
                 await session.open_confirmed("web")
             await use(stream)

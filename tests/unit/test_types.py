@@ -16,6 +16,7 @@ from p2ptunnel.types import (
     ServerSpec,
     clean,
     format_address,
+    format_duration,
     is_tag,
     parse_address,
     parse_server,
@@ -242,6 +243,10 @@ def test_of_what_is_no_text_only_the_type_is_shown(value: object, shown: str) ->
     assert clean(value) == shown
 
 
+def test_letters_that_nobody_can_see_are_spelt_out() -> None:
+    assert clean("a\u3164b\u115f\u1160\uffa0\u2800") == "a\\u3164b\\u115f\\u1160\\uffa0\\u2800"
+
+
 @given(st.text(st.characters(), max_size=300))
 def test_whatever_comes_is_one_printable_line_of_at_most_200_characters(text: str) -> None:
     shown = clean(text)
@@ -253,3 +258,21 @@ def test_whatever_comes_is_one_printable_line_of_at_most_200_characters(text: st
 @given(st.text())
 def test_cleaning_twice_changes_nothing(text: str) -> None:
     assert clean(clean(text)) == clean(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.05, "0.05 s"),
+        (1.84, "1.8 s"),
+        (3, "3 s"),
+        (45, "45 s"),
+        (60, "1 min"),
+        (90, "1.5 min"),
+        (7200, "2 h"),
+        (400 * 86_400, "400 d"),
+        (1e12, "11574074.1 d"),
+    ],
+)
+def test_a_duration_is_written_as_people_say_it(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text

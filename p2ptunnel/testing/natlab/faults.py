@@ -16,7 +16,7 @@ from p2ptunnel.testing.natlab.host import Host
 from p2ptunnel.testing.natlab.site import Site
 from p2ptunnel.testing.natlab.wiring import DEFAULT_ROUTE, TAIL
 
-__all__ = ["change_address", "cut", "kill_tcp", "rebind"]
+__all__ = ["change_address", "cut", "kill_tcp", "part", "rebind"]
 
 _REBINDING: Final = """
 table ip rebinding {
@@ -86,6 +86,30 @@ def cut(site: Site) -> Generator[None]:
         yield
     finally:
         machine.nft(f"delete table inet cut_{device}\n")
+
+
+@contextlib.contextmanager
+def part(one: Site, other: Site) -> Generator[None]:
+    """Drop all between two sites, silently, while the block lasts; each still reaches everybody else.
+
+    Raises:
+        ConfigError: One stands below a user-space NAT.
+        LaboratoryError: They are parted already.
+    """
+    if one.upper_end is None or other.upper_end is None:
+        raise ConfigError("what stands below a user-space NAT cannot be parted from one site only", "Use `cut`.")
+    machine, device = one.upper_end
+    table = f"inet part_{device}_{other.upper_end[1]}"
+    ways = ((one.wan_address, other.wan_address), (other.wan_address, one.wan_address))
+    machine.nft(
+        f"create table {table}\n"
+        f"add chain {table} between {{ type filter hook prerouting priority -300; policy accept; }}\n"
+        + "".join(f"add rule {table} between ip saddr {source} ip daddr {target} drop\n" for source, target in ways)
+    )
+    try:
+        yield
+    finally:
+        machine.nft(f"delete table {table}\n")
 
 
 def change_address(site: Site, host: Host | None = None) -> str:

@@ -27,7 +27,7 @@ from p2ptunnel.testing.natlab.kinds import find_kind
 from p2ptunnel.testing.natlab.lab import Lab
 from p2ptunnel.testing.natlab.living import living
 from p2ptunnel.testing.natlab.site import Site
-from p2ptunnel.types import Address
+from p2ptunnel.types import Address, RelayUse
 
 __all__ = ["DEFAULT_KINDS", "Attempt", "Cell", "add_arguments", "run", "run_matrix"]
 
@@ -64,7 +64,7 @@ class Cell(msgspec.Struct, frozen=True):
         return statistics.median([a.seconds for a in self.attempts if not a.error] or [float("inf")])
 
 
-def run_matrix(kinds: Sequence[str], *, attempts: int, delay: float, at_once: int = 4) -> list[Cell]:
+def run_matrix(kinds: Sequence[str], *, attempts: int, delay: float, at_once: int = 4, relay: RelayUse = "never") -> list[Cell]:
     """Call from every kind to every kind, each with a site, a profile and a peer of its own.
 
     Args:
@@ -72,6 +72,7 @@ def run_matrix(kinds: Sequence[str], *, attempts: int, delay: float, at_once: in
         attempts: For each ordered pair, one after the other, each with a fresh peer on the caller's side.
         delay: Seconds, one way, on every line, the server's included.
         at_once: How many callers are busy at the same time.
+        relay: Whether the callers use it; else a call ends in a direct stream or not at all.
 
     Raises:
         ConfigError: There is no such kind.
@@ -89,7 +90,7 @@ def run_matrix(kinds: Sequence[str], *, attempts: int, delay: float, at_once: in
             stack.enter_context(_callee(site, profiles.callee(kind), _tag("callee", kind), server))
         free = threading.Semaphore(at_once)
         threads = [
-            site.host.thread(_calls, kind, profiles.caller(kind), kinds, server, attempts, free)
+            site.host.thread(_calls, kind, profiles.caller(kind), kinds, server, attempts, free, relay)
             for kind, site in callers.items()
         ]
         return [cell for thread in threads for cell in thread.result()]
@@ -144,22 +145,29 @@ def _callee(site: Site, profile: Profile, tag: str, server: Address) -> Generato
 
 
 def _calls(
-    kind: str, profile: Profile, kinds: Sequence[str], server: Address, attempts: int, free: threading.Semaphore
+    kind: str,
+    profile: Profile,
+    kinds: Sequence[str],
+    server: Address,
+    attempts: int,
+    free: threading.Semaphore,
+    relay: RelayUse,
 ) -> list[Cell]:
     """Call every kind from one host; runs in a thread of that host."""
     cells: list[Cell] = []
     for there in kinds:
         with free:
-            results = tuple(asyncio.run(_call(kind, profile, there, server)) for _ in range(attempts))
+            results = tuple(asyncio.run(_call(kind, profile, there, server, relay)) for _ in range(attempts))
         cells.append(Cell(kind, there, results))
     return cells
 
 
-async def _call(kind: str, profile: Profile, there: str, server: Address) -> Attempt:
+async def _call(kind: str, profile: Profile, there: str, server: Address, relay: RelayUse) -> Attempt:
     sample = os.urandom(_SAMPLE_BYTES)
     began = time.monotonic()
     try:
-        async with Peer(_tag("caller", kind), rendezvous=f"{server[0]}:{server[1]}", profile=profile) as peer:
+        at = f"{server[0]}:{server[1]}"
+        async with Peer(_tag("caller", kind), rendezvous=at, profile=profile, relay=relay) as peer:
             began = time.monotonic()
             async with await peer.connect(_tag("callee", there), "echo", timeout=_CALL_TIMEOUT) as stream:
                 seconds = time.monotonic() - began

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from p2ptunnel.cli.connection import Narrator, facts, tell_connections, telling_beside
@@ -89,6 +90,16 @@ def test_a_path_that_changes_without_a_loss_is_told_as_no_loss() -> None:
     ]
 
 
+def test_the_relay_is_called_so_and_it_is_said_when_it_is_left() -> None:
+    relayed = msgspec.structs.replace(path(7000), kind="relay")
+    began = ChannelOpened(tag=NAS, session=1, path=relayed)
+    left = PathChanged(tag=NAS, session=1, old=relayed, new=path(5123))
+    assert told(began, left) == [
+        "*home-nas: connected over the relay 198.51.100.1:7000",
+        "home-nas: moved to a new connection over 198.51.100.1:5123",
+    ]
+
+
 def test_two_sessions_with_one_peer_are_told_apart() -> None:
     both = (opened(), opened(6000, session=2), lost(), lost(session=2), changed(), resumed(), changed(6001, session=2))
     assert told(*both, resumed(session=2))[-2:] == [
@@ -127,7 +138,7 @@ def test_numbers_of_the_kernels_are_left_out(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.05, "0.1 s"),
+        (0.05, "0.05 s"),
         (9.94, "9.9 s"),
         (10, "10 s"),
         (59, "59 s"),

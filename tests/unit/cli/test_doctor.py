@@ -29,6 +29,7 @@ from tests.unit.cli.running import call
 
 Capture = pytest.CaptureFixture[str]
 KEY = Identity.from_seed(bytes(32)).public
+TOKEN = "t" * 22
 only_posix = pytest.mark.skipif(sys.platform == "win32", reason="access lists rule there")
 
 
@@ -272,6 +273,28 @@ def test_only_servers_of_the_configuration_are_asked() -> None:
     run(scenario())
 
 
+def test_a_server_that_does_not_serve_this_machine_is_no_good_server(healthy: Path) -> None:
+    async def scenario() -> None:
+        own, other = Identity.generate(), Identity.generate()
+        async with Rendezvous(("127.0.0.1", 0), identity=own, join_token=TOKEN) as server:
+            place = f"127.0.0.1:{server.address[1]}"
+
+            async def asked(line: str) -> Finding:
+                [finding] = await examine_servers((line,), 1.0, Profile(healthy))
+                return finding
+
+            good = await asked(f"{place}#{own.public}#join:{TOKEN}")
+            assert (good.verdict, "and serves this machine" in good.text) == ("ok", True), good
+            assert server.registered == ()
+            stranger = await asked(f"{place}#{own.public}")
+            assert (stranger.verdict, "serves its members only" in stranger.text) == ("fail", True), stranger
+            wrong = await asked(f"{place}#{other.public}#join:{TOKEN}")
+            assert wrong.verdict == "fail"
+            assert TOKEN not in f"{good}{stranger}{wrong}"
+
+    run(scenario())
+
+
 def test_a_server_that_does_not_answer_is_told() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
@@ -300,7 +323,7 @@ def test_a_bundle_names_nobody(healthy: Path, capsys: Capture, tmp_path: Path) -
     (healthy / "old.key").write_text("")
     (healthy / "old.key").chmod(0o644)
     (healthy / "config.toml").write_text(
-        f'[peer]\ntag = "home-nas"\nrendezvous = ["{server}", "192.0.2.77:7000", "[2001:db8::77]:7"]\n'
+        f'[peer]\ntag = "home-nas"\nrendezvous = ["{server}#{KEY}#join:{TOKEN}", "192.0.2.77:7000", "[2001:db8::77]:7"]\n'
     )
     bundle = tmp_path / "report.json"
     call(capsys, "--timeout", "0.2", "doctor", "--bundle", bundle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 from collections.abc import Generator, Iterator
@@ -31,9 +32,9 @@ class Network:
         own = ["--profile", str(self.directory / machine), "--tag", machine]
         return [*own, *(["--rendezvous", server or self.server] if server != "" else []), *map(str, words)]
 
-    def run(self, machine: str, *words: object, server: str | None = None) -> Result:
+    def run(self, machine: str, *words: object, server: str | None = None, stdin: str = "") -> Result:
         argv = program(*self.words(machine, *words, server=server))
-        done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=15, check=False)
+        done = subprocess.run(argv, env=environment(), input=stdin, capture_output=True, text=True, timeout=15, check=False)
         return Result(done.returncode, done.stdout, done.stderr)
 
     @contextlib.contextmanager
@@ -57,6 +58,25 @@ def network(tmp_path: Path, server: str) -> Network:
     return Network(tmp_path, server)
 
 
+@contextlib.contextmanager
+def lent_terminal() -> Generator[tuple[int, int]]:
+    """The two ends of a terminal: ours, and a program's."""
+    ours, theirs = pty.openpty()
+    try:
+        yield ours, theirs
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def read_until(descriptor: int, wanted: bytes) -> bytes:
+    """Read what a terminal shows until `wanted` is in it."""
+    shown = b""
+    while wanted not in shown:
+        shown += os.read(descriptor, 4096)
+    return shown
+
+
 def told(process: subprocess.Popen[str]) -> dict[str, Any]:
     assert process.stdout is not None
     line: dict[str, Any] = json.loads(process.stdout.readline())
@@ -74,7 +94,8 @@ def test_a_code_and_a_ticket_are_printed_and_either_pairs(network: Network) -> N
         assert code[1].startswith(f"{network.home}-")
         assert ticket[1].startswith("p2pt1")
         guest = network.run("laptop", "pair", code[1])
-        assert guest.out == f"{network.home} is paired; it may open nothing here, and this machine web there\n"
+        assert guest.out == f"{network.home} is paired; it may open nothing here. This machine may open web there\n"
+        assert guest.err == f"next:  p2ptunnel forward {network.home} web\n"
         assert home.stdout.readline() == "laptop is paired; it may open web here\n"
         assert home.wait(timeout=10) == guest.code == 0
     assert "laptop" in network.run(network.home, "peers").out
@@ -101,12 +122,88 @@ def test_a_code_may_be_typed_in_words_cut_short_and_is_read_back(network: Networ
         assert f"reading it as {invited['code']}" in guest.err
 
 
-def test_a_ticket_needs_no_configured_server_and_says_what_to_configure(network: Network) -> None:
-    with network.inviting() as (home, invited):
+def test_a_ticket_does_not_send_a_machine_to_its_own_services(network: Network) -> None:
+    with network.inviting() as (_, invited):
         ticket = invited["ticket"]
         guest = network.run("laptop", "pair", ticket[:50], ticket[50:], server="")
+    assert guest.code == 5
+    assert guest.err.splitlines() == [
+        f"asking {network.server}, the server that the ticket names",
+        f"p2ptunnel: pairing failed: the ticket sends this machine to {network.server}, a loopback address",
+        f"hint: If you run a server there, name it yourself: --rendezvous {network.server}, "
+        f"or Peer(rendezvous={network.server!r}).",
+    ]
+
+
+def test_a_ticket_may_be_read_from_stdin(network: Network) -> None:
+    with network.inviting() as (home, invited):
+        guest = network.run("laptop", "pair", "-", stdin=f"{invited['ticket']}\n")
         assert guest.code == home.wait(timeout=10) == 0
-    assert f'rendezvous = "{network.server}"' in guest.err
+
+
+def test_a_code_that_is_typed_at_the_prompt_is_not_shown(network: Network) -> None:
+    with network.inviting() as (home, invited), lent_terminal() as (ours, theirs):
+        argv = program(*network.words("laptop", "pair", "-"))
+        with subprocess.Popen(argv, env=environment(), stdin=theirs, stdout=theirs, stderr=theirs) as guest:
+            shown = read_until(ours, b"(what you type is not shown): ")
+            os.write(ours, invited["code"].encode() + b"\n")
+            shown += read_until(ours, b" is paired")
+            assert guest.wait(10) == home.wait(timeout=10) == 0
+    assert invited["code"].encode() not in shown
+
+
+def test_who_pairs_again_keeps_its_name_and_may_be_given_another(network: Network) -> None:
+    for flags, said in (
+        (("--as", "nas"), f"nas (it calls itself {network.home}) is paired"),
+        ((), f"nas (it calls itself {network.home}) is paired again, and keeps that name"),
+        (("--as", "box"), f"nas (it calls itself {network.home}) is paired again, and called box from now on"),
+    ):
+        with network.inviting("--expires", "1h") as (home, invited):
+            guest = network.run("laptop", "pair", *flags, invited["ticket"])
+            assert home.wait(timeout=10) == 0
+        assert guest.out == f"{said}; it may open nothing here. This machine may open nothing there\n"
+    assert network.run("laptop", "peers").out.splitlines()[1].split()[0] == "box"
+
+
+def test_a_second_invitation_is_refused_while_the_first_is_open(network: Network) -> None:
+    with network.inviting() as (home, _):
+        second = network.run(network.home, "pair")
+    assert second.code == 2
+    assert second.err == (
+        f"p2ptunnel: another p2ptunnel pair (pid {home.pid}) runs here with the tag '{network.home}'\n"
+        "hint: Its code and its ticket are good for this; or end it first.\n"
+    )
+
+
+def test_at_a_private_server_it_is_said_what_no_ticket_holds(tmp_path: Path) -> None:
+    private = ("rendezvous", "--listen", "127.0.0.1:0", "--join-token-file", tmp_path / "token")
+    with started("--json", "--profile", tmp_path / "server", *private) as process:
+        spec = told(process)["spec"].partition("#join:")[0]
+        token = (tmp_path / "token").read_text().strip()
+        network = Network(tmp_path, f"{spec}#join:{token}")
+        with started(*network.words(network.home, "pair"), stderr=subprocess.PIPE) as home:
+            assert home.stdout is not None
+            assert home.stderr is not None
+            code = home.stdout.readline().split()[1]
+            refused = network.run("stranger", "pair", code, server=spec)
+            assert (refused.code, "it serves its members only" in refused.err) == (5, True)
+            assert "host:port#p2p:…#join:…" in refused.err
+            assert network.run("laptop", "pair", code).code == home.wait(timeout=10) == 0
+            said = home.stderr.read()
+    assert (
+        "the server is private: the other machine needs its whole line first, host:port#p2p:…#join:…, in config.toml there\n"
+    ) in said
+    assert token not in said
+
+
+def test_how_long_it_is_good_is_said_as_people_say_it(network: Network) -> None:
+    for expires, text in (("400d", "400 d"), ("90s", "1.5 min"), ("3s", "3 s")):
+        with started(*network.words(network.home, "pair", "--expires", expires), stderr=subprocess.PIPE) as home:
+            assert home.stdout is not None
+            assert home.stderr is not None
+            home.stdout.readline()
+            home.terminate()
+            assert f"on the other machine, within {text}:  p2ptunnel pair " in home.stderr.read()
 
 
 def test_both_show_the_same_beginnings_of_keys(network: Network) -> None:
@@ -142,7 +239,8 @@ def test_a_wrong_code_is_5_and_the_host_shows_from_where_it_came_and_the_code_th
     assert guest.code == 5
     assert json.loads(guest.out)["error"]["type"] == "PairingError"
     assert guest.err == (
-        "p2ptunnel: pairing failed: it was wrong, used or too old\nhint: Ask for a new one there: p2ptunnel pair\n"
+        "p2ptunnel: pairing failed: the code or ticket was wrong, used or too old\n"
+        "hint: Ask for the code that is shown there now; only if none is: p2ptunnel pair\n"
     )
     assert failed["event"] == "pairing_failed"
     assert failed["reason"] == "it tried a wrong code"
@@ -182,7 +280,14 @@ def test_a_signal_closes_the_invitation(network: Network) -> None:
         (["p2pt1abcdefgh"], "the ticket is not whole: its checksum does not fit"),
         (["--uses", "0"], "Invalid value for '--uses'"),
         (["--expires", "soon"], "Invalid value for '--expires'"),
-        (["--expires", "0"], "an invitation is for one guest at least, and for some time"),
+        (["--expires", "0"], "an invitation that lasts no time lets nobody in\nhint: Examples: --expires 10m, --expires 1h."),
+        (["home-nas-able-able-able", "--expires", "1h"], "--expires is for the machine that invites"),
+        (["home-nas-able-able-able", "--uses", "1"], "--uses is for the machine that invites"),
+        (
+            ["p2pc1abc"],
+            "that is an access ticket, which is shown to a machine that is known already\nhint: p2ptunnel peers use",
+        ),
+        (["p2p:abc"], "that is a machine's key, and no code or ticket\nhint: To pin it by hand: p2ptunnel peers add NAME KEY"),
         (["--services", "a b"], "cannot read 'a b'"),
         (["--as", "Me"], "'Me' is not a tag"),
     ],
@@ -224,5 +329,5 @@ def test_tab_completes_the_words_of_a_code(typed: str, offered: list[str]) -> No
 def test_the_help_tells_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
     shown = call(capsys, "pair", "--help")
     assert shown.code == 0
-    assert "[CODE|TICKET]" in shown.out
+    assert "[CODE|TICKET|-]" in shown.out
     assert "p2ptunnel pair --services ssh" in shown.out

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from p2ptunnel.identity.keys import Identity
+from p2ptunnel.identity.capability import issue
+from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.store import Profile
 from tests.unit.cli.running import call, environment, program
 from tests.unit.ssh.test_knownhosts import ED, RSA
 
 Capture = pytest.CaptureFixture[str]
 
+PEERS_COMMANDS = {"add", "allow", "deny", "drop", "list", "rename", "revoke", "rm", "show", "ticket", "tickets", "use"}
 KEY = str(Identity.from_seed(bytes(32)).public)
 
 
@@ -46,7 +50,16 @@ def test_peers_come_and_go(capsys: Capture, profile: Path) -> None:
     assert head.split() == ["PEER", "KEY", "MAY", "OPEN"]
     assert row.split(maxsplit=2) == ["laptop", KEY, "8888, web, jupyter"]
     listed = json.loads(call(capsys, "--json", "peers", "list").out)
-    assert listed == {"schema": 1, "tag": "laptop", "key": KEY, "services": ["8888", "web", "jupyter"], "until": {}}
+    assert listed == {
+        "schema": 1,
+        "tag": "laptop",
+        "key": KEY,
+        "fingerprint": PublicKey.parse(KEY).fingerprint,
+        "registered_as": "laptop",
+        "services": ["8888", "web", "jupyter"],
+        "until": {},
+        "tickets": [],
+    }
     assert Profile(profile).peers().get("laptop") is not None
     assert call(capsys, "peers", "rm", "laptop").out == "laptop is forgotten\n"
     assert Profile(profile).peers().get("laptop") is None
@@ -59,17 +72,21 @@ def test_peers_come_and_go(capsys: Capture, profile: Path) -> None:
         (["add", "NAS", KEY], 2, "'NAS' is not a tag"),
         (["add", "nas", KEY, "--services", "Web"], 2, "cannot read 'Web': 'Web' is not the name of a service"),
         (["add", "nas", KEY, "--services", "ssh=22"], 2, "cannot read 'ssh=22'"),
-        (["allow", "nas", "web"], 5, "no key is pinned for 'nas'"),
-        (["deny", "nas", "web"], 5, "no key is pinned for 'nas'"),
-        (["rm", "nas"], 5, "no key is pinned for 'nas'"),
-        (["show", "nas"], 5, "no key is pinned for 'nas'"),
-        (["rename", "nas", "new"], 5, "no key is pinned for 'nas'"),
+        (["allow", "nas", "web"], 2, "no peer is known here as 'nas'"),
+        (["deny", "nas", "web"], 2, "no peer is known here as 'nas'"),
+        (["rm", "nas"], 2, "no peer is known here as 'nas'"),
+        (["show", "nas"], 2, "no peer is known here as 'nas'"),
+        (["rename", "nas", "new"], 2, "no peer is known here as 'nas'"),
         (["allow", "nas", "web", "--until", "yesterday"], 2, "'yesterday' is no time"),
-        (["ticket", "--services", "web", "--until", "1h", "--for", "nas"], 5, "no key is pinned for 'nas'"),
+        (["ticket", "--services", "web", "--until", "1h", "--for", "nas"], 2, "no peer is known here as 'nas'"),
         (["ticket", "--services", "Web", "--until", "1h"], 2, "cannot read 'Web'"),
         (["ticket", "--services", ",", "--until", "1h"], 2, "an access ticket is for one service at least"),
         (["use", "p2pc1nonsense"], 2, "an access ticket"),
-        (["revoke", "nonsense"], 2, "an access ticket begins with p2pc1"),
+        (["use", "p2pt1abc"], 2, "that is a ticket for pairing, not an access ticket"),
+        (["revoke", "nonsense"], 2, "that is no ticket and no name of one"),
+        (["revoke", "0" * 32], 2, "no ticket of that name was made here"),
+        (["drop", "0" * 32], 2, "no peer has given us a ticket of that name"),
+        (["drop", "p2pc1abc"], 2, "that is no ticket and no name of one"),
     ],
 )
 def test_what_cannot_be_done_changes_nothing(words: list[str], code: int, text: str, capsys: Capture, profile: Path) -> None:
@@ -97,7 +114,8 @@ def test_a_grant_is_shown_with_its_end(capsys: Capture, profile: Path) -> None:
 def test_a_peer_is_renamed(capsys: Capture) -> None:
     call(capsys, "peers", "add", "laptop", KEY, "--services", "ssh")
     assert call(capsys, "peers", "rename", "laptop", "work").out == "laptop is work now\n"
-    assert call(capsys, "peers", "show", "laptop").code == 5
+    assert call(capsys, "peers", "show", "laptop").code == 2
+    assert "it calls itself laptop, and is looked for by that name" in call(capsys, "peers", "show", "work").out.splitlines()
     assert "it may open nothing" not in call(capsys, "peers", "show", "work").out
 
 
@@ -112,14 +130,98 @@ def test_a_ticket_is_printed_kept_and_revoked(capsys: Capture, tmp_path: Path) -
     kept = call(capsys, *laptop, "peers", "use", ticket)
     assert kept.out == "nas lets this machine open web, ssh until 2099-01-31 18:00\n"
     shown = call(capsys, *laptop, "peers", "show", "nas").out
-    assert "GAVE US A TICKET FOR" in shown
+    assert shown.splitlines()[-2].split() == ["GAVE", "US", "A", "TICKET", "FOR", "UNTIL", "NAME"]
+    assert shown.splitlines()[-1].split() == ["web,", "ssh", "2099-01-31", "18:00", name]
     assert ticket[6:40] not in shown
+    told = json.loads(call(capsys, *laptop, "--json", "peers", "show", "nas").out)
+    assert [known["name"] for known in told["tickets"]] == [name]
+    assert told["fingerprint"] == PublicKey.parse(keys["home"]).fingerprint
+    listed = call(capsys, *home, "peers", "tickets").out.splitlines()
+    assert listed[0].split() == ["NAME", "OPENS", "FOR", "UNTIL"]
+    assert listed[1].split() == [name, "web,", "ssh", "laptop", "2099-01-31", "18:00"]
+    assert "HAS OUR TICKET FOR" in call(capsys, *home, "peers", "show", "laptop").out
     assert call(capsys, *home, "peers", "revoke", name).out == f"{name} opens nothing any more\n"
     assert call(capsys, *home, "peers", "revoke", ticket).out == f"{name} opens nothing any more\n"
     assert Profile(tmp_path / "home").peers().is_revoked(name)
+    assert call(capsys, *home, "peers", "tickets").out.splitlines()[1].split()[-1] == "revoked"
+    [noted] = map(json.loads, call(capsys, *home, "--json", "peers", "tickets").out.splitlines())
+    assert (noted["name"], noted["holder"], noted["fate"]) == (name, "laptop", "revoked")
     elsewhere = call(capsys, *laptop, "peers", "revoke", ticket)
     assert (elsewhere.code, ticket[6:40] in elsewhere.err) == (2, False)
-    assert call(capsys, *home, "peers", "use", ticket).code == 5
+    assert call(capsys, *laptop, "peers", "drop", name).out == "nas's ticket is forgotten\n"
+    assert "GAVE US" not in call(capsys, *laptop, "peers", "show", "nas").out
+
+
+def test_a_ticket_that_this_machine_cannot_use_is_refused_and_said_why(capsys: Capture, profile: Path) -> None:
+    ended = datetime.fromtimestamp(1.7e9, UTC).astimezone()
+    maker, other = Identity.from_seed(bytes(32)), Identity.from_seed(bytes([9]) * 32).public
+    call(capsys, "peers", "add", "nas", KEY)
+    ours = Profile(profile).identity()
+    for ticket, text, hint in (
+        (issue(ours, ("web",), 4e9), "this machine has made that ticket itself", "It is for the machine that you give it to."),
+        (
+            issue(maker, ("web",), 4e9, other),
+            "that ticket is for another machine",
+            "Ask for one for this machine's key: p2ptunnel id",
+        ),
+        (
+            issue(maker, ("web",), 1.7e9),
+            f"that ticket ended at {ended:%Y-%m-%d %H:%M}",
+            "Ask for a new one there: p2ptunnel peers ticket",
+        ),
+    ):
+        refused = call(capsys, "peers", "use", str(ticket))
+        assert (refused.code, refused.err) == (2, f"p2ptunnel: {text}\nhint: {hint}\n")
+    assert Profile(profile).peers().all()[0].tickets == ()
+    unknown = call(capsys, "peers", "use", str(issue(Identity.generate(), ("web",), 4e9)))
+    assert unknown.err.endswith("hint: Pair first with the machine that has made the ticket: p2ptunnel pair CODE\n")
+    assert unknown.code == 2
+
+
+def test_a_ticket_for_anybody_is_made_and_that_is_said(capsys: Capture) -> None:
+    made = call(capsys, "peers", "ticket", "--services", "web", "--until", "2099-01-31")
+    assert made.err.splitlines()[1] == (
+        "any known peer that gets hold of it can use it; --for PEER makes one for that peer alone"
+    )
+    assert call(capsys, "peers", "tickets").out.splitlines()[1].split()[1:4] == ["web", "any", "2099-01-31"]
+
+
+def test_without_a_ticket_it_is_said_how_to_make_one(capsys: Capture) -> None:
+    assert tuple(call(capsys, "peers", "tickets")) == (0, "", "No ticket was made here: p2ptunnel peers ticket\n")
+
+
+def test_a_ticket_may_stand_on_stdin(capsys: Capture, profile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticket = issue(Identity.from_seed(bytes(32)), ("web",), 4e9)
+    call(capsys, "peers", "add", "nas", KEY)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{ticket}\n"))
+    assert call(capsys, "peers", "use", "-").code == 0
+    assert Profile(profile).peers().all()[0].tickets == (ticket,)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    assert call(capsys, "peers", "use", "-").err.startswith("p2ptunnel: no ticket stands on stdin\n")
+
+
+def test_what_is_not_granted_is_not_denied_in_silence(capsys: Capture, profile: Path) -> None:
+    call(capsys, "peers", "add", "laptop", KEY, "--services", "ssh,web")
+    refused = call(capsys, "peers", "deny", "laptop", "web", "shh")
+    assert (refused.code, refused.err) == (
+        2,
+        "p2ptunnel: laptop has no grant of shh here\nhint: It may open ssh, web; nothing was changed.\n",
+    )
+    assert Profile(profile).peers().all()[0].services == ("ssh", "web")
+
+
+def test_a_key_has_one_name(capsys: Capture) -> None:
+    call(capsys, "peers", "add", "laptop", KEY)
+    refused = call(capsys, "peers", "add", "evil", KEY)
+    assert (refused.code, refused.err) == (
+        2,
+        "p2ptunnel: that key is known here as laptop\nhint: To call it evil: p2ptunnel peers rename laptop evil\n",
+    )
+
+
+def test_a_peer_may_be_added_by_another_name_than_its_own(capsys: Capture, profile: Path) -> None:
+    call(capsys, "peers", "add", "nas", KEY, "--registered-as", "home-nas")
+    assert Profile(profile).peers().all()[0].wanted == "home-nas"
 
 
 def test_who_cannot_be_forgotten_need_not_be_added(capsys: Capture) -> None:
@@ -141,8 +243,11 @@ def test_a_changed_key_is_refused(capsys: Capture) -> None:
     call(capsys, "peers", "add", "nas", KEY)
     other = str(Identity.generate().public)
     result = call(capsys, "peers", "add", "nas", other)
-    assert result.code == 5
-    assert result.err.startswith(f"p2ptunnel: nas did not prove the pinned key {KEY[:12]}…\nhint: If nas was reinstalled: ")
+    assert (result.code, result.err) == (
+        2,
+        f"p2ptunnel: nas is known with another key, {KEY[:12]}…\n"
+        "hint: Choose another name for this one; or forget the other: p2ptunnel peers rm nas\n",
+    )
 
 
 @pytest.fixture
@@ -280,7 +385,7 @@ def test_a_completion_script_calls_this_program(shell: str, capsys: Capture) -> 
     [
         ("p2ptunnel for", {"forward"}),
         ("p2ptunnel forward l", {"laptop"}),
-        ("p2ptunnel peers ", {"add", "allow", "deny", "list", "rename", "revoke", "rm", "show", "ticket", "use"}),
+        ("p2ptunnel peers ", PEERS_COMMANDS),
     ],
 )
 def test_tab_offers_commands_and_peers(line: str, offered: set[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

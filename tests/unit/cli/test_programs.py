@@ -205,7 +205,7 @@ def test_a_connection_that_is_lost_for_good_is_told_in_words_and_objects(network
         assert lost["patience"] == 1
         assert 1 <= expired["gap"] < 10
         cause = lost["cause"].rpartition("] ")[2]
-        assert said.readline() == f"cellar: connection lost ({cause}); waiting up to 1.0 s\n"
+        assert said.readline() == f"cellar: connection lost ({cause}); waiting up to 1 s\n"
         assert said.readline().startswith("cellar: gave up after ")
         assert forward.poll() is None  # it goes on listening: the next client asks for the peer anew
 
@@ -354,7 +354,8 @@ def test_a_name_that_another_key_owns_is_refused(network: Network, served: dict[
     done = network.run("stranger", "--tag", served["tag"], "serve", "8888")
     assert (done.returncode, done.stdout) == (5, "")
     assert done.stderr == (
-        "p2ptunnel: the tag 'nas' belongs to another key\nhint: Choose another tag, or stop the other machine that uses it.\n"
+        "p2ptunnel: the tag 'nas' belongs to another key\n"
+        "hint: Choose another tag; or the server's operator frees it: p2ptunnel rendezvous tags free nas\n"
     )
 
 
@@ -398,6 +399,7 @@ def test_serve_says_what_nobody_may_open(network: Network, target: int) -> None:
         (["8888", "--to", "10.0.0.0/8:80"], "--to says what the service `any` reaches, which is not served"),
         (["any", "--to", "10.0.0.1/8:80"], "cannot read '10.0.0.1/8:80'"),
         (["8888", "--allow", "laptop", "--until", "yesterday"], "'yesterday' is no time"),
+        (["8888", "--until", "2h"], "--until says when --allow ends, and nobody is allowed\nhint: p2ptunnel serve web --allow"),
         (["8888", "--ask"], "--ask needs a terminal to ask on"),
     ],
 )
@@ -409,9 +411,11 @@ def test_what_serve_cannot_do_is_2(words: list[str], text: str, network: Network
 
 @pytest.mark.usefixtures("served")
 def test_any_is_what_to_reaches(network: Network, target: int) -> None:
-    words = ("--tag", "gate", "serve", "any", "--to", f"127.0.0.1:{target}", "--allow", "laptop", "--until", "1h")
-    Profile(network.directory / "laptop").peers().add("gate", Profile(network.directory / "nas").identity().public)
-    with network.start("nas", *words) as serving:
+    words = ("serve", "any", "--to", f"127.0.0.1:{target}", "--allow", "laptop", "--until", "1h")
+    gate, laptop = (Profile(network.directory / name) for name in ("gate", "laptop"))
+    gate.peers().add("laptop", laptop.identity().public)
+    laptop.peers().add("gate", gate.identity().public)
+    with network.start("gate", *words) as serving:
         assert serving.stdout is not None
         serving.stdout.readline()
         done = network.run("laptop", "pipe", "gate", f"127.0.0.1:{target}", input="through any")
@@ -420,10 +424,22 @@ def test_any_is_what_to_reaches(network: Network, target: int) -> None:
         assert (done.returncode, done.stdout) == (5, "")
 
 
+def test_a_second_serve_says_which_process_has_the_tag(network: Network, target: int) -> None:
+    with network.start("gate", "serve", f"echo={target}") as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        second = network.run("gate", "serve", f"other={target}")
+        assert (second.returncode, second.stdout) == (2, "")
+        assert second.stderr == (
+            f"p2ptunnel: another p2ptunnel serve (pid {first.pid}) runs here with the tag 'gate'\n"
+            "hint: One program serves several: p2ptunnel serve ssh 8888. Or end the other one first.\n"
+        )
+
+
 def test_a_peer_that_is_not_known_cannot_be_allowed(network: Network) -> None:
     done = network.run("nas", "serve", "8888", "--allow", "nobody")
-    assert done.returncode == 5
-    assert done.stderr.startswith("p2ptunnel: no key is pinned for 'nobody'")
+    assert done.returncode == 2
+    assert done.stderr.startswith("p2ptunnel: no peer is known here as 'nobody'\nhint: `p2ptunnel peers` lists those ")
 
 
 @needs_openssh

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from p2ptunnel.errors import ConfigError
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.store import Profile
 from p2ptunnel.protocol.tags import TagRecord
@@ -50,6 +51,7 @@ def test_at_its_end_it_says_what_it_has_dropped(tmp_path: Path) -> None:
     assert last["event"] == "stats"
     assert last["dropped"] == {"malformed": 1}
     assert (last["online"], last["received"], last["connections"]) == (0, 1, 0)
+    assert last["relay"] == {"circuits": 0, "carried_bytes": 0, "refused": {}, "ended": {}}
 
 
 def test_in_words_it_says_so_on_stderr(tmp_path: Path) -> None:
@@ -58,7 +60,39 @@ def test_in_words_it_says_so_on_stderr(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("rendezvous server on 127.0.0.1:")
         assert process.stdout.readline().startswith("for its peers: --rendezvous '127.0.0.1:")
-    assert "dropped: nothing" in (tmp_path / "err").read_text(encoding="utf-8")
+    said = (tmp_path / "err").read_text(encoding="utf-8")
+    assert "dropped: nothing; relay: circuits 0, carried 0 bytes, refused: nothing; ended: nothing" in said
+
+
+@pytest.mark.parametrize(
+    ("written", "words", "expected"),
+    [
+        ("", [], {"relay": True, "relay_quota_bytes": 2**30, "relay_circuits": 16}),
+        ("", ["--no-relay"], {"relay": False}),
+        ("", ["--relay-quota", "10GiB/day", "--relay-circuits", "3"], {"relay_quota_bytes": 10 * 2**30, "relay_circuits": 3}),
+        ("relay = false", [], {"relay": False}),
+        ("relay = false", ["--relay"], {"relay": True}),
+        ('relay_quota = "2MiB"\nrelay_circuits = 2', [], {"relay_quota_bytes": 2**21, "relay_circuits": 2}),
+        ('relay_quota = "2MiB"', ["--relay-quota", "1MiB"], {"relay_quota_bytes": 2**20}),
+    ],
+)
+def test_the_relay_is_as_the_flags_say_and_else_as_the_file_does(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    written: str,
+    words: list[str],
+    expected: dict[str, object],
+) -> None:
+    def make(*_: object, **options: object) -> None:
+        made.update(options)
+        raise ConfigError("enough")
+
+    made: dict[str, object] = {}
+    monkeypatch.setattr("p2ptunnel.server.Rendezvous", make)
+    (tmp_path / "config.toml").write_text(f"[server]\n{written}\n")
+    assert call(capsys, "--profile", tmp_path, "rendezvous", "--registry", "memory", *words).code == 2
+    assert {name: made[name] for name in expected} == expected
 
 
 def test_tags_are_listed_the_longest_unseen_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,7 +116,16 @@ def test_a_tag_is_freed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "nobody owns the tag 'nas' here" in str(err)
 
 
-@pytest.mark.parametrize("words", [("tags", "free", "No Tag"), ("tags", "burn"), ("--registry", "redis")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("tags", "free", "No Tag"),
+        ("tags", "burn"),
+        ("--registry", "redis"),
+        ("--relay-quota", "1GB"),
+        ("--relay-circuits", "0"),
+    ],
+)
 def test_what_makes_no_sense_is_misuse(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
     assert call(capsys, "--profile", tmp_path, "rendezvous", *words).code == 2
 

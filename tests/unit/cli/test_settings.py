@@ -11,6 +11,7 @@ import pytest
 from p2ptunnel.cli.main import root
 from p2ptunnel.cli.settings import Settings
 from p2ptunnel.defaults import RESUME_TIMEOUT
+from p2ptunnel.identity.keys import Identity
 from p2ptunnel.trace import Tracer
 from tests.unit.cli.running import call
 
@@ -88,6 +89,33 @@ def test_a_peer_is_as_patient_as_the_settings_say(monkeypatch: pytest.MonkeyPatc
     assert patience == [0, 7200, RESUME_TIMEOUT]
 
 
+@pytest.mark.parametrize(
+    ("words", "environment", "file", "relay"),
+    [
+        ([], "", "", "auto"),
+        ([], "", '"always"', "always"),
+        ([], "never", '"always"', "never"),
+        (["--relay", "always"], "never", "", "always"),
+    ],
+)
+def test_whether_the_relay_is_used_is_said_once_and_holds_for_the_peer_and_for_ssh(
+    words: list[str], environment: str, file: str, relay: str, profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if environment:
+        monkeypatch.setenv("P2PTUNNEL_RELAY", environment)
+    write_config(profile, f"[peer]\nrelay = {file}" if file else "")
+    settings = settings_of("--rendezvous", "127.0.0.1:1", "status", *words)
+    assert settings.relay == settings.peer(Tracer())._relay == relay
+    handed_on = list(settings.for_ssh)
+    assert ("--relay" in handed_on) == bool(words or environment)
+    assert not words or handed_on[handed_on.index("--relay") + 1] == relay
+
+
+def test_behind_rendezvous_the_same_word_is_about_the_server(capsys: pytest.CaptureFixture[str]) -> None:
+    result = call(capsys, "rendezvous", "--no-relay", "--relay", "--listen", "nowhere")
+    assert "is not an address" in result.err
+
+
 @pytest.mark.parametrize("value", ["", "x", "-1", "10 m", "10w", "nan", "inf", "1e3", "1m30s"])
 def test_what_is_no_duration_is_misuse(value: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     result = call(capsys, "status", "--resume-timeout", value)
@@ -130,6 +158,33 @@ def test_what_ssh_hands_on_is_what_was_given_by_flags_and_environment(monkeypatc
     monkeypatch.setenv("P2PTUNNEL_TIMEOUT", "3")
     settings = settings_of("--profile", "/p", "status", "--rendezvous", "a:1", "--rendezvous", "b:2", "-v")
     assert settings.for_ssh == ("--profile", "/p", "--timeout", "3.0", "--rendezvous", "a:1", "--rendezvous", "b:2", "-v")
+    assert settings.for_ssh_in_secret == {}
+
+
+def test_a_join_token_is_handed_on_in_no_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"a:1#{Identity.generate().public}#join:{'t' * 22}"
+    for given in ("flag", "environment"):
+        words = ["--rendezvous", line, "--rendezvous", "b:2"]
+        if given == "environment":
+            monkeypatch.setenv("P2PTUNNEL_RENDEZVOUS", f"{line} b:2")
+            words = []
+        settings = settings_of("--profile", "/p", *words, "status")
+        assert settings.for_ssh == ("--profile", "/p")
+        assert settings.for_ssh_in_secret == {"P2PTUNNEL_RENDEZVOUS": f"{line} b:2"}
+        result = call(capsys, *words, "ssh-config")
+        assert (result.code, result.out) == (2, "")
+        assert "the server's join token would stand in ssh's command lines" in result.err
+        assert "t" * 22 not in result.err
+
+
+def test_what_status_says_of_a_private_server_holds_no_token(capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"127.0.0.1:9#{Identity.generate().public}#join:{'t' * 22}"
+    for words in (["status"], ["--json", "status"]):
+        result = call(capsys, "--rendezvous", line, "--timeout", "0.1", *words)
+        assert "127.0.0.1:9" in result.out
+        assert "t" * 22 not in result.out + result.err
 
 
 @pytest.mark.parametrize(

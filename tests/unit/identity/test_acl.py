@@ -8,6 +8,7 @@ import pytest
 
 from p2ptunnel.errors import StoreError
 from p2ptunnel.identity.acl import AccessList
+from p2ptunnel.identity.capability import issue
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.store import PeerStore
 
@@ -52,14 +53,6 @@ def test_grants_in_code_add_to_the_stores_and_are_taken_back_alone(store: PeerSt
     assert access.admitted() == (LAPTOP,)
 
 
-def test_a_key_under_two_tags_has_both_grants_once(store: PeerStore) -> None:
-    store.add("laptop", LAPTOP, ("ssh", "web"))
-    store.add("laptop-at-work", LAPTOP, ("web", "files"))
-    access = AccessList(store)
-    assert access.granted(LAPTOP) == ("ssh", "web", "files")
-    assert access.admitted() == (LAPTOP,)
-
-
 def test_what_another_process_changes_holds_at_once(store: PeerStore, tmp_path: Path) -> None:
     access, elsewhere = AccessList(store), PeerStore(tmp_path / "peers.toml")
     assert access.admitted() == ()
@@ -86,3 +79,30 @@ def test_a_peer_is_called_by_its_tag_or_by_the_beginning_of_its_key(store: PeerS
     access = AccessList(store)
     assert access.name_of(LAPTOP) == "laptop"
     assert access.name_of(PHONE) == PHONE.short
+
+
+def test_who_is_pinned_anew_has_shown_no_ticket(store: PeerStore) -> None:
+    ours = Identity.from_seed(bytes([4]) * 32)
+    access = AccessList(store, lambda: 1.9e9, ours.public)
+    store.add("laptop", LAPTOP)
+    access.show(LAPTOP, issue(ours, ("db",), 2e9).raw)
+    access.show(LAPTOP, issue(ours, ("web",), 2e9).raw)
+    store.rename("laptop", "work")
+    assert access.granted(LAPTOP) == ("db", "web")
+    store.remove("work")
+    assert access.granted(LAPTOP) == ()
+    store.add("work", LAPTOP)
+    assert access.granted(LAPTOP) == ()
+    access.show(LAPTOP, issue(ours, ("web",), 2e9).raw)
+    assert access.granted(LAPTOP) == ("web",)
+
+
+def test_a_ticket_that_is_shown_while_the_list_cannot_be_read_changes_nothing(store: PeerStore, tmp_path: Path) -> None:
+    ours = Identity.from_seed(bytes([4]) * 32)
+    access = AccessList(store, lambda: 1.9e9, ours.public)
+    store.add("laptop", LAPTOP)
+    good = (tmp_path / "peers.toml").read_text()
+    (tmp_path / "peers.toml").write_text("[peers.laptop\n")
+    access.show(LAPTOP, issue(ours, ("db",), 2e9).raw)
+    (tmp_path / "peers.toml").write_text(good)
+    assert access.granted(LAPTOP) == ()

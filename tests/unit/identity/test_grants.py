@@ -99,7 +99,7 @@ def test_a_renamed_peer_keeps_its_key_and_grants_and_its_place(store: PeerStore)
     assert [(peer.tag, peer.key, peer.services) for peer in store.all()] == [("work", LAPTOP, ("ssh",)), ("phone", PHONE, ())]
     with pytest.raises(UnknownPeerError):
         store.rename("laptop", "other")
-    with pytest.raises(ConfigError, match="another peer is called 'phone' already"):
+    with pytest.raises(ConfigError, match="phone is known with another key, p2p:"):
         store.rename("work", "phone")
     with pytest.raises(InvalidTagError):
         store.rename("work", "Work")

@@ -159,6 +159,7 @@ def test_a_signature_is_checked_over_every_bit() -> None:
 
 def test_no_purpose_begins_another() -> None:
     openings = [signed_bytes(purpose) for purpose in Purpose]
+    assert len(openings) == len(Purpose.__members__)  # two names of one value would be one member
     assert all(one is other or not one.startswith(other) for one in openings for other in openings)
     assert signed_bytes(Purpose.HELLO, b"a", b"b") == b"p2pt-hello-1\0ab"
 

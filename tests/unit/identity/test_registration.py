@@ -12,12 +12,13 @@ from p2ptunnel.defaults import WIRE_VERSION
 from p2ptunnel.identity.judge import Judge
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.registration import KeyCredentials
+from p2ptunnel.wire.intent import COUNTER_END
 from p2ptunnel.wire.messages import RegisterExtra
 
 ALICE, MALLORY, SERVER = (Identity.from_seed(bytes([number]) * 32) for number in (1, 2, 3))
 COOKIE = base64.urlsafe_b64encode(bytes(range(16))).rstrip(b"=").decode()
 OTHER_COOKIE = base64.urlsafe_b64encode(bytes(16)).rstrip(b"=").decode()
-LATE = 2**62
+LATE = 2**61
 
 
 def signed(*, server_key: str = "", at_least_ts: int = 0) -> RegisterExtra:
@@ -84,10 +85,19 @@ def test_each_body_is_newer_than_the_one_before() -> None:
     assert len({body.nonce for body in bodies}) == 5
 
 
-def test_it_is_newer_than_what_the_server_has_seen() -> None:
+def test_it_is_newer_than_what_the_server_has_seen_and_the_next_one_is_not_for_that() -> None:
+    """H5: anybody on the way may have said what the server has seen."""
     credentials = KeyCredentials(ALICE, "alice")
+    before = credentials.register_extra(cookie=COOKIE, server_key="", at_least_ts=0).ts
     assert credentials.register_extra(cookie=COOKIE, server_key="", at_least_ts=LATE).ts == LATE + 1
-    assert credentials.register_extra(cookie=COOKIE, server_key="", at_least_ts=0).ts == LATE + 2
+    assert before < credentials.register_extra(cookie=COOKIE, server_key="", at_least_ts=0).ts < LATE
+
+
+def test_a_counter_at_its_end_is_not_signed() -> None:
+    credentials = KeyCredentials(ALICE, "alice")
+    assert credentials.register_extra(cookie=COOKIE, server_key="", at_least_ts=COUNTER_END - 2).ts == COUNTER_END - 1
+    with pytest.raises(ValueError, match="at its end"):
+        credentials.register_extra(cookie=COOKIE, server_key="", at_least_ts=COUNTER_END - 1)
 
 
 def test_a_clock_that_runs_backwards_makes_it_no_older(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,20 +14,25 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from msgspec.structs import replace
 
 from p2ptunnel.errors import (
     ConfigError,
     InsecureKeyFileError,
     InvalidSpecError,
     InvalidTagError,
+    KeyKnownError,
+    NameTakenError,
+    NoSuchPeerError,
     PeerKeyChangedError,
     StoreError,
-    UnknownPeerError,
 )
+from p2ptunnel.identity.capability import issue
 from p2ptunnel.identity.keys import Identity
-from p2ptunnel.identity.store import PeerStore, PinnedPeer, Profile
+from p2ptunnel.identity.store import IssuedTicket, PeerStore, PinnedPeer, Profile
 
 LAPTOP, PHONE = (Identity.from_seed(bytes([n]) * 32).public for n in (1, 2))
+OURS = Identity.from_seed(bytes([3]) * 32)
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 
 
@@ -46,6 +51,11 @@ def no_umask() -> Generator[None]:
     before = os.umask(0)
     yield
     os.umask(before)
+
+
+def plain(peer: PinnedPeer | None) -> PinnedPeer | None:
+    """A peer without the moment at which it was pinned."""
+    return None if peer is None else replace(peer, since=0.0)
 
 
 def mode(path: Path) -> int:
@@ -195,9 +205,9 @@ def test_a_peer_is_kept_with_its_key_services_and_host_keys(store: PeerStore, tm
     store.set_ssh_host_keys("home.nas", "ssh", ("ssh-ed25519 AAAAC3", "ssh-rsa AAAAB3"))
     expected = PinnedPeer("home.nas", LAPTOP, ("ssh", "日記"), {"ssh": ("ssh-ed25519 AAAAC3", "ssh-rsa AAAAB3")})
     for known in (store, PeerStore(tmp_path / "peers.toml")):
-        assert known.get("home.nas") == expected
-        assert known.by_key(LAPTOP) == expected
-        assert known.all() == (expected,)
+        assert plain(known.get("home.nas")) == expected
+        assert plain(known.by_key(LAPTOP)) == expected
+        assert known.all() == (known.get("home.nas"),)
     assert mode(tmp_path / "peers.toml") == 0o600
 
 
@@ -209,10 +219,12 @@ def test_a_file_by_hand_is_read(store: PeerStore, tmp_path: Path) -> None:
 def test_adding_again_merges_services_and_another_key_is_refused(store: PeerStore) -> None:
     store.add("laptop", LAPTOP, ("ssh",))
     assert store.add("laptop", LAPTOP, ("web", "ssh")).services == ("ssh", "web")
-    with pytest.raises(PeerKeyChangedError) as error:
+    with pytest.raises(NameTakenError) as error:
         store.add("laptop", PHONE, ("files",))
     assert (error.value.tag, error.value.pinned) == ("laptop", str(LAPTOP))
-    assert store.get("laptop") == PinnedPeer("laptop", LAPTOP, ("ssh", "web"))
+    assert str(error.value) == f"laptop is known with another key, {str(LAPTOP)[:12]}…"
+    assert isinstance(error.value, PeerKeyChangedError)
+    assert plain(store.get("laptop")) == PinnedPeer("laptop", LAPTOP, ("ssh", "web"))
 
 
 def test_services_are_allowed_and_denied(store: PeerStore) -> None:
@@ -222,7 +234,7 @@ def test_services_are_allowed_and_denied(store: PeerStore) -> None:
     store.allow("laptop", "web")
     store.deny("laptop", "ssh")
     store.deny("laptop", "never-allowed")
-    assert store.get("laptop") == PinnedPeer("laptop", LAPTOP, ("web",))
+    assert plain(store.get("laptop")) == PinnedPeer("laptop", LAPTOP, ("web",))
 
 
 def test_host_keys_are_replaced_and_forgotten(store: PeerStore) -> None:
@@ -245,7 +257,7 @@ def test_a_removed_peer_is_unknown(store: PeerStore) -> None:
         lambda: store.deny("laptop", "ssh"),
         lambda: store.set_ssh_host_keys("laptop", "ssh", ()),
     ):
-        with pytest.raises(UnknownPeerError, match="no key is pinned for 'laptop'"):
+        with pytest.raises(NoSuchPeerError, match="no peer is known here as 'laptop'"):
             change()
 
 
@@ -282,6 +294,99 @@ def test_changes_of_several_processes_at_once_are_all_kept(store: PeerStore, tmp
     assert set(peer.services) == {f"service-{number}" for number in range(16)}
 
 
+# --- one key, one name ------------------------------------------------------------------------------------------------
+
+
+def test_a_key_that_is_known_is_not_added_by_another_name(store: PeerStore) -> None:
+    store.add("laptop", LAPTOP, ("ssh",))
+    with pytest.raises(KeyKnownError) as error:
+        store.add("evil", LAPTOP, ("web",))
+    assert str(error.value) == "that key is known here as laptop"
+    assert error.value.hint == "To call it evil: p2ptunnel peers rename laptop evil"
+    assert [peer.tag for peer in store.all()] == ["laptop"]
+
+
+def test_who_pairs_again_keeps_its_name_unless_it_is_given_another(store: PeerStore) -> None:
+    store.add("laptop", LAPTOP, ("ssh",))
+    store.add("phone", PHONE)
+    assert plain(store.pair(LAPTOP, "evil", ("web",))) == PinnedPeer("laptop", LAPTOP, ("ssh", "web"), registered_as="evil")
+    assert store.pair(LAPTOP, "evil", name="work").tag == "work"
+    assert [peer.tag for peer in store.all()] == ["work", "phone"]
+    with pytest.raises(NameTakenError):
+        store.pair(LAPTOP, "evil", name="phone")
+    store.remove("work")
+    assert store.by_key(LAPTOP) is None
+
+
+def test_a_file_with_one_key_under_two_names_is_refused(store: PeerStore, tmp_path: Path) -> None:
+    path = tmp_path / "peers.toml"
+    path.write_text(f'[peers.laptop]\nkey = "{LAPTOP}"\n[peers.evil]\nkey = "{LAPTOP}"\n')
+    with pytest.raises(StoreError) as error:
+        store.all()
+    assert str(error.value) == f"{path}: peers.laptop and peers.evil have the same key"
+    assert error.value.hint == "Delete one of the two: one key, one name."
+
+
+def test_the_tag_to_ask_the_server_for_outlives_another_name_here(store: PeerStore, tmp_path: Path) -> None:
+    store.add("home-nas", LAPTOP)
+    store.rename("home-nas", "nas")
+    store.rename("nas", "box")
+    [box] = PeerStore(tmp_path / "peers.toml").all()
+    assert (box.tag, box.registered_as, box.wanted) == ("box", "home-nas", "home-nas")
+    store.rename("box", "home-nas")
+    assert plain(store.get("home-nas")) == PinnedPeer("home-nas", LAPTOP)
+    assert "registered_as" not in (tmp_path / "peers.toml").read_text()
+    assert store.add("home-nas", LAPTOP, registered_as="new-nas").wanted == "new-nas"
+
+
+def test_who_is_pinned_anew_is_somebody_new_in_every_process(store: PeerStore, tmp_path: Path) -> None:
+    first = store.add("laptop", LAPTOP)
+    assert PeerStore(tmp_path / "peers.toml").get("laptop") == first
+    store.allow("laptop", "ssh")
+    store.rename("laptop", "work")
+    assert store.pair(LAPTOP, "laptop").since == first.since
+    store.remove("work")
+    assert store.add("work", LAPTOP).since > first.since
+
+
+# --- access tickets ---------------------------------------------------------------------------------------------------
+
+
+def test_a_ticket_that_was_made_is_noted_without_what_makes_it_one(store: PeerStore, tmp_path: Path) -> None:
+    made = issue(OURS, ("web",), 2e9, LAPTOP)
+    store.note_issued(issue(OURS, ("old",), 10), now=5)
+    store.note_issued(made, now=20)
+    [noted] = PeerStore(tmp_path / "peers.toml").issued()
+    assert noted == IssuedTicket(made.name, ("web",), 2e9, LAPTOP)
+    assert str(made) not in (tmp_path / "peers.toml").read_text()
+
+
+def test_by_its_name_only_a_ticket_that_was_made_here_is_revoked(store: PeerStore) -> None:
+    made = issue(OURS, ("web",), 2e9)
+    with pytest.raises(ConfigError) as error:
+        store.revoke_ticket(made.name)
+    assert str(error.value) == "no ticket of that name was made here"
+    assert error.value.hint == "`p2ptunnel peers tickets` lists them."
+    assert not store.is_revoked(made.name)
+    store.note_issued(made, now=0)
+    store.revoke_ticket(made.name)
+    store.revoke_ticket(made.name)
+    assert store.is_revoked(made.name)
+
+
+def test_a_ticket_that_a_peer_gave_us_can_be_dropped(store: PeerStore) -> None:
+    kept, dropped = issue(OURS, ("web",), 2e9), issue(OURS, ("ssh",), 2e9)
+    store.add("home-nas", OURS.public)
+    for ticket in (kept, dropped):
+        store.keep_ticket(ticket, now=0)
+    assert store.drop_ticket(dropped.name).tickets == (kept,)
+    assert store.all()[0].tickets == (kept,)
+    with pytest.raises(ConfigError) as error:
+        store.drop_ticket(dropped.name)
+    assert str(error.value) == "no peer has given us a ticket of that name"
+    assert error.value.hint == "`p2ptunnel peers show PEER` lists a peer's."
+
+
 # --- a file that is not as it should be -------------------------------------------------------------------------------
 
 
@@ -296,6 +401,8 @@ def test_changes_of_several_processes_at_once_are_all_kept(store: PeerStore, tmp
         (f'[peers.laptop]\nkey = "{str(LAPTOP)[:-1]}"\n', "in peers.laptop: not a usable public key"),
         (f'[peers.Laptop]\nkey = "{LAPTOP}"\n', "in peers.Laptop: 'Laptop' is not a tag"),
         (f'[peers.laptop]\nkey = "{LAPTOP}"\nservices = [""]\n', "in peers.laptop: cannot read ''"),
+        (f'[peers.laptop]\nkey = "{LAPTOP}"\nregistered_as = "X"\n', "in peers.laptop: 'X' is not a tag"),
+        ('[issued.ab]\nservices = []\nuntil = 2030-01-01T00:00:00Z\nholder = "x"\n', "in issued.ab: not a usable public key"),
     ],
 )
 def test_a_malformed_file_is_named_with_the_place_and_not_touched(
@@ -370,7 +477,7 @@ def test_on_a_full_disk_the_old_file_stays_and_is_used(small_disk: Path) -> None
     with pytest.raises(StoreError, match="No space left on device"):
         store.add("phone", PHONE, tuple(f"{number:0150}" for number in range(40)))
     assert (small_disk / "peers.toml").read_bytes() == before
-    assert store.get("laptop") == PinnedPeer("laptop", LAPTOP, ("ssh",))
+    assert plain(store.get("laptop")) == PinnedPeer("laptop", LAPTOP, ("ssh",))
     assert sorted(child.name for child in small_disk.iterdir()) == [".lock", "filler", "peers.toml"]
 
 

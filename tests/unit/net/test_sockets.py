@@ -20,6 +20,7 @@ from p2ptunnel.net.sockets import (
     set_ttl,
     share_port,
     syn_repeats,
+    unacknowledged_bytes,
     widen_receiving,
 )
 from p2ptunnel.types import Address
@@ -138,3 +139,24 @@ def test_more_may_wait_to_be_read(monkeypatch: pytest.MonkeyPatch, is_linux: boo
         before = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
         widen_receiving(sock, before + 4096)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) > before
+
+
+def test_what_has_not_been_acknowledged_is_counted_until_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as near:
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        near.connect(listener.getsockname())
+        far, _ = listener.accept()
+        with far:
+            assert unacknowledged_bytes(far) == 0
+            far.setblocking(False)
+            written = far.send(b"x" * 2**20)
+            left = unacknowledged_bytes(far)
+            assert left is not None
+            assert 0 < left <= written
+            while written:
+                written -= len(near.recv(written))
+            while unacknowledged_bytes(far):  # the last acknowledgement may come a little later
+                pass
+            assert unacknowledged_bytes(listener) is None  # it has no other end
+            monkeypatch.setattr(sockets, "LINUX", False)
+            assert unacknowledged_bytes(far) is None

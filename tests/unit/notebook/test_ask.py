@@ -21,7 +21,7 @@ PATH = Path(kind="direct", transport="tcp", local=("192.0.2.1", 1), remote=("203
 
 
 def request(service: str = "ssh") -> AccessRequest:
-    return AccessRequest(1, "laptop", CALLER.public, service, PATH)
+    return AccessRequest(1, "laptop", CALLER.public, service, PATH, service)
 
 
 def buttons(box: AskBox, question: int = 0) -> dict[str, Any]:
@@ -111,3 +111,9 @@ def test_nothing_is_left_in_the_kernel() -> None:
         assert len(known) == before
 
     run(scenario())
+
+
+def test_a_cell_that_ends_with_the_box_shows_it() -> None:
+    box = AskBox()
+    shown: Any = box._repr_mimebundle_(include=None, exclude=None)
+    assert shown["application/vnd.jupyter.widget-view+json"]["model_id"] == box.widget.model_id

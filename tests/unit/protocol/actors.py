@@ -99,11 +99,13 @@ def answer_intent(question: str, cands: Sequence[Candidate], identity: Identity 
 # --- the caller's world ---------------------------------------------------------------------------------------------------
 
 
-def asking(*, now: float = 0.0, cookie: str = "cookie", raw: bool = False) -> tuple[CallerAgent, ConnectRequest]:
+def asking(
+    *, now: float = 0.0, cookie: str = "cookie", raw: bool = False, is_punching: bool = True
+) -> tuple[CallerAgent, ConnectRequest]:
     """Return a caller that has asked, and its question."""
     view = LocalView((Candidate("srflx", "tcp", CALLER[0], 50001),), 0.05, can_open_low=True)
     signs = None if raw else signer()
-    agent = CallerAgent("alice", "bob", SERVER, view, random.Random(1), signer=signs, cookie=cookie)
+    agent = CallerAgent("alice", "bob", SERVER, view, random.Random(1), signer=signs, cookie=cookie, is_punching=is_punching)
     agent.start(now)
     return agent, only(ConnectRequest, agent.datagrams_to_send())
 
@@ -139,16 +141,18 @@ def result(
     return encode(PunchResult(mid=11, token=token, code=code, em="", extra=extra if code == 200 else None))
 
 
-def offered(*, now: float = 0.0, raw: bool = False) -> CallerAgent:
+def offered(*, now: float = 0.0, raw: bool = False, is_punching: bool = True) -> CallerAgent:
     """Return a caller that waits for t=11."""
-    agent, question = asking(now=now, raw=raw)
+    agent, question = asking(now=now, raw=raw, is_punching=is_punching)
     agent.receive_datagram(offer(question), SERVER, now)
     return agent
 
 
-def punching(*, now: float = 0.0, raw: bool = False, cands: tuple[Candidate, ...] = ()) -> CallerAgent:
+def punching(
+    *, now: float = 0.0, raw: bool = False, cands: tuple[Candidate, ...] = (), is_punching: bool = True
+) -> CallerAgent:
     """Return a caller that punches; its datagrams and events still wait."""
-    agent = offered(now=now, raw=raw)
+    agent = offered(now=now, raw=raw, is_punching=is_punching)
     agent.receive_datagram(result(agent, cands=cands), SERVER, now)
     return agent
 
@@ -225,9 +229,18 @@ def let_in(_: PunchNotice) -> None:
     """Screen nobody."""
 
 
-def callee_port(*, view: LocalView = VIEW) -> CalleePort:
+def callee_port(*, view: LocalView = VIEW, is_punching: bool = True) -> CalleePort:
     """Return a port that screens nobody and is not registered."""
-    port = CalleePort("bob", SERVER, Credentials("key"), random.Random(2), udp_port=CALLEE[1], screen=let_in, judge=judge())
+    port = CalleePort(
+        "bob",
+        SERVER,
+        Credentials("key"),
+        random.Random(2),
+        udp_port=CALLEE[1],
+        screen=let_in,
+        judge=judge(),
+        is_punching=is_punching,
+    )
     port.view = view
     return port
 

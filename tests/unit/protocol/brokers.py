@@ -26,7 +26,7 @@ from p2ptunnel.wire.messages import (
     encode,
     encode_padded,
 )
-from tests.unit.protocol.actors import CALLEE, CALLER, only
+from tests.unit.protocol.actors import CALLEE, CALLER, only, signer
 
 SECRET = b"a secret of sixteen bytes or more"
 JAR = CookieJar(SECRET)
@@ -78,9 +78,9 @@ def connect(
     cands: tuple[Candidate, ...] = (),
     ltag: Tag = "alice",
 ) -> bytes:
-    """Return a t=4 with the cookie of `host`."""
+    """Return a signed t=4 with the cookie of `host`."""
     shown = JAR.make(host, now) if cookie is None else cookie
-    extra = ConnectRequestExtra(rtag=wanted, v=1, cookie=shown, cands=cands)
+    extra = ConnectRequestExtra(rtag=wanted, v=1, cookie=shown, intent=signer().sign(cands), cands=cands)
     return encode_padded(ConnectRequest(mid=mid, ltag=ltag, extra=extra), COOKIELESS_PAD_BYTES)
 
 

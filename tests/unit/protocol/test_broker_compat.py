@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from p2ptunnel.defaults import COMPAT_REQUESTS_PER_MINUTE, COMPAT_REQUESTS_PER_SECOND, REGISTRATION_TTL
+from p2ptunnel.identity.judge import Judge
 from p2ptunnel.protocol.broker import Broker, PeerLeft, PeerRegistered
 from p2ptunnel.types import Address
 from p2ptunnel.wire.messages import ConnectAnswer, PunchNotice, PunchResult, RegisterAnswer, RegisterExtra, encode
@@ -12,7 +15,7 @@ from p2ptunnel.wire.messages import ConnectRequest as Ask
 from p2ptunnel.wire.messages import ConnectRequestExtra as AskExtra
 from p2ptunnel.wire.messages import Register as Enter
 from tests.unit.protocol.actors import CALLEE, CALLER, STRANGER, only, sent
-from tests.unit.protocol.brokers import broker, connect, register, with_bob, yes
+from tests.unit.protocol.brokers import JAR, SECRET, broker, connect, register, with_bob, yes
 
 ENTER = b'{"t":1,"mid":1,"ltag":"bob"}'
 ASK = b'{"t":4,"mid":4,"ltag":"alice","extra":{"rtag":"bob"}}'
@@ -76,7 +79,7 @@ def test_a_key_takes_a_tag_that_no_key_owns() -> None:
 
 def test_a_huge_counter_in_an_unsigned_registration_locks_nobody_out() -> None:
     server = broker(compat_seed=True)
-    body = b'{"t":1,"mid":1,"ltag":"bob","extra":{"ts":9223372036854775807}}'
+    body = b'{"t":1,"mid":1,"ltag":"bob","extra":{"ts":4611686018427387903}}'
     server.receive_datagram(body, STRANGER, 0.0)
     server.datagrams_to_send()
     server.receive_datagram(register(ts=1), CALLEE, 0.0)
@@ -120,6 +123,38 @@ def test_a_source_gets_a_few_answers_a_minute() -> None:
     assert server.dropped["seed request over its rate"] == 60 - COMPAT_REQUESTS_PER_MINUTE
 
 
+@pytest.mark.parametrize("over_tcp", [False, True])
+def test_a_cookie_buys_no_tags_that_nobody_signs_for(over_tcp: bool) -> None:
+    """H4: with a cookie, one address registered a hundred thousand."""
+    server = broker(compat_seed=True)
+    for n in range(100):
+        body = encode(Enter(mid=n, ltag=f"t{n}", extra=RegisterExtra(cookie=JAR.make(CALLEE[0], 0.0))))
+        if over_tcp:
+            server.receive_line(body, CALLEE, n, 0.0)
+        else:
+            server.receive_datagram(body, CALLEE, 0.0)
+    assert len(server.registered) == COMPAT_REQUESTS_PER_MINUTE
+    codes = [message.code for message in sent(server.datagrams_to_send()) if isinstance(message, RegisterAnswer)]
+    assert set(codes) == (set() if over_tcp else {200, 429})
+
+
+def test_the_addresses_of_one_network_are_one_source() -> None:
+    server = broker(compat_seed=True)
+    served = [ask_from(server, (f"2001:db8:1:1::{n:x}", 1), n / 5, n) for n in range(60)]
+    assert sum(served) == COMPAT_REQUESTS_PER_MINUTE
+
+
+@pytest.mark.parametrize("judge", [Judge(join_token="a-token-of-16-or-more"), Judge(members={"p2p:somebody"})])
+def test_a_server_of_members_serves_no_such_program(judge: Judge) -> None:
+    """H4: nobody can tell whether it is a member."""
+    server = Broker(SECRET, random.Random(3), judge, compat_seed=True)
+    for body in (ENTER, ASK):
+        server.receive_datagram(body, CALLEE, 0.0)
+    server.receive_datagram(encode(Enter(mid=1, ltag="bob", extra=RegisterExtra(cookie=JAR.make(CALLEE[0], 0.0)))), CALLEE, 0.0)
+    assert only(RegisterAnswer, server.datagrams_to_send()).code == 403
+    assert server.registered == ()
+
+
 def test_forged_sources_get_a_few_answers_a_second_and_leave_no_memory() -> None:
     server = broker(compat_seed=True)
     served = sum(ask_from(server, (f"192.0.{n % 250}.{n // 250}", 1), n / 1000, n) for n in range(3000))
@@ -139,6 +174,16 @@ def test_whoever_could_show_a_cookie_must() -> None:
     server, _ = with_bob(compat_seed=True)
     server.receive_datagram(connect(cookie=""), CALLER, 0.0)
     assert only(ConnectAnswer, server.datagrams_to_send()).code == 401
+
+
+def test_such_a_program_is_told_of_a_call_once() -> None:
+    """It has not shown that it receives there: what is repeated would go to a victim."""
+    server = with_seed_bob()
+    server.receive_datagram(connect(), CALLER, 0.0)
+    assert only(PunchNotice, server.datagrams_to_send())
+    while (at := server.next_deadline()) is not None and at < 20:
+        server.handle_timer(at)
+        assert not [datagram for datagram in server.datagrams_to_send() if datagram.destination == CALLEE]
 
 
 def test_a_result_goes_twice_at_most_to_whom_may_not_have_asked() -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
+from msgspec.structs import replace
 
 from p2ptunnel.defaults import (
+    CALLS_BURST_OF_SOURCE,
     CHALLENGES_PER_SECOND,
+    COOKIE_EPOCH,
     COOKIELESS_PAD_BYTES,
     NEW_TAGS_PER_DAY,
     RECALLS_PER_SECOND,
@@ -19,7 +22,7 @@ from p2ptunnel.defaults import (
     TAGS_OF_KEY_MAX,
 )
 from p2ptunnel.identity.judge import Judge, join_proof
-from p2ptunnel.identity.keys import Identity
+from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.registration import KeyCredentials
 from p2ptunnel.protocol.broker import Broker, PeerLeft
 from p2ptunnel.protocol.intent import CallSigner
@@ -30,16 +33,20 @@ from p2ptunnel.wire.messages import (
     ConnectRequest,
     ConnectRequestExtra,
     HeartbeatAnswer,
+    PunchNotice,
+    PunchResult,
     Register,
     RegisterAnswer,
     RegisterExtra,
+    decode,
     encode_padded,
 )
 from tests.unit.protocol.actors import CALLEE, CALLER, STRANGER, only, sent
-from tests.unit.protocol.brokers import JAR, SECRET, broker, connect, heartbeat, leave, register, with_bob
+from tests.unit.protocol.brokers import JAR, SECRET, broker, connect, heartbeat, leave, register, with_bob, yes
 
 ALICE, BOB, MALLORY, SERVER, EVIL = (Identity.from_seed(bytes([n]) * 32) for n in range(1, 6))
 TOKEN = "the-token-of-the-family"
+MEMBERS = frozenset({str(ALICE.public), str(BOB.public)})
 
 
 def code(server: Broker, question: bytes, source: Address, now: float = 0.0) -> int:
@@ -59,9 +66,10 @@ def signed(
     token: str = "",
     previous: Identity | None = None,
     host: str = CALLEE[0],
+    now: float = 0.0,
 ) -> bytes:
     credentials = KeyCredentials(identity, tag, join_token=token, previous=previous)
-    extra = credentials.register_extra(cookie=JAR.make(host, 0.0), server_key=server_key, at_least_ts=0)
+    extra = credentials.register_extra(cookie=JAR.make(host, now), server_key=server_key, at_least_ts=0)
     return encode_padded(Register(mid=1, ltag=tag, extra=extra), COOKIELESS_PAD_BYTES)
 
 
@@ -74,6 +82,23 @@ def test_a_tag_stays_its_keys_after_it_has_left() -> None:
     server.datagrams_to_send()
     assert code(server, register(key="other", ts=9, host=STRANGER[0], now=1.0), STRANGER, 1.0) == 409
     assert code(server, register(ts=2, host=STRANGER[0], now=1.0), STRANGER, 1.0) == 200
+
+
+def test_where_a_machine_pairs_is_its_own_whoever_was_there_first() -> None:
+    """M9: one registration of a stranger kept the owner of a tag from ever pairing."""
+    server = broker()
+    assert code(server, register("nas.pair", key="squatter", host=STRANGER[0]), STRANGER) == 200  # nobody owns nas yet
+    assert code(server, register("nas"), CALLEE) == 200
+    assert code(server, register("nas.pair", key="squatter", ts=2, host=STRANGER[0]), STRANGER) == 409
+    assert code(server, register("nas.pair", key="other", host=STRANGER[0]), STRANGER) == 409
+    assert code(server, register("nas.pair", ts=2), CALLEE) == 200
+    assert server.registrar.online["nas.pair"].key == "key"
+    assert code(server, register("nas.pair", key="squatter", ts=3, host=STRANGER[0]), STRANGER) == 409
+
+
+def test_a_program_of_the_seed_does_not_get_it_either() -> None:
+    server, _ = with_bob(compat_seed=True)
+    assert code(server, b'{"t":1,"mid":1,"ltag":"bob.pair"}', STRANGER) == 409
 
 
 def test_an_old_registration_is_no_good_after_its_peer_has_left() -> None:
@@ -173,17 +198,39 @@ def test_who_does_not_know_the_join_token_is_told_so() -> None:
     assert code(server, signed(token=TOKEN), CALLEE) == 200
 
 
-def test_a_proof_for_another_server_or_of_another_address_is_none() -> None:
-    server = real(Judge(SERVER, join_token=TOKEN))
+def test_a_proof_for_another_server_another_address_or_another_call_is_none() -> None:
     judge = Judge(SERVER, join_token=TOKEN)
-    cookie = JAR.make(CALLEE[0], 0.0)
-    assert judge.is_joined(join_proof(TOKEN, str(SERVER.public), cookie), cookie)
-    assert not judge.is_joined(join_proof(TOKEN, str(EVIL.public), cookie), cookie)
-    assert not judge.is_joined(join_proof(TOKEN, str(SERVER.public), JAR.make(STRANGER[0], 0.0)), cookie)
-    assert not judge.is_joined("", cookie)
-    assert not judge.is_joined("", "")
-    assert TOKEN not in join_proof(TOKEN, str(SERVER.public), cookie)
-    assert server.registered == ()
+    cookie, server_key = JAR.make(CALLEE[0], 0.0), str(SERVER.public)
+    proof = join_proof(TOKEN, server_key, cookie, b"a call")
+
+    def is_joined(join: str, *, cookie: str = cookie, call: str = "a call") -> bool:
+        return judge.is_calling_member(ConnectRequestExtra(rtag="nas", v=1, cookie=cookie, intent=call, join=join))
+
+    assert is_joined(proof)
+    assert not is_joined(proof, call="another call")
+    assert not is_joined(join_proof(TOKEN, str(EVIL.public), cookie, b"a call"))
+    assert not is_joined(join_proof(TOKEN, server_key, JAR.make(STRANGER[0], 0.0), b"a call"))
+    assert not is_joined("")
+    assert not is_joined("", cookie="")
+    assert TOKEN not in proof
+
+
+def test_of_a_members_proof_nobody_else_makes_a_membership() -> None:
+    """H6: who sees a registration on its way, behind the same NAT or in front of it, cannot register its own key with that."""
+    server = real(Judge(SERVER, join_token=TOKEN))
+    harvested = decode(signed(token=TOKEN))
+    own = decode(signed(MALLORY, tag="evil"))
+    assert isinstance(harvested, Register)
+    assert isinstance(own, Register)
+    assert harvested.extra is not None
+    assert own.extra is not None
+    for extra in (
+        replace(own.extra, join=harvested.extra.join),
+        replace(own.extra, join=harvested.extra.join, nonce=harvested.extra.nonce),
+    ):
+        assert code(server, encode_padded(replace(own, extra=extra), COOKIELESS_PAD_BYTES), CALLEE) == 407
+    assert called(server, call(MALLORY, join=harvested.extra.join, cookie=harvested.extra.cookie), CALLEE) == 407
+    assert code(server, encode_padded(harvested, COOKIELESS_PAD_BYTES), CALLEE) == 200
 
 
 def test_only_listed_keys_are_served() -> None:
@@ -201,17 +248,28 @@ class Count:
         return self.last
 
 
-def call(identity: Identity | None, callee: Identity = ALICE, *, join: str = "", cookie: str | None = None) -> bytes:
-    intent = ""
+def call(
+    identity: Identity | None,
+    *,
+    wanted: str = "nas",
+    join: str | None = None,
+    cookie: str | None = None,
+    server: Identity = SERVER,
+    now: float = 0.0,
+) -> bytes:
+    """Return a t=4, signed by `identity`; `join` None proves that it knows the token."""
+    shown = JAR.make(CALLER[0], now) if cookie is None else cookie
+    extra = ConnectRequestExtra(rtag=wanted, v=1, cookie=shown, join=join or "")
     if identity is not None:
-        intent = CallSigner(identity, Count(), random.SystemRandom(), callee=callee.public).sign(())
-    shown = JAR.make(CALLER[0], 0.0) if cookie is None else cookie
-    extra = ConnectRequestExtra(rtag="nas", v=1, cookie=shown, intent=intent, join=join)
+        signer = CallSigner(identity, Count(), random.SystemRandom(), callee=ALICE.public)
+        intent = signer.sign(())
+        proof = join_proof(TOKEN, str(SERVER.public), shown, intent.encode()) if join is None else join
+        extra = replace(extra, intent=intent, sig=signer.vouch(intent, shown, str(server.public)), join=proof)
     return encode_padded(ConnectRequest(mid=random.getrandbits(40), ltag="laptop", extra=extra), COOKIELESS_PAD_BYTES)
 
 
-def called(server: Broker, question: bytes) -> int:
-    server.receive_datagram(question, CALLER, 0.0)
+def called(server: Broker, question: bytes, source: Address = CALLER, now: float = 0.0) -> int:
+    server.receive_datagram(question, source, now)
     return next(message.code for message in _messages(server) if isinstance(message, ConnectAnswer))
 
 
@@ -220,21 +278,87 @@ def _messages(server: Broker) -> list[object]:
 
 
 def test_a_listed_key_may_call_and_no_other() -> None:
-    server = real(Judge(SERVER, members={str(ALICE.public), str(BOB.public)}))
+    server = real(Judge(SERVER, members=MEMBERS))
     assert code(server, signed(ALICE), CALLEE) == 200
     assert called(server, call(None)) == 407
     assert called(server, call(MALLORY)) == 407
-    assert called(server, call(BOB, MALLORY)) == 407  # a call of his to somebody else, caught and sent again
+    assert called(server, call(BOB, server=EVIL)) == 407  # signed for another server
     assert called(server, call(BOB)) == 200
+
+
+def test_a_members_call_is_good_from_its_address_only_and_not_for_long() -> None:
+    """M1: what a member has signed once is no pass, for nobody and for no other tag."""
+    server = real(Judge(SERVER, members=MEMBERS))
+    assert code(server, signed(ALICE), CALLEE) == 200
+    mine = decode(call(BOB))
+    assert isinstance(mine, ConnectRequest)
+    there = replace(mine, extra=replace(mine.extra, cookie=JAR.make(STRANGER[0], 0.0)))
+    assert called(server, encode_padded(there, COOKIELESS_PAD_BYTES), STRANGER) == 407
+    later = 3 * COOKIE_EPOCH
+    assert code(server, signed(ALICE, now=later), CALLEE, later) == 200
+    assert called(server, encode_padded(mine, COOKIELESS_PAD_BYTES), CALLER, later) == 401  # its cookie is too old
+    again = replace(mine, mid=7, extra=replace(mine.extra, cookie=JAR.make(CALLER[0], later)))
+    assert called(server, encode_padded(again, COOKIELESS_PAD_BYTES), CALLER, later) == 407
+
+
+def test_who_is_listed_is_told_that_a_peer_is_offline_and_others_are_told_the_same_of_all() -> None:
+    server = real(Judge(SERVER, members=MEMBERS))
+    assert code(server, signed(ALICE), CALLEE) == 200
+    assert called(server, call(BOB, wanted="not-there")) == 404
+    forged = (
+        call(BOB, server=EVIL),
+        call(BOB, server=EVIL, wanted="not-there"),
+        call(MALLORY),
+        call(MALLORY, wanted="not-there"),
+    )
+    assert [called(server, question) for question in forged] == [407] * 4
+
+
+def test_membership_is_one_signature_to_check_whoever_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """M1: the time of an answer tells no stranger who is online."""
+    server = real(Judge(SERVER, members=MEMBERS))
+    assert code(server, signed(ALICE), CALLEE) == 200
+    checks: list[bytes] = []
+    verify = PublicKey.verify
+
+    def counted(key: PublicKey, signature: bytes, message: bytes) -> bool:
+        checks.append(message)
+        return verify(key, signature, message)
+
+    monkeypatch.setattr(PublicKey, "verify", counted)
+    for question in (call(BOB, server=EVIL), call(BOB, server=EVIL, wanted="not-there"), call(BOB)):
+        called(server, question)
+    assert len(checks) == 3
+
+
+def test_calls_of_one_source_cost_so_many_checks_of_signatures_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = real(Judge(SERVER, members=MEMBERS))
+    checks: list[bytes] = []
+    monkeypatch.setattr(PublicKey, "verify", lambda *_: checks.append(b""))
+    codes = [called(server, call(BOB)) for _ in range(int(CALLS_BURST_OF_SOURCE) + 10)]
+    assert codes.count(429) == 10
+    assert len(checks) == CALLS_BURST_OF_SOURCE
+
+
+def test_a_key_that_is_taken_off_the_list_is_gone_at_its_next_heartbeat_and_is_called_by_nobody_before() -> None:
+    members = set(MEMBERS)
+    server = real(Judge(SERVER, members=members))
+    server.receive_datagram(signed(ALICE), CALLEE, 0.0)
+    registered = only(RegisterAnswer, server.datagrams_to_send()).extra
+    assert registered is not None
+    members.discard(str(ALICE.public))
+    assert called(server, call(BOB)) == 404
+    server.receive_datagram(heartbeat(registered.epoch, tag="nas"), CALLEE, 20.0)
+    assert only(HeartbeatAnswer, server.datagrams_to_send()).code == 407
+    assert server.registered == ()
+    assert PeerLeft("nas", "unlisted") in server.events()
 
 
 def test_a_private_server_tells_strangers_not_even_who_is_online() -> None:
     server = real(Judge(SERVER, join_token=TOKEN))
-    assert called(server, call(None)) == 407  # nobody is there, which a member would be told
-    cookie = JAR.make(CALLER[0], 0.0)
-    proof = join_proof(TOKEN, str(SERVER.public), cookie)
-    assert called(server, call(None, join=proof)) == 404
-    assert called(server, call(None, join=proof, cookie="")) == 401
+    assert called(server, call(BOB, join="")) == 407  # nobody is there, which a member would be told
+    assert called(server, call(BOB)) == 404
+    assert called(server, call(BOB, cookie="")) == 401
 
 
 def test_over_tcp_too_a_member_proves_itself_over_a_cookie() -> None:
@@ -247,13 +371,42 @@ def test_over_tcp_too_a_member_proves_itself_over_a_cookie() -> None:
 # --- rates --------------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_stranger_sends_beyond_its_rate_is_not_even_decoded() -> None:
+def test_what_a_stranger_sends_beyond_its_rate_is_not_answered() -> None:
     server = broker()
     for mid in range(50):
         server.receive_datagram(connect(cookie="", mid=mid), STRANGER, 0.0)
     server.receive_datagram(b"junk", STRANGER, 0.0)
     assert len(server.datagrams_to_send()) == SOURCE_DATAGRAMS_BURST
     assert server.dropped == {"source over its rate": 51 - SOURCE_DATAGRAMS_BURST}
+
+
+def test_what_others_send_in_a_peers_name_keeps_nothing_of_its_own_away() -> None:
+    """H1: 20 forged datagrams a second took any peer off the server."""
+    server, epoch = with_bob()
+    host = CALLEE[0]
+
+    def junk() -> None:
+        for port in range(50):
+            server.receive_datagram(heartbeat(1, mid=port), (host, 50000 + port), 0.0)
+            server.receive_datagram(connect(cookie="AAAAAAAAAAAAAAAAAAAAAA", mid=port), (host, 50000 + port), 0.0)
+            server.receive_datagram(heartbeat(epoch, mid=port), (host, 50000 + port), 0.0)
+        server.datagrams_to_send()
+        assert server.dropped["source over its rate"] > 0
+
+    junk()
+    server.receive_datagram(heartbeat(epoch), CALLEE, 0.0)
+    assert only(HeartbeatAnswer, server.datagrams_to_send()).code == 200
+    server.receive_datagram(connect("nas", host=host), CALLEE, 0.0)
+    assert only(ConnectAnswer, server.datagrams_to_send()).code == 404
+    assert code(server, register(ts=2), (host, 7)) == 200  # its NAT has rebound
+    server.receive_datagram(connect("bob"), CALLER, 0.0)
+    [notice] = [message for message in _messages(server) if isinstance(message, PunchNotice)]
+    junk()
+    server.receive_datagram(yes(notice.mid, notice.extra.token), (host, 7), 0.0)
+    assert only(PunchResult, server.datagrams_to_send()).code == 200
+    server.receive_datagram(yes(notice.mid + 1, notice.extra.token), (host, 7), 0.0)
+    server.receive_datagram(b"junk", CALLEE, 0.0)
+    assert set(server.dropped) == {"source over its rate"}
 
 
 def test_a_registered_peer_and_who_shows_a_cookie_have_no_such_rate() -> None:

@@ -8,6 +8,7 @@ from p2ptunnel.defaults import COOKIE_EPOCH, REGISTRATION_TTL
 from p2ptunnel.protocol import registrar
 from p2ptunnel.protocol.broker import Broker, PeerLeft, PeerRegistered
 from p2ptunnel.types import Address
+from p2ptunnel.wire.intent import COUNTER_END
 from p2ptunnel.wire.messages import (
     HeartbeatAnswer,
     LeaveAnswer,
@@ -191,6 +192,19 @@ def test_a_replayed_registration_changes_nothing(ts: int, source: Address) -> No
     assert server.dropped == {"registration replayed": 1}
     server.receive_datagram(heartbeat(epoch), CALLEE, 0.2)
     assert only(HeartbeatAnswer, server.datagrams_to_send()).code == 200
+
+
+def test_a_high_counter_keeps_its_owner_out_for_no_longer_than_a_cookie_lives() -> None:
+    """H5: what is signed is a cookie, too; once that is too old, no signature is needed to be above another."""
+    server = broker()
+    server.receive_datagram(register(ts=COUNTER_END - 1), CALLEE, 0.0)
+    assert register_answer(server).code == 200
+    cookie_life = 2 * COOKIE_EPOCH
+    for now, code in ((cookie_life, 401), (cookie_life + 1, 200)):
+        server.receive_datagram(register(ts=5, now=now), CALLEE, now)
+        assert register_answer(server).code == code
+    server.receive_datagram(register(ts=5, host=STRANGER[0], now=cookie_life + 1), STRANGER, cookie_life + 1)
+    assert register_answer(server).code == 401  # and from then on that is the highest
 
 
 def test_a_full_server_says_so_to_the_new_and_keeps_the_old(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -319,11 +319,25 @@ def test_a_secret_is_in_no_event() -> None:
 def test_a_port_answers_a_notice_of_its_server() -> None:
     port = callee_port()
     port.receive_datagram(encode(notice()), SERVER, 0.0)
-    assert event(CallAnswered, port.events()) == CallAnswered(TOKEN, CALLER, is_seed_only=False)
+    answered = event(CallAnswered, port.events())
+    assert (answered.token, answered.caller, answered.is_seed_only) == (TOKEN, CALLER, False)
+    assert answered.key == ALICE.public
+    assert len(bytes.fromhex(answered.selector)) == 16
     assert [type(message) for message in sent(port.datagrams_to_send())] == [Opener, PunchAnswer]
     agent = port.agent(TOKEN)
     assert agent is not None
     assert port.agents == (agent,)
+
+
+def test_a_port_that_does_not_punch_answers_its_server_and_sends_the_caller_nothing() -> None:
+    port = callee_port(is_punching=False)
+    port.receive_datagram(encode(notice()), SERVER, 0.0)
+    assert [type(happened) for happened in port.events()] == [CallAnswered]
+    [answer] = port.datagrams_to_send()
+    assert (answer.destination, type(only(PunchAnswer, [answer]))) == (SERVER, PunchAnswer)
+    port.handle_timer(PUNCH_TIMEOUT + 1)
+    assert port.datagrams_to_send() == []
+    assert port.agents == ()
 
 
 def test_a_notice_of_anybody_else_is_dropped() -> None:

@@ -13,7 +13,9 @@ from p2ptunnel.identity.keys import Identity
 from p2ptunnel.protocol.caller import CallerAgent, CallerState
 from p2ptunnel.protocol.intent import Call, CallSigner, CallVerdict
 from p2ptunnel.protocol.punch import (
+    AnswerProved,
     CallFailed,
+    CallOffered,
     ConnectionChosen,
     Dial,
     HoleOpened,
@@ -211,7 +213,7 @@ def test_a_result_of_an_earlier_attempt_is_not_taken_for_ours(code: int) -> None
     agent.receive_datagram(result(agent, token="an earlier one", code=code), SERVER, 0.1)
     agent.receive_datagram(offer(question), SERVER, 0.2)
     assert (agent.state, agent.token) == (State.OFFERED, TOKEN)
-    assert not agent.events()
+    assert agent.events() == [CallOffered(TOKEN)]
     agent.receive_datagram(result(agent), SERVER, 0.3)
     assert agent.state is State.PUNCHING
 
@@ -237,12 +239,30 @@ def test_a_yes_without_an_address_is_none() -> None:
 
 def test_a_yes_begins_everything_at_once() -> None:
     agent = punching(now=1.0, cands=(Candidate("srflx", "tcp", CALLEE[0], 50002),))
-    started, dial = agent.events()
+    offer_, proof, started, dial = agent.events()
+    assert offer_ == CallOffered(TOKEN)
+    assert isinstance(proof, AnswerProved)
+    assert (proof.key, len(bytes.fromhex(proof.selector))) == (BOB.public, 16)
     assert started == PunchStarted(TOKEN, CALLEE)
     assert dial == Dial(TOKEN, ((CALLEE[0], 50002),), low=False, patience=PUNCH_TIMEOUT)
     acknowledged, probe, opened = agent.datagrams_to_send()
     assert [type(message) for message in sent([acknowledged, probe, opened])] == [PunchResultAck, HoleProbe, OpenTcp]
     assert [acknowledged.destination, probe.destination, opened.destination] == [SERVER, CALLEE, CALLEE]
+
+
+def test_the_selector_is_shown_to_nobody() -> None:
+    agent = punching()
+    proof = event(AnswerProved, agent.events())
+    assert proof.selector not in repr(proof)
+    assert set(proof.facts()) == {"key"}
+
+
+def test_who_does_not_punch_learns_who_answers_and_sends_nothing_there() -> None:
+    agent = punching(is_punching=False)
+    assert [type(happened) for happened in agent.events()] == [CallOffered, AnswerProved]
+    assert {datagram.destination for datagram in agent.datagrams_to_send()} == {SERVER}
+    agent.handle_timer(PUNCH_TIMEOUT + 1)
+    assert event(CallFailed, agent.events()).text == "nothing came over the relay"
 
 
 def test_a_callee_of_the_seed_is_asked_one_thing_after_the_other() -> None:
@@ -618,8 +638,9 @@ def test_a_call_whose_counter_is_too_low_is_made_once_more_with_a_higher_one() -
     assert isinstance(acknowledged, PunchResultAck)
     assert isinstance(question, ConnectRequest)
     assert decode_intent(question.extra.intent).ts > 10**6
-    assert (agent.state, agent.events()) == (State.ASKING, [])
+    assert (agent.state, agent.events()) == (State.ASKING, [CallOffered(TOKEN)])
     agent.receive_datagram(offer(question, token="another"), SERVER, 0.2)
+    assert agent.events() == [CallOffered("another")]
     agent.receive_datagram(result(agent, token=TOKEN), SERVER, 0.2)  # of the call before: late, and acknowledged
     assert agent.state is State.OFFERED
     agent.receive_datagram(result(agent, token="another"), SERVER, 0.2)

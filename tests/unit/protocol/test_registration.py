@@ -14,6 +14,7 @@ from p2ptunnel.defaults import (
     RECALL_MIN,
     RECONNECT_CAP,
     RECONNECT_FIRST,
+    RETRY_AFTER_MAX,
     TRANSACTION_TIMEOUT,
 )
 from p2ptunnel.errors import LocalProtocolError
@@ -39,6 +40,7 @@ from p2ptunnel.wire.messages import (
     Observed,
     Register,
     RegisterAnswer,
+    RegisterExtra,
 )
 from tests.unit.protocol.actors import CALLEE, SERVER, STRANGER, event, only, sent, welcome
 
@@ -54,6 +56,18 @@ class Steady:
 
     def getrandbits(self, k: int, /) -> int:
         return 1 << (k - 1)
+
+
+class Asked(Credentials):
+    """Remembers above what it was to sign."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.floors: list[int] = []
+
+    def register_extra(self, *, cookie: str, server_key: str, at_least_ts: int) -> RegisterExtra:
+        self.floors.append(at_least_ts)
+        return super().register_extra(cookie=cookie, server_key=server_key, at_least_ts=at_least_ts)
 
 
 def idle() -> Registration:
@@ -198,6 +212,34 @@ def test_a_refusal_is_told_and_tried_again_much_later(code: int) -> None:
     machine.handle_timer(wait)
     assert machine.state is State.REGISTERING
     assert only(Register, machine.datagrams_to_send())
+
+
+def test_nobody_makes_it_wait_for_long() -> None:
+    """H5: two forged answers kept a peer silent for a day."""
+    machine, request = registering()
+    machine.receive(RegisterAnswer(mid=request.mid, code=429, em="", extra=Observed(retry_after=86_400)), SERVER, 0.0)
+    assert event(RegistrationRefused, machine.events()).retry_after == RETRY_AFTER_MAX
+    assert machine.next_deadline() == RETRY_AFTER_MAX
+    machine.network_changed(1.0)
+    assert machine.next_deadline() == 1.0
+
+
+def test_a_counter_that_an_answer_asks_for_is_signed_once() -> None:
+    """H5: a forged one locked the peer out of its own tag."""
+    credentials = Asked("key")
+    machine = Registration("bob", SERVER, credentials, random.Random(1))
+    machine.start(0.0)
+    request = only(Register, machine.datagrams_to_send())
+    challenge = Observed(cookie="cookie", ts=7)
+    machine.receive(RegisterAnswer(mid=request.mid, code=401, em="", extra=challenge), SERVER, 0.0)
+    machine.receive(welcome(only(Register, machine.datagrams_to_send())), SERVER, 0.0)
+    at = machine.next_deadline()
+    assert at is not None
+    machine.handle_timer(at)
+    beat = only(Heartbeat, machine.datagrams_to_send())
+    machine.receive(HeartbeatAnswer(mid=beat.mid, code=401, em=""), SERVER, at)
+    assert only(Register, machine.datagrams_to_send())
+    assert credentials.floors == [0, 7, 0]
 
 
 def test_a_welcome_without_an_address_is_none() -> None:
@@ -378,8 +420,9 @@ def test_a_changed_network_is_asked_about_at_once() -> None:
     assert len(machine._requester) == 1
 
 
-def test_a_changed_network_ends_waiting() -> None:
-    machine = waiting()
+@pytest.mark.parametrize("state", [State.WAITING, State.REFUSED])
+def test_a_changed_network_ends_waiting(state: RegistrationState) -> None:
+    machine = in_state(state)
     machine.events()
     machine.datagrams_to_send()
     machine.network_changed(5.0)
@@ -388,7 +431,7 @@ def test_a_changed_network_ends_waiting() -> None:
     assert machine.state is State.REGISTERING
 
 
-@pytest.mark.parametrize("state", [State.IDLE, State.REGISTERING, State.REFUSED, State.LEAVING, State.LEFT])
+@pytest.mark.parametrize("state", [State.IDLE, State.REGISTERING, State.LEAVING, State.LEFT])
 def test_a_changed_network_means_nothing_else(state: RegistrationState) -> None:
     machine = in_state(state)
     deadline = machine.next_deadline()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2ptunnel.defaults import TAG_SEEN_EVERY, TAG_UNSEEN_DAYS, TAGS_OF_KEY_MAX
+from p2ptunnel.defaults import COOKIE_EPOCH, TAG_SEEN_EVERY, TAG_UNSEEN_DAYS, TAGS_OF_KEY_MAX
 from p2ptunnel.protocol import tags as module
 from p2ptunnel.protocol.tags import TagBook, TagRecord
 
@@ -55,6 +55,24 @@ def test_time_goes_on_over_a_restart() -> None:
     tags.since_1970 = 1_000_000.0 + 29 * DAY
     assert tags.record("nas", 0.0) is not None
     assert tags.record("nas", 2 * DAY) is None
+
+
+def test_while_no_server_was_there_nobodys_tag_came_nearer_to_being_free() -> None:
+    tags = TagBook()
+    away = 40 * DAY  # of a machine that was off, or of a clock that has jumped
+    tags.load([record(seen_at=1_000_000.0)], away=away)
+    tags.since_1970 = 1_000_000.0 + away + DAY
+    assert tags.record("nas", 0.0) is not None
+    assert tags.changes() == {"nas": record(seen_at=1_000_000.0 + away)}
+    assert tags.record("nas", 30 * DAY) is None
+
+
+def test_the_counter_to_be_above_is_forgotten_with_the_cookies_of_its_time() -> None:
+    tags = TagBook()
+    tags.register(record(), 10.0)
+    assert tags.floor("nas", 10.0 + 2 * COOKIE_EPOCH) == 1
+    assert tags.floor("nas", 11.0 + 2 * COOKIE_EPOCH) == 0
+    assert tags.floor("unknown", 10.0) == 0
 
 
 def test_a_key_has_so_many_tags_and_no_more() -> None:

@@ -13,6 +13,7 @@ from p2ptunnel.server import control, doorman
 from p2ptunnel.server.control import ControlConnections
 from p2ptunnel.types import Address
 from tests.helpers import run
+from tests.unit.server.relayed import until
 from tests.unit.server.wires import Line, line
 
 
@@ -279,5 +280,65 @@ def test_who_reads_in_time_stays(monkeypatch: pytest.MonkeyPatch) -> None:
             assert len(await wire.reader.readexactly(300 * 10_001)) == 300 * 10_001
             await wire.send(b"still here")
             assert await there.received() == b"still here"
+
+    run(main())
+
+
+# --- connections that belong to somebody else from some line on -------------------------------------------------------------
+
+
+def test_a_connection_is_handed_over_with_what_has_come_behind_the_line() -> None:
+    async def main() -> None:
+        async with connection() as (there, wire):
+            await wire.send(b"mine")
+            assert await there.received() == b"mine"
+            wire.writer.write(b"half a line")
+            await until(lambda: there.connections._open[1]._rest != b"")
+            taken = there.connections.take_over(1, b"yours")
+            assert taken is not None
+            sock, rest = taken
+            with sock:
+                assert rest == b"half a line"
+                assert await there.closed.get() == 1
+                loop = asyncio.get_running_loop()
+                await loop.sock_sendall(sock, b"more")
+                assert await wire.reader.readexactly(10) == b"yours\nmore"
+                await wire.send(b"a line no more")
+                assert await loop.sock_recv(sock, 100) == b"a line no more\n"
+            assert there.lines.empty()
+
+    run(main())
+
+
+def test_a_connection_that_takes_no_line_is_not_handed_over() -> None:
+    async def main() -> None:
+        async with connection() as (there, wire):
+            wire.transport.pause_reading()
+            await wire.send(b"mine")
+            assert await there.received() == b"mine"
+            while not there.connections._open[1]._unread:
+                there.connections.send(1, b"x" * DATAGRAM_MAX_BYTES)
+            assert there.connections.take_over(1, b"yours") is None
+            assert await there.closed.get() == 1
+            assert there.connections.take_over(1, b"yours") is None
+            wire.transport.abort()
+
+    run(main())
+
+
+def test_behind_a_last_line_nothing_is_looked_at() -> None:
+    async def main() -> None:
+        async with connection() as (there, wire):
+            await wire.send(b"mine")
+            assert await there.received() == b"mine"
+            there.connections.send(1, b"goodbye", is_last=True)
+            there.connections.send(1, b"goodbye", is_last=True)  # it is over: nothing happens
+            await wire.send(b"x" * 5000)
+            assert await wire.reader.readline() == b"goodbye\n"
+            assert await wire.reader.read() == b""
+            wire.writer.write_eof()
+            assert await there.closed.get() == 1
+            assert there.lines.empty()
+            assert not there.connections.cut_off
 
     run(main())

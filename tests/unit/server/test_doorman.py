@@ -7,6 +7,7 @@ import random
 from p2ptunnel.defaults import (
     CONTROL_DROP_FROM,
     CONTROL_DROP_FULL,
+    CONTROL_JUNK_BURST,
     CONTROL_OF_SOURCE_MAX,
     CONTROL_PENALTY,
     CONTROL_SILENT_OF_SOURCE_MAX,
@@ -112,11 +113,13 @@ def test_the_networks_of_one_site_have_a_limit_together() -> None:
     assert doorman.enter(-1, "2001:db8:2::1", 0.0) == ""
 
 
-def test_a_source_that_begins_with_junk_stays_out_for_a_while() -> None:
+def test_a_source_that_begins_with_junk_again_and_again_stays_out_for_a_while() -> None:
+    """M8: one request of a web page shut the port for everybody behind its NAT."""
     doorman = Doorman(random.Random(1))
-    doorman.enter(1, HOST, 100.0)
-    doorman.punish(1, 100.0)
-    doorman.leave(1)
+    for _ in range(int(CONTROL_JUNK_BURST) + 1):
+        assert doorman.enter(1, HOST, 100.0) == ""
+        doorman.punish(1, 100.0)
+        doorman.leave(1)
     assert doorman.enter(2, HOST, 100.0 + CONTROL_PENALTY - 1) == "penalty"
     assert doorman.enter(3, OTHER, 101.0) == ""
     assert doorman.enter(4, HOST, 100.0 + CONTROL_PENALTY) == ""

@@ -133,6 +133,46 @@ def test_a_tag_outlives_the_server_and_its_peer(tmp_path: Path) -> None:
     run(main())
 
 
+def test_a_tag_that_was_freed_while_the_server_was_down_is_its_new_owners(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """M5: somebody else could take it from them five seconds after the start."""
+    monkeypatch.setattr(keeper, "SNAPSHOT_EVERY", 0.02)
+    path = tmp_path / "s" / "tags"
+
+    async def main() -> None:
+        async with Rendezvous(ANYWHERE, store=SqliteTags(path)) as server, udp(server.address) as wire:
+            assert (await register(wire, "nas", ALICE)).code == 200
+        operator = SqliteTags(path)
+        assert operator.free("nas")
+        operator.close()
+        async with Rendezvous(ANYWHERE, store=SqliteTags(path)) as server, udp(server.address) as wire:
+            assert (await register(wire, "nas", BOB)).code == 200
+            beside = SqliteTags(path)
+            await until(lambda: [record.key for record in beside.records()] == [str(BOB.public)])
+            beside.close()
+            assert server.registered == ("nas",)
+            assert (await register(wire, "nas", ALICE)).code == 409
+
+    run(main())
+
+
+def test_a_clock_that_jumps_while_the_server_is_down_frees_no_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    store: TagStore = Broken()
+
+    async def main() -> None:
+        async with Rendezvous(ANYWHERE, store=store) as server, udp(server.address) as wire:
+            assert (await register(wire, "nas", ALICE)).code == 200
+        left_at = time.time()
+        monkeypatch.setattr(Broken, "load", lambda self: (list(self.saved.values()), left_at))
+        monkeypatch.setattr("time.time", lambda: left_at + 400 * 86_400)
+        async with Rendezvous(ANYWHERE, store=store) as server, udp(server.address) as wire:
+            assert (await register(wire, "nas", BOB)).code == 409
+            assert (await register(wire, "nas", ALICE)).code == 200
+
+    run(main())
+
+
 def test_without_a_store_tags_are_forgotten() -> None:
     async def main() -> None:
         for identity in (ALICE, BOB):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from p2ptunnel.errors import StoreError
+from p2ptunnel.errors import InsecureKeyFileError, StoreError
 from p2ptunnel.protocol.tags import TagRecord
 from p2ptunnel.server.registry import SqliteTags
 
@@ -57,7 +57,7 @@ def test_an_operator_frees_a_tag_beside_a_server_that_runs(store: SqliteTags, pa
     operator = SqliteTags(path)
     assert operator.free("nas")
     assert not operator.free("nas")
-    assert operator.load()[0] == []
+    assert operator.records() == []
     operator.close()
     assert store.save({"nas": NAS, "laptop": LAPTOP}) == {"nas"}  # what the server was about to write of it is out of date
     assert store.load()[0] == [LAPTOP]
@@ -69,6 +69,29 @@ def test_only_its_owner_can_read_it(store: SqliteTags, path: Path) -> None:
     store.save({"nas": NAS})
     assert [stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()] == [0o600] * len(list(path.parent.iterdir()))
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_what_was_freed_while_no_server_ran_is_not_taken_from_its_next_owner(store: SqliteTags, path: Path) -> None:
+    """M5: the server applied it five seconds after its start."""
+    store.save({"nas": NAS})
+    assert store.free("nas")
+    store.close()
+    server = SqliteTags(path)
+    assert server.load()[0] == []
+    assert server.save({"nas": NAS}) == frozenset()
+    assert server.records() == [NAS]
+    server.close()
+
+
+@pytest.mark.parametrize("mode", [0o602, 0o620, 0o604, 0o640])
+def test_a_file_that_others_could_read_or_write_is_refused(store: SqliteTags, path: Path, mode: int) -> None:
+    """L5: who writes it says who owns which tag."""
+    store.save({"nas": NAS})
+    store.close()
+    path.chmod(mode)
+    for use in (store.load, store.records, lambda: store.save({}), lambda: store.free("nas")):
+        with pytest.raises(InsecureKeyFileError, match=r"tags\.sqlite"):
+            use()
 
 
 def test_a_file_that_is_none_is_an_error_with_its_name(store: SqliteTags, path: Path) -> None:

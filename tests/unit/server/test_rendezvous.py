@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -100,6 +101,20 @@ def test_a_name_is_no_address_to_listen_on() -> None:
 def test_peers_cannot_be_sent_to_every_address(host: str) -> None:
     with pytest.raises(ConfigError, match=r"peers cannot be told to ask \S+:7001"):
         Rendezvous(alt_listen=[(host, 7001)])
+
+
+@pytest.mark.parametrize("private", [{"join_token": "a-token-of-16-or-more"}, {"members": frozenset[str]()}])
+def test_a_server_of_members_does_not_serve_programs_that_cannot_show_who_they_are(private: dict[str, Any]) -> None:
+    """H4: with a token and a list of keys, an unsigned t=1 was taken."""
+    with pytest.raises(ConfigError, match="cannot show that it is a member"):
+        Rendezvous(compat_seed=True, **private)
+
+
+@pytest.mark.parametrize("limits", [(0, 16), (-1, 16), (2**30, 0)])
+def test_a_relay_that_may_carry_nothing_is_none(limits: tuple[int, int]) -> None:
+    with pytest.raises(ConfigError, match="a relay that may carry nothing is none") as caught:
+        Rendezvous(LOOPBACK, relay_quota_bytes=limits[0], relay_circuits=limits[1])
+    assert caught.value.hint == "Use relay=False."
 
 
 def test_port_0_is_one_port_for_udp_and_tcp() -> None:
@@ -357,7 +372,7 @@ def test_who_registered_over_tcp_is_called_over_it_and_gone_with_it() -> None:
         async with Rendezvous(LOOPBACK) as server:
             async with line(server.address) as callee, line(server.address) as caller:
                 await register(callee, "alice", ALICE)
-                await caller.send(ConnectRequest(mid=5, ltag="bob", extra=ConnectRequestExtra(rtag="alice", v=1)))
+                await caller.send(ConnectRequest(mid=5, ltag="bob", extra=ConnectRequestExtra(rtag="alice")))
                 answer = await caller.receive(ConnectAnswer)
                 assert answer.code == 200
                 assert answer.extra is not None
@@ -385,7 +400,7 @@ def test_a_call_to_whoever_is_gone_is_answered_with_404(end: Callable[[Line], Aw
             await register(callee, "alice", ALICE)
             await end(callee)
             await until(lambda: server.registered == ())
-            await caller.send(ConnectRequest(mid=5, ltag="bob", extra=ConnectRequestExtra(rtag="alice", v=1)))
+            await caller.send(ConnectRequest(mid=5, ltag="bob", extra=ConnectRequestExtra(rtag="alice")))
             assert (await caller.receive(ConnectAnswer)).code == 404
 
     run(main())

@@ -93,7 +93,6 @@ def test_a_session_that_ended_at_once_can_still_be_closed() -> None:
 
 
 def test_who_takes_back_the_channel_that_carries_the_session_suspends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that is over in the very turn in which its channel was answered aborts what it made."""
     monkeypatch.setattr(live, "SESSION_TICK", 0.02)
 
     async def scenario() -> None:
@@ -105,11 +104,31 @@ def test_who_takes_back_the_channel_that_carries_the_session_suspends_it(monkeyp
             while caller.resumes == 0:
                 await asyncio.sleep(0.001)
             assert caller._endpoint.active is not None
-            Rejoined(caller, caller._endpoint.active).abort("cancelled")
+            caller.withdraw(caller._endpoint.active)
             await asyncio.sleep(0)
             assert caller.state == "suspended"
             with pytest.raises(P2PTunnelError):
                 await asyncio.wait_for(ours.read(), 3)
+
+    run(scenario())
+
+
+def test_who_no_longer_wants_a_channel_does_not_take_it_from_a_session_that_runs_over_it() -> None:
+    """A call is cancelled when the session is settled, which may be because of the very channel that the call has made."""
+
+    async def scenario() -> None:
+        peers = Peers("web")
+        peers.options = SessionOptions(resume_timeout=0.5)
+        async with sessions(peers) as (caller, _):
+            ours, theirs = await peers.stream(caller, "web")
+            await peers.rejoin(caller)
+            while caller.resumes == 0:
+                await asyncio.sleep(0.001)
+            assert caller._endpoint.active is not None
+            Rejoined(caller, caller._endpoint.active).abort("cancelled")
+            assert caller.state == "open"
+            await ours.write(b"on")
+            assert await theirs.read() == b"on"
 
     run(scenario())
 

@@ -15,12 +15,15 @@ from p2ptunnel.errors import (
     ChannelError,
     ChannelLostError,
     RemoteProtocolError,
+    StreamResetError,
 )
+from p2ptunnel.identity.acl import AccessList
+from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.net import tcpinfo
 from p2ptunnel.net.sockets import LINUX
 from p2ptunnel.session.session import Session
 from p2ptunnel.session.stream import SessionStream
-from p2ptunnel.wire.frames import Data, Hello, Window, encode
+from p2ptunnel.wire.frames import Data, Hello, Open, Window, encode
 from tests.helpers import run
 from tests.helpers.paces import hasten
 from tests.helpers.peers import CALLEE, CALLER, Peers, sessions
@@ -237,5 +240,56 @@ def test_what_came_before_a_violation_is_delivered() -> None:
             channel_of(caller).write(encode(Data(ours.stream_id, memoryview(b"true"))) + encode(Window(1, 0)))
             await callee.closed.wait()
             assert await theirs.read() == b"true"
+
+    run(scenario())
+
+
+class Hurried(AccessList):
+    """Lets a peer ask for two streams, and counts for which services it asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+        self.looked_up: list[str] = []
+
+    def may_ask(self, key: PublicKey) -> bool:
+        self.asked += 1
+        return self.asked <= 2
+
+    def may_open(self, key: PublicKey, service: str) -> bool:
+        self.looked_up.append(service)
+        return super().may_open(key, service)
+
+
+def hurried(*services: str) -> tuple[Peers, Hurried]:
+    peers = Peers()
+    peers.access = access = Hurried()
+    access.allow(CALLER.public, *services)
+    return peers, access
+
+
+def test_who_asks_for_streams_too_fast_is_turned_away_before_anything_is_looked_up() -> None:
+    async def scenario() -> None:
+        peers, access = hurried("web")
+        async with sessions(peers) as (caller, _):
+            for service in ("web", "nothing"):
+                caller.open(service)
+            with pytest.raises(StreamResetError, match="streams are opened too fast"):
+                await caller.open("web").read()
+            assert access.looked_up == ["web", "nothing"]
+
+    run(scenario())
+
+
+def test_who_asks_for_one_stream_after_the_other_whatever_it_is_told_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2ptunnel.session.live.OPENS_BURST", 2)
+
+    async def scenario() -> None:
+        peers, access = hurried()
+        async with sessions(peers) as (caller, callee):
+            channel_of(caller).write(b"".join(encode(Open(number, 0, "web")) for number in range(1, 201, 2)))
+            await callee.closed.wait()
+            assert "one stream after the other" in str(callee.error)
+            assert 2 < access.asked < 40
 
     run(scenario())

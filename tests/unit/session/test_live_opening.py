@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from p2ptunnel.defaults import ASK_PATIENCE
 from p2ptunnel.errors import (
     AccessDeniedError,
     ChannelBusyError,
@@ -71,6 +72,24 @@ def test_what_is_not_granted_and_what_does_not_exist_are_one_answer_and_reach_no
                     await unconfirmed.write(b"x")
             assert peers.requests.empty()
             assert caller.streams == 0
+
+    run(scenario())
+
+
+def test_who_is_told_again_and_again_that_somebody_is_asked_is_told_once_and_waits_no_longer_than_it_wants_to() -> None:
+    """Else a callee could keep a caller that gave itself two seconds for ever."""
+
+    async def scenario() -> None:
+        peers = Peers("web")
+        async with sessions(peers) as (caller, _):
+            asked: list[float] = []
+            opening = asyncio.create_task(caller.open_confirmed("web", on_asked=asked.append))
+            request = await peers.requests.get()
+            for _ in range(3):
+                request.wait(65_535)
+            request.accept()
+            await opening
+            assert asked == [ASK_PATIENCE]
 
     run(scenario())
 

@@ -55,7 +55,7 @@ def test_what_was_used_is_refused_the_second_time(given_to_guest: bytes | str) -
     meet(strangers, given_to_guest)
     guest, host = meet(strangers, given_to_guest)
     assert isinstance(guest, PairingError)
-    assert guest.reason == "it was wrong, used or too old"
+    assert guest.reason == "the code or ticket was wrong, used or too old"
     assert isinstance(host, PairingError)
     assert len(strangers.guests) == len(strangers.hosts) == 1
 

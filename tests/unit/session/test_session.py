@@ -25,6 +25,7 @@ from p2ptunnel.identity.tls import callee_context, caller_context, leaf_key, pro
 from p2ptunnel.session import session as session_module
 from p2ptunnel.session.channel import Channel
 from p2ptunnel.session.session import accept_session, connect_session
+from p2ptunnel.transports.tcp import read_preamble
 from p2ptunnel.wire.frames import Accept, GoAway, GoAwayCode, Hello, Open, Ping, encode, preamble
 from tests.helpers import run
 from tests.helpers.peers import CALLEE, CALLER, Peers, Wire, new_pipe, sessions, tcp_pair
@@ -145,6 +146,29 @@ def test_a_caller_that_is_not_admitted_is_refused_and_served_nothing() -> None:
         assert isinstance(callee, AuthenticationError)
         assert str(callee) == "authentication failed: the caller proved no key that is admitted here"
         assert peers.requests.empty()
+
+    run(scenario())
+
+
+def test_on_a_call_of_one_peer_no_other_is_let_in_although_it_is_admitted() -> None:
+    async def scenario() -> None:
+        peers = Peers("web")
+        peers.access.allow(MALLORY.public, "web")
+        client, server = tcp_pair()
+        peers.caller = MALLORY
+        calling = asyncio.ensure_future(peers.connect(client))
+        selector = await read_preamble(server)
+        with pytest.raises(AuthenticationError, match="the caller proved no key that is admitted here"):
+            await accept_session(
+                new_pipe(server),
+                identity=CALLEE,
+                access=peers.access,
+                selector=selector,
+                on_open=peers.on_open,
+                key=CALLER.public,
+            )
+        with pytest.raises(PeerRefusedError):
+            await calling
 
     run(scenario())
 

@@ -365,6 +365,51 @@ def test_nobody_may_connect_from_another_host_than_the_callers() -> None:
     run(main())
 
 
+def test_a_selector_is_good_from_the_host_that_it_was_given_to() -> None:
+    """Two calls are under way, and one of the two hosts has seen the other's conkey."""
+
+    async def main() -> None:
+        async with (
+            lobby() as (server, _, hall),
+            Caller(server.address) as caller,
+            Caller(server.address, host="127.0.0.2") as thief,
+        ):
+            await caller.call(TAG)
+            await thief.call(TAG)
+            reader, writer = await thief.connect(host="127.0.0.2")
+            writer.write(caller.preamble)
+            await ended(reader, writer)
+            [refused] = await hall.told("connection_refused")
+            assert refused.facts["reason"] == "the channel was closed by us: a preamble of no call of ours"
+            assert hall.keys == []
+            _, writer = await caller.connect()
+            writer.write(caller.preamble)
+            (await hall.admitted.get()).abort()
+            writer.transport.abort()
+
+    run(main())
+
+
+def test_selectors_are_compared_in_a_time_that_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+
+    def note(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return False
+
+    async def main() -> None:
+        async with lobby() as (server, _, _), Caller(server.address) as caller:
+            await caller.call(TAG)
+            monkeypatch.setattr(module.hmac, "compare_digest", note)
+            reader, writer = await caller.connect()
+            writer.write(caller.preamble)
+            await ended(reader, writer)
+            conkey = bytes.fromhex(caller.conkey)
+            assert compared == [(conkey, conkey)]
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     ("said", "reason"),
     [

@@ -164,14 +164,14 @@ async def observing(listener: socket.socket, tcp: Tcp) -> AsyncGenerator[None]:
 class Caller:
     """A caller that does one step at a time, so that a test can do the next one wrong."""
 
-    def __init__(self, server: Address, *, v: int = 1) -> None:
+    def __init__(self, server: Address, *, v: int = 1, host: str = "127.0.0.1") -> None:
         self.conkey = ""
         self.callee: Address = ("", 0)
         self._server = server
         self._v = v
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
-        self._socket.bind(LOOPBACK)
+        self._socket.bind((host, 0))
         self._mid = 0
         self._voice: KeyedSender | None = None
 

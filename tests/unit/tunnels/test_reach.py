@@ -32,6 +32,12 @@ def test_a_reach_is_printed_as_it_is_read(text: str) -> None:
     assert parse_service(f"lan=any:{text} 10.9.9.9/32:9") == parse_service(str(parse_service(f"lan=any:{text} 10.9.9.9/32:9")))
 
 
+def test_without_ports_the_form_is_told() -> None:
+    for text in ("", "80", "0.0.0.0/0"):
+        with pytest.raises(InvalidSpecError, match="ports belong together, with a colon between them"):
+            parse_reach(text)
+
+
 def test_short_forms_are_read() -> None:
     assert str(parse_reach("10.0.0.5:*")) == "10.0.0.5/32:1-65535"
     assert str(parse_reach("DB.Internal:5432")) == "db.internal:5432"

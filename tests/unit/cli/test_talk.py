@@ -1,0 +1,36 @@
+"""What a command says of the streams that it carries."""
+
+from __future__ import annotations
+
+from p2ptunnel.cli.output import Output
+from p2ptunnel.cli.talk import tell_visitors
+from p2ptunnel.trace import TraceEvent
+
+
+class Said(Output):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def opened(at: float, peer: str, service: str, served: str) -> TraceEvent:
+    return TraceEvent(at, "serving", "stream_opened", {"peer": peer, "service": service, "served": served})
+
+
+def test_who_uses_what_is_said_once_a_visit() -> None:
+    said = Said()
+    tell = tell_visitors(said)
+    for second in range(300):
+        tell(opened(second, "laptop", f"10.0.0.9:{second}", "lan"))
+    tell(opened(300.0, "laptop", "ssh", "ssh"))
+    tell(opened(301.0, "phone", "ssh", "ssh"))
+    tell(TraceEvent(302.0, "serving", "stream_closed", {"peer": "laptop", "service": "ssh"}))
+    assert said.lines == ["laptop uses lan", "laptop uses ssh", "phone uses ssh"]
+    tell(opened(900.0, "laptop", "ssh", "ssh"))
+    tell(opened(1500.1, "laptop", "ssh", "ssh"))
+    assert said.lines[3:] == ["laptop uses ssh"]

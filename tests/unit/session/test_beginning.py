@@ -1,0 +1,167 @@
+"""Several channels that come up beside each other to one peer: one session, whichever is first, and the others join it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from p2ptunnel.errors import ChannelClosedError, PeerRefusedError
+from p2ptunnel.session.session import Beginning, Session, SessionOptions, accept_session, connect_session
+from tests.helpers import run
+from tests.helpers.lasting import until
+from tests.helpers.peers import Peers, Wire, sessions, tcp_pair
+from tests.helpers.turns import descriptors, settle
+from tests.unit.session.test_standby import Kind, kinds, labelled
+
+
+class Starting(Peers):
+    """Peers of which the caller comes by several ways at once."""
+
+    def __init__(self) -> None:
+        super().__init__("web")
+        self.options = SessionOptions(resume_timeout=60)
+        self.beginning = Beginning()
+
+    async def come(self, kind: Kind, ends: tuple[socket.socket, socket.socket] | None = None) -> Session:
+        """The caller's session, over a channel of a kind."""
+        client, server = ends or tcp_pair()
+        selector = os.urandom(16)
+        accepting = asyncio.create_task(self._accept(server, kind, selector))
+        try:
+            return await connect_session(
+                labelled(client, kind),
+                identity=self.caller,
+                tag="home-nas",
+                peer_key=self.expected,
+                selector=selector,
+                beginning=self.beginning,
+                options=self.options,
+            )
+        finally:
+            await asyncio.gather(accepting, return_exceptions=True)
+
+    async def _accept(self, sock: socket.socket, kind: Kind, selector: bytes) -> None:
+        if kind != "relay":
+            await self.accept(sock)
+            return
+        session = await accept_session(
+            labelled(sock, kind),
+            identity=self.callee,
+            access=self.access,
+            selector=selector,
+            on_open=self.on_open,
+            find=self.find,
+            options=self.options,
+        )
+        if session not in self.accepted:
+            self.accepted.append(session)
+
+    async def close(self) -> None:
+        sessions = [*self.accepted, *([self.beginning.session] if self.beginning.session else [])]
+        await asyncio.gather(*(session.close(grace=0) for session in sessions))
+
+
+@asynccontextmanager
+async def starting() -> AsyncGenerator[Starting]:
+    peers = Starting()
+    try:
+        yield peers
+    finally:
+        await peers.close()
+
+
+async def carries(peers: Starting, session: Session) -> None:
+    ours, theirs = await peers.stream(session, "web")
+    await ours.write(b"both ways")
+    assert await theirs.read() == b"both ways"
+
+
+def test_a_direct_channel_joins_the_session_that_the_relay_began_and_takes_over() -> None:
+    async def main() -> None:
+        async with starting() as peers:
+            first = await peers.come("relay")
+            assert first.relayed.is_set()
+            second = await peers.come("direct")
+            assert first is second
+            assert len(peers.accepted) == 1
+            await until(lambda: first.path.kind == "direct")
+            assert not first.relayed.is_set()
+            assert kinds(first) == ["direct", "relay"]
+            await carries(peers, first)
+
+    run(main())
+
+
+def test_a_channel_that_comes_up_for_a_session_that_has_ended_is_closed() -> None:
+    async def main() -> None:
+        peers = Peers("web")
+        async with sessions(peers) as (caller, _):
+            before = descriptors()
+            caller.abort()
+            with pytest.raises(ChannelClosedError):
+                await peers.rejoin(caller)
+            await settle(before)
+
+    run(main())
+
+
+def test_it_takes_over_as_soon_as_its_round_trip_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "_look_around", lambda _: None)  # what the clock is for
+
+    async def main() -> None:
+        async with starting() as peers:
+            session = await peers.come("relay")
+            await peers.come("direct")
+            await until(lambda: session.path.kind == "direct")
+
+    run(main())
+
+
+def test_the_relay_joins_no_session_that_a_direct_channel_has_begun() -> None:
+    async def main() -> None:
+        async with starting() as peers:
+            session = await peers.come("direct")
+            with pytest.raises(ChannelClosedError, match="another way was faster"):
+                await peers.come("relay")
+            assert len(peers.accepted) == 1
+            assert kinds(session) == ["direct"]
+            await carries(peers, session)
+
+    run(main())
+
+
+@pytest.mark.parametrize("ways", [("direct", "direct"), ("relay", "direct"), ("direct", "lan", "direct")])
+def test_channels_that_come_up_at_the_same_time_make_one_session(ways: tuple[Kind, ...]) -> None:
+    async def main() -> None:
+        async with starting() as peers:
+            came: list[Any] = await asyncio.gather(*(peers.come(way) for way in ways), return_exceptions=True)
+            assert len({id(session) for session in came if isinstance(session, Session)}) == 1
+            assert len(peers.accepted) == 1
+            assert peers.beginning.session is not None
+            await carries(peers, peers.beginning.session)
+
+    run(main())
+
+
+def test_a_channel_that_breaks_in_its_greeting_leaves_the_turn_to_the_next() -> None:
+    async def main() -> None:
+        wire = Wire()
+        async with starting() as peers:
+            async with peers.beginning.turn:  # both are up, and wait to say HELLO
+                broken = asyncio.create_task(peers.come("relay", (wire.client, wire.server)))
+                await until(lambda: len(wire.seen[0]) > 600)
+                whole = asyncio.create_task(peers.come("direct"))
+                wire.is_open.clear()
+                wire.cut()
+            with pytest.raises(PeerRefusedError):
+                await broken
+            await carries(peers, await whole)
+        await wire.close()
+
+    run(main())
