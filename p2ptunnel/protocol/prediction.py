@@ -1,10 +1,10 @@
 """Which ports a sequential NAT will take next, how many of them are tried in which round, and in which order.
 
 Between what was observed and our SYN, others behind the same NAT may have taken ports.  Against a NAT that keeps its port this
-costs a wider window and no more.  Between two sequential NATs it would cost the meeting: our k-th SYN leaves from our k-th port,
-and must be for the very port from which the other side's SYN to that port leaves.  If others have taken i ports on one side and
-j on the other, then SYNs meet of which one aims i + j further than it counts.  So one of the two sides, the caller, aims at every
-second port: its k-th SYN is k - 1 further, and makes up for as many taken ports.
+costs a wider window and no more.  Between two sequential NATs it would cost the meeting: our k-th SYN leaves from our k-th
+port, and must be for the very port from which the other side's SYN to that port leaves.  If others have taken i ports on one
+side and j on the other, then SYNs meet of which one aims i + j further than it counts.  So one of the two sides, the caller,
+aims at every second port: its k-th SYN is k - 1 further, and makes up for as many taken ports.
 
 Rule: values in, values out.
 """

@@ -159,7 +159,7 @@ class SignalReceiver:
             return SignalFault.REPLAYED
         try:
             return _DECODER.decode(plain)
-        except (msgspec.MsgspecError, ValueError):  # ValueError: no UTF-8
+        except (msgspec.MsgspecError, ValueError, RecursionError):  # no UTF-8; members of no interest, hundreds of levels deep
             return SignalFault.UNKNOWN
 
 

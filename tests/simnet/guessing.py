@@ -1,7 +1,7 @@
-"""A round of port prediction or birthday on the network in memory: the machines, the signals and the plan, wired as agents will.
+"""Port prediction and birthdays on the network in memory: the machines, the signals and the plan, wired as agents will.
 
-Two sites look around, tell each other what they saw, choose their plans, go through the phases, and, where the plan says so, begin
-a birthday.  What is not here: introduction, nomination, TLS; a connection counts once both ends of it stand.
+Two sites look around, tell each other what they saw, choose their plans, go through the phases, and, where the plan says so,
+begin a birthday.  What is not here: introduction, nomination, TLS; a connection counts once both ends of it stand.
 """
 
 from __future__ import annotations
