@@ -22,6 +22,7 @@ from p2ptunnel.defaults import (
     BIRTHDAY_PROBES_PER_SECOND,
     BIRTHDAY_RENEWAL,
     BIRTHDAYS_PER_HOUR,
+    SYN_REPEAT,
 )
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.types import Address, Transport
@@ -34,6 +35,7 @@ __all__ = [
     "OpenHoles",
     "SendProbes",
     "Tell",
+    "probe_packets",
     "probe_patience",
     "round_length",
 ]
@@ -137,8 +139,14 @@ class BirthdayGate:
 
 
 def probe_patience(round_trip: float) -> float:
-    """Return for how many seconds a probe waits for an answer: two round trips and a little."""
-    return 2 * round_trip + BIRTHDAY_PROBE_GRACE
+    """Return for how many seconds a probe waits for an answer: two round trips; one, if kernels repeat its SYN meanwhile."""
+    patience = 2 * round_trip + BIRTHDAY_PROBE_GRACE
+    return patience if patience < SYN_REPEAT else max(round_trip, SYN_REPEAT - 2 * BIRTHDAY_PROBE_GRACE) + BIRTHDAY_PROBE_GRACE
+
+
+def probe_packets(round_trip: float, transport: Transport) -> int:
+    """Return how many packets a probe sends that nobody answers: all count, and kernels repeat SYNs."""
+    return 1 + int(probe_patience(round_trip) / SYN_REPEAT) if transport == "tcp" else 1
 
 
 def round_length(round_trip: float) -> float:

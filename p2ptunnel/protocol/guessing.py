@@ -27,7 +27,7 @@ from p2ptunnel.defaults import (
     BIRTHDAY_TICK,
 )
 from p2ptunnel.errors import LocalProtocolError
-from p2ptunnel.protocol.birthday import BirthdayEnded, SendProbes, probe_patience
+from p2ptunnel.protocol.birthday import BirthdayEnded, SendProbes, probe_packets, probe_patience
 from p2ptunnel.protocol.machine import Entropy, MachineBase
 from p2ptunnel.protocol.nat import PORT_FIRST, PORT_LAST
 from p2ptunnel.types import Transport
@@ -79,7 +79,7 @@ TRANSITIONS: Final = {
 
 
 class EasySide(MachineBase):
-    """One round: guesses as long as it is told to, at most 256 probes for one go-ahead and 1024 in all.
+    """One round: guesses as long as it is told to, at most 256 packets for one go-ahead and 1024 in all.
 
     Args:
         host: The hard side's address as observed, of a peer that is authenticated in this attempt (`punch.aim`).
@@ -96,10 +96,12 @@ class EasySide(MachineBase):
         self.state = EasyState.IDLE
         self._host = host
         self._patience = probe_patience(round_trip)
+        self._cost = probe_packets(round_trip, transport)
         self._transport: Final[Transport] = transport
         self._round = round_number
         self._guesses = Guesses(entropy)
-        self._sent = 0
+        self._probes = 0
+        self._left = BIRTHDAY_PROBES  # packets, like the credit
         self._credit = 0
         self._credit_ends = -math.inf
         self._open_until: deque[float] = deque()  # of each probe that may still be answered
@@ -119,7 +121,7 @@ class EasySide(MachineBase):
         """Take a go-ahead that the peer has sealed: it fills the credit up, and adds nothing to one that is full."""
         if go.round != self._round or self.state in {EasyState.IDLE, EasyState.OVER}:
             self._drop("go-ahead of another round")
-        elif self._sent < BIRTHDAY_PROBES:
+        elif self._left >= self._cost:
             self._move(EasyTrigger.GO)
             self._guesses.narrow(go.ports)
             self._credit, self._credit_ends = BIRTHDAY_CREDIT, now + 2 * BIRTHDAY_RENEWAL
@@ -140,14 +142,14 @@ class EasySide(MachineBase):
         """End it: a connection is chosen, or the attempt is over.  Stopping twice is fine."""
         if self.state is not EasyState.OVER:
             self._move(EasyTrigger.END)
-            self._events.append(BirthdayEnded(why, self._sent))
+            self._events.append(BirthdayEnded(why, self._probes))
 
     def handle_timer(self, now: float) -> None:
         """Send the probes that are due, or end."""
         if self.state is EasyState.GUESSING and now >= self._acts_at:
             self._guess(now)
         elif self.state is EasyState.WAITING and now >= self._gives_up_at:
-            self.stop("no go-ahead" if self._sent < BIRTHDAY_PROBES else "every guess was wrong")
+            self.stop("no go-ahead" if self._left >= self._cost else "every guess was wrong")
 
     def next_deadline(self) -> float | None:
         """Return when something is due."""
@@ -160,13 +162,14 @@ class EasySide(MachineBase):
         self._acts_at = max(self._acts_at, now - BIRTHDAY_TICK / 2) + BIRTHDAY_TICK
         count = self._allowance(now)
         if count:
-            self._sent += count
-            self._credit -= count
+            self._probes += count
+            self._left -= count * self._cost
+            self._credit -= count * self._cost
             self._open_until.extend([now + self._patience] * count)
             self._events.append(SendProbes(self._host, self._guesses.draw(count), self._transport, self._patience))
-        if self._sent == BIRTHDAY_PROBES:
+        if self._left < self._cost:
             self._gives_up_at = now + self._patience
-        if self._sent == BIRTHDAY_PROBES or not self._credit or now >= self._credit_ends:
+        if min(self._left, self._credit) < self._cost or now >= self._credit_ends:
             self._move(EasyTrigger.SPENT)
 
     def _allowance(self, now: float) -> int:
@@ -175,7 +178,8 @@ class EasySide(MachineBase):
             self._open_until.popleft()
         if now >= self._credit_ends:
             return 0
-        return min(_PER_TICK, self._credit, BIRTHDAY_PROBES - self._sent, BIRTHDAY_PROBES_OPEN - len(self._open_until))
+        paid = min(self._left, self._credit) // self._cost
+        return min(_PER_TICK, paid, BIRTHDAY_PROBES_OPEN - len(self._open_until))
 
     def _move(self, trigger: EasyTrigger) -> None:
         try:

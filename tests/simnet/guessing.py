@@ -138,7 +138,8 @@ class Site:
     # --- birthday ---------------------------------------------------------------------------------------------------------
 
     def begin_birthday(self, round_number: int) -> None:
-        """Take our part."""
+        """Take our part; what phase 0 has sent is of no use any more."""
+        self.close()
         target, round_trip = self.other.named[0], 2 * (self.host.delay + self.other.host.delay)
         if self.plan.part == "hard":
             ports = [port for _, port in self.seen]

@@ -104,20 +104,40 @@ def test_however_late_timers_come_the_rate_is_kept(late: float) -> None:
         assert len(easy.probes) < 1024
 
 
-@pytest.mark.parametrize("rtt", [0.0, 0.1, 0.4, 1.6])
-def test_at_most_256_probes_wait_for_an_answer(rtt: float) -> None:
+@pytest.mark.parametrize(
+    ("rtt", "patience", "probes"),
+    [
+        (0.0, 0.1, 1024),
+        (0.1, 0.3, 1024),
+        (0.44, 0.98, 1024),
+        (0.45, 0.9, 1024),
+        (0.7, 0.9, 1024),
+        (0.95, 1.05, 512),
+        (1.6, 1.7, 512),
+    ],
+)
+def test_probes_wait_for_an_answer_and_count_as_often_as_kernels_repeat_them(rtt: float, patience: float, probes: int) -> None:
     easy = Easy(rtt=rtt)
     for n in range(60):
         easy.go(NOW + 0.4 * n)
-    assert len(easy.probes) == 1024
-    assert easy.patience == {2 * rtt + 0.1}
-    assert within(easy.probes, 2 * rtt + 0.1) <= 256
+    assert list(easy.patience) == pytest.approx([patience])
+    assert patience > rtt
+    assert len(easy.probes) == probes
+    assert len(easy.probes) * (1 + int(patience)) == 1024
+    assert within(easy.probes, patience - 1e-6) <= 256
+
+
+def test_what_is_repeated_counts_towards_the_credit_too() -> None:
+    easy = Easy(rtt=1.6)
+    easy.go(NOW)
+    easy.run(NOW + 60)
+    assert len(easy.probes) == 128
 
 
 def test_credit_gets_out_of_date_if_no_renewal_comes() -> None:
-    easy = Easy(rtt=1.6)
-    easy.go(NOW)  # 256 wait for 3.3 s: none of the second credit can leave before it is out of date
-    easy.go(NOW + 0.6)
+    easy = Easy(rtt=0.44)
+    easy.go(NOW)  # 256 leave in 0.51 s and wait for 0.98 s each
+    easy.go(NOW + 0.1)  # so that of this one only what it had left is used, before it is out of date
     easy.run(NOW + 60)
     assert len(easy.probes) == 256
     assert easy.side.state is EasyState.OVER
