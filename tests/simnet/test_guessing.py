@@ -1,6 +1,6 @@
 """Port prediction and birthdays, the real machines on the network in memory: how often they connect, what they cost others.
 
-The figures of docs/explanation/nat.md are what it prints with -s and BIRTHDAYS=1000.
+The figures of docs/explanation/nat.md are what it prints with -s and BIRTHDAYS=400.
 """
 
 from __future__ import annotations
