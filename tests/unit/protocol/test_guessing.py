@@ -143,6 +143,13 @@ def test_credit_gets_out_of_date_if_no_renewal_comes() -> None:
     assert easy.side.state is EasyState.OVER
 
 
+def test_a_timer_that_comes_when_the_credit_is_out_of_date_sends_nothing() -> None:
+    easy = Easy(late=1.0)
+    easy.go(NOW)
+    easy.run(NOW + 60)
+    assert len(easy.probes) == 5  # those that left with the go-ahead
+
+
 @pytest.mark.parametrize("number", [0, 2, 999])
 def test_a_go_ahead_of_another_round_does_not_count(number: int) -> None:
     easy = Easy(round_number=1)
