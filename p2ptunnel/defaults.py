@@ -78,7 +78,7 @@ PREDICTED_UNSEALED: Final = 5  # on no better word than unsigned hints
 BIRTHDAY_HOLES: Final = 256  # sockets of the hard side; 1024 guesses then hit one with 98.3 %
 BIRTHDAY_HOLES_FEW: Final = 64  # where there are fewer than BIRTHDAY_DESCRIPTORS: 64 % a round
 BIRTHDAY_DESCRIPTORS: Final = 600  # the limit is 1024 in most places
-BIRTHDAY_HOLES_AT_ONCE: Final = 32  # opened in one tick, 40 us each: they share the times of their repetitions
+BIRTHDAY_HOLES_AT_ONCE: Final = 32  # opened in one tick: 10 ms of other work that waits
 BIRTHDAY_TICK: Final = 0.01
 BIRTHDAY_CREDIT: Final = 256  # packets for one go-ahead
 BIRTHDAY_RENEWAL: Final = 0.4  # between go-aheads: each shows that both routers still work
@@ -90,9 +90,6 @@ BIRTHDAY_BLOCK: Final = 4096  # ports so near to each other lie in one block of 
 BIRTHDAY_SILENCE: Final = 2.0  # without a go-ahead, after which the easy side is done
 BIRTHDAY_PAUSE: Final = 10.0  # between two to one peer
 BIRTHDAYS_PER_HOUR: Final = 6  # on one network
-SYN_REPEAT_LATE: Final = 1.03  # by which a repetition is out that is due after SYN_REPEAT; multiplied alike
-SYN_LOW_BEFORE: Final = 0.01  # how long before a repetition the TTL is low again,
-SYN_LOW_AFTER: Final = 0.012  # and after: what hits in between is answered only a second later
 
 # --- channel and streams ----------------------------------------------------------------------------------------------------
 HANDSHAKE_TIMEOUT: Final = 5.0

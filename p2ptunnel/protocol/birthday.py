@@ -31,7 +31,6 @@ from p2ptunnel.wire.signal import SignalBody
 __all__ = [
     "BirthdayEnded",
     "BirthdayGate",
-    "LowerHoles",
     "OpenHoles",
     "SendProbes",
     "Tell",
@@ -49,19 +48,13 @@ _HOUR: Final = 3600.0
 class OpenHoles(Event, frozen=True):
     """Open `holes`, each from a socket and a port of its own, to `target`; with packets that die on the way, if `low`.
 
-    A TCP socket is like that of a low `Dial`, its TTL is raised again at once; it is dialled once, and not again after an RST.
+    A TCP hole is one SYN of a low `Dial`: the kernel's repetitions die like the first, or one RST after the other would end all
+    holes one second later.  It is dialled once, and not again after an RST.
     """
 
     holes: range
     target: Address
     transport: Transport
-    low: bool
-
-
-class LowerHoles(Event, frozen=True):
-    """Lower the TTL of those of `holes` that still wait, since the kernel is about to repeat their SYNs; or raise it again."""
-
-    holes: range
     low: bool
 
 

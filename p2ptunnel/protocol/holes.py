@@ -1,16 +1,11 @@
 """The hard side of a birthday: many holes to one port of the easy side, and the invitations to guess where they are.
 
-Its SYNs die on the way, or the easy side's router would answer them by RST.  So must the kernel's repetitions, which come after
-whole seconds: the TTL of waiting sockets is lowered again around each of them, and only then, since what hits meanwhile has its
-SYN-ACK die as well, and loses a second.
-
 Rule: whoever holds a `HardSide` tells it what connections do; what it wants done are events.
 """
 
 from __future__ import annotations
 
 import enum
-import heapq
 import math
 from collections.abc import Sequence
 from typing import Final
@@ -22,13 +17,9 @@ from p2ptunnel.defaults import (
     BIRTHDAY_HOLES_FEW,
     BIRTHDAY_RENEWAL,
     BIRTHDAY_TICK,
-    SYN_LOW_AFTER,
-    SYN_LOW_BEFORE,
-    SYN_REPEAT,
-    SYN_REPEAT_LATE,
 )
 from p2ptunnel.errors import LocalProtocolError
-from p2ptunnel.protocol.birthday import BirthdayEnded, LowerHoles, OpenHoles, Tell, round_length
+from p2ptunnel.protocol.birthday import BirthdayEnded, OpenHoles, Tell, round_length
 from p2ptunnel.protocol.machine import MachineBase
 from p2ptunnel.types import Address, Transport
 from p2ptunnel.wire.signal import GO_PORTS_MAX, GoAhead
@@ -68,7 +59,7 @@ TRANSITIONS: Final = {
 
 
 class HardSide(MachineBase):
-    """One round: opens holes, invites guesses as long as they may come, and minds the repetitions of SYNs.
+    """One round: opens holes, and invites guesses as long as they may come.
 
     Args:
         target: The easy side's address, as observed over `transport`.
@@ -97,7 +88,6 @@ class HardSide(MachineBase):
         self._go = GoAhead(round=round_number, ports=tuple(ports)[-GO_PORTS_MAX:])
         self._length = round_length(round_trip)
         self._opened = 0
-        self._turns: list[tuple[float, int, LowerHoles]] = []  # a heap; the number orders what is due at one instant
         self._acts_at = math.inf
         self._ends_at = math.inf
 
@@ -124,13 +114,10 @@ class HardSide(MachineBase):
         """End it: a connection is chosen, or the attempt is over.  Stopping twice is fine."""
         if self.state is not HardState.OVER:
             self._move(HardTrigger.END)
-            self._turns.clear()
             self._events.append(BirthdayEnded(why))
 
     def handle_timer(self, now: float) -> None:
-        """Lower and raise what is due, open the next holes or invite, end."""
-        while self._turns and self._turns[0][0] <= now:
-            self._events.append(heapq.heappop(self._turns)[2])
+        """Open the next holes, or invite, or end."""
         if self.state is not HardState.INVITING:
             return
         if now >= self._ends_at:
@@ -142,30 +129,18 @@ class HardSide(MachineBase):
 
     def next_deadline(self) -> float | None:
         """Return when something is due."""
-        at = self._turns[0][0] if self._turns else math.inf
-        if self.state is HardState.INVITING:
-            at = min(at, self._acts_at, self._ends_at)
-        return at if at < math.inf else None
+        return min(self._acts_at, self._ends_at) if self.state is HardState.INVITING else None
 
     def _open_some(self, now: float) -> None:
-        """Open as many holes as can share the times of their repetitions; over UDP the first one alone, and plain."""
+        """Open as many holes as the loop can spare the time for; over UDP the first one alone, and plain."""
         is_first_udp = self._transport == "udp" and self._opened == 0
         count = 1 if is_first_udp else BIRTHDAY_HOLES_AT_ONCE
         holes = range(self._opened, min(self._opened + count, self._holes))
         self._opened = holes.stop
         self._events.append(OpenHoles(holes, self._target, self._transport, low=not is_first_udp))
-        if self._transport == "tcp":
-            self._plan_turns(holes, now)
         self._acts_at = now + BIRTHDAY_TICK
         if self._opened == self._holes:
             self._invite(now)
-
-    def _plan_turns(self, holes: range, now: float) -> None:
-        """Note when their TTL is to be low, and no longer, around each repetition of their SYNs."""
-        for n in range(1, math.ceil(self._length / SYN_REPEAT) + 1):
-            lowered, raised = n * SYN_REPEAT - SYN_LOW_BEFORE, n * SYN_REPEAT_LATE + SYN_LOW_AFTER
-            heapq.heappush(self._turns, (now + lowered, holes.start, LowerHoles(holes, low=True)))
-            heapq.heappush(self._turns, (now + raised, holes.start, LowerHoles(holes, low=False)))
 
     def _invite(self, now: float) -> None:
         self._acts_at = now + BIRTHDAY_RENEWAL

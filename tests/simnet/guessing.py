@@ -12,7 +12,7 @@ from typing import Final
 from msgspec import Struct
 
 from p2ptunnel.defaults import PHASES, PLAIN_MARGIN
-from p2ptunnel.protocol.birthday import BirthdayEnded, LowerHoles, OpenHoles, SendProbes, Tell
+from p2ptunnel.protocol.birthday import BirthdayEnded, OpenHoles, SendProbes, Tell
 from p2ptunnel.protocol.guessing import EasySide
 from p2ptunnel.protocol.holes import HardSide, hole_count
 from p2ptunnel.protocol.machine import Event
@@ -168,8 +168,6 @@ class Site:
         match event:
             case OpenHoles():
                 self._open(event)
-            case LowerHoles() if self.damage.minds_repetitions:
-                self._set_ttl(event.holes, self.opener_ttl if event.low else TTL)
             case SendProbes():
                 self._probe(event)
             case Tell() if self._invitations < self.damage.invitations:
@@ -184,13 +182,10 @@ class Site:
     def _open(self, event: OpenHoles) -> None:
         for hole in event.holes:
             stack = self._holes[hole] = TcpStack(self.network, self.host, self, port=FIRST_HOLE + hole)
-            stack.connect(event.target, ttl=self.opener_ttl)
-        self._set_ttl(event.holes, TTL)  # the kernel's repetitions go all the way, unless told otherwise
-
-    def _set_ttl(self, holes: range, ttl: int) -> None:
-        for hole in holes:
-            for socket in self._holes[hole].sockets:
-                socket.ttl = ttl
+            socket = stack.connect(event.target, ttl=self.opener_ttl)
+            assert socket is not None
+            if not self.damage.minds_repetitions:
+                socket.ttl = TTL
 
     def _probe(self, event: SendProbes) -> None:
         self.probes += len(event.ports)

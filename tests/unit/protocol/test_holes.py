@@ -1,11 +1,11 @@
-"""The hard side of a birthday: its holes, its go-aheads, and when the TTL of what waits is low."""
+"""The hard side of a birthday: its holes, its go-aheads, its end."""
 
 from __future__ import annotations
 
 import pytest
 
 from p2ptunnel.errors import LocalProtocolError
-from p2ptunnel.protocol.birthday import BirthdayEnded, LowerHoles, OpenHoles, Tell, round_length
+from p2ptunnel.protocol.birthday import BirthdayEnded, OpenHoles, Tell, round_length
 from p2ptunnel.protocol.holes import HardSide, HardState, hole_count
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.wire.signal import GoAhead
@@ -52,7 +52,8 @@ def test_it_invites_every_400_ms_until_all_probes_could_have_come() -> None:
 
 
 def test_a_longer_way_makes_a_longer_round() -> None:
-    assert round_length(0.4) > 1024 / (256 / 0.9)  # probes wait for 0.9 s, 256 of them at any instant
+    assert round_length(0.1) == pytest.approx(1024 / 500 + 0.3 + 0.1 + 0.4)
+    assert round_length(0.4) == pytest.approx(1024 / (256 / 0.9) + 0.9 + 0.4 + 0.4)  # 256 at any instant wait for 0.9 s
 
 
 def test_the_latest_eight_ports_are_shown() -> None:
@@ -60,28 +61,13 @@ def test_the_latest_eight_ports_are_shown() -> None:
     assert next(event.body for _, event in happened if isinstance(event, Tell)) == GoAhead(ports=tuple(range(12, 20)))
 
 
-def test_the_ttl_is_low_around_each_repetition_and_at_no_other_time() -> None:
-    happened = run(started(holes=32), NOW + round_length(RTT))
-    turns = [(at - NOW, event) for at, event in happened if isinstance(event, LowerHoles)]
-    assert [event.low for _, event in turns] == [True, False, True, False]
-    assert [at for at, _ in turns] == pytest.approx([0.99, 1.042, 1.99, 2.072])  # the third would come after the end
-    assert {event.holes for _, event in happened if isinstance(event, LowerHoles)} == {range(32)}
-
-
-def test_holes_that_are_opened_later_have_their_turns_later() -> None:
-    happened = run(started(holes=64), NOW + 1.5)
-    turns = {(event.holes.start, event.low): at - NOW for at, event in happened if isinstance(event, LowerHoles)}
-    assert turns == pytest.approx({(0, True): 0.99, (32, True): 1.0, (0, False): 1.042, (32, False): 1.052})
-
-
-def test_over_udp_the_first_hole_is_plain_and_nothing_is_repeated() -> None:
+def test_over_udp_the_first_hole_is_plain() -> None:
     happened = run(started(transport="udp", holes=40), NOW + 60)
     assert [(event.holes, event.low) for _, event in happened if isinstance(event, OpenHoles)] == [
         (range(1), False),
         (range(1, 33), True),
         (range(33, 40), True),
     ]
-    assert not [event for _, event in happened if isinstance(event, LowerHoles)]
 
 
 def test_while_a_connection_is_tried_nobody_is_invited() -> None:
@@ -98,7 +84,7 @@ def test_when_it_came_to_nothing_the_round_goes_on() -> None:
     side.connection_up()
     side.events()
     side.connection_failed(NOW + 1.0)
-    assert [type(event) for event in side.events() if not isinstance(event, LowerHoles)] == [Tell]
+    assert [type(event) for event in side.events()] == [Tell]
 
 
 def test_when_the_round_is_over_by_then_it_ends() -> None:

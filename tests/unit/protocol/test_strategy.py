@@ -147,6 +147,7 @@ def test_an_open_caller_listens_for_a_callee_that_is_not() -> None:
 def test_to_a_port_that_is_known_everybody_goes() -> None:
     for plan in (*plans(EIM, EIM), *plans(RND, EIM), *plans(OPEN, SEQ), plans(SEQ, EIM)[0]):
         assert plan.targets(NAMED, 3) == NAMED
+        assert plan.targets((*NAMED, ("2001:db8::2", 7)), 0) == (*NAMED, ("2001:db8::2", 7))
 
 
 def test_to_a_sequential_nat_go_five_until_it_has_told_sealed_where_it_stands() -> None:
