@@ -22,6 +22,7 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.utils import CryptographyDeprecationWarning
 
 from p2ptunnel import addresses, config, types
@@ -35,6 +36,7 @@ from p2ptunnel.protocol.broker import Broker
 from p2ptunnel.ssh import knownhosts
 from p2ptunnel.tunnels import spec
 from p2ptunnel.wire import frames, intent, keyed, messages, pairing, stun, ticket, words
+from p2ptunnel.wire.signal import SignalFault, SignalReceiver
 
 __all__ = ["TARGETS", "Target"]
 
@@ -134,6 +136,25 @@ def _sealed() -> tuple[bytes, ...]:
     return tuple(sender.seal(wire) for wire in _WIRE if b'"t":3' in wire or b'"t":-3' in wire)
 
 
+_SIGNALS: Final = _vectors("signals")
+
+
+class _SealedReader:
+    """Opens a signal as it is; and one that says what was given, sealed right."""
+
+    def __init__(self) -> None:
+        self._key = bytes.fromhex(_SIGNALS["caller_seal"])
+        self._aead = ChaCha20Poly1305(self._key)
+
+    def __call__(self, data: bytes, /) -> None:
+        """Read one input in both ways."""
+        SignalReceiver(self._key).open(data.decode("utf-8", "surrogateescape"))
+        box = self._aead.encrypt(bytes(12), data, None)
+        said = SignalReceiver(self._key).open(base64.urlsafe_b64encode(bytes(8) + box).rstrip(b"=").decode())
+        if said in {SignalFault.FORGED, SignalFault.REPLAYED}:
+            raise AssertionError("what was sealed right was not opened")
+
+
 # --- frames -------------------------------------------------------------------------------------------------------------
 
 _FRAME_VECTORS: Final = _vectors("frames")
@@ -212,6 +233,7 @@ TARGETS: Final[dict[str, Target]] = {
     "lines": Target(_lines, tuple(wire + b"\n" for wire in _WIRE), ()),
     "broker": Target(_BrokerReader(), _WIRE, ()),
     "keyed": Target(_keyed, _sealed(), ()),
+    "signals": Target(_SealedReader(), _encoded(v[part] for v in _SIGNALS["signals"] for part in ("plain", "sealed")), ()),
     "intents": Target(
         _texts(intent.decode),
         (base64.urlsafe_b64encode(bytes([1, 1]) + bytes(168)), b"A" * 227),

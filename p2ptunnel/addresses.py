@@ -186,6 +186,11 @@ def probe_refusal(
         return "a broadcast address"
     if address in _METADATA:
         return "a metadata service"
+    return port_refusal(port)
+
+
+def port_refusal(port: int) -> str | None:
+    """Return why no probe may go to a port, whatever the host; None if it may."""
     if not 1024 <= port <= 65535:
         return "a port below 1024" if port < 1024 else "no port"
     return "a port of amplifiers" if port in _AMPLIFIERS else None

@@ -70,6 +70,28 @@ CALLS_MAX: Final = 32  # answered at one time; a peer has few callers, a flood h
 PENDING_CONNECTIONS: Final = 8  # unauthenticated ones on one punched listener
 RAW_STREAMS_WAITING: Final = 32  # of programs without a key, until somebody takes them; anybody can make more
 
+# --- guessing ports -------------------------------------------------------------------------------------------------------
+PREDICTED_TCP: Final = 5  # ports ahead of a sequential NAT's last one; other flows take some in between
+PREDICTED_UDP: Final = 8
+PREDICTED_BUSY: Final = 16  # where its steps were seen to differ
+PREDICTED_MAX: Final = 32  # the window doubles with each round up to this
+PREDICTED_UNSEALED: Final = 5  # on no better word than unsigned hints
+BIRTHDAY_HOLES: Final = 256  # sockets of the hard side; 1024 guesses then hit one with 98.3 %
+BIRTHDAY_HOLES_FEW: Final = 64  # where there are fewer than BIRTHDAY_DESCRIPTORS: 64 % a round
+BIRTHDAY_DESCRIPTORS: Final = 600  # the limit is 1024 in most places
+BIRTHDAY_HOLES_AT_ONCE: Final = 32  # opened in one tick: 10 ms of other work that waits
+BIRTHDAY_TICK: Final = 0.01
+BIRTHDAY_CREDIT: Final = 256  # packets for one go-ahead
+BIRTHDAY_RENEWAL: Final = 0.4  # between go-aheads: each shows that both routers still work
+BIRTHDAY_PROBES: Final = 1024  # packets a round; a probe is one, unless it waits so long that the kernel repeats it
+BIRTHDAY_PROBES_PER_SECOND: Final = 500
+BIRTHDAY_PROBES_OPEN: Final = 256  # sockets of the easy side at any instant
+BIRTHDAY_PROBE_GRACE: Final = 0.1  # for which a probe waits, beyond round trips
+BIRTHDAY_BLOCK: Final = 4096  # ports so near to each other lie in one block of a provider's NAT
+BIRTHDAY_SILENCE: Final = 2.0  # without a go-ahead, after which the easy side is done
+BIRTHDAY_PAUSE: Final = 10.0  # between two to one peer
+BIRTHDAYS_PER_HOUR: Final = 6  # on one network
+
 # --- channel and streams ----------------------------------------------------------------------------------------------------
 HANDSHAKE_TIMEOUT: Final = 5.0
 HANDSHAKE_MAX_BYTES: Final = 16 * 1024  # fed before the handshake is done; measured flights are under 1 KiB

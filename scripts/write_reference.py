@@ -19,7 +19,7 @@ import click
 
 from p2ptunnel import defaults, errors
 from p2ptunnel.cli.main import root
-from p2ptunnel.protocol import callee, caller, pairing, registration
+from p2ptunnel.protocol import callee, caller, guessing, holes, pairing, registration
 
 __all__ = ["PARTS", "outdated", "write"]
 
@@ -46,6 +46,8 @@ def machines() -> Iterator[str]:
         ("Caller, one call", caller.TRANSITIONS),
         ("Callee, one answered call", callee.TRANSITIONS),
         ("Registration", registration.TRANSITIONS),
+        ("Birthday, the hard side", holes.TRANSITIONS),
+        ("Birthday, the easy side", guessing.TRANSITIONS),
         ("Pairing, the host with one guest", pairing.HOST_TRANSITIONS),
         ("Pairing, the guest", pairing.GUEST_TRANSITIONS),
     ):

@@ -15,7 +15,7 @@ from p2ptunnel.net.hops import Hops, opener_ttl
 from p2ptunnel.net.interfaces import local_addresses, source_address
 from p2ptunnel.net.reflexive import Observation, observe_tcp, observe_udp
 from p2ptunnel.net.sockets import ANY_IPV4, can_open_low
-from p2ptunnel.protocol.nat import Mapping, classify, describe
+from p2ptunnel.protocol.nat import Mapping, NatProfile, classify, describe
 from p2ptunnel.trace import Tracer
 from p2ptunnel.traversal.port import take_number
 from p2ptunnel.types import Address, format_address
@@ -124,17 +124,17 @@ async def _ask_tcp(local_port: int, observer: Address, timeout: float) -> Observ
 
 
 def _report(server: Address, local: Address, udp: _Observations, tcp: _Observations, hops: Hops) -> NetReport:
-    udp_mapping, tcp_mapping = _mapping(udp), _mapping(tcp)
-    seen = tcp_mapping.observed or udp_mapping.observed
+    nat = NatProfile(tcp=_mapping(tcp), udp=_mapping(udp))
+    seen = nat.tcp.observed or nat.udp.observed
     rtts = [observation.rtt for observation in (*udp.values(), *tcp.values())]
     report = NetReport(
         server=server,
         local=local,
         rtt=min(rtts, default=None),
         observers=max(len(udp), len(tcp)),
-        udp=_transport(udp_mapping, local),
-        tcp=_transport(tcp_mapping, local),
-        tcp_port_equals_udp=udp[0].address[1] == tcp[0].address[1] if udp and tcp else None,
+        udp=_transport(nat.udp, local),
+        tcp=_transport(nat.tcp, local),
+        tcp_port_equals_udp=nat.tcp_equals_udp,
         behind_nat=None if seen is None else seen[0] not in {*local_addresses(), local[0]},
         opener_ttl=hops.ttl,
         can_open_low=can_open_low(),
@@ -142,7 +142,7 @@ def _report(server: Address, local: Address, udp: _Observations, tcp: _Observati
         descriptors=_descriptors(),
         verdict="",
     )
-    return msgspec.structs.replace(report, verdict=_verdict(report, tcp_mapping))
+    return msgspec.structs.replace(report, verdict=_verdict(report, nat.tcp))
 
 
 def _mapping(seen: _Observations) -> Mapping:
@@ -151,7 +151,7 @@ def _mapping(seen: _Observations) -> Mapping:
 
 
 def _transport(mapping: Mapping, local: Address) -> TransportReport:
-    preserved = None if mapping.observed is None else mapping.observed[1] == local[1]
+    preserved = mapping.is_preserved(local[1])
     return TransportReport(mapping.observed is not None, mapping.observed, describe(mapping.kind), mapping.delta, preserved)
 
 

@@ -10,7 +10,7 @@ import re
 from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from p2ptunnel.defaults import CANDIDATES_MAX, DATAGRAM_MAX_BYTES, DATAGRAM_MAX_DEPTH, MID_MAX
 from p2ptunnel.types import Candidate
@@ -39,6 +39,7 @@ __all__ = [
     "OpenTcpAnswer",
     "OpenTcpExtra",
     "Opener",
+    "PortRow",
     "ProbeExtra",
     "PunchAnswer",
     "PunchAnswerExtra",
@@ -104,17 +105,30 @@ class _Base(_Discreet, frozen=True, kw_only=True, tag_field="t"):
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
+class PortRow(Struct, frozen=True, array_like=True):
+    """`[last, delta, busy]`: a sequential NAT's next ports are `last` + k `delta`; `busy` if others take some in between."""
+
+    last: Port
+    delta: Annotated[int, Meta(ge=-32, le=32)]
+    busy: bool = False
+
+
 class NatHints(_Wire, frozen=True):
     """`extra.nat`: what a side believes of its own NAT; unsigned hints, a lie costs time only (RFC 4787, 5382).
 
     tcp, udp: mapping class `eim`, `adm`, `seq`, `rnd` or `none`.  low: can send a SYN that dies on the way.
-    rtt: round trip to the server in ms.
+    rtt: round trip to the server in ms.  tcp_row, udp_row: where a `seq` stands.  so: its NAT lets a SYN in that meets one
+    of ours.  open: strangers get in.  Null or absent: not known.
     """
 
     tcp: Annotated[str, Meta(max_length=4)] = ""
     udp: Annotated[str, Meta(max_length=4)] = ""
     low: bool = False
     rtt: Annotated[int, Meta(ge=0, le=60_000)] = 0
+    tcp_row: PortRow | None = None
+    udp_row: PortRow | None = None
+    crosses: bool | None = field(default=None, name="so")
+    is_open: bool | None = field(default=None, name="open")
 
 
 Candidates: TypeAlias = Annotated[tuple[Candidate, ...], Meta(max_length=CANDIDATES_MAX)]
@@ -234,7 +248,7 @@ class RelayJoinExtra(_Wire, frozen=True):
 
 
 class SignalExtra(_Wire, frozen=True):
-    """Body of t=12: what one peer of a token tells the other; sealed end to end, at most 1 KiB."""
+    """Body of t=12: what one peer of a token tells the other; sealed end to end (`wire.signal`), at most 1 KiB."""
 
     token: Token
     sealed: Annotated[str, Meta(max_length=1024)]

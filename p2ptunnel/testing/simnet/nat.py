@@ -176,17 +176,17 @@ class Nat:
             self._tcp.forget(flow)
         return flow.outside
 
-    def tcp_in(self, outside: int, remote: Address, segment: Segment) -> bool:
-        """Tell whether `segment` from `remote` comes in; what does not is refused, as `kind.unsolicited` says."""
+    def tcp_in(self, outside: int, remote: Address, segment: Segment) -> int | None:
+        """Return the inside port that `segment` from `remote` comes in to; None refuses it, as `kind.unsolicited` says."""
         flow = self._tcp.inward(outside, remote)
         if flow is None:
-            return False
+            return None
         if segment.kind in (SYN, SYN_ACK):
             if flow.outer != segment.seq and flow.outer is not None and flow.inner is not None:
-                return False  # another SYN than the one whose answer was seen: invalid, and so is all that follows
+                return None  # another SYN than the one whose answer was seen: invalid, and so is all that follows
             flow.outer = segment.seq
         elif segment.kind == RST:
             if segment.ack != flow.inner and segment.seq != flow.outer:
-                return False  # answers a SYN that has been replaced since
+                return None  # answers a SYN that has been replaced since
             self._tcp.forget(flow)
-        return True
+        return flow.port

@@ -34,7 +34,7 @@ def _drop_segment(segment: Segment, source: Address) -> None:
 
 
 class Host:
-    """One machine with one port, on one access link, behind at most one NAT.
+    """One machine with one port, and more for TCP if need be, on one access link, behind at most one NAT.
 
     Attributes:
         address: The outside one; a NAT has it, if there is one.
@@ -44,10 +44,11 @@ class Host:
         routers: How many of them take one from a packet's TTL: a firewall on the host itself does not.
         receive_udp: Gets each datagram with its source.
         receive_tcp: Gets each TCP segment with its source.
+        more_tcp: Gets those for other ports of this host, by port.
         sent: Packets by host they were for, those included that never got there.
     """
 
-    __slots__ = ("address", "delay", "nat", "port", "receive_tcp", "receive_udp", "routers", "sent")
+    __slots__ = ("address", "delay", "more_tcp", "nat", "port", "receive_tcp", "receive_udp", "routers", "sent")
 
     def __init__(self, address: str, port: int, delay: float, nat: Nat | None) -> None:
         """Connect nothing yet: `Network.add` does."""
@@ -58,6 +59,7 @@ class Host:
         self.routers = int(nat is not None and nat.kind.router)
         self.receive_udp: Callable[[bytes, Address], None] = _drop_datagram
         self.receive_tcp: Callable[[Segment, Address], None] = _drop_segment
+        self.more_tcp: dict[int, Callable[[Segment, Address], None]] = {}
         self.sent: Counter[str] = Counter()
 
 
@@ -121,15 +123,18 @@ class Network:
             delay, left = sender.delay + receiver.delay, ttl - sender.routers - 1
             self._carry(delay, self._udp_arrives, receiver, data, (sender.address, port), destination[1], left)
 
-    def send_tcp(self, sender: Host, segment: Segment, destination: Address, *, ttl: int = TTL) -> None:
-        """Send a segment, as `send_udp` does."""
+    def send_tcp(
+        self, sender: Host, segment: Segment, destination: Address, *, ttl: int = TTL, source_port: int | None = None
+    ) -> None:
+        """Send a segment, as `send_udp` does; from another port than the host's own, if one is given."""
         self.packets += 1
         sender.sent[destination[0]] += 1
         if ttl <= sender.routers:
             self.drops["TTL over"] += 1
             return
         nat = sender.nat
-        port = sender.port if nat is None else nat.tcp_out(sender.port, destination, segment, self.clock.now)
+        inside = sender.port if source_port is None else source_port
+        port = inside if nat is None else nat.tcp_out(inside, destination, segment, self.clock.now)
         if port is None:
             self.drops["invalid"] += 1
             return
@@ -184,11 +189,13 @@ class Network:
 
     def _tcp_arrives(self, receiver: Host, segment: Segment, source: Address, port: int, ttl: int) -> None:
         nat = receiver.nat
-        if port == receiver.port if nat is None else nat.tcp_in(port, source, segment):
+        inside = port if nat is None else nat.tcp_in(port, source, segment)
+        receive = receiver.receive_tcp if inside == receiver.port else receiver.more_tcp.get(inside or 0)
+        if receive is not None:
             if ttl <= receiver.routers:  # the router has taken note of it all the same
                 self.drops["TTL over"] += 1
             else:
-                receiver.receive_tcp(segment, source)
+                receive(segment, source)
             return
         self.drops["filtered"] += 1
         if segment.kind != RST and (nat is None or nat.kind.unsolicited != "drop"):

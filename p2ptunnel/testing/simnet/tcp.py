@@ -66,16 +66,20 @@ class TcpStack:
         listening: Whether a SYN that no socket wants makes a new one.
     """
 
-    __slots__ = ("_host", "_network", "_owner", "_sockets", "listening")
+    __slots__ = ("_host", "_network", "_owner", "_port", "_sockets", "listening")
 
-    def __init__(self, network: Network, host: Host, owner: Owner) -> None:
-        """Take what arrives at `host`."""
+    def __init__(self, network: Network, host: Host, owner: Owner, *, port: int | None = None) -> None:
+        """Take what arrives at `host`, or at another `port` of it."""
         self.listening = False
         self._network = network
         self._host = host
         self._owner = owner
         self._sockets: dict[Address, Socket] = {}
-        host.receive_tcp = self._receive
+        self._port = port
+        if port is None:
+            host.receive_tcp = self._receive
+        else:
+            host.more_tcp[port] = self._receive
 
     @property
     def sockets(self) -> tuple[Socket, ...]:
@@ -128,7 +132,7 @@ class TcpStack:
             socket = self._sockets[remote] = Socket(next(self._network.numbers), remote, dialled=False)
             self._answer_syn(socket, segment)
         elif segment.kind != RST:
-            self._network.send_tcp(self._host, Segment(RST, segment.ack, segment.seq), remote)
+            self._put(Segment(RST, segment.ack, segment.seq), remote)
 
     def _on_rst(self, socket: Socket, segment: Segment) -> None:
         if segment.ack == socket.number or (socket.peer and segment.seq == socket.peer):
@@ -146,7 +150,7 @@ class TcpStack:
 
     def _on_wrong_ack(self, socket: Socket, segment: Segment) -> None:
         if socket.state != "established":
-            self._network.send_tcp(self._host, Segment(RST, segment.ack, segment.seq), socket.remote)
+            self._put(Segment(RST, segment.ack, segment.seq), socket.remote)
 
     def _on_syn_ack(self, socket: Socket, segment: Segment) -> None:
         if socket.peer not in (0, segment.seq):
@@ -179,8 +183,11 @@ class TcpStack:
 
     def _send_syn(self, socket: Socket) -> None:
         if socket.state == "syn-sent" and self.is_open(socket):
-            self._network.send_tcp(self._host, Segment(SYN, socket.number), socket.remote, ttl=socket.ttl)
+            self._put(Segment(SYN, socket.number), socket.remote, ttl=socket.ttl)
             self._network.clock.call_later(_REPEAT, self._send_syn, socket)
 
     def _send(self, socket: Socket, segment: Segment) -> None:
-        self._network.send_tcp(self._host, segment, socket.remote)
+        self._put(segment, socket.remote)
+
+    def _put(self, segment: Segment, remote: Address, *, ttl: int = TTL) -> None:
+        self._network.send_tcp(self._host, segment, remote, ttl=ttl, source_port=self._port)

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from p2ptunnel.errors import LocalProtocolError
-from p2ptunnel.protocol import callee, caller, registration
+from p2ptunnel.protocol import callee, caller, guessing, holes, registration
 from p2ptunnel.protocol.callee import CalleeAgent, CalleeState, CalleeTrigger
 from p2ptunnel.protocol.caller import CallerAgent, CallerState, CallerTrigger
+from p2ptunnel.protocol.guessing import EasySide, EasyState, EasyTrigger
+from p2ptunnel.protocol.holes import HardSide, HardState, HardTrigger
 from p2ptunnel.protocol.punch import LocalView
 from p2ptunnel.protocol.registration import Registration, RegistrationState, RegistrationTrigger
 from p2ptunnel.testing.simnet import Credentials
@@ -32,11 +34,21 @@ def a_callee() -> CalleeAgent:
     return CalleeAgent(notice(), CALLER, SERVER, VIEW, random.Random(1), udp_port=40002, signed=None)
 
 
+def a_hard_side() -> HardSide:
+    return HardSide(CALLER, 0.1)
+
+
+def an_easy_side() -> EasySide:
+    return EasySide(CALLER[0], 0.1, random.Random(1))
+
+
 Table = Mapping[tuple[Any, Any], Any]
 MACHINES: list[tuple[Callable[[], Any], Table, type[enum.Enum], type[enum.Enum]]] = [
     (a_registration, registration.TRANSITIONS, RegistrationState, RegistrationTrigger),
     (a_caller, caller.TRANSITIONS, CallerState, CallerTrigger),
     (a_callee, callee.TRANSITIONS, CalleeState, CalleeTrigger),
+    (a_hard_side, holes.TRANSITIONS, HardState, HardTrigger),
+    (an_easy_side, guessing.TRANSITIONS, EasyState, EasyTrigger),
 ]
 PAIRS = [
     pytest.param(make, table, state, trigger, id=f"{states.__name__}-{state.name}-{trigger.name}")
