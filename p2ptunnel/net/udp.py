@@ -50,6 +50,7 @@ class UdpSocket:
         remote: Address | None = None,
         shared: bool = True,
         opener_ttl: int = OPENER_TTL_UNKNOWN,
+        on_refused: Callable[[], None] | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         """Bind `local`: a numeric host, and port 0 for a free one.
@@ -59,6 +60,7 @@ class UdpSocket:
             remote: The only one to exchange datagrams with; other sockets on the port no longer get what it sends.
             shared: False where nobody else may have the port: a server's.
             opener_ttl: TTL of openers.
+            on_refused: Called by `send` and `receive` when ICMP has said that nobody listens at `remote`.
             tracer: Told of what the system refuses.
 
         Raises:
@@ -67,6 +69,7 @@ class UdpSocket:
         """
         self.opener_ttl = opener_ttl
         self.sent = self.send_failures = self.received = 0
+        self._on_refused: Final = on_refused
         self._trace: Final = tracer or Tracer()
         self._socket: Final = _bound_socket(local, remote, shared=shared)
         self._ttl: Final = get_ttl(self._socket)
@@ -89,6 +92,7 @@ class UdpSocket:
         except OSError as error:  # EPERM of a local firewall, ENETUNREACH, a full buffer: the machine will repeat itself
             self.send_failures += 1
             self._trace("net", "send_failed", destination=format_address(destination), reason=str(error))
+            self._note_refusal(error)  # of the datagram before
             return False
         self.sent += 1
         if self._trace.is_active:
@@ -120,12 +124,17 @@ class UdpSocket:
                 return
             except OSError as error:  # an ICMP error, on systems that report it here: it took one place in the queue
                 self._trace("net", "receive_failed", reason=str(error))
+                self._note_refusal(error)
                 continue
             self.received += 1
             if self._trace.is_active:
                 peer = format_address((source[0], source[1]))
                 self._trace("wire", "received", t=message_number(data), peer=peer, bytes=len(data))
             yield data, (source[0], source[1])
+
+    def _note_refusal(self, error: OSError) -> None:
+        if isinstance(error, ConnectionRefusedError) and self._on_refused is not None:
+            self._on_refused()
 
     def close(self) -> None:
         """Close the socket; whoever watches it has stopped before.  Closing twice is fine."""
