@@ -19,7 +19,7 @@ import click
 
 from p2ptunnel import defaults, errors
 from p2ptunnel.cli.main import root
-from p2ptunnel.protocol import callee, caller, pairing, registration
+from p2ptunnel.protocol import callee, caller, pairing, portmap, registration
 
 __all__ = ["PARTS", "outdated", "write"]
 
@@ -48,6 +48,7 @@ def machines() -> Iterator[str]:
         ("Registration", registration.TRANSITIONS),
         ("Pairing, the host with one guest", pairing.HOST_TRANSITIONS),
         ("Pairing, the guest", pairing.GUEST_TRANSITIONS),
+        ("Port mapping by PCP and NAT-PMP", portmap.TRANSITIONS),
     ):
         yield f"## {title}\n\n{_transitions(table.items())}"
 

@@ -250,8 +250,8 @@ class PortMapClient(MachineBase):
 
     def _on_natpmp(self, answer: natpmp.MapAnswer, now: float) -> None:
         wish = self._wishes.get(answer.transport)
-        if self.state in _PCP and answer.code == natpmp.UNSUPPORTED_VERSION:
-            self._leave_pcp(PortMapTrigger.OLDER, natpmp.reason_of(answer.code), now)
+        if answer.code == natpmp.UNSUPPORTED_VERSION:
+            self._on_older(now)
         elif wish is None or (answer.port != self._local[1] and not answer.code):
             self._drop("not our port")
         elif self.state is PortMapState.CLOSING and self._by == "NAT-PMP":
@@ -266,6 +266,13 @@ class PortMapClient(MachineBase):
                 self._refuse(wish, answer.code, natpmp.reason_of(answer.code), now)
             else:
                 self._map(wish, (self._outside, answer.external_port), answer.lifetime, now)
+
+    def _on_older(self, now: float) -> None:
+        """Take that it does not speak PCP; it says so of each port, and only the first time is news."""
+        if self.state in _PCP:
+            self._leave_pcp(PortMapTrigger.OLDER, natpmp.reason_of(natpmp.UNSUPPORTED_VERSION), now)
+        else:
+            self._drop("unasked")
 
     def _on_address(self, answer: natpmp.AddressAnswer, now: float) -> None:
         if self.state not in _NATPMP:
