@@ -20,7 +20,7 @@ from typing import Final, Self
 from p2ptunnel.defaults import OPENER_TTL_UNKNOWN
 from p2ptunnel.errors import BindError, InvalidAddressError
 from p2ptunnel.net.filter import attach_filter
-from p2ptunnel.net.sockets import family_of, forbid_fragments, get_ttl, is_sendable, set_ttl, share_port
+from p2ptunnel.net.sockets import family_of, forbid_fragments, get_ttl, is_sendable, set_ttl, share_port, socket_address
 from p2ptunnel.net.watch import Watch
 from p2ptunnel.protocol.machine import Event, Machine
 from p2ptunnel.trace import Tracer
@@ -105,11 +105,11 @@ class UdpSocket:
         if not is_sendable(destination, self._socket.family):
             raise OSError(errno.EDESTADDRREQ, os.strerror(errno.EDESTADDRREQ))
         if ttl == self._ttl:
-            self._socket.sendto(data, destination)
+            self._socket.sendto(data, socket_address(destination))
             return
         set_ttl(self._socket, ttl)
         try:
-            self._socket.sendto(data, destination)
+            self._socket.sendto(data, socket_address(destination))
         finally:
             set_ttl(self._socket, self._ttl)
 
@@ -160,7 +160,7 @@ def _bound_socket(local: Address, remote: Address | None, *, shared: bool) -> so
             share_port(sock)  # port 0 before it was bound: the kernel may give a port that is shared already (163 of 3000)
         forbid_fragments(sock)
         if remote is not None:
-            sock.connect(remote)
+            sock.connect(socket_address(remote))
     except OSError as error:
         sock.close()
         raise BindError(format_address(local), error.strerror or str(error)) from error

@@ -221,7 +221,7 @@ class PortMapClient(MachineBase):
             self._drop("no announcement")
         elif self.state is PortMapState.NOBODY:
             self._rest_all(now + self._entropy.random() * PORTMAP_NEWS_SPREAD)
-        elif self._has_restarted(data[0], answer.epoch, now) or self._has_moved(answer):
+        elif self._is_news(data[0], answer, now):
             self._ask_all_again(now, self._entropy.random() * PORTMAP_NEWS_SPREAD)
 
     def _read(self, data: bytes) -> pcp.Answer | natpmp.Answer | None:
@@ -374,9 +374,11 @@ class PortMapClient(MachineBase):
     def _has_restarted(self, version: int, epoch: int, now: float) -> bool:
         return self._epochs.setdefault(version, EpochWatch()).take(epoch, now)
 
-    def _has_moved(self, answer: pcp.Announcement | natpmp.AddressAnswer) -> bool:
-        is_other = isinstance(answer, natpmp.AddressAnswer) and answer.host != self._outside
-        return is_other and self.state is PortMapState.BY_NATPMP
+    def _is_news(self, version: int, answer: pcp.Announcement | natpmp.AddressAnswer, now: float) -> bool:
+        """Tell whether it is new that the router has begun, or has another address; they repeat it ten times."""
+        is_first = version not in self._epochs  # we know it by the other protocol only
+        is_elsewhere = isinstance(answer, natpmp.AddressAnswer) and self._outside not in ("", answer.host)
+        return self._has_restarted(version, answer.epoch, now) or is_first or is_elsewhere
 
     def _ask_all_again(self, now: float, wait: float, but: _Wish | None = None) -> None:
         for wish in self._wishes.values():

@@ -41,6 +41,8 @@ table inet miniupnpd {
 }
 """
 
+_FORGET = "".join(f"flush chain inet miniupnpd {chain}\n" for chain in ("miniupnpd", "prerouting_miniupnpd"))
+
 _SETTINGS = {
     "ext_ifname": "wan",
     "listening_ip": "lan",
@@ -84,14 +86,14 @@ def home(lab: Lab, kind: str = "pr", hosts: int = 1, wan_address: str = WAN) -> 
 
 
 class Miniupnpd:
-    """The daemon on a site's router, from `start` to `stop`; starting again is a reboot that the kernel's rules survive."""
+    """The daemon on a site's router, from `start` to `stop`."""
 
-    def __init__(self, site: Site, directory: Path, **settings: str) -> None:
+    def __init__(self, site: Site, directory: Path, *, allowed: str = "1024-65535", **settings: str) -> None:
         self._site = site
         self._file = directory / "miniupnpd.conf"
         self._pid = directory / "miniupnpd.pid"
         lines = [f"{name}={value}" for name, value in (_SETTINGS | settings).items()]
-        lines += [f"allow 1024-65535 {site.lan} 1024-65535", "deny 0-65535 0.0.0.0/0 0-65535"]
+        lines += [f"allow {allowed} {site.lan} {allowed}", "deny 0-65535 0.0.0.0/0 0-65535"]
         self._file.write_text("\n".join([*lines, ""]), encoding="ascii")
         self._awaited = {
             line
@@ -124,8 +126,8 @@ class Miniupnpd:
             lines.put(line)
 
     def stop(self) -> None:
-        """Stop it; its mappings go with it, as when a router is switched off."""
-        self._program.terminate()
+        """Stop it as a power cut does; what it has put into the kernel stays."""
+        self._program.kill()
         self._program.wait(_PATIENCE)
         self._reader.join(_PATIENCE)
         assert self._program.stderr is not None
@@ -139,6 +141,10 @@ class Miniupnpd:
             yield self
         finally:
             self.stop()
+
+    def forget(self) -> None:
+        """Take all that it has put into the kernel, as a reboot does."""
+        self._site.router.nft(_FORGET)
 
     def rules(self) -> str:
         """What it has put into the kernel."""

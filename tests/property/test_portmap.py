@@ -135,7 +135,7 @@ def test_an_honest_router_that_answers_in_the_end_keeps_nothing_after_closing(st
     siege.is_answered = True
     siege.client.start(siege.now)
     siege.settle()
-    assert siege.router.mappings == {("tcp", 40123): 40123, ("udp", 40123): 40123}
+    assert set(siege.router.mappings) == {("tcp", 40123), ("udp", 40123)}
     siege.client.close(siege.now)
     siege.settle()
     assert siege.router.mappings == {}
