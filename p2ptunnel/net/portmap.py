@@ -157,12 +157,14 @@ class PortMapper:
             self._asking.take_back_now()
             self._asking.close()
             self._asking = None
-        self._unmap_all("the network has changed")
+        self._unmap(filter(self.mapped, self._transports), "the network has changed")
 
     def _start_igd(self, gateway: Gateway) -> None:
-        client = IgdClient(
-            gateway, self._local[1], self._transports, lambda e: self._take_igd(client, e), self._entropy, self._trace
-        )
+        def take(event: PortMapEvent) -> None:
+            if client is self._igd:  # else it is the end of a question that nobody waits for any more
+                self._note(event)
+
+        client = IgdClient(gateway, self._local[1], self._transports, take, self._entropy, self._trace)
         self._igd = client
         self._igd_task = asyncio.create_task(client.run(), name="p2ptunnel-igd")
         self._tasks.add(self._igd_task)
@@ -183,10 +185,6 @@ class PortMapper:
                 self._stop_igd()
             self._note(event)
 
-    def _take_igd(self, client: IgdClient, event: PortMapEvent) -> None:
-        if client is self._igd:  # else it is the end of a question that nobody waits for any more
-            self._note(event)
-
     def _on_nobody(self, reason: str) -> None:
         if self._gateway is None or ":" in self._gateway.host:
             self._unmap_all(f"PCP: {reason}")
@@ -196,7 +194,10 @@ class PortMapper:
             self._igd.refresh()
 
     def _unmap_all(self, reason: str) -> None:
-        for transport in self._transports:
+        self._unmap(self._transports, reason)
+
+    def _unmap(self, transports: Iterable[Transport], reason: str) -> None:
+        for transport in tuple(transports):
             self._note(PortUnmapped(transport=transport, reason=reason))
 
     def _note(self, event: PortMapEvent) -> None:

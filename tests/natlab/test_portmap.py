@@ -11,11 +11,12 @@ from typing import TypeVar
 
 import pytest
 
+from p2ptunnel.net.announcements import Announcements
 from p2ptunnel.net.portmap import PortMapper
 from p2ptunnel.protocol.portmapping import PortMapEvent, PortMapped, PortMapping, PortRefused, PortUnmapped, double_nat
 from p2ptunnel.testing.natlab import Host, Lab, Site
 from p2ptunnel.trace import TraceEvent, Tracer
-from p2ptunnel.types import Transport
+from p2ptunnel.types import Address, Transport
 from tests.helpers import run
 from tests.natlab.miniupnpd import WAN, Miniupnpd, home, require
 
@@ -378,3 +379,27 @@ def test_the_firewall_of_ipv6_is_opened_and_closed(natlab: Lab, tmp_path: Path, 
 
     with serving(site, "PCP", tmp_path):
         at(site.host, body)
+
+
+def test_every_program_of_a_machine_hears_them(natlab: Lab) -> None:
+    site = natlab.site("pr")
+
+    async def main() -> list[tuple[bytes, str]]:
+        heard: list[tuple[bytes, str]] = []
+        both = asyncio.Event()
+
+        def hear(data: bytes, source: Address) -> None:
+            heard.append((data, source[0]))
+            if len(heard) == 2:
+                both.set()
+
+        listeners = [Announcements(site.host.ip, hear, Tracer()) for _ in range(2)]
+        with site.router.socket(type=socket.SOCK_DGRAM) as router:
+            router.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(str(site.lan[1])))
+            router.sendto(b"news", ("224.0.0.1", 5350))
+            await both.wait()
+        for listener in (*listeners, *listeners):
+            listener.close()
+        return heard
+
+    assert site.host.thread(lambda: run(main())).result(20) == [(b"news", str(site.lan[1]))] * 2

@@ -576,3 +576,15 @@ def test_no_nonce_is_shown() -> None:
     shown = f"{network.client!r} {network.take()!r} {network.client.datagrams_to_send()!r}"
     assert nonce.hex() not in shown
     assert repr(nonce) not in shown
+
+
+def test_news_by_a_protocol_that_it_was_not_asked_by_are_news_once() -> None:
+    network = Network(FakeRouter(speaks=NATPMP_ONLY)).start()
+    network.take()
+    network.pass_by(100)
+    network.router.reboot(network.now)
+    for _ in range(10):
+        network.client.receive_announcement(network.router.announcement(2, network.now), ROUTER, network.now)
+        network.pass_by(PORTMAP_NEWS_SPREAD + PORTMAP_PAUSE)
+    assert network.router.mappings == BOTH
+    assert len(network.mappings()) == 2
