@@ -226,8 +226,8 @@ class _Asking:
         self._machine = PortMapClient(router, gateway.local, port, entropy, transports=transports)
         self._on_event = on_event
         self._returned = asyncio.Event()
-        udp = UdpSocket((gateway.local, 0), remote=router, shared=False, on_refused=self._find_shut, tracer=tracer)
-        self._driver = UdpDriver(self._machine, udp, self._take)
+        self._udp = UdpSocket((gateway.local, 0), remote=router, shared=False, on_refused=self._find_shut, tracer=tracer)
+        self._driver = UdpDriver(self._machine, self._udp, self._take)
         self._driver.start()
         self._news = Announcements(gateway.local, self._hear, tracer)
 
@@ -237,6 +237,8 @@ class _Asking:
 
     def take_back_now(self) -> None:
         self._machine.close(time.monotonic())
+        for datagram in self._machine.datagrams_to_send():  # now: the driver may be at work, and closed before it comes to it
+            self._udp.send(datagram.data, datagram.destination)
         self._driver.wake()
 
     async def take_back(self) -> None:

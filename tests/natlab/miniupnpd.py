@@ -76,7 +76,7 @@ def _path() -> str:
     return f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 
-def home(lab: Lab, kind: str = "pr", hosts: int = 1, wan_address: str = WAN) -> Site:
+def home(lab: Lab, kind: str = "pr", hosts: int = 1, wan_address: str | None = WAN) -> Site:
     """A site whose router can run the daemon; multicasts of the LAN have a route."""
     site = lab.site(kind, hosts=hosts, wan_address=wan_address)
     site.router.nft(_TABLE)

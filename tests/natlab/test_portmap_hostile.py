@@ -10,7 +10,7 @@ import pytest
 
 from p2ptunnel.defaults import IGD_ANSWER_MAX_BYTES, IGD_SEARCH, IGD_TIMEOUT, IGD_TRIES
 from p2ptunnel.net.portmap import PortMapper
-from p2ptunnel.protocol.portmapping import PortRefused
+from p2ptunnel.protocol.portmapping import PortRefused, double_nat
 from p2ptunnel.testing.natlab import Lab, Site
 from tests.natlab.fake_igd import IP_1, IP_2, FakeIgd, fault, http, returns
 from tests.natlab.miniupnpd import WAN, home
@@ -144,6 +144,40 @@ def test_a_privileged_or_absurd_port_is_handed_back(natlab: Lab, port: str) -> N
                 assert mapping is None or mapping.external == (WAN, PORT)  # it did not say: what was asked for
                 assert mapping is None or not port.isdigit()
             assert igd.actions.count("DeletePortMapping") == 1
+
+    at(site.host, body)
+
+
+def test_a_router_below_another_nat_maps_what_only_its_neighbours_can_reach(natlab: Lab) -> None:
+    site = home(natlab, "pr_cgn", wan_address=None)
+
+    def answer(action: str, arguments: Mapping[str, str]) -> bytes:
+        if action == "GetExternalIPAddress":
+            return returns(action, NewExternalIPAddress=site.wan_address)
+        return agrees(action, arguments)
+
+    async def body() -> None:
+        async with FakeIgd(site.router, answer, location=location(site)), PortMapper(ANY) as mapper:
+            tcp, _ = await mapped(mapper)
+            assert tcp.external == (site.wan_address, PORT)
+            assert double_nat(tcp.external[0]) == f"the router's outside address {site.wan_address} is private"
+
+    at(site.host, body)
+
+
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "127.0.0.1", "router.example", "255.255.255.255"])
+def test_a_router_without_an_outside_address_is_asked_for_no_port(natlab: Lab, host: str) -> None:
+    site = home(natlab)
+
+    def answer(action: str, arguments: Mapping[str, str]) -> bytes:
+        return returns(action, NewExternalIPAddress=host) if action else b""
+
+    async def body() -> None:
+        async with FakeIgd(site.router, answer, location=location(site)) as igd:
+            async with PortMapper(ANY) as mapper:
+                await mapper.settle()
+                assert isinstance(mapper.outcome("tcp"), PortRefused)
+            assert igd.actions == ["GetExternalIPAddress"]
 
     at(site.host, body)
 
