@@ -180,6 +180,8 @@ class PortMapClient(MachineBase):
         for wish in self._wishes.values():
             wish.rest(None)
             if self.state is PortMapState.CLOSING:
+                if wish.mapping is not None and wish.mapping.protocol != self._by:  # closed while it was asked anew
+                    self._datagrams.extend(self._requests(wish, 0, wish.mapping.protocol))
                 self._send(wish, now)
         self._finish_if_done()
 
@@ -242,7 +244,7 @@ class PortMapClient(MachineBase):
         elif answer.code in _PCP_HAS_NO_SUCH:
             self._leave_pcp(PortMapTrigger.OLDER, pcp.reason_of(answer.code), now)
         else:
-            self._answered("PCP", pcp.VERSION, answer.epoch, wish, now)
+            self._answered(pcp.VERSION, answer.epoch, wish, now)
             if answer.code:
                 self._refuse(wish, answer.code, pcp.reason_of(answer.code), now, answer.lifetime)
             else:
@@ -261,7 +263,7 @@ class PortMapClient(MachineBase):
         elif not answer.code and not self._outside:
             self._drop("no outside address yet")  # both are asked for again
         else:
-            self._answered("NAT-PMP", natpmp.VERSION, answer.epoch, wish, now)
+            self._answered(natpmp.VERSION, answer.epoch, wish, now)
             if answer.code:
                 self._refuse(wish, answer.code, natpmp.reason_of(answer.code), now)
             else:
@@ -282,8 +284,8 @@ class PortMapClient(MachineBase):
         else:  # without an address a port is worth nothing
             for wish in self._wishes.values():
                 if wish.sends:
-                    self._answered("NAT-PMP", natpmp.VERSION, answer.epoch, wish, now)
-                    self._datagrams.extend(self._requests(wish, 0))
+                    self._answered(natpmp.VERSION, answer.epoch, wish, now)
+                    self._datagrams.extend(self._requests(wish, 0, self._by))
                     self._refuse(wish, answer.code, natpmp.reason_of(answer.code), now)
 
     # --- what is due ------------------------------------------------------------------------------------------------------
@@ -362,9 +364,8 @@ class PortMapClient(MachineBase):
         for wish in self._wishes.values():
             wish.rest(until)
 
-    def _answered(self, by: PortMapProtocol, version: int, epoch: int, wish: _Wish, now: float) -> None:
-        """Note who answers, and ask for the other ports again if the router has lost them."""
-        self._by = by
+    def _answered(self, version: int, epoch: int, wish: _Wish, now: float) -> None:
+        """Note that somebody answers, and ask for the other ports again if the router has lost them."""
         if self.state in _ASKING:
             self._move(PortMapTrigger.ANSWER)
         wish.rest(None)
@@ -388,7 +389,7 @@ class PortMapClient(MachineBase):
     def _map(self, wish: _Wish, external: Address, lifetime: int, now: float) -> None:
         refusal = outside_refusal(external)
         if refusal or not lifetime:
-            self._datagrams.extend(self._requests(wish, 0))
+            self._datagrams.extend(self._requests(wish, 0, self._by))
             self._refuse(wish, 0, refusal or "it grants no time", now)
             return
         granted = min(lifetime, PORTMAP_LIFETIME_MAX)
@@ -431,14 +432,14 @@ class PortMapClient(MachineBase):
         if not wish.sends:
             wish.asked_at = now
         lifetime = 0 if self.state is PortMapState.CLOSING else PORTMAP_LIFETIME
-        self._datagrams.extend(self._requests(wish, lifetime))
+        self._datagrams.extend(self._requests(wish, lifetime, self._by))
         wish.due_at = now + PORTMAP_FIRST * 2**wish.sends
         wish.sends += 1
 
-    def _requests(self, wish: _Wish, lifetime: int) -> list[Datagram]:
+    def _requests(self, wish: _Wish, lifetime: int, by: PortMapProtocol) -> list[Datagram]:
         host, port = wish.external if lifetime else (self._any, 0)
         local_host, local_port = self._local
-        if self._by == "PCP":
+        if by == "PCP":
             request = pcp.MapRequest(
                 nonce=wish.nonce,
                 transport=wish.transport,

@@ -416,6 +416,22 @@ def test_what_was_asked_for_and_not_answered_yet_is_taken_back_too() -> None:
     assert network.take() == [MappingsReturned(0)]
 
 
+def test_closed_while_it_is_asked_anew_what_stands_is_taken_back_by_the_protocol_that_gave_it() -> None:
+    class DeafToPcp(FakeRouter):
+        def answer(self, data: bytes, now: float) -> bytes | None:
+            return super().answer(data, now) if data[0] == 0 else None
+
+    network = Network(DeafToPcp()).start()
+    network.pass_by(SILENCE)
+    assert network.router.mappings == BOTH
+    network.client.start(network.now)
+    network.settle()
+    assert network.client.state is PortMapState.ASKING_PCP
+    network.client.close(network.now)
+    network.settle()
+    assert network.router.mappings == {}
+
+
 def test_a_silent_router_is_asked_three_times_to_take_it_back() -> None:
     network = Network().start()
     network.take()
