@@ -21,6 +21,8 @@ from p2ptunnel.types import Address, Transport
 from tests.helpers import run
 from tests.natlab.miniupnpd import WAN, Miniupnpd, home, require
 
+pytestmark = pytest.mark.daemons
+
 T = TypeVar("T")
 
 PORT = 40123

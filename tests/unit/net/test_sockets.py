@@ -19,6 +19,7 @@ from p2ptunnel.net.sockets import (
     set_min_ttl,
     set_ttl,
     share_port,
+    socket_address,
     syn_repeats,
     widen_receiving,
 )
@@ -138,3 +139,11 @@ def test_more_may_wait_to_be_read(monkeypatch: pytest.MonkeyPatch, is_linux: boo
         before = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
         widen_receiving(sock, before + 4096)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) > before
+
+
+def test_a_zone_is_a_number_to_a_socket() -> None:
+    assert socket_address(("192.0.2.1", 7)) == ("192.0.2.1", 7)
+    assert socket_address(("2001:db8::1", 7)) == ("2001:db8::1", 7)
+    assert socket_address(("fe80::1%lo", 7)) == ("fe80::1", 7, 0, socket.if_nametoindex("lo"))
+    with pytest.raises(OSError, match="interface"):
+        socket_address(("fe80::1%none", 7))
