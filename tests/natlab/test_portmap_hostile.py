@@ -13,9 +13,9 @@ from p2ptunnel.net import http as net_http
 from p2ptunnel.net import igd as net_igd
 from p2ptunnel.net import portmap as net_portmap
 from p2ptunnel.net.portmap import PortMapper
-from p2ptunnel.protocol.portmapping import PortRefused, double_nat
+from p2ptunnel.protocol.portmapping import PortMapEvent, PortMapped, PortRefused, double_nat
 from p2ptunnel.testing.natlab import Lab, Site
-from tests.natlab.fake_igd import IP_1, IP_2, FakeIgd, fault, http, returns
+from tests.natlab.fake_igd import IP_1, IP_2, Answer, FakeIgd, fault, http, returns
 from tests.natlab.miniupnpd import WAN, home
 from tests.natlab.test_portmap import at, mapped
 
@@ -191,6 +191,41 @@ def test_a_router_without_an_outside_address_is_asked_for_no_port(natlab: Lab, h
                 await mapper.settle()
                 assert isinstance(mapper.outcome("tcp"), PortRefused)
             assert igd.actions == ["GetExternalIPAddress"]
+
+    at(site.host, body)
+
+
+def test_a_router_that_cannot_tell_its_address_is_a_refusal_with_its_code(natlab: Lab) -> None:
+    site = home(natlab)
+
+    async def body() -> None:
+        answer: Answer = lambda action, _: fault(501) if action else b""  # noqa: E731
+        async with FakeIgd(site.router, answer, location=location(site)), PortMapper(ANY) as mapper:
+            await mapper.settle()
+            outcome = mapper.outcome("udp")
+            assert isinstance(outcome, PortRefused)
+            assert outcome.code == 501
+
+    at(site.host, body)
+
+
+def test_a_router_that_speaks_nonsense_is_looked_for_again_when_it_is_asked_anew(natlab: Lab) -> None:
+    site = home(natlab)
+    is_sober = False
+
+    def answer(action: str, arguments: Mapping[str, str]) -> bytes:
+        return agrees(action, arguments) if is_sober or not action else http(b"nonsense")
+
+    async def body() -> None:
+        nonlocal is_sober
+        told = asyncio.Queue[PortMapEvent]()
+        async with FakeIgd(site.router, answer, location=location(site)) as igd:
+            async with PortMapper(ANY, transports=("tcp",), on_change=told.put_nowait) as mapper:
+                assert str(await told.get()) == "tcp not mapped: PCP, NAT-PMP, UPnP: its answers are of no use"
+                is_sober = True
+                mapper.refresh()
+                assert isinstance(await told.get(), PortMapped)
+            assert [action for action, _ in igd.asked][:4] == ["", "GetExternalIPAddress", "", "GetExternalIPAddress"]
 
     at(site.host, body)
 

@@ -265,6 +265,31 @@ def test_nat_pmp_without_an_outside_address_is_refused_and_nothing_stays_mapped(
     assert network.router.mappings == {}
 
 
+def test_a_transport_that_the_router_says_nothing_of_is_no_reason_to_give_up_the_other() -> None:
+    class TcpOnly(FakeRouter):
+        def answer(self, data: bytes, now: float) -> bytes | None:
+            return super().answer(data, now) if data[36] == 6 else None
+
+    network = Network(TcpOnly()).start()
+    network.pass_by(SILENCE)
+    mapped, refused = network.take()
+    assert isinstance(mapped, PortMapped)
+    assert str(refused) == "udp refused by PCP: no answer"
+    assert network.client.state is PortMapState.BY_PCP
+
+
+def test_nat_pmp_may_tell_its_address_and_still_refuse_a_port() -> None:
+    class Full(FakeRouter):
+        def _by_natpmp(self, data: bytes, epoch: int) -> bytes:
+            self.code = 0 if data == natpmp.ADDRESS_REQUEST else 4
+            return super()._by_natpmp(data, epoch)
+
+    network = Network(Full(speaks=NATPMP_ONLY)).start()
+    assert [str(event) for event in network.take()] == [
+        f"{transport} refused by NAT-PMP: it has no room for another mapping (4)" for transport in ("tcp", "udp")
+    ]
+
+
 @pytest.mark.parametrize(
     ("external", "reason"),
     [
