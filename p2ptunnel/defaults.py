@@ -222,6 +222,7 @@ PORTMAP_TRIES: Final = 3  # so a router that says nothing is left after 1.75 s, 
 PORTMAP_PAUSE: Final = 5.0  # between two requests for one port, however little time is granted, however often a router restarts
 PORTMAP_NEWS_SPREAD: Final = 5.0  # at most, by lot: so long after such news a router is asked (RFC 6887 14.1.3)
 PORTMAP_AGAIN: Final = 1800.0  # after which a router that refused, or was silent, is asked again
+PORTMAP_AGAIN_SOON: Final = 300.0  # the same where the router says that it has no connection itself: that may pass
 PORTMAP_AGAIN_MIN: Final = 30.0  # PCP says itself how long a refusal lasts; no sooner than this
 PORTMAP_CLOSE: Final = 2.0  # for taking mappings back; what a router leaves unanswered ends by its lifetime
 IGD_SEARCH: Final = 1.5  # for answers to a search for UPnP routers, which may put them off by the second that we allow

@@ -14,7 +14,14 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from p2ptunnel.defaults import IGD_SEARCH, PORTMAP_AGAIN, PORTMAP_AGAIN_MIN, PORTMAP_CLOSE, PORTMAP_LIFETIME
+from p2ptunnel.defaults import (
+    IGD_SEARCH,
+    PORTMAP_AGAIN,
+    PORTMAP_AGAIN_MIN,
+    PORTMAP_AGAIN_SOON,
+    PORTMAP_CLOSE,
+    PORTMAP_LIFETIME,
+)
 from p2ptunnel.net.gateway import Gateway
 from p2ptunnel.net.http import ask
 from p2ptunnel.net.watch import Watch
@@ -201,7 +208,7 @@ class IgdClient:
         outside = answer.value("NewExternalIPAddress")
         if refusal := outside_refusal((outside, self._port)):
             self._refuse_all(0, refusal)
-            return PORTMAP_AGAIN
+            return PORTMAP_AGAIN_SOON
         agreed = [await _to_its_end(self._map(service, transport, outside)) for transport in self._transports]
         return PORTMAP_LIFETIME / 2 if all(agreed) else PORTMAP_AGAIN
 

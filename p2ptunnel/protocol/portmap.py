@@ -15,6 +15,7 @@ from typing import Final
 from p2ptunnel.defaults import (
     PORTMAP_AGAIN,
     PORTMAP_AGAIN_MIN,
+    PORTMAP_AGAIN_SOON,
     PORTMAP_FIRST,
     PORTMAP_LIFETIME,
     PORTMAP_LIFETIME_MAX,
@@ -265,7 +266,7 @@ class PortMapClient(MachineBase):
         else:
             self._answered(natpmp.VERSION, answer.epoch, wish, now)
             if answer.code:
-                self._refuse(wish, answer.code, natpmp.reason_of(answer.code), now)
+                self._refuse_by_natpmp(wish, answer.code, now)
             else:
                 self._map(wish, (self._outside, answer.external_port), answer.lifetime, now)
 
@@ -286,7 +287,7 @@ class PortMapClient(MachineBase):
                 if wish.sends:
                     self._answered(natpmp.VERSION, answer.epoch, wish, now)
                     self._datagrams.extend(self._requests(wish, 0, self._by))
-                    self._refuse(wish, answer.code, natpmp.reason_of(answer.code), now)
+                    self._refuse_by_natpmp(wish, answer.code, now)
 
     # --- what is due ------------------------------------------------------------------------------------------------------
 
@@ -410,6 +411,10 @@ class PortMapClient(MachineBase):
         wish.mapping = None
         wish.rest(now + min(max(lasts, PORTMAP_AGAIN_MIN), PORTMAP_AGAIN))
         self._events.append(PortRefused(transport=wish.transport, protocol=self._by, code=code, reason=reason))
+
+    def _refuse_by_natpmp(self, wish: _Wish, code: int, now: float) -> None:
+        lasts = PORTMAP_AGAIN_SOON if code == natpmp.NETWORK_FAILURE else PORTMAP_AGAIN  # it does not say
+        self._refuse(wish, code, natpmp.reason_of(code), now, lasts)
 
     def _unmap(self, wish: _Wish, reason: str) -> None:
         if wish.mapping is not None:

@@ -12,6 +12,7 @@ from p2ptunnel.types import Transport
 
 __all__ = [
     "ADDRESS_REQUEST",
+    "NETWORK_FAILURE",
     "UNSUPPORTED_VERSION",
     "VERSION",
     "AddressAnswer",
@@ -27,6 +28,7 @@ __all__ = [
 
 VERSION: Final = 0
 UNSUPPORTED_VERSION: Final = 1
+NETWORK_FAILURE: Final = 3
 ADDRESS_REQUEST: Final = bytes((VERSION, 0))
 """Asks for the router's outside address."""
 

@@ -11,6 +11,7 @@ import pytest
 from p2ptunnel.defaults import (
     PORTMAP_AGAIN,
     PORTMAP_AGAIN_MIN,
+    PORTMAP_AGAIN_SOON,
     PORTMAP_FIRST,
     PORTMAP_LIFETIME_MAX,
     PORTMAP_NEWS_SPREAD,
@@ -276,6 +277,17 @@ def test_a_transport_that_the_router_says_nothing_of_is_no_reason_to_give_up_the
     assert isinstance(mapped, PortMapped)
     assert str(refused) == "udp refused by PCP: no answer"
     assert network.client.state is PortMapState.BY_PCP
+
+
+@pytest.mark.parametrize(("code", "waits"), [(3, PORTMAP_AGAIN_SOON), (2, PORTMAP_AGAIN)])
+def test_a_router_that_has_lost_its_connection_is_asked_again_soon(code: int, waits: float) -> None:
+    network = Network(FakeRouter(speaks=NATPMP_ONLY, code=code)).start()
+    network.take()
+    network.router.code = 0
+    network.pass_by(waits - 1)
+    assert network.take() == []
+    network.pass_by(2)
+    assert len(network.mappings()) == 2
 
 
 def test_nat_pmp_may_tell_its_address_and_still_refuse_a_port() -> None:
