@@ -33,9 +33,10 @@ from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.store import PeerStore
 from p2ptunnel.net.lines import MessageLines
 from p2ptunnel.protocol.broker import Broker
+from p2ptunnel.protocol.portmap import PortMapClient
 from p2ptunnel.ssh import knownhosts
 from p2ptunnel.tunnels import spec
-from p2ptunnel.wire import frames, intent, keyed, messages, pairing, stun, ticket, words
+from p2ptunnel.wire import frames, http, igd, intent, keyed, messages, natpmp, pairing, pcp, stun, ticket, words, xml
 from p2ptunnel.wire.signal import SignalFault, SignalReceiver
 
 __all__ = ["TARGETS", "Target"]
@@ -176,6 +177,67 @@ def _stream_of_frames(data: bytes) -> None:
             pass
 
 
+# --- routers ------------------------------------------------------------------------------------------------------------
+
+_ROUTER: Final = ("192.0.2.1", 5351)
+_LOCATION: Final = igd.Location(("192.0.2.1", 5000), "/desc.xml")
+_SEARCH_ANSWER: Final = b"HTTP/1.1 200 OK\r\nST: upnp:rootdevice\r\nLOCATION: http://192.0.2.1:5000/desc.xml\r\n\r\n"
+_DESCRIPTION: Final = (
+    b'<?xml version="1.0"?><root xmlns="u"><URLBase>http://192.0.2.1:5000</URLBase><device><serviceList><service><serviceType>'
+    b"urn:schemas-upnp-org:service:WANIPConnection:1</serviceType><controlURL>/ctl</controlURL></service></serviceList></device>"
+    b"</root>"
+)
+_SOAP: Final = (
+    b'<s:Envelope xmlns:s="s"><s:Body><u:AddPortMappingResponse xmlns:u="u"/></s:Body></s:Envelope>',
+    b"<s:Fault><UPnPError><errorCode>718</errorCode><errorDescription>Conflict</errorDescription></UPnPError></s:Fault>",
+)
+_HEADS: Final = (
+    b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n",
+    b"HTTP/1.0 500 Error\r\nTransfer-Encoding: chunked\r\n\r\n",
+)
+_DOCTYPE: Final = b'<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><x>&b;</x>'
+
+
+class _RouterReader:
+    """A machine that asks a router, fed answer after answer."""
+
+    def __init__(self) -> None:
+        self._client = PortMapClient(_ROUTER, "192.0.2.2", 40123, random.Random(1))
+        self._now = 0.0
+        self._client.start(0.0)
+
+    def __call__(self, data: bytes, /) -> None:
+        """Read one datagram as an answer and as an announcement; what carries a nonce carries the right one."""
+        self._now += 1.0
+        asked = [datagram.data for datagram in self._client.datagrams_to_send() if len(datagram.data) == 60]
+        if asked and len(data) >= 36:
+            data = data[:24] + asked[0][24:36] + data[36:]
+        self._client.receive_datagram(data, _ROUTER, self._now)
+        self._client.receive_announcement(data, _ROUTER, self._now)
+        self._client.handle_timer(self._now)
+        self._client.events()
+
+
+def _pcp_answers() -> tuple[bytes, ...]:
+    answer = pcp.MapAnswer(
+        code=0, lifetime=7200, epoch=9, nonce=bytes(12), transport="tcp", port=40123, external=("192.0.2.1", 40123)
+    )
+    return (pcp.encode_answer(answer), pcp.encode_answer(pcp.Announcement(0, 9)))
+
+
+def _natpmp_answers() -> tuple[bytes, ...]:
+    answer = natpmp.MapAnswer(code=0, epoch=9, transport="udp", port=40123, external_port=40123, lifetime=7200)
+    return (natpmp.encode_answer(answer), natpmp.encode_answer(natpmp.AddressAnswer(0, 9, "192.0.2.1")))
+
+
+def _description(data: bytes) -> object:
+    return igd.parse_description(http.HttpAnswer(200, data), _LOCATION)
+
+
+def _soap(data: bytes) -> object:
+    return igd.parse_soap(http.HttpAnswer(200, data), "AddPortMapping")
+
+
 # --- keys, files, what is typed -------------------------------------------------------------------------------------------
 
 
@@ -249,6 +311,17 @@ TARGETS: Final[dict[str, Target]] = {
         (stun.encode_response(bytes(12), ("192.0.2.1", 7)), stun.encode_response(bytes(12), ("2001:db8::1", 7))),
         (stun.MalformedStunError,),
     ),
+    "pcp": Target(pcp.decode, _pcp_answers(), (pcp.MalformedPcpError,)),
+    "nat-pmp": Target(natpmp.decode, _natpmp_answers(), (natpmp.MalformedNatPmpError,)),
+    "routers": Target(_RouterReader(), (*_pcp_answers(), *_natpmp_answers()), ()),
+    "upnp-searches": Target(
+        lambda data: igd.parse_search_answer(data, "192.0.2.1"), (_SEARCH_ANSWER,), (igd.MalformedIgdError,)
+    ),
+    "upnp-descriptions": Target(_description, (_DESCRIPTION, _DOCTYPE), (igd.MalformedIgdError,)),
+    "upnp-answers": Target(_soap, _SOAP, (igd.MalformedIgdError, igd.SoapFault)),
+    "xml": Target(xml.parse, (_DESCRIPTION, _DOCTYPE, *_SOAP), (xml.MalformedXmlError,)),
+    "http-heads": Target(http.parse_head, _HEADS, (http.MalformedHttpError,)),
+    "http-chunks": Target(http.parse_chunk_size, (b"1aF;x=y\r\n",), (http.MalformedHttpError,)),
     "frames": Target(_frame, (*_FRAMES, *_NO_FRAMES), (P2PTunnelError,)),
     "frame-reader": Target(_stream_of_frames, (b"".join(_FRAMES), *_FRAMES), (P2PTunnelError,)),
     "preamble": Target(frames.parse_preamble, (frames.preamble(bytes(16)),), (P2PTunnelError,)),

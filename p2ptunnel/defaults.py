@@ -259,3 +259,23 @@ NETWORK_POLL: Final = 2.0  # where nobody tells of changes
 SLEEP_MIN: Final = 2.0  # between two ticks, by the difference of CLOCK_BOOTTIME and CLOCK_MONOTONIC
 SLEEP_MIN_BY_WALL_CLOCK: Final = 5.0  # the same where only the wall clock tells, which is also set by hand and by NTP
 LOOP_LATE: Final = 1.0  # a tick that comes so late without sleep: something blocks the loop
+
+# --- port mapping -----------------------------------------------------------------------------------------------------
+PORTMAP_PORT: Final = 5351  # UDP, of the router, for PCP and NAT-PMP alike (RFC 6886, RFC 6887)
+PORTMAP_NEWS_PORT: Final = 5350  # UDP, of ours: routers multicast there that they have restarted
+PORTMAP_LIFETIME: Final = 7200  # asked for; renewed at half of what is granted (RFC 6886 3.3)
+PORTMAP_LIFETIME_MAX: Final = 86_400  # believed at most: what a router promises for longer is asked for again anyway
+PORTMAP_FIRST: Final = 0.25  # until a request is repeated, then twice as long; a local network answers in milliseconds
+PORTMAP_TRIES: Final = 3  # so a router that says nothing is left after 1.75 s, for each of the two protocols
+PORTMAP_PAUSE: Final = 5.0  # between two requests for one port, however little time is granted, however often a router restarts
+PORTMAP_NEWS_SPREAD: Final = 5.0  # at most, by lot: so long after such news a router is asked (RFC 6887 14.1.3)
+PORTMAP_AGAIN: Final = 1800.0  # after which a router that refused, or was silent, is asked again
+PORTMAP_AGAIN_SOON: Final = 300.0  # the same where the router says that it has no connection itself: that may pass
+PORTMAP_AGAIN_MIN: Final = 30.0  # PCP says itself how long a refusal lasts; no sooner than this
+PORTMAP_CLOSE: Final = 2.0  # for taking mappings back; what a router leaves unanswered ends by its lifetime
+IGD_SEARCH: Final = 1.5  # for answers to a search for UPnP routers, which may put them off by the second that we allow
+IGD_TIMEOUT: Final = 3.0  # for one question over HTTP
+IGD_ANSWER_MAX_BYTES: Final = 64 * 1024  # head and body; descriptions of routers are 3 to 20 KiB
+IGD_ELEMENTS_MAX: Final = 4096  # of one XML text
+IGD_DEPTH_MAX: Final = 32
+IGD_TRIES: Final = 4  # external ports, before a router with all of them taken counts as one that refuses

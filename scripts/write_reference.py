@@ -19,7 +19,7 @@ import click
 
 from p2ptunnel import defaults, errors
 from p2ptunnel.cli.main import root
-from p2ptunnel.protocol import callee, caller, guessing, holes, pairing, registration
+from p2ptunnel.protocol import callee, caller, guessing, holes, pairing, portmap, registration
 
 __all__ = ["PARTS", "outdated", "write"]
 
@@ -50,6 +50,7 @@ def machines() -> Iterator[str]:
         ("Birthday, the easy side", guessing.TRANSITIONS),
         ("Pairing, the host with one guest", pairing.HOST_TRANSITIONS),
         ("Pairing, the guest", pairing.GUEST_TRANSITIONS),
+        ("Port mapping by PCP and NAT-PMP", portmap.TRANSITIONS),
     ):
         yield f"## {title}\n\n{_transitions(table.items())}"
 

@@ -18,6 +18,7 @@ import msgspec
 
 from p2ptunnel.defaults import LOOP_LATE, NETWORK_POLL, NETWORK_SETTLE, NETWORK_TICK, SLEEP_MIN, SLEEP_MIN_BY_WALL_CLOCK
 from p2ptunnel.errors import LocalProtocolError
+from p2ptunnel.net.gateway import ANYWHERE
 from p2ptunnel.net.interfaces import local_addresses
 from p2ptunnel.net.netlink import find_route, open_news, take_news
 from p2ptunnel.net.watch import Watch
@@ -33,9 +34,6 @@ __all__ = [
     "seconds_late",
     "sleep_change",
 ]
-
-_ANYWHERE: Final = ("192.88.99.1", "2001:10::1")
-"""Addresses that no network will have again (RFC 7526, RFC 4843): packets to them take the default route, if any."""
 
 _BOOTTIME: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)
 _SHORTEST_SLEEP: Final = SLEEP_MIN_BY_WALL_CLOCK if _BOOTTIME is None else SLEEP_MIN
@@ -103,7 +101,7 @@ def look_around() -> Surroundings:
     """Return what the system tells now; off Linux the addresses alone, which are then those of the default routes."""
     routes: set[str] = set()
     with contextlib.suppress(OSError):  # no rtnetlink here, or it is forbidden
-        routes = {str(route) for route in map(find_route, _ANYWHERE) if route is not None}
+        routes = {str(route) for route in map(find_route, ANYWHERE) if route is not None}
     return Surroundings(frozenset(local_addresses()), frozenset(routes))
 
 

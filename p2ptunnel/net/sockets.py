@@ -37,6 +37,7 @@ __all__ = [
     "set_min_ttl",
     "set_ttl",
     "share_port",
+    "socket_address",
     "syn_repeats",
     "unacknowledged_bytes",
     "widen_receiving",
@@ -85,6 +86,16 @@ def is_sendable(address: Address, family: int) -> bool:
     """Tell whether a socket of `family` can be pointed at `address` without a look-up and without an OverflowError."""
     host, port = address
     return 0 < port <= 65535 and family_of(host) == family
+
+
+def socket_address(address: Address) -> tuple[str, int] | tuple[str, int, int, int]:
+    """Return an address as sockets want it: Python takes the number 0 over a zone that stands in the host.
+
+    Raises:
+        OSError: There is no such interface.
+    """
+    host, zone = address[0].partition("%")[::2]
+    return (host, address[1], 0, socket.if_nametoindex(zone)) if zone else address
 
 
 def is_loopback(host: str) -> bool:

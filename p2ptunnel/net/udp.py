@@ -20,7 +20,7 @@ from typing import Final, Self
 from p2ptunnel.defaults import OPENER_TTL_UNKNOWN
 from p2ptunnel.errors import BindError, InvalidAddressError
 from p2ptunnel.net.filter import attach_filter
-from p2ptunnel.net.sockets import family_of, forbid_fragments, get_ttl, is_sendable, set_ttl, share_port
+from p2ptunnel.net.sockets import family_of, forbid_fragments, get_ttl, is_sendable, set_ttl, share_port, socket_address
 from p2ptunnel.net.watch import Watch
 from p2ptunnel.protocol.machine import Event, Machine
 from p2ptunnel.trace import Tracer
@@ -50,6 +50,7 @@ class UdpSocket:
         remote: Address | None = None,
         shared: bool = True,
         opener_ttl: int = OPENER_TTL_UNKNOWN,
+        on_refused: Callable[[], None] | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         """Bind `local`: a numeric host, and port 0 for a free one.
@@ -59,6 +60,7 @@ class UdpSocket:
             remote: The only one to exchange datagrams with; other sockets on the port no longer get what it sends.
             shared: False where nobody else may have the port: a server's.
             opener_ttl: TTL of openers.
+            on_refused: Called by `send` and `receive` when ICMP has said that nobody listens at `remote`.
             tracer: Told of what the system refuses.
 
         Raises:
@@ -67,6 +69,7 @@ class UdpSocket:
         """
         self.opener_ttl = opener_ttl
         self.sent = self.send_failures = self.received = 0
+        self._on_refused: Final = on_refused
         self._trace: Final = tracer or Tracer()
         self._socket: Final = _bound_socket(local, remote, shared=shared)
         self._ttl: Final = get_ttl(self._socket)
@@ -89,6 +92,7 @@ class UdpSocket:
         except OSError as error:  # EPERM of a local firewall, ENETUNREACH, a full buffer: the machine will repeat itself
             self.send_failures += 1
             self._trace("net", "send_failed", destination=format_address(destination), reason=str(error))
+            self._note_refusal(error)  # of the datagram before
             return False
         self.sent += 1
         if self._trace.is_active:
@@ -101,11 +105,11 @@ class UdpSocket:
         if not is_sendable(destination, self._socket.family):
             raise OSError(errno.EDESTADDRREQ, os.strerror(errno.EDESTADDRREQ))
         if ttl == self._ttl:
-            self._socket.sendto(data, destination)
+            self._socket.sendto(data, socket_address(destination))
             return
         set_ttl(self._socket, ttl)
         try:
-            self._socket.sendto(data, destination)
+            self._socket.sendto(data, socket_address(destination))
         finally:
             set_ttl(self._socket, self._ttl)
 
@@ -120,12 +124,17 @@ class UdpSocket:
                 return
             except OSError as error:  # an ICMP error, on systems that report it here: it took one place in the queue
                 self._trace("net", "receive_failed", reason=str(error))
+                self._note_refusal(error)
                 continue
             self.received += 1
             if self._trace.is_active:
                 peer = format_address((source[0], source[1]))
                 self._trace("wire", "received", t=message_number(data), peer=peer, bytes=len(data))
             yield data, (source[0], source[1])
+
+    def _note_refusal(self, error: OSError) -> None:
+        if isinstance(error, ConnectionRefusedError) and self._on_refused is not None:
+            self._on_refused()
 
     def close(self) -> None:
         """Close the socket; whoever watches it has stopped before.  Closing twice is fine."""
@@ -151,7 +160,7 @@ def _bound_socket(local: Address, remote: Address | None, *, shared: bool) -> so
             share_port(sock)  # port 0 before it was bound: the kernel may give a port that is shared already (163 of 3000)
         forbid_fragments(sock)
         if remote is not None:
-            sock.connect(remote)
+            sock.connect(socket_address(remote))
     except OSError as error:
         sock.close()
         raise BindError(format_address(local), error.strerror or str(error)) from error

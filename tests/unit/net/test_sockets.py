@@ -19,6 +19,7 @@ from p2ptunnel.net.sockets import (
     set_min_ttl,
     set_ttl,
     share_port,
+    socket_address,
     syn_repeats,
     unacknowledged_bytes,
     widen_receiving,
@@ -160,3 +161,11 @@ def test_what_has_not_been_acknowledged_is_counted_until_it_is(monkeypatch: pyte
             assert unacknowledged_bytes(listener) is None  # it has no other end
             monkeypatch.setattr(sockets, "LINUX", False)
             assert unacknowledged_bytes(far) is None
+
+
+def test_a_zone_is_a_number_to_a_socket() -> None:
+    assert socket_address(("192.0.2.1", 7)) == ("192.0.2.1", 7)
+    assert socket_address(("2001:db8::1", 7)) == ("2001:db8::1", 7)
+    assert socket_address(("fe80::1%lo", 7)) == ("fe80::1", 7, 0, socket.if_nametoindex("lo"))
+    with pytest.raises(OSError, match="interface"):
+        socket_address(("fe80::1%none", 7))

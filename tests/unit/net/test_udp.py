@@ -449,3 +449,19 @@ def test_remote_address_must_be_numeric() -> None:
 def test_address_of_another_machine_cannot_be_bound() -> None:
     with pytest.raises(BindError, match="Cannot assign requested address"):
         UdpSocket(("192.0.2.1", 0))
+
+
+@pytest.mark.parametrize("notices", ["receive", "send"])
+def test_a_remote_port_that_is_closed_is_told(notices: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(LOOPBACK)
+        remote: Address = taken.getsockname()
+    told: list[bool] = []
+    udp = UdpSocket(LOOPBACK, remote=remote, shared=False, on_refused=lambda: told.append(True))
+    assert udp.send(b"knock", remote)
+    if notices == "receive":
+        assert list(udp.receive()) == []
+    else:
+        assert not udp.send(b"knock", remote)
+    assert told == [True]
+    udp.close()

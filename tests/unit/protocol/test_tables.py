@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 
 from p2ptunnel.errors import LocalProtocolError
-from p2ptunnel.protocol import callee, caller, guessing, holes, registration
+from p2ptunnel.protocol import callee, caller, guessing, holes, portmap, registration
 from p2ptunnel.protocol.callee import CalleeAgent, CalleeState, CalleeTrigger
 from p2ptunnel.protocol.caller import CallerAgent, CallerState, CallerTrigger
 from p2ptunnel.protocol.guessing import EasySide, EasyState, EasyTrigger
 from p2ptunnel.protocol.holes import HardSide, HardState, HardTrigger
+from p2ptunnel.protocol.portmap import PortMapClient, PortMapState, PortMapTrigger
 from p2ptunnel.protocol.punch import LocalView
 from p2ptunnel.protocol.registration import Registration, RegistrationState, RegistrationTrigger
 from p2ptunnel.testing.simnet import Credentials
+from tests.helpers.routers import ROUTER
 from tests.unit.protocol.actors import CALLER, SERVER, VIEW, notice
 
 
@@ -42,6 +44,10 @@ def an_easy_side() -> EasySide:
     return EasySide(CALLER[0], 0.1, random.Random(1))
 
 
+def a_port_map_client() -> PortMapClient:
+    return PortMapClient(ROUTER, "192.168.1.2", 40002, random.Random(1))
+
+
 Table = Mapping[tuple[Any, Any], Any]
 MACHINES: list[tuple[Callable[[], Any], Table, type[enum.Enum], type[enum.Enum]]] = [
     (a_registration, registration.TRANSITIONS, RegistrationState, RegistrationTrigger),
@@ -49,6 +55,7 @@ MACHINES: list[tuple[Callable[[], Any], Table, type[enum.Enum], type[enum.Enum]]
     (a_callee, callee.TRANSITIONS, CalleeState, CalleeTrigger),
     (a_hard_side, holes.TRANSITIONS, HardState, HardTrigger),
     (an_easy_side, guessing.TRANSITIONS, EasyState, EasyTrigger),
+    (a_port_map_client, portmap.TRANSITIONS, PortMapState, PortMapTrigger),
 ]
 PAIRS = [
     pytest.param(make, table, state, trigger, id=f"{states.__name__}-{state.name}-{trigger.name}")
@@ -86,5 +93,5 @@ def test_an_end_has_no_way_out(
     ends = {
         state for state in states if not any(before is state and after is not state for (before, _), after in table.items())
     }
-    assert {state.name for state in ends} <= {"LEFT", "CONNECTED", "FAILED", "CHOSEN", "OVER"}
+    assert {state.name for state in ends} <= {"LEFT", "CONNECTED", "FAILED", "CHOSEN", "OVER", "CLOSED"}
     assert ends
