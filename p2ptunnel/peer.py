@@ -400,8 +400,9 @@ class Peer:
         try:
             return await (servers or self._servers).first(at)
         finally:
-            reserving.cancel()
-            await asyncio.gather(reserving, return_exceptions=True)
+            if not reserving.done():  # else what came up would be lost to whoever cancels us in the turn that is waited
+                reserving.cancel()
+                await asyncio.gather(reserving, return_exceptions=True)
 
     async def _attempt(
         self,

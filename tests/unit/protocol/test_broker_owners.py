@@ -334,7 +334,12 @@ def test_membership_is_one_signature_to_check_whoever_is_called(monkeypatch: pyt
 def test_calls_of_one_source_cost_so_many_checks_of_signatures_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     server = real(Judge(SERVER, members=MEMBERS))
     checks: list[bytes] = []
-    monkeypatch.setattr(PublicKey, "verify", lambda *_: checks.append(b""))
+
+    def counted(key: PublicKey, signature: bytes, message: bytes) -> bool:
+        checks.append(message)
+        return False
+
+    monkeypatch.setattr(PublicKey, "verify", counted)
     codes = [called(server, call(BOB)) for _ in range(int(CALLS_BURST_OF_SOURCE) + 10)]
     assert codes.count(429) == 10
     assert len(checks) == CALLS_BURST_OF_SOURCE
