@@ -227,6 +227,7 @@ RELAY_STALLED: Final = 2.0  # in which an end that bytes wait for acknowledges n
 RELAY_IDLE: Final = 120.0  # without a byte either way; a session's standby pings every 15 s
 RELAY_TICK: Final = 0.25  # how exactly these are kept
 RELAY_CIRCUITS_OF_KEY: Final = 16  # at a time
+RELAY_CIRCUITS_OF_PAIR: Final = 4  # of two keys: who is let in by a machine cannot keep its other peers from the relay
 RELAY_CIRCUITS_OF_SOURCE: Final = 8  # that an IPv4 address or a /64 has an end of
 RELAY_CIRCUITS_MAX: Final = 1024  # two descriptors each
 RELAY_QUOTA_BYTES: Final = 2**30  # of one key and day, both directions of all its circuits

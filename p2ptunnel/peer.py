@@ -414,12 +414,16 @@ class Peer:
         keep: Keep[A] | None,
     ) -> A:
         """Make one attempt from a fresh port, which it closes."""
-        call = partial(Call[A], port, self._own_name, tag, establish, signer=signer, tracer=self._trace)
-        if signer is None or relay == "never":
-            return await call().run()
-        head_start = 0.0 if relay == "always" else RELAY_HEAD_START
-        relayed = RelayedCall(self._joining(port, "caller"), establish, head_start=head_start, tracer=self._trace)
-        return await Race(call(companion=relayed, is_punching=relay != "always"), relayed, keep).run()
+        try:
+            call = partial(Call[A], port, self._own_name, tag, establish, signer=signer, tracer=self._trace)
+            if signer is None or relay == "never":
+                return await call().run()
+            head_start = 0.0 if relay == "always" else RELAY_HEAD_START
+            relayed = RelayedCall(self._joining(port, "caller"), establish, head_start=head_start, tracer=self._trace)
+            return await Race(call(companion=relayed, is_punching=relay != "always"), relayed, keep).run()
+        except BaseException:
+            port.close()  # it may not have come to the call, whose it is: we may have been closed meanwhile
+            raise
 
     def _joining(self, port: PunchPort, role: RelayRole) -> Callable[[str], Awaitable[RelayPipe]]:
         """Return what joins the relay of the server of this port."""
@@ -679,7 +683,7 @@ class Peer:
             PeerOfflineError: Nobody waits there.
             P2PTunnelError: As `connect`.
         """
-        up = self._up
+        up, own_name = self._up, self._own_name
         redemption = Redemption(code_or_ticket, up.store, name=name, services=services)
         named = redemption.server
         specs = self._servers.specs if named is None else (self._known_as(named),)
@@ -701,7 +705,7 @@ class Peer:
         except (PeerOfflineError, PeerRefusedError, PeerKeyChangedError) as error:
             raise redemption.explained(error) from error
         try:
-            return await redemption.settle(channel, self._own_name)
+            return await redemption.settle(channel, own_name)
         finally:  # cancelled while it was pinned, the host is pinned all the same
             if (pinned := redemption.pinned) is not None:
                 self._events(redemption.told(pinned))

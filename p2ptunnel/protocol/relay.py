@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
@@ -21,6 +21,7 @@ from p2ptunnel.defaults import (
     RELAY_CALLS_MAX,
     RELAY_CIRCUITS_MAX,
     RELAY_CIRCUITS_OF_KEY,
+    RELAY_CIRCUITS_OF_PAIR,
     RELAY_CIRCUITS_OF_SOURCE,
     RELAY_IDLE,
     RELAY_JOIN_TIMEOUT,
@@ -49,6 +50,7 @@ EndReason: TypeAlias = Literal[
 ]
 """Why a circuit is over."""
 
+_K = TypeVar("_K")
 _ENDS: Final = 2
 _DAY: Final = 86_400.0
 _RETRY: Final = 5.0  # seconds; circuits end all the time
@@ -76,13 +78,15 @@ class Circuit:
 
     Attributes:
         number: Its own, of one server.
+        pair: The keys of its call, whoever has joined.
         carried_bytes: Both ways.
     """
 
-    __slots__ = ("accounts", "blocked", "carried_bytes", "moved_at", "number", "roles", "since", "sources")
+    __slots__ = ("accounts", "blocked", "carried_bytes", "moved_at", "number", "pair", "roles", "since", "sources")
 
-    def __init__(self, number: int, now: float) -> None:
+    def __init__(self, number: int, pair: tuple[str, str], now: float) -> None:
         self.number: Final = number
+        self.pair: Final = pair
         self.carried_bytes = 0
         self.since: Final = now
         self.moved_at = now
@@ -116,6 +120,12 @@ class _Call(msgspec.Struct, eq=False):
     expires_at: float
     circuit: Circuit | None = None
 
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The two keys, whoever called."""
+        first, second = sorted((self.keys["caller"], self.keys["callee"]))
+        return first, second
+
 
 class _Refusal(NamedTuple):
     code: int
@@ -129,6 +139,7 @@ _NOT_AN_END: Final = _Refusal(403, "not signed by that end of the call")
 _TAKEN: Final = _Refusal(409, "that end is in already")
 _FULL: Final = _Refusal(429, "the relay is full", _RETRY)
 _MANY_OF_KEY: Final = _Refusal(429, "too many circuits of that key", _RETRY)
+_MANY_OF_PAIR: Final = _Refusal(429, "too many circuits between these two", _RETRY)
 _MANY_OF_SOURCE: Final = _Refusal(429, "too many circuits from there", _RETRY)
 
 
@@ -159,6 +170,7 @@ class Relay:
         self._circuits_of_key = circuits_of_key
         self._calls: dict[str, _Call] = {}  # in the order in which they expire
         self._accounts: dict[str, _Account] = {}  # in the order in which they are renewed
+        self._of_pair: Counter[tuple[str, str]] = Counter()
         self._of_block: Counter[int] = Counter()
         self._of_site: Counter[int] = Counter()
         self._last = 0
@@ -178,12 +190,13 @@ class Relay:
     def join(self, message: RelayJoin, host: str, now: float) -> tuple[RelayJoinAnswer, Circuit | None]:
         """Return the answer to a t=6 from a numeric host, and the circuit that its sender is an end of from now on."""
         extra = message.extra
-        call, source = self._calls.get(extra.token, _NO_CALL), limited_source(host)
-        if refusal := self._refusal(call, extra, now) or self._excess(call.circuit, extra.key, source, now):
+        call = self._calls.get(extra.token, _NO_CALL)
+        source = limited_source(host) if extra.role == "caller" else None  # a callee joins at the wish of others
+        if refusal := self._refusal(call, extra, now) or self._excess(call, extra.key, source, now):
             self.refused[refusal.why] += 1
             body = Observed(retry_after=refusal.retry_after) if refusal.retry_after else None
             return RelayJoinAnswer(mid=message.mid, code=refusal.code, em=refusal.why, extra=body), None
-        circuit = call.circuit = call.circuit or self._new_circuit(now)
+        circuit = call.circuit = call.circuit or self._new_circuit(call.pair, now)
         self._enter(circuit, extra, source, now)
         return RelayJoinAnswer(mid=message.mid, code=200, em=""), circuit
 
@@ -195,10 +208,13 @@ class Relay:
             return _NOT_AN_END
         return _TAKEN if call.circuit is not None and extra.role in call.circuit.roles else None
 
-    def _excess(self, circuit: Circuit | None, key: str, source: Source | None, now: float) -> _Refusal | None:
+    def _excess(self, call: _Call, key: str, source: Source | None, now: float) -> _Refusal | None:
         """Return which limit one more end would be beyond."""
+        circuit = call.circuit
         if circuit is None and len(self.circuits) >= RELAY_CIRCUITS_MAX:
             return _FULL
+        if circuit is None and self._of_pair[call.pair] >= RELAY_CIRCUITS_OF_PAIR:  # one peer leaves room for the others
+            return _MANY_OF_PAIR
         account = self._account(key, now)
         if not account.left_bytes:
             return _Refusal(429, "the quota of that key is used up", account.renewed_at - now)
@@ -212,9 +228,10 @@ class Relay:
         )
         return _MANY_OF_SOURCE if is_too_many else None
 
-    def _new_circuit(self, now: float) -> Circuit:
+    def _new_circuit(self, pair: tuple[str, str], now: float) -> Circuit:
         self._last += 1
-        circuit = self.circuits[self._last] = Circuit(self._last, now)
+        circuit = self.circuits[self._last] = Circuit(self._last, pair, now)
+        self._of_pair[pair] += 1
         if self._tick_at is None:
             self._tick_at = now + RELAY_TICK
         return circuit
@@ -297,6 +314,7 @@ class Relay:
         """End a circuit that has not ended yet: its call gets no other."""
         del self.circuits[circuit.number]
         self.ended[why] += 1
+        _count_down(self._of_pair, circuit.pair)
         for account in circuit.accounts:
             account.circuits -= 1
         for source in circuit.sources:
@@ -314,7 +332,7 @@ def _why_over(circuit: Circuit, now: float) -> EndReason | None:
     return "idle" if now >= circuit.moved_at + RELAY_IDLE else None
 
 
-def _count_down(counter: Counter[int], key: int) -> None:
+def _count_down(counter: Counter[_K], key: _K) -> None:
     counter[key] -= 1
     if not counter[key]:
         del counter[key]

@@ -53,7 +53,7 @@ from p2ptunnel.events import (
 from p2ptunnel.identity.acl import Access
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.protocol.limits import Buckets, Rate
-from p2ptunnel.protocol.link import ACTIVE, Health
+from p2ptunnel.protocol.link import ACTIVE, DORMANT, Health
 from p2ptunnel.protocol.mux import Drained, Mux, Source
 from p2ptunnel.protocol.resume import Endpoint, EndpointEvent, Forgotten, HealthChanged, Resumed
 from p2ptunnel.session.channel import Channel
@@ -911,6 +911,9 @@ class Session:
         self._check_doubt()
         self.flush()
         self._reconsider()
+        if self._is_caller and self._pace is DORMANT:  # without a stream a few seconds' gap hurts nobody
+            for number in self._standbys.relayed():
+                self._retire(number)
         self._check_patience(now)
         if self._access is not None and self.error is None:
             self._check_access(self._access)

@@ -42,6 +42,9 @@ FindSession: TypeAlias = Callable[[PublicKey, bytes], Session | None]
 """Finds the living session with a peer by its id."""
 
 
+_TURN: Final = 3.0  # seconds, of the five that each of several channels has
+
+
 class Beginning:
     """Of several channels that come up beside each other to one peer, the first begins the session, and the others join it.
 
@@ -53,6 +56,18 @@ class Beginning:
         self.session: Session | None = None
         self.turn: Final = asyncio.Lock()
         """Of saying HELLO for a session that does not exist yet: two at one time would make two sessions."""
+
+    @contextlib.asynccontextmanager
+    async def patience(self) -> AsyncGenerator[None]:
+        """Limit the time for which a channel has the turn: a way that goes silent must not keep a good one from beginning."""
+        limit = asyncio.timeout(_TURN)
+        try:
+            async with limit:
+                yield
+        except TimeoutError as error:
+            if limit.expired():
+                raise ChannelLostError(f"HELLO was not answered in {_TURN:g} s") from error
+            raise
 
 
 async def connect_session(
@@ -94,7 +109,8 @@ async def connect_session(
         await shake(channel, tag, peer_key, preface(pipe.path, selector))
         async with beginning.turn:
             if beginning.session is None:
-                granted = await greet(channel, identity, tag, peer_key, selector)
+                async with beginning.patience():
+                    granted = await greet(channel, identity, tag, peer_key, selector)
                 beginning.session = Session(
                     channel,
                     session_id=selector,

@@ -58,6 +58,11 @@ class Standbys:
         """Whether the session could go on if the channel that carries it were gone."""
         return any(self.is_healthy(number) for number in self._legs if number != self._endpoint.carrier)
 
+    def relayed(self) -> list[int]:
+        """Return the channels over the relay that do not carry the session."""
+        kept = {self._endpoint.active, self._endpoint.heading}
+        return [number for number, leg in self._legs.items() if leg.path.kind == "relay" and number not in kept]
+
     def spare(self) -> list[int]:
         """Return the channels that are worth nothing now that the session has moved: all but the best of another kind."""
         kept = {self._endpoint.active, self._endpoint.heading}

@@ -61,7 +61,7 @@ async def join_relay(
     identity: Identity,
     *,
     server_key: str = "",
-    timeout: float = RELAY_JOIN_TIMEOUT,
+    timeout: float | None = None,
 ) -> RelayPipe:
     """Join the relay for a token that the server has given; cancelling it leaves no connection.
 
@@ -73,7 +73,7 @@ async def join_relay(
         role: What we are in it.
         identity: That of t=4, or of the registration: the server knows the two ends by their keys.
         server_key: The server's key as text, empty if it has none.
-        timeout: Seconds for all of it.
+        timeout: Seconds for all of it; None: `RELAY_JOIN_TIMEOUT`.
 
     Raises:
         RateLimitedError: We have too many circuits, or have had too many bytes.
@@ -83,6 +83,7 @@ async def join_relay(
         OSError: The connection broke.
     """
     request = _signed(identity, token, role, server_key)
+    timeout = RELAY_JOIN_TIMEOUT if timeout is None else timeout
     limit = asyncio.timeout(timeout)
     try:
         async with limit:

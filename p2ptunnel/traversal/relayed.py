@@ -78,11 +78,19 @@ class RelayedCall(Generic[T]):
             made = await self._establish(pipe, selector, key)
         finally:
             pipe.abort()  # unless a transport has it by now
+        if self.outcome.done():  # an earlier join was refused, and the call has been given up for that
+            made.abort("too late")
+            return
         self.outcome.set_result(made)
         self.on_up(made)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None and not self.outcome.done():
+        if (
+            task is self._tasks[-1]
+            and not task.cancelled()
+            and (error := task.exception()) is not None
+            and not self.outcome.done()
+        ):
             self._trace("traversal", "relay_failed", reason=str(error))
             self.outcome.set_exception(error)
 

@@ -9,6 +9,7 @@ import pytest
 
 from p2ptunnel.defaults import (
     RELAY_CIRCUITS_OF_KEY,
+    RELAY_CIRCUITS_OF_PAIR,
     RELAY_CIRCUITS_OF_SOURCE,
     RELAY_IDLE,
     RELAY_JOIN_TIMEOUT,
@@ -191,11 +192,37 @@ def test_calls_that_are_over_make_room_for_others() -> None:
 # --- how many ---------------------------------------------------------------------------------------------------------
 
 
+def callee(number: int) -> str:
+    return str(Identity.from_seed(number.to_bytes(32, "big")).public)
+
+
+def test_two_keys_have_so_many_circuits_and_leave_room_for_others() -> None:
+    there, token = Relay(Judge()), tokens()
+    for number in range(RELAY_CIRCUITS_OF_PAIR + 1):
+        roles: tuple[Identity, Identity] = (ALICE, BOB) if number % 2 else (BOB, ALICE)
+        there.introduce(name := token(), *(str(end.public) for end in roles), 0.0)
+        answer, _ = asked(there, BOB, "callee" if roles[1] is BOB else "caller", name, host=f"198.51.100.{number}")
+    assert (answer.code, answer.em) == (429, "too many circuits between these two")
+    there.introduce(other := token(), str(EVE.public), str(BOB.public), 0.0)
+    assert joined(there, BOB, "callee", other).number in there.circuits
+    there.end(there.circuits[1], "both ends closed")
+    assert asked(there, BOB, "callee" if roles[1] is BOB else "caller", name)[0].code == 200
+
+
+def test_a_callee_is_not_counted_by_where_it_is_since_others_call_it() -> None:
+    there, token = Relay(Judge(), circuits_of_key=1000), tokens()
+    for number in range(2 * RELAY_CIRCUITS_OF_SOURCE):
+        there.introduce(name := token(), callee(number), str(BOB.public), 0.0)
+        joined(there, BOB, "callee", name)
+    there.introduce(TOKEN, str(ALICE.public), str(BOB.public), 0.0)
+    opened(there)
+
+
 def test_a_key_has_so_many_circuits_at_a_time() -> None:
     there, token = Relay(Judge()), tokens()
     circuits: list[Circuit] = []
     for number in range(RELAY_CIRCUITS_OF_KEY + 1):
-        there.introduce(name := token(), str(ALICE.public), str(BOB.public), 0.0)
+        there.introduce(name := token(), str(ALICE.public), callee(number), 0.0)
         answer, circuit = asked(there, ALICE, "caller", name, host=f"198.51.100.{number}")
         circuits += [circuit] if circuit else []
     assert (answer.code, answer.em) == (429, "too many circuits of that key")
@@ -242,8 +269,8 @@ def test_a_source_has_so_many_circuits_and_a_call_within_it_counts_once() -> Non
 def test_a_source_is_what_it_is_for_other_limits(hosts: list[str], expected: int) -> None:
     there, token = Relay(Judge(), circuits_of_key=1000), tokens()
     codes: list[int] = []
-    for host in hosts:
-        there.introduce(name := token(), str(ALICE.public), str(BOB.public), 0.0)
+    for number, host in enumerate(hosts):
+        there.introduce(name := token(), str(ALICE.public), callee(number), 0.0)
         codes.append(asked(there, ALICE, "caller", name, host=host)[0].code)
     assert codes.count(200) == expected
     assert set(codes) <= {200, 429}

@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 
-from p2ptunnel.errors import ChannelClosedError, PeerRefusedError
+from p2ptunnel.errors import ChannelClosedError, ChannelLostError, PeerRefusedError
+from p2ptunnel.identity.keys import PublicKey
+from p2ptunnel.protocol import resume
+from p2ptunnel.session import live
+from p2ptunnel.session import session as session_module
 from p2ptunnel.session.session import Beginning, Session, SessionOptions, accept_session, connect_session
 from tests.helpers import run
 from tests.helpers.lasting import until
@@ -163,5 +167,48 @@ def test_a_channel_that_breaks_in_its_greeting_leaves_the_turn_to_the_next() -> 
                 await broken
             await carries(peers, await whole)
         await wire.close()
+
+    run(main())
+
+
+def test_a_way_that_goes_silent_behind_tls_keeps_no_other_from_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "_TURN", 0.2)
+    welcoming, is_stalled = session_module.welcome, asyncio.Event()
+
+    async def welcome(*arguments: Any) -> tuple[PublicKey, bytes]:
+        if not is_stalled.is_set():
+            is_stalled.set()
+            await asyncio.Event().wait()
+        return await welcoming(*arguments)
+
+    monkeypatch.setattr(session_module, "welcome", welcome)
+
+    async def main() -> None:
+        async with starting() as peers:
+            client, server = tcp_pair()
+            silent = asyncio.create_task(peers.come("direct", (client, server)))
+            await is_stalled.wait()
+            session = await peers.come("relay")
+            await carries(peers, session)
+            silent.cancel()  # its callee still waits
+            with pytest.raises((ChannelLostError, asyncio.CancelledError)):
+                await silent
+
+    run(main(), timeout=4)
+
+
+def test_the_relay_is_left_when_there_is_no_stream_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A standby there keeps a place of those that are rationed."""
+    monkeypatch.setattr(live, "SESSION_TICK", 0.02)
+
+    async def main() -> None:
+        async with starting() as peers:
+            session = await peers.come("relay")
+            await peers.come("direct")
+            await until(lambda: session.path.kind == "direct")
+            assert kinds(session) == ["direct", "relay"]
+            monkeypatch.setattr(resume, "DORMANT_AFTER", 0.0)
+            await until(lambda: kinds(session) == ["direct"])
+            await carries(peers, session)
 
     run(main())
