@@ -28,7 +28,7 @@ from p2ptunnel.errors import (
     ResumeExpiredError,
 )
 from p2ptunnel.peer import Peer
-from p2ptunnel.protocol import relay
+from p2ptunnel.protocol import attempts, relay
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.serving import Serving
 from p2ptunnel.traversal import answer
@@ -278,6 +278,8 @@ async def sweeping(directory: Path) -> AsyncGenerator[Meeting]:
 def test_connecting_can_be_cancelled_at_any_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (relay, answer):
         monkeypatch.setattr(module, "RELAY_JOIN_TIMEOUT", 0.1)  # a callee whose caller does not come to the relay goes soon
+    for limit in ("ATTEMPTS_OF_SOURCE_MAX", "ATTEMPTS_OF_SOURCE_TO_CALLEE_MAX"):
+        monkeypatch.setattr(attempts, limit, 1000)  # a call a turn is more than anybody's
 
     async def main() -> int:
         async with sweeping(tmp_path) as there:

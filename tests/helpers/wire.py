@@ -41,8 +41,8 @@ def _strategy(kind: msgspec.inspect.Type) -> st.SearchStrategy[Any]:
     match kind:
         case msgspec.inspect.StructType():
             return st.builds(kind.cls, **{field.name: _strategy(field.type) for field in kind.fields})
-        case msgspec.inspect.IntType(ge=low, le=high):
-            return st.integers(low, high)
+        case msgspec.inspect.IntType(ge=low, le=high, lt=end):
+            return st.integers(low, high if end is None else int(end) - 1)
         case msgspec.inspect.FloatType(ge=low, le=high):
             return st.floats(low, high, allow_nan=False)
         case msgspec.inspect.BoolType():
