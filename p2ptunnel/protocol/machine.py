@@ -12,6 +12,7 @@ from typing import Protocol
 import msgspec
 
 from p2ptunnel.defaults import MID_MAX
+from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.types import Address
 from p2ptunnel.wire.messages import MalformedMessageError, Message, decode
 
@@ -40,8 +41,9 @@ class Event(msgspec.Struct, frozen=True):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in facts.items())})"
 
     def facts(self) -> dict[str, object]:
-        """Return the fields that may be shown: no token, no conkey, no message."""
-        return {name: getattr(self, name) for name in self.__struct_fields__ if name not in _SECRET_FIELDS}
+        """Return the fields that may be shown, as plain JSON values: no token, no conkey, no message."""
+        shown = ((name, getattr(self, name)) for name in self.__struct_fields__ if name not in _SECRET_FIELDS)
+        return {name: str(value) if isinstance(value, PublicKey) else value for name, value in shown}
 
 
 class Entropy(Protocol):

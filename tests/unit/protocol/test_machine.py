@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 from p2ptunnel.defaults import MID_MAX
+from p2ptunnel.identity.keys import Identity
+from p2ptunnel.protocol.callee import CallAnswered
 from p2ptunnel.protocol.machine import Datagram, Event, MachineBase, new_mid, new_secret
+from p2ptunnel.protocol.punch import AnswerProved
 from p2ptunnel.wire.messages import Opener, encode
 
 
@@ -65,3 +69,12 @@ def test_a_secret_is_32_hex_characters_with_leading_zeros() -> None:
             return 1
 
     assert new_secret(Low()) == "0" * 31 + "1"
+
+
+def test_what_is_told_of_an_event_is_json_with_keys_as_text() -> None:
+    key = Identity.from_seed(bytes(32)).public
+    for event in (
+        AnswerProved(selector="00" * 16, key=key),
+        CallAnswered("t" * 32, ("192.0.2.1", 7), is_seed_only=False, key=key),
+    ):
+        assert json.loads(json.dumps(event.facts()))["key"] == str(key)
