@@ -14,6 +14,7 @@ from msgspec import Meta, Struct, field
 
 from p2ptunnel.defaults import CANDIDATES_MAX, DATAGRAM_MAX_BYTES, DATAGRAM_MAX_DEPTH, MID_MAX
 from p2ptunnel.types import Candidate
+from p2ptunnel.wire.discreet import Discreet
 from p2ptunnel.wire.intent import COUNTER_END
 
 __all__ = [
@@ -83,22 +84,11 @@ class MalformedMessageError(ValueError):
     """A datagram that is no message of ours: counted and dropped by whoever decodes, never answered."""
 
 
-_SECRET: Final = frozenset({"token", "conkey", "cookie", "nonce", "sig", "intent", "join", "rekey", "sealed"})
-
-
-class _Discreet(Struct, frozen=True):
-    """Shows itself without what only the ends of an exchange should know."""
-
-    def __repr__(self) -> str:
-        shown = (f"{name}={getattr(self, name)!r}" for name in self.__struct_fields__ if name not in _SECRET)
-        return f"{type(self).__name__}({', '.join(shown)})"
-
-
-class _Wire(_Discreet, frozen=True, kw_only=True, omit_defaults=True):
+class _Wire(Discreet, frozen=True, kw_only=True, omit_defaults=True):
     """Parts of messages: unknown members are ignored, absent ones are not written."""
 
 
-class _Base(_Discreet, frozen=True, kw_only=True, tag_field="t"):
+class _Base(Discreet, frozen=True, kw_only=True, tag_field="t"):
     """Messages: tagged by `t`; every member of theirs is written, an absent `em` or `extra` reads as null."""
 
 

@@ -28,12 +28,14 @@ from p2ptunnel.errors import (
     ResumeExpiredError,
 )
 from p2ptunnel.peer import Peer
-from p2ptunnel.protocol import attempts, relay
+from p2ptunnel.protocol import attempts, broker, intent, relay
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.serving import Serving
+from p2ptunnel.transports import relay as joining
 from p2ptunnel.traversal import answer
 from p2ptunnel.traversal.netcheck import NetReport
 from p2ptunnel.tunnels.local import Forward
+from p2ptunnel.types import RelayUse
 from tests.helpers import run
 from tests.helpers.meeting import HELLO, HOME, LAPTOP, Meeting, conversation, echo, meeting
 from tests.helpers.turns import cancel_at_each_turn, cancelled_after, descriptors, settle
@@ -267,23 +269,29 @@ def test_a_forward_needs_a_tag_a_target_and_an_address(tmp_path: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def sweeping(directory: Path) -> AsyncGenerator[Meeting]:
+async def sweeping(directory: Path, relay: RelayUse = "auto") -> AsyncGenerator[Meeting]:
     """A meeting that serves echo, and still works when the block has done its worst."""
-    async with meeting(directory, "echo") as there, there.home.serve({"echo": echo}):
+    async with meeting(directory, "echo", relay=relay) as there, there.home.serve({"echo": echo}):
         yield there
         async with await there.laptop.connect(HOME, "echo") as stream:
             assert await conversation(stream) == HELLO
 
 
-def test_connecting_can_be_cancelled_at_any_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (relay, answer):
-        monkeypatch.setattr(module, "RELAY_JOIN_TIMEOUT", 0.1)  # a callee whose caller does not come to the relay goes soon
-    for limit in ("ATTEMPTS_OF_SOURCE_MAX", "ATTEMPTS_OF_SOURCE_TO_CALLEE_MAX"):
-        monkeypatch.setattr(attempts, limit, 1000)  # a call a turn is more than anybody's
+@pytest.mark.parametrize("use", ["auto", "always"])
+def test_connecting_can_be_cancelled_at_any_turn(tmp_path: Path, use: RelayUse, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (relay, answer, joining):
+        monkeypatch.setattr(module, "RELAY_JOIN_TIMEOUT", 0.3)  # who was left alone at the relay goes soon
+    for module, limits in (  # a call a turn is more than anybody's
+        (attempts, ("ATTEMPTS_OF_SOURCE_MAX", "ATTEMPTS_OF_SOURCE_TO_CALLEE_MAX")),
+        (broker, ("CALLS_BURST", "CALLS_BURST_OF_SOURCE", "CALLS_PER_SECOND_OF_CALLEE")),
+        (intent, ("INTENTS_OF_SOURCE_PER_SECOND", "INTENTS_PER_SECOND")),
+    ):
+        for limit in limits:
+            monkeypatch.setattr(module, limit, 1000)
 
     async def main() -> int:
-        async with sweeping(tmp_path) as there:
-            laptop = there.peer(LAPTOP)
+        async with sweeping(tmp_path, use) as there:
+            laptop = there.peer(LAPTOP, relay=use)
 
             async def connect() -> tuple[Peer, Stream]:
                 await laptop.start()
@@ -299,7 +307,7 @@ def test_connecting_can_be_cancelled_at_any_turn(tmp_path: Path, monkeypatch: py
 
             return await cancel_at_each_turn(connect, undo)
 
-    assert run(main(), timeout=60) > 30
+    assert run(main(), timeout=80) > 30
 
 
 def test_connecting_once_more_can_be_cancelled_at_any_turn(tmp_path: Path) -> None:

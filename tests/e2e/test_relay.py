@@ -14,14 +14,13 @@ from p2ptunnel.abc import Stream
 from p2ptunnel.errors import ConfigError, NoPathError
 from p2ptunnel.events import PairingFailed, SessionResumed
 from p2ptunnel.peer import Peer
-from p2ptunnel.protocol import broker, callee, caller, intent
+from p2ptunnel.protocol import callee, caller
 from p2ptunnel.protocol import relay as circuits
 from p2ptunnel.server import Rendezvous
-from p2ptunnel.transports import relay as joining
 from p2ptunnel.traversal import answer
 from tests.helpers import run
 from tests.helpers.meeting import HELLO, HOME, LAPTOP, Meeting, conversation, echo, meeting
-from tests.helpers.turns import cancel_at_each_turn, descriptors, settle
+from tests.helpers.turns import descriptors, settle
 
 MIB = 1 << 20
 
@@ -254,36 +253,3 @@ def test_a_transfer_survives_the_restart_of_the_server_that_relays_it(tmp_path: 
                     assert kind_of(there.laptop) == "relay"
 
     run(main(), timeout=60)
-
-
-# --- cancelling ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("relay", ["auto", "always"])
-def test_connecting_can_be_cancelled_at_any_turn(tmp_path: Path, relay: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (circuits, answer, joining):
-        monkeypatch.setattr(module, "RELAY_JOIN_TIMEOUT", 0.3)  # who was left alone at the relay goes soon
-    for limit in ("CALLS_BURST", "CALLS_BURST_OF_SOURCE", "CALLS_PER_SECOND_OF_CALLEE"):
-        monkeypatch.setattr(broker, limit, 1000.0)  # a call a turn is more than anybody's
-    for limit in ("INTENTS_OF_SOURCE_PER_SECOND", "INTENTS_PER_SECOND"):
-        monkeypatch.setattr(intent, limit, 1000.0)
-
-    async def main() -> int:
-        async with meeting(tmp_path, "echo", relay=relay) as there, there.home.serve({"echo": echo}):
-            laptop = there.peer(LAPTOP, relay=relay)
-
-            async def connect() -> tuple[Peer, Stream]:
-                await laptop.start()
-                try:
-                    return laptop, await laptop.connect(HOME, "echo")
-                except BaseException:
-                    await laptop.close()
-                    raise
-
-            async def undo(ends: tuple[Peer, Stream]) -> None:
-                ends[1].abort()
-                await ends[0].close()
-
-            return await cancel_at_each_turn(connect, undo)
-
-    assert run(main(), timeout=80) > 30
