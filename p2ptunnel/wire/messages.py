@@ -14,8 +14,8 @@ from msgspec import Meta, Struct, field
 
 from p2ptunnel.defaults import CANDIDATES_MAX, DATAGRAM_MAX_BYTES, DATAGRAM_MAX_DEPTH, MID_MAX
 from p2ptunnel.types import Candidate
-from p2ptunnel.wire.discreet import Discreet
 from p2ptunnel.wire.intent import COUNTER_END
+from p2ptunnel.wire.redacted import Redacted
 
 __all__ = [
     "ConkeyExtra",
@@ -84,11 +84,11 @@ class MalformedMessageError(ValueError):
     """A datagram that is no message of ours: counted and dropped by whoever decodes, never answered."""
 
 
-class _Wire(Discreet, frozen=True, kw_only=True, omit_defaults=True):
+class _Wire(Redacted, frozen=True, kw_only=True, omit_defaults=True):
     """Parts of messages: unknown members are ignored, absent ones are not written."""
 
 
-class _Base(Discreet, frozen=True, kw_only=True, tag_field="t"):
+class _Base(Redacted, frozen=True, kw_only=True, tag_field="t"):
     """Messages: tagged by `t`; every member of theirs is written, an absent `em` or `extra` reads as null."""
 
 

@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from p2ptunnel.types import Address, Transport
-from p2ptunnel.wire.discreet import Discreet
+from p2ptunnel.wire.redacted import Redacted
 
 __all__ = [
     "NONCE_BYTES",
@@ -58,7 +58,7 @@ class MalformedPcpError(ValueError):
     """A datagram that is no answer of PCP's version 2."""
 
 
-class MapRequest(Discreet, frozen=True, kw_only=True):
+class MapRequest(Redacted, frozen=True, kw_only=True):
     """Asks for a way in to a port of ours; a lifetime of 0 takes it back.
 
     nonce: NONCE_BYTES that only we and the router know.  client: our own address, which the router compares with what it sees.
@@ -73,7 +73,7 @@ class MapRequest(Discreet, frozen=True, kw_only=True):
     lifetime: int
 
 
-class MapAnswer(Discreet, frozen=True, kw_only=True):
+class MapAnswer(Redacted, frozen=True, kw_only=True):
     """What the router says to a MapRequest; with a `code` other than 0 it refuses, for `lifetime` seconds.
 
     epoch: seconds since the router lost all it knew.

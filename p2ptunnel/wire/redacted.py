@@ -6,12 +6,12 @@ from typing import Final
 
 from msgspec import Struct
 
-__all__ = ["Discreet"]
+__all__ = ["Redacted"]
 
 _SECRET: Final = frozenset({"token", "conkey", "cookie", "nonce", "sig", "intent", "join", "rekey", "sealed"})
 
 
-class Discreet(Struct, frozen=True):
+class Redacted(Struct, frozen=True):
     """Its `repr` leaves out the fields that hold secrets, by their names."""
 
     def __repr__(self) -> str:
