@@ -332,8 +332,8 @@ def test_calls_that_a_server_invents_reach_nobody(tmp_path: Path) -> None:
 # --- a server that has lied all along -------------------------------------------------------------------------------------
 
 
-def test_who_is_told_a_wrong_address_of_its_own_costs_its_owner_a_syn_and_a_datagram_each_phase(tmp_path: Path) -> None:
-    """The caller signs what the server has shown it, and says by the server that it hears; more nobody sends there."""
+def test_who_is_told_a_wrong_address_of_its_own_costs_its_owner_two_datagrams_at_most(tmp_path: Path) -> None:
+    """The caller signs what the server has shown it; before it is heard of there, next to nothing gets out."""
 
     async def main() -> None:
         async with scene(tmp_path) as at:
@@ -343,8 +343,7 @@ def test_who_is_told_a_wrong_address_of_its_own_costs_its_owner_a_syn_and_a_data
             [started] = at.there.home_events.named("PunchStarted")
             assert started.facts["peer"] == at.victim.address
             dials = at.there.home_events.named("Dial")
-            assert [dial.facts["low"] for dial in dials] == [True, False, False]  # the first dies at our own NAT
-            assert {tuple(dial.facts["targets"]) for dial in dials} == {(at.victim.address,)}
+            assert [dial.facts["low"] for dial in dials] == [True]  # it dies at our own NAT, where there is one
             datagrams = at.victim.datagrams
             assert len(datagrams) <= 3  # the first of which dies there as well
             assert all(len(datagram) == 53 for datagram in datagrams)

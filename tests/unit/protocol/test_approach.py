@@ -6,6 +6,7 @@ import random
 from typing import TypeVar
 
 import pytest
+from msgspec.structs import replace
 
 from p2ptunnel.defaults import (
     BIRTHDAY_CREDIT,
@@ -57,6 +58,7 @@ class Side:
         gate: BirthdayGate | None = None,
         low: bool = True,
         is_founding: bool = False,
+        udp: MappingClass = "eim",
     ) -> None:
         self.now = 0.0
         self.gate = gate or BirthdayGate()
@@ -67,7 +69,7 @@ class Side:
             OTHER[role],
             (Candidate("srflx", "tcp", OTHER[role][0], 50_000),),
             LocalView(rtt=RTT, can_open_low=low, nat=nat_of(own), ports=OWN_PORTS),
-            hints_of(other),
+            replace(hints_of(other), udp=udp),
             random.Random(1),
             keys=None if is_founding else KEYS,
             birthdays=Birthdays(self.gate, lambda: holes),
@@ -149,15 +151,24 @@ def test_where_nothing_leads_through_one_syn_is_sent_all_the_same() -> None:
     assert len(dials(Side("caller", "rnd", "rnd").start().advance(PUNCH_TIMEOUT))) == 1
 
 
-def test_sync_lifts_what_is_held_back() -> None:
-    side = Side("callee").start()
+def test_where_no_datagram_shows_where_the_caller_is_its_signals_lift_what_is_held_back() -> None:
+    side = Side("callee", udp="rnd").start()
     assert [dial.low for dial in dials(side.advance(W))] == [True]  # the second phase's is plain
     side.tell(Sync())
     assert [dial.low for dial in dials(side.advance(W))] == [False]
 
 
-def test_a_forged_signal_lifts_nothing() -> None:
+def test_where_datagrams_get_through_they_alone_do() -> None:
     side = Side("callee").start()
+    side.advance(W)
+    side.tell(Sync())
+    assert not dials(side.advance(W))
+    side.approach.prove(W)
+    assert [dial.low for dial in dials(side.advance(W))] == [False]
+
+
+def test_a_forged_signal_lifts_nothing() -> None:
+    side = Side("callee", udp="rnd").start()
     side.advance(W)
     forged = SignalSender(KEYS.callee_seal).seal(Sync())
     assert side.approach.hear(Signal(mid=1, extra=SignalExtra(token=TOKEN, sealed=forged)), W)
