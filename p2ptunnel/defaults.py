@@ -252,8 +252,8 @@ CONTROL_PENALTY: Final = 90.0  # for a source whose connections began with junk,
 CONTROL_JUNK_BURST: Final = 10.0  # after so many: a web page asks a few times, behind the NAT of many peers,
 CONTROL_JUNK_PER_MINUTE: Final = 10.0  # or ever more than so many
 CONTROL_FIRST_LINE: Final = 5.0  # who says nothing by then is cut off
-CONTROL_IDLE: Final = 150.0  # peers send a line every 45 s
-CONTROL_KEEPALIVE: Final = 45.0
+CONTROL_IDLE: Final = 150.0  # peers send a line every 25 s
+CONTROL_KEEPALIVE: Final = 25.0  # NATs keep TCP mappings for longer; what it brings is a cookie, which is good for 30 s
 
 # --- the network around us --------------------------------------------------------------------------------------------
 OPENER_TTL_MEMORY: Final = 300.0  # the number of our own NATs changes with the network, not from call to call

@@ -178,8 +178,12 @@ class Started:
             self.replacing.cancel()
         self.dialing.cancel()
         self.registering.cancel()
+        spare = () if self.spare is None else (self.spare,)
+        for port in spare:
+            port.abort()
         try:
             await asyncio.gather(
+                *(port.close() for port in spare),
                 *(forward.close() for forward in self._forwards),
                 *(invitation.close() for invitation in self.invitations),
                 self._stop_replacing(),
@@ -191,8 +195,6 @@ class Started:
         finally:
             for session in self._sessions:
                 session.abort()
-            if self.spare is not None:
-                await self.spare.close()
             if self.answering is not None:
                 self.answering.abort()
             await asyncio.gather(*(forward.close() for forward in self._forwards))
