@@ -63,6 +63,7 @@ from p2ptunnel.identity.counter import ProfileCounter
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.identity.registration import KeyCredentials
 from p2ptunnel.identity.store import PeerStore, PinnedPeer, Profile
+from p2ptunnel.net.lan import Lan
 from p2ptunnel.net.threads import in_thread
 from p2ptunnel.pairing import Invitation, Redemption, pairing_tag, with_host_keys
 from p2ptunnel.protocol.intent import CallSigner, IntentJudge
@@ -84,6 +85,7 @@ from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.raw import RawStream, RawStreams
 from p2ptunnel.traversal.answer import Admit, AnsweringPort
 from p2ptunnel.traversal.call import Abortable, Call, Establish
+from p2ptunnel.traversal.lan import LanCall, beside
 from p2ptunnel.traversal.netcheck import NetReport, netcheck
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort
 from p2ptunnel.traversal.servers import Servers
@@ -109,10 +111,13 @@ class Peer:
         tag: Our name; needed to serve.
         rendezvous: The server's `host:port` (port 7000 if left out), or the whole line that its operator has given
             (`host:port#p2p:KEY`, `#join:TOKEN` behind it): then no other server can pass for it.  Or several, of which the
-            first that answers is used; who calls asks the next one also if nobody is registered there under the tag.
+            first that answers is used; who calls asks the next one also if nobody is registered there under the tag.  None:
+            only peers in our own network are reached, and reach us.
         profile: Where key and pinned peers are kept: a directory, or None for the user's own.
         allow_unauthenticated: Also reach, and be reached by, programs that speak the founding protocol only, by `connect_raw`
             and `listen_raw`; nothing else changes.
+        lan: Pinned peers in our own network are also found there, by multicast, and find us while we serve, with no server;
+            False sends nothing there.
         resume_timeout: Seconds for which streams wait, when the connection to a peer is lost, until there is another one; both
             sides have their own. 0: streams end with their connection.
         resume_buffer: Bytes sent and not acknowledged that are kept for each peer, 512 KiB at least; more wait with their
@@ -133,6 +138,7 @@ class Peer:
         rendezvous: str | Sequence[str] | None = None,
         profile: Profile | str | os.PathLike[str] | None = None,
         allow_unauthenticated: bool = False,
+        lan: bool = True,
         resume_timeout: float = RESUME_TIMEOUT,
         resume_buffer: int = RESUME_BUFFER_BYTES,
         tracer: Tracer | None = None,
@@ -141,6 +147,7 @@ class Peer:
         self.tag = None if tag is None else parse_tag(tag)
         self.profile: Final = profile if isinstance(profile, Profile) else Profile(profile)
         self._allow_unauthenticated = allow_unauthenticated
+        self._has_lan = lan
         self._trace = tracer or Tracer()
         servers = (rendezvous,) if isinstance(rendezvous, str) else rendezvous or ()
         self._servers = Servers(servers, default_port=RENDEZVOUS_PORT, tracer=self._trace)
@@ -169,7 +176,8 @@ class Peer:
         if self._started is None:  # others may have started it, too
             counter = ProfileCounter(self.profile.directory / "counter")
             table = ServiceTable(store, self._trace, self._events, issuer=identity.public)
-            self._started = Started(identity, counter, store, table, self._trace)
+            lan = Lan(tracer=self._trace) if self._has_lan else None
+            self._started = Started(identity, counter, store, table, self._trace, lan=lan)
 
     async def close(self) -> None:
         """Leave the server, close tunnels, sessions and sockets; waits at most about two seconds.  Closing twice is fine."""
@@ -305,7 +313,7 @@ class Peer:
                 tracer=self._trace,
             )
 
-        session = await self._call(pinned.tag, establish, up.signer(pinned.key))
+        session = await self._reach(pinned.tag, pinned.key, establish)
         up.keep(session, pinned)
         for ticket in pinned.tickets:
             session.show(ticket.raw)
@@ -319,7 +327,15 @@ class Peer:
         async def establish(pipe: Pipe, conkey: str, _: PublicKey | None) -> Rejoined:
             return await resume_session(session, pipe, identity=up.identity, selector=_selector(conkey, session.tag))
 
-        await self._call(session.tag, establish, up.signer(session.peer_key))
+        await self._reach(session.tag, session.peer_key, establish)
+
+    async def _reach(self, tag: Tag, key: PublicKey, establish: Establish[A]) -> A:
+        """Call with a server's help, and beside it in our own network: what comes up first counts."""
+        lan, call = self._up.lan, partial(self._call, tag, establish, self._up.signer(key))
+        if lan is None:
+            return await call()
+        near = LanCall(lan, key, tag, establish, tracer=self._trace)
+        return await (beside(call(), near.run()) if self._servers.specs else near.run())
 
     async def _call(self, tag: Tag, establish: Establish[A], signer: CallSigner | None, *, servers: Servers | None = None) -> A:
         """Call; without a signer, a program of the founding protocol."""
@@ -372,6 +388,8 @@ class Peer:
         answering = await self._register(up)
         streams = RawStreams()
         try:
+            if answering is None:
+                raise ConfigError("raw streams come with the help of a server", "Peer(rendezvous='host:7000', …)")
             if answering.admit_raw is not None:
                 raise ConfigError("raw streams are listened for already", "End the other listen_raw first.")
             answering.admit_raw = streams.admit
@@ -735,8 +753,8 @@ class Peer:
                 f"{what} needs Peer(allow_unauthenticated=True)", "It has no security at all; see docs/reference."
             )
 
-    async def _register(self, up: Started) -> AnsweringPort:
-        """Be registered and answer calls until `up.leave`; all services share one registration."""
+    async def _register(self, up: Started) -> AnsweringPort | None:
+        """Be found and answer calls until `up.leave`; all services share one registration, None where there is no server."""
         tag = self._required_tag()
         up.answered_for += 1
         try:
@@ -745,11 +763,10 @@ class Peer:
         except BaseException:
             await up.leave()
             raise
-        assert up.answering is not None  # it stays as long as it is needed
-        return up.answering
+        return up.answering  # it stays as long as it is needed
 
     async def _answer(self, up: Started, tag: Tag) -> None:
-        async def admit(pipe: Pipe, conkey: str, key: PublicKey) -> None:
+        async def admit(pipe: Pipe, conkey: str, key: PublicKey | None = None) -> None:
             selector = _selector(conkey, "this machine")
             session = await accept_session(
                 pipe,
@@ -764,7 +781,9 @@ class Peer:
             )
             up.keep(session)
 
-        up.answering = await self._servers.first(lambda server: self._registered(server, tag, up.judge, admit))
+        up.answer_lan(admit)
+        if up.lan is None or self._servers.specs:
+            up.answering = await self._servers.first(lambda server: self._registered(server, tag, up.judge, admit))
 
     async def _registered(self, server: ServerSpec, tag: Tag, judge: IntentJudge, admit: Admit) -> AnsweringPort:
         """Register under a tag at a server, and answer calls there."""

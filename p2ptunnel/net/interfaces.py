@@ -10,13 +10,14 @@ import ipaddress
 import socket
 from typing import Final
 
+from p2ptunnel.addresses import canonical, scope_of
 from p2ptunnel.errors import InvalidAddressError, ResolveError
 from p2ptunnel.net.netlink import InterfaceAddress, interface_addresses
 from p2ptunnel.net.sockets import LINUX, family_of, is_loopback
 from p2ptunnel.net.threads import in_thread
 from p2ptunnel.types import clean
 
-__all__ = ["is_on_link", "local_addresses", "resolve", "source_address"]
+__all__ = ["is_on_link", "lan_hosts", "local_addresses", "resolve", "source_address"]
 
 _SOMEWHERE: Final = {"192.0.2.1": 32, "2001:db8::1": 128}
 """Addresses for which there is a route where there is a default one (RFC 5737, 3849), and the length of one address."""
@@ -46,6 +47,15 @@ def local_addresses() -> tuple[str, ...]:
     """
     usable = [address for address in _known_addresses() if _is_reachable(address)]
     return tuple(address.host for address in sorted(usable, key=lambda address: address.is_temporary))
+
+
+def lan_hosts() -> tuple[str, ...]:
+    """Return our IPv4 addresses in private and link-local ranges: where neighbours may look for us.
+
+    A machine that has public ones only stands among strangers, and shows itself to none of them.
+    """
+    hosts = (address.host for address in _known_addresses() if ":" not in address.host)
+    return tuple(host for host in hosts if scope_of(canonical(host)) in {"private", "link-local"})
 
 
 def is_on_link(host: str) -> bool:

@@ -1,0 +1,285 @@
+"""Multicast DNS: our mark announced in our own networks, and the marks of others found there.
+
+`zeroconf` does the protocol; it is imported when the first peer with `lan` starts, and where it is missing, or its port cannot
+be had, there is nobody in our network, and that is all.  Rule: what came by multicast leaves here only if its mark is of a key
+that is looked for, and then with no address that `lan_refusal` refuses.  Source: RFC 6762, 6763; docs/protocol/lan.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import ipaddress
+import secrets
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Generator
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from msgspec import Struct
+
+from p2ptunnel.addresses import canonical, lan_refusal, scope_of
+from p2ptunnel.defaults import LAN_SERVICES_MAX, LAN_TARGETS_AT_ONCE, LAN_TARGETS_MAX
+from p2ptunnel.identity.keys import PublicKey
+from p2ptunnel.net.interfaces import is_on_link, lan_hosts
+from p2ptunnel.net.threads import in_thread
+from p2ptunnel.trace import Tracer
+from p2ptunnel.types import Address
+from p2ptunnel.wire.lan import LAN_SALT_BYTES, LAN_SERVICE, LanMark, decode_mark, encode_mark, make_mark
+
+if TYPE_CHECKING:
+    from zeroconf import ServiceInfo, ServiceStateChange, Zeroconf
+    from zeroconf.asyncio import AsyncServiceBrowser, AsyncZeroconf
+
+__all__ = ["Lan", "OnFound"]
+
+OnFound: TypeAlias = Callable[[bytes, tuple[Address, ...], tuple[Address, ...]], None]
+"""Gets the salt of a mark, and where its bearer says that it is: on our link, and elsewhere in private networks."""
+
+_NAME_BYTES: Final = 16
+_ASKED_AT_ONCE: Final = 8
+_ASKED_FOR_MS: Final = 1500
+
+
+class _Service(Struct, frozen=True):
+    """What was announced; believed by nobody."""
+
+    mark: LanMark
+    addresses: tuple[Address, ...]
+
+
+class _Announcement(Struct, frozen=True):
+    """What we want announced, and whom to tell the salt."""
+
+    key: PublicKey
+    port: int
+    on_salt: Callable[[bytes], None]
+
+
+class Lan:
+    """Our own networks, as far as multicast reaches.
+
+    Args:
+        hosts: Our addresses there, asked again whenever the network has changed.
+        tracer: Told why nobody is found, and what is announced.
+    """
+
+    def __init__(self, *, hosts: Callable[[], tuple[str, ...]] = lan_hosts, tracer: Tracer | None = None) -> None:
+        self._hosts: Final = hosts
+        self._trace: Final = tracer or Tracer()
+        self._changed: Final = asyncio.Event()
+        self._services: OrderedDict[str, _Service] = OrderedDict()
+        self._finders: list[tuple[PublicKey, OnFound]] = []
+        self._tasks: Final[set[asyncio.Future[Any]]] = set()
+        self._asking = 0
+        self._is_elsewhere = True
+        self._wanted: _Announcement | None = None
+        self._served: _Announcement | None = None
+        self._announced: ServiceInfo | None = None
+        self._zeroconf: AsyncZeroconf | None = None
+        self._browser: AsyncServiceBrowser | None = None
+        self._running: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to listen and to ask, on the loop that runs; returns at once, and starting twice is fine."""
+        if self._running is None:
+            self._changed.set()
+            self._running = asyncio.create_task(self._run())
+
+    def network_changed(self) -> None:
+        """Listen, ask and announce anew where we are now; under a fresh salt, so that nobody sees who has moved."""
+        self._is_elsewhere = True
+        self._changed.set()
+
+    def announce(self, key: PublicKey, port: int, on_salt: Callable[[bytes], None]) -> None:
+        """Announce that whoever knows `key`, ours, finds us at a port of UDP and TCP, until `withdraw`.
+
+        Args:
+            key: Not shown.
+            port: The same for both.
+            on_salt: Called with the salt of the mark each time before it is announced.
+        """
+        self._wanted = _Announcement(key, port, on_salt)
+        self._changed.set()
+
+    def withdraw(self) -> None:
+        """Announce no more, and say goodbye."""
+        self._wanted = None
+        self._changed.set()
+
+    @contextlib.contextmanager
+    def finding(self, key: PublicKey, on_found: OnFound) -> Generator[None]:
+        """Call back for each service that bears a mark of `key`, known ones at once, while the block lasts."""
+        finder = (key, on_found)
+        self._finders.append(finder)
+        try:
+            for service in tuple(self._services.values()):
+                self._tell(service, finder)
+            yield
+        finally:
+            self._finders.remove(finder)
+
+    async def close(self) -> None:
+        """Say goodbye, and close every socket; cancelled, without the goodbye.  Closing twice is fine."""
+        tasks = self._cancel()
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self._zeroconf is not None:
+                await self._stop_browsing()
+                await self._zeroconf.async_close()
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """Close every socket at once; what we announced is forgotten when nobody has heard of it for long enough."""
+        self._cancel()
+        zeroconf, self._zeroconf = self._zeroconf, None
+        if zeroconf is not None:
+            zeroconf.zeroconf.close()
+
+    def _cancel(self) -> list[asyncio.Future[Any]]:
+        tasks = [*self._tasks, *([self._running] if self._running else [])]
+        for task in tasks:
+            task.cancel()
+        return tasks
+
+    # --- what is announced and asked --------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        try:
+            await in_thread(importlib.import_module, "zeroconf.asyncio")
+        except ImportError as error:
+            self._trace("lan", "unavailable", reason=str(error))
+            return
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            try:
+                await self._settle()
+            except OSError as error:  # no multicast here, or the port is another's alone
+                self._trace("lan", "unavailable", reason=str(error))
+
+    async def _settle(self) -> None:
+        """Bring what is open and announced in line with the network and with what is wanted."""
+        hosts = self._hosts()
+        if not hosts and self._zeroconf is None:
+            self._trace("lan", "unavailable", reason="no address in a private network")
+            return
+        is_elsewhere, self._is_elsewhere = self._is_elsewhere, False
+        if is_elsewhere:
+            await self._listen(hosts)
+        if is_elsewhere or self._wanted is not self._served:
+            await self._announce_anew(hosts)
+
+    async def _listen(self, hosts: tuple[str, ...]) -> None:
+        from zeroconf import IPVersion
+        from zeroconf.asyncio import AsyncServiceBrowser, AsyncZeroconf
+
+        if self._zeroconf is None:
+            self._zeroconf = AsyncZeroconf(interfaces=list(hosts), ip_version=IPVersion.V4Only)
+        else:
+            await self._zeroconf.async_update_interfaces(list(hosts))
+        await self._stop_browsing()
+        self._browser = AsyncServiceBrowser(self._zeroconf.zeroconf, LAN_SERVICE, handlers=[self._on_change])
+
+    async def _stop_browsing(self) -> None:
+        browser, self._browser = self._browser, None
+        if browser is not None:
+            await browser.async_cancel()
+
+    async def _announce_anew(self, hosts: tuple[str, ...]) -> None:
+        assert self._zeroconf is not None
+        announced, self._announced, self._served = self._announced, None, self._wanted
+        if announced is not None:
+            self._keep(await self._zeroconf.async_unregister_service(announced))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+        if self._served is None or not hosts:
+            return
+        salt = secrets.token_bytes(LAN_SALT_BYTES)
+        self._announced = _service_info(self._served, salt, hosts)
+        self._served.on_salt(salt)
+        # 128 random bits collide with nobody's: to ask first would only let anybody say no
+        self._keep(await self._zeroconf.async_register_service(self._announced, cooperating_responders=True))
+        self._trace("lan", "announced", hosts=list(hosts), port=self._served.port)
+
+    def _keep(self, task: Awaitable[Any]) -> None:
+        """Have `close` end what goes on by itself."""
+        running = asyncio.ensure_future(task)
+        self._tasks.add(running)
+        running.add_done_callback(self._tasks.discard)
+
+    # --- what is found ----------------------------------------------------------------------------------------------------
+
+    def _on_change(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
+        from zeroconf import BadTypeInNameException, ServiceStateChange
+        from zeroconf.asyncio import AsyncServiceInfo
+
+        if state_change is ServiceStateChange.Removed:
+            self._services.pop(name, None)
+            return
+        try:
+            info = AsyncServiceInfo(service_type, name)
+        except BadTypeInNameException:  # no name of ours
+            return
+        if info.load_from_cache(zeroconf):
+            self._note(name, info)
+        elif self._asking < _ASKED_AT_ONCE:
+            self._asking += 1
+            self._keep(self._ask(zeroconf, name, info))
+
+    async def _ask(self, zeroconf: Zeroconf, name: str, info: ServiceInfo) -> None:
+        """Ask for what did not come along with a name."""
+        try:
+            if await info.async_request(zeroconf, _ASKED_FOR_MS):
+                self._note(name, info)
+        finally:
+            self._asking -= 1
+
+    def _note(self, name: str, info: ServiceInfo) -> None:
+        service = _service_of(info)
+        if service is None:
+            return
+        self._services[name] = service
+        self._services.move_to_end(name)
+        if len(self._services) > LAN_SERVICES_MAX:
+            self._services.popitem(last=False)
+        for finder in tuple(self._finders):
+            self._tell(service, finder)
+
+    def _tell(self, service: _Service, finder: tuple[PublicKey, OnFound]) -> None:
+        key, on_found = finder
+        if not service.mark.is_of(key.raw):
+            return
+        linked = {address: is_on_link(address[0]) for address in service.addresses}
+        usable = [address for address in service.addresses if self._is_usable(address, is_linked=linked[address])]
+        near = tuple(address for address in usable if linked[address])
+        far = tuple(address for address in usable if not linked[address])
+        on_found(service.mark.salt, near, far)
+
+    def _is_usable(self, address: Address, *, is_linked: bool) -> bool:
+        on_loopback = any(scope_of(canonical(host)) == "loopback" for host in self._hosts())
+        return lan_refusal(canonical(address[0]), address[1], is_on_link=is_linked, on_loopback=on_loopback) is None
+
+
+def _service_info(wanted: _Announcement, salt: bytes, hosts: tuple[str, ...]) -> ServiceInfo:
+    """Return our service as it is announced: random names, a port, our addresses, the mark."""
+    from zeroconf import ServiceInfo
+
+    return ServiceInfo(
+        LAN_SERVICE,
+        f"{secrets.token_hex(_NAME_BYTES)}.{LAN_SERVICE}",
+        port=wanted.port,
+        addresses=[ipaddress.ip_address(host).packed for host in hosts[:LAN_TARGETS_AT_ONCE]],
+        properties=dict(encode_mark(make_mark(wanted.key.raw, salt))),
+        server=f"{secrets.token_hex(_NAME_BYTES)}.local.",
+    )
+
+
+def _service_of(info: ServiceInfo) -> _Service | None:
+    """Return what a service says of itself, None if it is none of a peer."""
+    from zeroconf import IPVersion
+
+    mark = decode_mark(info.properties)
+    hosts = [str(address) for address in info.ip_addresses_by_version(IPVersion.V4Only)]
+    if mark is None or not info.port or not hosts:
+        return None
+    return _Service(mark, tuple((host, info.port) for host in hosts[:LAN_TARGETS_MAX]))
