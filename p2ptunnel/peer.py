@@ -266,7 +266,7 @@ class Peer:
         Raises:
             InvalidSpecError: `service` is a number and no port.
             UnknownPeerError: No key is pinned for the tag.
-            PeerOfflineError: Nobody is registered under the tag.
+            PeerOfflineError: Nobody is registered under the tag; without a server, nobody in our own network is the peer.
             RendezvousTimeoutError: No server answers.
             ResolveError: The server's name has no address.
             NoPathError: No connection came up.

@@ -5,6 +5,8 @@ be had, there is nobody in our network, and that is all.  Rule: what came by mul
 that is looked for, and then with no address that `lan_refusal` refuses.  Source: RFC 6762, 6763; docs/protocol/lan.md.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+# zeroconf does not say of what its Awaitables are.
 from __future__ import annotations
 
 import asyncio
@@ -13,7 +15,7 @@ import importlib
 import ipaddress
 import secrets
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from msgspec import Struct
@@ -62,9 +64,13 @@ class Lan:
     Args:
         hosts: Our addresses there, asked again whenever the network has changed.
         tracer: Told why nobody is found, and what is announced.
+
+    Attributes:
+        trouble: Why nobody can be found here now; empty while all is well.
     """
 
     def __init__(self, *, hosts: Callable[[], tuple[str, ...]] = lan_hosts, tracer: Tracer | None = None) -> None:
+        self.trouble = ""
         self._hosts: Final = hosts
         self._trace: Final = tracer or Tracer()
         self._changed: Final = asyncio.Event()
@@ -149,7 +155,7 @@ class Lan:
         try:
             await in_thread(importlib.import_module, "zeroconf.asyncio")
         except ImportError as error:
-            self._trace("lan", "unavailable", reason=str(error))
+            self._note_trouble(str(error))
             return
         while True:
             await self._changed.wait()
@@ -157,19 +163,24 @@ class Lan:
             try:
                 await self._settle()
             except OSError as error:  # no multicast here, or the port is another's alone
-                self._trace("lan", "unavailable", reason=str(error))
+                self._note_trouble(error.strerror or str(error))
 
     async def _settle(self) -> None:
         """Bring what is open and announced in line with the network and with what is wanted."""
         hosts = self._hosts()
+        self._note_trouble("" if hosts else "this machine has no address in a private network")
         if not hosts and self._zeroconf is None:
-            self._trace("lan", "unavailable", reason="no address in a private network")
             return
         is_elsewhere, self._is_elsewhere = self._is_elsewhere, False
         if is_elsewhere:
             await self._listen(hosts)
         if is_elsewhere or self._wanted is not self._served:
             await self._announce_anew(hosts)
+
+    def _note_trouble(self, reason: str) -> None:
+        self.trouble = reason
+        if reason:
+            self._trace("lan", "unavailable", reason=reason)
 
     async def _listen(self, hosts: tuple[str, ...]) -> None:
         from zeroconf import IPVersion
@@ -191,21 +202,24 @@ class Lan:
         assert self._zeroconf is not None
         announced, self._announced, self._served = self._announced, None, self._wanted
         if announced is not None:
-            self._keep(await self._zeroconf.async_unregister_service(announced))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+            await self._say(self._zeroconf.async_unregister_service(announced))
         if self._served is None or not hosts:
             return
         salt = secrets.token_bytes(LAN_SALT_BYTES)
         self._announced = _service_info(self._served, salt, hosts)
         self._served.on_salt(salt)
         # 128 random bits collide with nobody's: to ask first would only let anybody say no
-        self._keep(await self._zeroconf.async_register_service(self._announced, cooperating_responders=True))
+        await self._say(self._zeroconf.async_register_service(self._announced, cooperating_responders=True))
         self._trace("lan", "announced", hosts=list(hosts), port=self._served.port)
 
-    def _keep(self, task: Awaitable[Any]) -> None:
-        """Have `close` end what goes on by itself."""
-        running = asyncio.ensure_future(task)
-        self._tasks.add(running)
-        running.add_done_callback(self._tasks.discard)
+    async def _say(self, saying: Coroutine[Any, Any, Awaitable[Any]]) -> None:
+        """Say something, and have `close` end the repetitions, which go on by themselves."""
+        self._keep(await saying)
+
+    def _keep(self, going_on: Awaitable[Any]) -> None:
+        task = asyncio.ensure_future(going_on)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # --- what is found ----------------------------------------------------------------------------------------------------
 

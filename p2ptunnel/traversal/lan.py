@@ -23,7 +23,7 @@ from p2ptunnel.errors import (
     NoPathError,
     P2PTunnelError,
     PeerKeyChangedError,
-    PeerOfflineError,
+    PeerNotNearError,
 )
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.net.dial import dial
@@ -161,7 +161,7 @@ class LanCall(Generic[T]):
         Cancelling leaves no socket and no task.
 
         Raises:
-            PeerOfflineError: Nobody who bears its mark has been found in 4 s.
+            PeerNotNearError: Nobody who bears its mark has been found in 4 s.
             NoPathError: Somebody was, and no address led to it; its `attempts` name each.
             BindError: No port can be had.
             P2PTunnelError: What `establish` raised.
@@ -211,7 +211,7 @@ class LanCall(Generic[T]):
     def _error(self) -> P2PTunnelError:
         found = dict.fromkeys((target.address for target in self._agent.targets), "announced, but does not answer")
         lines = (f"{format_address(address)} {text}" for address, text in {**found, **self._broken}.items())
-        return NoPathError(self._tag, tuple(lines)) if found else PeerOfflineError(self._tag, "the local network")
+        return NoPathError(self._tag, tuple(lines)) if found else PeerNotNearError(self._tag, self._lan.trouble)
 
     def _wake(self) -> None:
         assert self._driver is not None

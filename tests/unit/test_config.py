@@ -32,12 +32,12 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     [
         ("[peer]\ntga = 1", "unknown key `tga` at peer in config.toml", "Did you mean `tag`?"),
         ("[peer]\nrendezvos = []", "unknown key `rendezvos` at peer in config.toml", "Did you mean `rendezvous`?"),
-        ("[peer]\nxyzzy = 1", "unknown key `xyzzy` at peer in config.toml", "Known there: tag, rendezvous, resume_timeout."),
+        ("[peer]\nxyzzy = 1", "unknown key `xyzzy` at peer in config.toml", "Known there: tag, rendezvous, lan, resume_timeout."),
         ("[pear]\n", "unknown key `pear` at the top in config.toml", "Did you mean `peer`?"),
         (
             '[peer]\n"a\\u001b[31mb" = 1',
             "unknown key `a\\x1b[31mb` at peer in config.toml",
-            "Known there: tag, rendezvous, resume_timeout.",
+            "Known there: tag, rendezvous, lan, resume_timeout.",
         ),
         ("[peer]\ntag = 1", "config.toml: Expected `str | null`, got `int` - at `$.peer.tag`", "The file is "),
         ("peer = 1", "config.toml: Expected `object`, got `int` - at `$.peer`", "The file is "),

@@ -135,8 +135,8 @@ def test_what_ssh_hands_on_is_what_was_given_by_flags_and_environment(monkeypatc
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["serve", "8888"], "no rendezvous server is configured"),
-        (["forward", "nas", "8888"], "no rendezvous server is configured"),
+        (["--no-lan", "serve", "8888"], "no rendezvous server is configured"),
+        (["--no-lan", "forward", "nas", "8888"], "no rendezvous server is configured"),
         (["--rendezvous", "127.0.0.1:1", "serve", "8888"], "this machine has no tag that others could ask for"),
         (["--rendezvous", "127.0.0.1:1", "--tag", "NAS", "serve", "8888"], "'NAS' is not a tag"),
         (["--rendezvous", "a:x", "forward", "nas", "8888"], "'a:x' is not an address"),
