@@ -15,15 +15,16 @@ import importlib
 import ipaddress
 import secrets
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from msgspec import Struct
 
-from p2ptunnel.addresses import canonical, lan_refusal, scope_of
+from p2ptunnel.addresses import canonical, lan_refusal
 from p2ptunnel.defaults import LAN_SERVICES_MAX, LAN_TARGETS_AT_ONCE, LAN_TARGETS_MAX
 from p2ptunnel.identity.keys import PublicKey
-from p2ptunnel.net.interfaces import is_on_link, lan_hosts
+from p2ptunnel.net.interfaces import lan_hosts, on_link
+from p2ptunnel.net.sockets import is_loopback
 from p2ptunnel.net.threads import in_thread
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Address
@@ -79,6 +80,7 @@ class Lan:
         self._tasks: Final[set[asyncio.Future[Any]]] = set()
         self._asking = 0
         self._is_elsewhere = True
+        self._is_on_loopback = False
         self._wanted: _Announcement | None = None
         self._served: _Announcement | None = None
         self._announced: ServiceInfo | None = None
@@ -157,25 +159,30 @@ class Lan:
         except ImportError as error:
             self._note_trouble(str(error))
             return
+        from zeroconf import Error
+
         while True:
             await self._changed.wait()
             self._changed.clear()
             try:
                 await self._settle()
-            except OSError as error:  # no multicast here, or the port is another's alone
-                self._note_trouble(error.strerror or str(error))
+            except (OSError, Error) as error:  # no multicast here, or the port is another's alone
+                self._note_trouble(str(error) or type(error).__name__)
 
     async def _settle(self) -> None:
         """Bring what is open and announced in line with the network and with what is wanted."""
         hosts = self._hosts()
+        self._is_on_loopback = any(map(is_loopback, hosts))
         self._note_trouble("" if hosts else "this machine has no address in a private network")
         if not hosts and self._zeroconf is None:
             return
         is_elsewhere, self._is_elsewhere = self._is_elsewhere, False
+        if is_elsewhere or self._wanted is not self._served:
+            await self._say_goodbye()
         if is_elsewhere:
             await self._listen(hosts)
-        if is_elsewhere or self._wanted is not self._served:
-            await self._announce_anew(hosts)
+        if self._wanted is not None and hosts and self._announced is None:
+            await self._announce(self._wanted, hosts)
 
     def _note_trouble(self, reason: str) -> None:
         self.trouble = reason
@@ -198,19 +205,20 @@ class Lan:
         if browser is not None:
             await browser.async_cancel()
 
-    async def _announce_anew(self, hosts: tuple[str, ...]) -> None:
-        assert self._zeroconf is not None
-        announced, self._announced, self._served = self._announced, None, self._wanted
-        if announced is not None:
+    async def _say_goodbye(self) -> None:
+        announced, self._announced = self._announced, None
+        if announced is not None and self._zeroconf is not None:
             await self._say(self._zeroconf.async_unregister_service(announced))
-        if self._served is None or not hosts:
-            return
+
+    async def _announce(self, wanted: _Announcement, hosts: tuple[str, ...]) -> None:
+        assert self._zeroconf is not None
+        self._served = wanted
         salt = secrets.token_bytes(LAN_SALT_BYTES)
-        self._announced = _service_info(self._served, salt, hosts)
-        self._served.on_salt(salt)
+        self._announced = _service_info(wanted, salt, hosts)
+        wanted.on_salt(salt)
         # 128 random bits collide with nobody's: to ask first would only let anybody say no
         await self._say(self._zeroconf.async_register_service(self._announced, cooperating_responders=True))
-        self._trace("lan", "announced", hosts=list(hosts), port=self._served.port)
+        self._trace("lan", "announced", hosts=list(hosts), port=wanted.port)
 
     async def _say(self, saying: Coroutine[Any, Any, Awaitable[Any]]) -> None:
         """Say something, and have `close` end the repetitions, which go on by themselves."""
@@ -263,15 +271,15 @@ class Lan:
         key, on_found = finder
         if not service.mark.is_of(key.raw):
             return
-        linked = {address: is_on_link(address[0]) for address in service.addresses}
-        usable = [address for address in service.addresses if self._is_usable(address, is_linked=linked[address])]
-        near = tuple(address for address in usable if linked[address])
-        far = tuple(address for address in usable if not linked[address])
+        linked = on_link(host for host, _ in service.addresses)
+        usable = [address for address in service.addresses if self._is_usable(address, linked)]
+        near = tuple(address for address in usable if address[0] in linked)
+        far = tuple(address for address in usable if address[0] not in linked)
         on_found(service.mark.salt, near, far)
 
-    def _is_usable(self, address: Address, *, is_linked: bool) -> bool:
-        on_loopback = any(scope_of(canonical(host)) == "loopback" for host in self._hosts())
-        return lan_refusal(canonical(address[0]), address[1], is_on_link=is_linked, on_loopback=on_loopback) is None
+    def _is_usable(self, address: Address, linked: Collection[str]) -> bool:
+        host, port = address
+        return lan_refusal(canonical(host), port, is_on_link=host in linked, on_loopback=self._is_on_loopback) is None
 
 
 def _service_info(wanted: _Announcement, salt: bytes, hosts: tuple[str, ...]) -> ServiceInfo:

@@ -147,6 +147,7 @@ class LanCaller(MachineBase):
         self._near: deque[LanTarget] = deque()
         self._far: deque[LanTarget] = deque()
         self._answered: deque[LanTarget] = deque()
+        self._taken = 0
         self._next_meeting = 0.0
         self._ends_at: float | None = None
 
@@ -160,18 +161,20 @@ class LanCaller(MachineBase):
         self._ends_at = now + LAN_PATIENCE
 
     def found(self, salt: bytes, near: Sequence[Address], far: Sequence[Address], now: float) -> None:
-        """Take the addresses of a service whose mark is of the key: `near` ones are on our link; known ones are ignored.
+        """Take the addresses of a service whose mark is of the key; `near` ones are on our link.
 
-        Of one service 16 count, of one call 64, near ones first.
+        Of one service 16 count, of one call 64, near ones first; one that has failed is tried again when it is announced anew.
         """
         token = new_secret(self._entropy)
         keys = lan_keys(self._key.raw, salt, token)
         for address in (*near, *far)[:LAN_TARGETS_AT_ONCE]:
-            if (salt, address) in self._targets:
+            known = self._targets.get((salt, address))
+            if known is not None and known.state is not LanTargetState.DEAD:
                 continue
-            if len(self._targets) >= LAN_TARGETS_MAX:
+            if self._taken >= LAN_TARGETS_MAX:
                 self._drop("too many addresses")
                 return
+            self._taken += 1
             target = self._targets[salt, address] = LanTarget(address, token, keys)
             (self._near if address in near else self._far).append(target)
         self._go_on(now)
