@@ -135,6 +135,7 @@ class Lan:
             if self._zeroconf is not None:
                 await self._stop_browsing()
                 await self._zeroconf.async_close()
+                self._zeroconf = None
         finally:
             self.abort()
 
@@ -142,8 +143,9 @@ class Lan:
         """Close every socket at once; what we announced is forgotten when nobody has heard of it for long enough."""
         self._cancel()
         zeroconf, self._zeroconf = self._zeroconf, None
-        if zeroconf is not None:
-            zeroconf.zeroconf.close()
+        if zeroconf is not None:  # its own close() warns of the goodbye that it cannot say
+            zeroconf.zeroconf.done = True
+            zeroconf.zeroconf.engine.close()
 
     def _cancel(self) -> list[asyncio.Future[Any]]:
         tasks = [*self._tasks, *([self._running] if self._running else [])]

@@ -1,4 +1,4 @@
-"""Two peers in one network, as machines: what was announced is tried, who knows the key is answered, and nothing else happens."""
+"""Two peers in one network, as machines: what was announced is tried, who knows the key is answered, and that is all."""
 
 from __future__ import annotations
 
