@@ -367,8 +367,12 @@ class LanPort(MachineBase):
         return OpenTcpAnswer(mid=message.mid, token=message.token, code=200, em="", extra=ConkeyExtra(conkey=given.hex()))
 
     def _new_conkey(self, host: str, now: float) -> bytes | None:
+        """Return a fresh conkey; a host that has many loses its oldest: it may have given up call after call."""
         self.handle_timer(now)
-        if len(self._conkeys) >= LAN_CONKEYS_MAX or self.waiting_for(host, now) >= LAN_CONKEYS_OF_SOURCE_MAX:
+        of_host = self._good(host, now)
+        if len(of_host) >= LAN_CONKEYS_OF_SOURCE_MAX:
+            self._conkeys.remove(of_host[0])
+        if len(self._conkeys) >= LAN_CONKEYS_MAX:
             return None
         raw = bytes.fromhex(new_secret(self._entropy))
         self._conkeys.append(_Conkey(raw, host, now + LAN_CONKEY_TTL))

@@ -11,7 +11,7 @@ import contextlib
 import random
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from p2ptunnel.abc import Pipe
@@ -265,25 +265,33 @@ async def beside(call: Coroutine[Any, Any, T], near: Coroutine[Any, Any, T]) -> 
     Where both fail, the first one's error is raised: it knows more.  It waits a little for the second one.
     """
     calling, finding = asyncio.ensure_future(call), asyncio.ensure_future(near)
-    chosen: asyncio.Future[T] = calling
     try:
-        await asyncio.wait({calling, finding}, return_when=asyncio.FIRST_COMPLETED)
-        if not calling.done() and finding.exception() is not None:
-            await asyncio.wait({calling})
-        elif calling.done() and calling.exception() is not None:
-            await asyncio.wait({finding}, timeout=LAN_GRACE)
-        if finding.done() and finding.exception() is None:
-            chosen = finding
-        return await chosen
-    finally:
-        await _end(call for call in (calling, finding) if call is not chosen or not call.done())
+        winner = await _first(calling, finding)
+    except asyncio.CancelledError:
+        await _end(calling, finding)
+        raise
+    try:
+        await _end(finding if winner is calling else calling)
+    except asyncio.CancelledError:
+        await _end(winner)
+        raise
+    return winner.result()
 
 
-async def _end(calls: Iterable[asyncio.Future[T]]) -> None:
+async def _first(calling: asyncio.Future[T], finding: asyncio.Future[T]) -> asyncio.Future[T]:
+    """Wait until it is settled which of the two counts; return it, which is done."""
+    await asyncio.wait({calling, finding}, return_when=asyncio.FIRST_COMPLETED)
+    if not calling.done() and finding.exception() is not None:
+        await asyncio.wait({calling})
+    elif calling.done() and calling.exception() is not None:
+        await asyncio.wait({finding}, timeout=LAN_GRACE)
+    return finding if finding.done() and finding.exception() is None else calling
+
+
+async def _end(*calls: asyncio.Future[T]) -> None:
     """Cancel calls, and end what they have made by then."""
-    left = tuple(calls)
-    for call in left:
+    for call in calls:
         call.cancel()
-    for made in await asyncio.gather(*left, return_exceptions=True):
+    for made in await asyncio.gather(*calls, return_exceptions=True):
         if not isinstance(made, BaseException):
             made.abort("too late")

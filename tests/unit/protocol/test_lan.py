@@ -485,13 +485,14 @@ def test_a_request_replayed_from_elsewhere_gives_its_conkey_to_nobody() -> None:
 
 def test_conkeys_are_bounded_by_host_and_in_all() -> None:
     port = a_port()
-    for mid in range(20):
-        port.receive_datagram(asks(mid), LAPTOP, NOW)
+    conkeys = [conkey_of(port, mid=mid) for mid in range(20)]
     assert port.waiting_for(LAPTOP[0], NOW) == LAN_CONKEYS_OF_SOURCE_MAX
+    good = [conkey for conkey in conkeys if port.match(bytes.fromhex(conkey), LAPTOP[0], NOW)]
+    assert good == conkeys[-LAN_CONKEYS_OF_SOURCE_MAX:]
     for host, mid in product(range(100), range(3)):
         port.receive_datagram(asks(mid), (f"10.0.0.{host}", 40000), NOW)
-    assert len(port.datagrams_to_send()) == LAN_CONKEYS_MAX
-    assert port.dropped["too many conkeys"] == 20 + 300 - LAN_CONKEYS_MAX
+    assert len(port.datagrams_to_send()) == LAN_CONKEYS_MAX - LAN_CONKEYS_OF_SOURCE_MAX
+    assert port.dropped["too many conkeys"] == 300 - LAN_CONKEYS_MAX + LAN_CONKEYS_OF_SOURCE_MAX
     port.handle_timer(NOW + LAN_CONKEY_TTL)
     assert port.next_deadline() is None
     conkey_of(port, now=NOW + LAN_CONKEY_TTL)
