@@ -36,14 +36,14 @@ class PeerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         tag: What others find it by.
         rendezvous: Its servers in order of preference, `host:port` or the whole line that the server's operator has given.
-        lan: Whether pinned peers in the same network are found there, and find us, with no server.
         resume_timeout: How long a lost connection is waited for: `"10m"`, or a number of seconds.
+        lan: Whether pinned peers in the same network are found there, and find us, with no server.
     """
 
     tag: str | None = None
     rendezvous: tuple[str, ...] = ()
-    lan: bool = True
     resume_timeout: str | float | None = None
+    lan: bool = True
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

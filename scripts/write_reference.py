@@ -19,7 +19,7 @@ import click
 
 from p2ptunnel import defaults, errors
 from p2ptunnel.cli.main import root
-from p2ptunnel.protocol import callee, caller, pairing, registration
+from p2ptunnel.protocol import callee, caller, lan, pairing, registration
 
 __all__ = ["PARTS", "outdated", "write"]
 
@@ -45,6 +45,7 @@ def machines() -> Iterator[str]:
     for title, table in (
         ("Caller, one call", caller.TRANSITIONS),
         ("Callee, one answered call", callee.TRANSITIONS),
+        ("Own network, one announced address", lan.TRANSITIONS),
         ("Registration", registration.TRANSITIONS),
         ("Pairing, the host with one guest", pairing.HOST_TRANSITIONS),
         ("Pairing, the guest", pairing.GUEST_TRANSITIONS),

@@ -63,16 +63,16 @@ class Lan:
     """Our own networks, as far as multicast reaches.
 
     Args:
-        hosts: Our addresses there, asked again whenever the network has changed.
+        hosts: Returns our addresses there, and is asked again whenever the network has changed; None: `lan_hosts`.
         tracer: Told why nobody is found, and what is announced.
 
     Attributes:
         trouble: Why nobody can be found here now; empty while all is well.
     """
 
-    def __init__(self, *, hosts: Callable[[], tuple[str, ...]] = lan_hosts, tracer: Tracer | None = None) -> None:
+    def __init__(self, *, hosts: Callable[[], tuple[str, ...]] | None = None, tracer: Tracer | None = None) -> None:
         self.trouble = ""
-        self._hosts: Final = hosts
+        self._hosts: Final = hosts or lan_hosts
         self._trace: Final = tracer or Tracer()
         self._changed: Final = asyncio.Event()
         self._services: OrderedDict[str, _Service] = OrderedDict()
@@ -156,28 +156,30 @@ class Lan:
     # --- what is announced and asked --------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        try:
-            await in_thread(importlib.import_module, "zeroconf.asyncio")
-        except ImportError as error:
-            self._note_trouble(str(error))
-            return
-        from zeroconf import Error
-
         while True:
             await self._changed.wait()
             self._changed.clear()
-            try:
-                await self._settle()
-            except (OSError, Error) as error:  # no multicast here, or the port is another's alone
-                self._note_trouble(str(error) or type(error).__name__)
+            hosts = self._hosts()
+            self._is_on_loopback = any(map(is_loopback, hosts))
+            self._note_trouble("" if hosts else "this machine has no address in a private network")
+            if hosts or self._zeroconf is not None:
+                await self._try_to_settle(hosts)
 
-    async def _settle(self) -> None:
-        """Bring what is open and announced in line with the network and with what is wanted."""
-        hosts = self._hosts()
-        self._is_on_loopback = any(map(is_loopback, hosts))
-        self._note_trouble("" if hosts else "this machine has no address in a private network")
-        if not hosts and self._zeroconf is None:
+    async def _try_to_settle(self, hosts: tuple[str, ...]) -> None:
+        try:
+            if self._zeroconf is None:
+                await in_thread(importlib.import_module, "zeroconf.asyncio")  # 50 ms, the first time
+            from zeroconf import Error
+        except ImportError as error:
+            self._note_trouble(str(error))
             return
+        try:
+            await self._settle(hosts)
+        except (OSError, Error) as error:  # no multicast here, or the port is another's alone
+            self._note_trouble(str(error) or type(error).__name__)
+
+    async def _settle(self, hosts: tuple[str, ...]) -> None:
+        """Bring what is open and announced in line with the network and with what is wanted."""
         is_elsewhere, self._is_elsewhere = self._is_elsewhere, False
         if is_elsewhere or self._wanted is not self._served:
             await self._say_goodbye()

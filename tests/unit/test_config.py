@@ -22,9 +22,9 @@ def test_without_a_file_every_key_has_its_default(tmp_path: Path) -> None:
 
 def test_every_key_is_read(tmp_path: Path) -> None:
     text = '[peer]\ntag = "home-nas"\nrendezvous = ["rv.example:7000", "[2001:db8::1]:7001", "rv2.example"]\n'
-    text += 'resume_timeout = "2h"\n'
+    text += 'resume_timeout = "2h"\nlan = false\n'
     servers = ("rv.example:7000", "[2001:db8::1]:7001", "rv2.example")
-    assert loaded(tmp_path, text) == Config(PeerConfig("home-nas", servers, "2h"))
+    assert loaded(tmp_path, text) == Config(PeerConfig("home-nas", servers, "2h", lan=False))
 
 
 @pytest.mark.parametrize(
@@ -32,12 +32,12 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     [
         ("[peer]\ntga = 1", "unknown key `tga` at peer in config.toml", "Did you mean `tag`?"),
         ("[peer]\nrendezvos = []", "unknown key `rendezvos` at peer in config.toml", "Did you mean `rendezvous`?"),
-        ("[peer]\nxyzzy = 1", "unknown key `xyzzy` at peer in config.toml", "Known there: tag, rendezvous, lan, resume_timeout."),
+        ("[peer]\nxyz = 1", "unknown key `xyz` at peer in config.toml", "Known there: tag, rendezvous, resume_timeout, lan."),
         ("[pear]\n", "unknown key `pear` at the top in config.toml", "Did you mean `peer`?"),
         (
             '[peer]\n"a\\u001b[31mb" = 1',
             "unknown key `a\\x1b[31mb` at peer in config.toml",
-            "Known there: tag, rendezvous, lan, resume_timeout.",
+            "Known there: tag, rendezvous, resume_timeout, lan.",
         ),
         ("[peer]\ntag = 1", "config.toml: Expected `str | null`, got `int` - at `$.peer.tag`", "The file is "),
         ("peer = 1", "config.toml: Expected `object`, got `int` - at `$.peer`", "The file is "),
