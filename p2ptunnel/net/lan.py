@@ -132,10 +132,8 @@ class Lan:
         tasks = self._cancel()
         try:
             await asyncio.gather(*tasks, return_exceptions=True)
-            if self._zeroconf is not None:
-                await self._stop_browsing()
-                await self._zeroconf.async_close()
-                self._zeroconf = None
+            self._leave()
+            await asyncio.gather(*self._tasks)
         finally:
             self.abort()
 
@@ -143,9 +141,8 @@ class Lan:
         """Close every socket at once; what we announced is forgotten when nobody has heard of it for long enough."""
         self._cancel()
         zeroconf, self._zeroconf = self._zeroconf, None
-        if zeroconf is not None:  # its own close() warns of the goodbye that it cannot say
-            zeroconf.zeroconf.done = True
-            zeroconf.zeroconf.engine.close()
+        if zeroconf is not None:
+            _abort(zeroconf)
 
     def _cancel(self) -> list[asyncio.Future[Any]]:
         tasks = [*self._tasks, *([self._running] if self._running else [])]
@@ -180,58 +177,61 @@ class Lan:
 
     async def _settle(self, hosts: tuple[str, ...]) -> None:
         """Bring what is open and announced in line with the network and with what is wanted."""
-        is_elsewhere, self._is_elsewhere = self._is_elsewhere, False
-        if is_elsewhere or self._wanted is not self._served:
+        if self._is_elsewhere:
+            self._is_elsewhere = False
+            self._leave()
+            self._listen(hosts)
+        elif self._wanted is not self._served:
             await self._say_goodbye()
-        if is_elsewhere:
-            await self._listen(hosts)
-        if self._wanted is not None and hosts and self._announced is None:
-            await self._announce(self._wanted, hosts)
+        if self._wanted is not None and self._zeroconf is not None and self._announced is None:
+            await self._announce(self._zeroconf, self._wanted, hosts)
 
     def _note_trouble(self, reason: str) -> None:
         self.trouble = reason
         if reason:
             self._trace("lan", "unavailable", reason=reason)
 
-    async def _listen(self, hosts: tuple[str, ...]) -> None:
+    def _listen(self, hosts: tuple[str, ...]) -> None:
         from zeroconf import IPVersion
         from zeroconf.asyncio import AsyncServiceBrowser, AsyncZeroconf
 
-        if self._zeroconf is None:
+        if hosts:
             self._zeroconf = AsyncZeroconf(interfaces=list(hosts), ip_version=IPVersion.V4Only)
-        else:
-            await self._zeroconf.async_update_interfaces(list(hosts))
-        await self._stop_browsing()
-        self._browser = AsyncServiceBrowser(self._zeroconf.zeroconf, LAN_SERVICE, handlers=[self._on_change])
+            self._browser = AsyncServiceBrowser(self._zeroconf.zeroconf, LAN_SERVICE, handlers=[self._on_change])
 
-    async def _stop_browsing(self) -> None:
-        browser, self._browser = self._browser, None
-        if browser is not None:
-            await browser.async_cancel()
+    def _leave(self) -> None:
+        """Forget whom there was where we were, and say goodbye, as far as anybody still hears it."""
+        browser, zeroconf = self._browser, self._zeroconf
+        self._browser = self._zeroconf = self._announced = None
+        self._services.clear()
+        if browser is not None and zeroconf is not None:
+            closing = self._keep(_close(browser, zeroconf))
+            closing.add_done_callback(lambda _: _abort(zeroconf))  # also of one that was cancelled before it began
 
     async def _say_goodbye(self) -> None:
+        self._served = None
         announced, self._announced = self._announced, None
         if announced is not None and self._zeroconf is not None:
             await self._say(self._zeroconf.async_unregister_service(announced))
 
-    async def _announce(self, wanted: _Announcement, hosts: tuple[str, ...]) -> None:
-        assert self._zeroconf is not None
+    async def _announce(self, zeroconf: AsyncZeroconf, wanted: _Announcement, hosts: tuple[str, ...]) -> None:
         self._served = wanted
         salt = secrets.token_bytes(LAN_SALT_BYTES)
         self._announced = _service_info(wanted, salt, hosts)
         wanted.on_salt(salt)
         # 128 random bits collide with nobody's: to ask first would only let anybody say no
-        await self._say(self._zeroconf.async_register_service(self._announced, cooperating_responders=True))
+        await self._say(zeroconf.async_register_service(self._announced, cooperating_responders=True))
         self._trace("lan", "announced", hosts=list(hosts), port=wanted.port)
 
     async def _say(self, saying: Coroutine[Any, Any, Awaitable[Any]]) -> None:
         """Say something, and have `close` end the repetitions, which go on by themselves."""
         self._keep(await saying)
 
-    def _keep(self, going_on: Awaitable[Any]) -> None:
+    def _keep(self, going_on: Awaitable[Any]) -> asyncio.Future[Any]:
         task = asyncio.ensure_future(going_on)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     # --- what is found ----------------------------------------------------------------------------------------------------
 
@@ -254,9 +254,12 @@ class Lan:
 
     async def _ask(self, zeroconf: Zeroconf, name: str, info: ServiceInfo) -> None:
         """Ask for what did not come along with a name."""
+        from zeroconf import NotRunningException
+
         try:
-            if await info.async_request(zeroconf, _ASKED_FOR_MS):
-                self._note(name, info)
+            with contextlib.suppress(NotRunningException):  # we have left
+                if await info.async_request(zeroconf, _ASKED_FOR_MS):
+                    self._note(name, info)
         finally:
             self._asking -= 1
 
@@ -284,6 +287,18 @@ class Lan:
     def _is_usable(self, address: Address, linked: Collection[str]) -> bool:
         host, port = address
         return lan_refusal(canonical(host), port, is_on_link=host in linked, on_loopback=self._is_on_loopback) is None
+
+
+async def _close(browser: AsyncServiceBrowser, zeroconf: AsyncZeroconf) -> None:
+    """Say goodbye and close."""
+    await browser.async_cancel()
+    await zeroconf.async_close()
+
+
+def _abort(zeroconf: AsyncZeroconf) -> None:
+    """Close at once, and do so twice if need be; its own `close` would warn of the goodbye that it cannot say."""
+    zeroconf.zeroconf.done = True
+    zeroconf.zeroconf.engine.close()
 
 
 def _service_info(wanted: _Announcement, salt: bytes, hosts: tuple[str, ...]) -> ServiceInfo:
