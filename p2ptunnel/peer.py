@@ -354,8 +354,9 @@ class Peer:
         try:
             return await (servers or self._servers).first(at)
         finally:
-            reserving.cancel()
-            await asyncio.gather(reserving, return_exceptions=True)
+            if not reserving.done():  # else not a turn is lost, in which what came up could be cancelled
+                reserving.cancel()
+                await asyncio.gather(reserving, return_exceptions=True)
 
     async def connect_raw(self, tag: str, *, timeout: float | None = CONNECT_TIMEOUT) -> RawStream:
         """Reach a program that speaks the founding protocol only: no key, no encryption, no claim of who answers.

@@ -166,6 +166,18 @@ class LanCall(Generic[T]):
             BindError: No port can be had.
             P2PTunnelError: What `establish` raised.
         """
+        try:
+            await self._find_and_meet()
+            await self._end_meetings()
+        except asyncio.CancelledError:
+            await self._end_meetings()
+            if not self._result.cancelled() and self._result.exception() is None:
+                self._result.result().abort("cancelled")  # it came up in the very turn in which nobody wanted it any more
+            raise
+        return self._result.result()
+
+    async def _find_and_meet(self) -> None:
+        """Wait for the result, whatever it is."""
         udp, reserved = take_number(ANY_IPV4, self._trace)
         self._driver = UdpDriver(self._agent, udp, self._on_event)
         try:
@@ -173,16 +185,11 @@ class LanCall(Generic[T]):
             self._agent.start(time.monotonic())
             self._driver.wake()
             with self._lan.finding(self._key, self._on_found):
-                return await self._result
-        except asyncio.CancelledError:
-            if self._result.done() and not self._result.cancelled() and self._result.exception() is None:
-                self._result.result().abort("cancelled")  # it came up in the very turn in which nobody wanted it any more
-            raise
+                await asyncio.wait({self._result})
         finally:
             self._result.cancel()
             self._driver.close()
             reserved.close()
-            await self._end_meetings()
 
     async def _end_meetings(self) -> None:
         for meeting in self._meetings:
