@@ -332,7 +332,7 @@ class Peer:
     async def _reach(self, tag: Tag, key: PublicKey, establish: Establish[A]) -> A:
         """Call with a server's help, and beside it in our own network: what comes up first counts."""
         lan, call = self._up.lan, partial(self._call, tag, establish, self._up.signer(key))
-        if lan is None:
+        if lan is None or (lan.trouble and self._servers.specs):
             return await call()
         near = LanCall(lan, key, tag, establish, tracer=self._trace)
         return await (beside(call(), near.run()) if self._servers.specs else near.run())
