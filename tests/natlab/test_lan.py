@@ -274,6 +274,30 @@ def test_a_caller_whose_address_has_changed_finds_its_peer(wire: Wire, tmp_path:
         assert path.local[0] == "10.77.0.98"
 
 
+def test_a_stream_outlives_the_change_of_its_peers_address(wire: Wire, tmp_path: Path) -> None:
+    with (
+        living_peer(wire.machine(1), "home", tmp_path, serves=True) as home,
+        living_peer(wire.machine(2), "laptop", tmp_path) as laptop,
+    ):
+        introduce(home, laptop)
+        stream = laptop.do(Peer.connect, "home", "echo")
+        laptop.do(exchange, stream)
+        steps = ["addr del 10.77.0.1/24 dev eth0", "addr add 10.77.0.97/24 dev eth0"]
+        home.host.run(["ip", "-batch", "-"], input="\n".join(steps))
+        laptop.do(exchange, stream)
+        assert stream.path.remote[0] == "10.77.0.97"
+        laptop.do(end, stream)
+
+
+async def exchange(_: Peer, stream: Stream) -> None:
+    await stream.write(HELLO)
+    assert await stream.readexactly(len(HELLO)) == HELLO
+
+
+async def end(_: Peer, stream: Stream) -> None:
+    await stream.close()
+
+
 # --- with a server ----------------------------------------------------------------------------------------------------
 
 
