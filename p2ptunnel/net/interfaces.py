@@ -53,10 +53,12 @@ def local_addresses() -> tuple[str, ...]:
 def lan_hosts() -> tuple[str, ...]:
     """Return our IPv4 addresses in private and link-local ranges: where neighbours may look for us.
 
-    A machine that has public ones only stands among strangers, and shows itself to none of them.
+    A machine that has public ones only stands among strangers, and shows itself to none of them; off Linux, where nobody keeps
+    strangers from the socket that is open on all interfaces, one public address is enough.
     """
-    hosts = (address.host for address in _known_addresses() if ":" not in address.host)
-    return tuple(host for host in hosts if scope_of(canonical(host)) in {"private", "link-local"})
+    hosts = [address.host for address in _known_addresses() if ":" not in address.host]
+    near = tuple(host for host in hosts if scope_of(canonical(host)) in {"private", "link-local"})
+    return near if LINUX or not any(scope_of(canonical(host)) == "public" for host in hosts) else ()
 
 
 def is_on_link(host: str) -> bool:

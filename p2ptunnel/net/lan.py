@@ -23,6 +23,7 @@ from msgspec import Struct
 from p2ptunnel.addresses import canonical, lan_refusal
 from p2ptunnel.defaults import LAN_SERVICES_MAX, LAN_TARGETS_AT_ONCE, LAN_TARGETS_MAX
 from p2ptunnel.identity.keys import PublicKey
+from p2ptunnel.net.filter import attach_neighbour_filter
 from p2ptunnel.net.interfaces import lan_hosts, on_link
 from p2ptunnel.net.sockets import is_loopback
 from p2ptunnel.net.threads import in_thread
@@ -180,7 +181,7 @@ class Lan:
         if self._is_elsewhere:
             self._is_elsewhere = False
             self._leave()
-            self._listen(hosts)
+            await self._listen(hosts)
         elif self._wanted is not self._served:
             await self._say_goodbye()
         if self._wanted is not None and self._zeroconf is not None and self._announced is None:
@@ -191,13 +192,16 @@ class Lan:
         if reason:
             self._trace("lan", "unavailable", reason=reason)
 
-    def _listen(self, hosts: tuple[str, ...]) -> None:
+    async def _listen(self, hosts: tuple[str, ...]) -> None:
         from zeroconf import IPVersion
         from zeroconf.asyncio import AsyncServiceBrowser, AsyncZeroconf
 
         if hosts:
-            self._zeroconf = AsyncZeroconf(interfaces=list(hosts), ip_version=IPVersion.V4Only)
-            self._browser = AsyncServiceBrowser(self._zeroconf.zeroconf, LAN_SERVICE, handlers=[self._on_change])
+            opened = self._zeroconf = AsyncZeroconf(interfaces=list(hosts), ip_version=IPVersion.V4Only)
+            self._browser = AsyncServiceBrowser(opened.zeroconf, LAN_SERVICE, handlers=[self._on_change])
+            await opened.zeroconf.async_wait_for_start()
+            for reader in opened.zeroconf.engine.readers:
+                attach_neighbour_filter(reader.sock)
 
     def _leave(self) -> None:
         """Forget whom there was where we were, and say goodbye, as far as anybody still hears it."""

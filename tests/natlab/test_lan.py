@@ -36,6 +36,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 PATIENCE = 30.0
 HELLO = b"hello, neighbour"
+QUERY = bytes.fromhex("000000000001000000000000") + b"\x0a_p2ptunnel\x04_udp\x05local\0" + bytes.fromhex("000c0001")
+"""Who is there?  Asked by unicast, from a port that is not 5353, and so answered by unicast."""
+
 COUNT_MULTICAST = """
 table inet seen {
     chain out {
@@ -350,6 +353,44 @@ def multicast_of(host: Host) -> int:
     counted = re.search(r"counter packets (\d+)", host.run(["nft", "list", "ruleset"]).stdout)
     assert counted is not None
     return int(counted[1])
+
+
+@pytest.mark.parametrize(
+    ("source", "is_heard"),
+    [
+        ("10.9.0.66", True),
+        ("172.16.0.66", True),
+        ("172.31.255.66", True),
+        ("192.168.7.66", True),
+        ("169.254.7.66", True),
+        ("100.127.0.66", True),
+        ("172.32.0.66", False),
+        ("192.169.0.66", False),
+        ("11.0.0.66", False),
+        ("100.128.0.66", False),
+        ("203.0.113.66", False),
+    ],
+)
+def test_strangers_on_another_interface_ask_in_vain(
+    stack: contextlib.ExitStack, tmp_path: Path, source: str, is_heard: bool
+) -> None:
+    """A machine between its own network and the internet: port 5353 is open on both, and only one of them is answered."""
+    inside, outside = Wire(stack, 0), Wire(stack, 1)
+    router, asker = inside.machine(1), outside.machine(66)
+    outside.plug(router, 1)
+    asker.namespace.netlink.add_address("eth1", f"{source}/32")
+    router.namespace.netlink.add_route(f"{source}/32", "eth1")
+    with living_peer(router, "home", tmp_path, serves=True) as home:
+        home.do(sees, [home.peer.key])
+        with asker.socket(type=socket.SOCK_DGRAM) as sock:
+            sock.bind((source, 0))
+            sock.settimeout(0.5)
+            sock.sendto(QUERY, ("10.77.1.1", 5353))
+            if is_heard:
+                assert b"_p2ptunnel" in sock.recv(9000)
+            else:
+                with pytest.raises(TimeoutError):
+                    sock.recv(9000)
 
 
 # --- who lies ---------------------------------------------------------------------------------------------------------
