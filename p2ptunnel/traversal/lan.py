@@ -256,10 +256,10 @@ class LanCall(Generic[T]):
             self._result.set_exception(error)
 
     def _succeed(self, made: T) -> None:
-        if self._result.done():  # another one was faster
-            made.abort("too late")
-        else:
+        if not self._result.done():
             self._result.set_result(made)
+        elif self._result.cancelled() or self._result.exception() is not None or self._result.result() is not made:
+            made.abort("too late")
 
     def _fail(self, error: P2PTunnelError) -> None:
         if not self._result.done():
@@ -269,7 +269,8 @@ class LanCall(Generic[T]):
 async def beside(call: Coroutine[Any, Any, T], near: Coroutine[Any, Any, T]) -> T:
     """Return what comes up first: a call with a server's help, or one in our own network; the other one is ended.
 
-    Where both fail, the first one's error is raised: it knows more.  It waits a little for the second one.
+    Both may make the very same thing: a session that has got a second channel.  Where both fail, the first one's error is raised:
+    it knows more.  It waits a little for the second one.
     """
     calling, finding = asyncio.ensure_future(call), asyncio.ensure_future(near)
     try:
@@ -278,7 +279,8 @@ async def beside(call: Coroutine[Any, Any, T], near: Coroutine[Any, Any, T]) -> 
         await _end(calling, finding)
         raise
     try:
-        await _end(finding if winner is calling else calling)
+        kept = winner.result() if winner.exception() is None else None
+        await _end(finding if winner is calling else calling, kept=kept)
     except asyncio.CancelledError:
         await _end(winner)
         raise
@@ -295,10 +297,10 @@ async def _first(calling: asyncio.Future[T], finding: asyncio.Future[T]) -> asyn
     return finding if finding.done() and finding.exception() is None else calling
 
 
-async def _end(*calls: asyncio.Future[T]) -> None:
-    """Cancel calls, and end what they have made by then."""
+async def _end(*calls: asyncio.Future[T], kept: T | None = None) -> None:
+    """Cancel calls, and end what they have made by then, unless it is what is kept."""
     for call in calls:
         call.cancel()
     for made in await asyncio.gather(*calls, return_exceptions=True):
-        if not isinstance(made, BaseException):
+        if not isinstance(made, BaseException) and made is not kept:
             made.abort("too late")

@@ -543,6 +543,17 @@ def test_of_two_that_come_up_in_one_turn_one_is_ended() -> None:
     assert (outcome.ended, other.ended) == ("", "too late")
 
 
+def test_what_both_have_made_is_not_ended() -> None:
+    def both(call: Way, near: Way) -> None:
+        near.made = call.made
+        call.succeed()
+        near.succeed()
+
+    outcome, call, _ = race(both)
+    assert outcome is call.made
+    assert call.made.ended == ""
+
+
 def test_where_the_network_has_nobody_the_server_decides() -> None:
     outcome, call, _ = race(lambda _, near: near.fail(NOT_NEAR), lambda call, _: call.succeed())
     assert outcome is call.made
