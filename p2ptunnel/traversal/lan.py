@@ -269,8 +269,8 @@ class LanCall(Generic[T]):
 async def beside(call: Coroutine[Any, Any, T], near: Coroutine[Any, Any, T]) -> T:
     """Return what comes up first: a call with a server's help, or one in our own network; the other one is ended.
 
-    Both may make the very same thing: a session that has got a second channel.  Where both fail, the first one's error is raised:
-    it knows more.  It waits a little for the second one.
+    Both may make the very same thing: a session that has got a second channel.  Where both fail, the error of the one with a
+    server is raised: it knows more.  It waits a little for the other one.
     """
     calling, finding = asyncio.ensure_future(call), asyncio.ensure_future(near)
     try:
