@@ -331,9 +331,9 @@ class Peer:
     async def _dial(self, pinned: PinnedPeer, relay: RelayUse) -> Session:
         up, beginning = self._up, Beginning()
 
-        async def establish(pipe: Pipe, conkey: str, _: PublicKey | None) -> Session:
+        async def establish(pipe: Pipe, conkey: str, _: PublicKey | None) -> Beginning:
             selector = _selector(conkey, pinned.tag)
-            return await connect_session(
+            await connect_session(
                 pipe,
                 identity=up.identity,
                 tag=pinned.tag,
@@ -343,13 +343,20 @@ class Peer:
                 options=self._options,
                 tracer=self._trace,
             )
+            return beginning
+
+        def keep(_: Beginning, calling: asyncio.Task[Any]) -> None:
+            assert beginning.session is not None  # that came up over the relay
+            beginning.session.attend(calling)
 
         try:
-            session = await self._call_known(pinned, establish, relay, Session.attend)
+            await self._call_known(pinned, establish, relay, keep)
         except BaseException:
             if beginning.session is not None:  # it came up in the very turn in which nobody wanted it any more
                 beginning.session.abort("cancelled")
             raise
+        session = beginning.session
+        assert session is not None  # one of the ways has begun it
         up.keep_called(session, is_direct=relay == "never")
         for ticket in pinned.tickets:
             session.show(ticket.raw)

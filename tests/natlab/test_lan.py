@@ -8,6 +8,8 @@ import contextlib
 import re
 import secrets
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
@@ -22,6 +24,7 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 from p2ptunnel.abc import Stream
 from p2ptunnel.errors import NoPathError, PeerNotNearError
 from p2ptunnel.identity.keys import Identity, PublicKey
+from p2ptunnel.identity.store import Profile
 from p2ptunnel.net.lan import Lan
 from p2ptunnel.peer import Peer
 from p2ptunnel.server import Rendezvous
@@ -300,6 +303,55 @@ async def exchange(_: Peer, stream: Stream) -> None:
 
 async def end(_: Peer, stream: Stream) -> None:
     await stream.close()
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_needs_no_server_in_one_network(wire: Wire, tmp_path: Path) -> None:
+    there, here = wire.machine(1), wire.machine(2)
+    nas, laptop = Profile(tmp_path / "nas"), Profile(tmp_path / "laptop")
+    nas.peers().add("laptop", laptop.identity().public, ("echo",))
+    laptop.peers().add("nas", nas.identity().public)
+    with living(there, lambda: echoing("127.0.0.1", 8080)):
+        serving = there.popen(command(tmp_path, "nas", "serve", "echo=8080"), stdout=subprocess.PIPE)
+        assert serving.stdout is not None
+        assert serving.stdout.readline() == "serving echo as nas (in this network only: no server is configured)\n"
+        done = here.run(command(tmp_path, "laptop", "pipe", "nas", "echo"), input="hello, neighbour\n")
+        assert done.stdout == "hello, neighbour\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (("pair",), 2, "no rendezvous server is given"),
+        (("netcheck",), 2, "no rendezvous server is given"),
+        (("pipe", "nas", "echo"), 4, "'nas' is not to be found in this network"),
+    ],
+)
+def test_what_needs_a_server_says_so(words: tuple[str, ...], code: int, text: str, wire: Wire, tmp_path: Path) -> None:
+    Profile(tmp_path / "laptop").peers().add("nas", Identity.generate().public)
+    done = wire.machine(2).run(command(tmp_path, "laptop", *words), check=False)
+    assert done.returncode == code
+    assert f"p2ptunnel: {text}\nhint: " in done.stderr
+    assert "--rendezvous host:7000" in done.stderr
+
+
+def command(directory: Path, tag: str, *words: str) -> list[str]:
+    return [sys.executable, "-m", "p2ptunnel", "--profile", str(directory / tag), "--tag", tag, *words]
+
+
+@contextlib.asynccontextmanager
+async def echoing(host: str, port: int) -> AsyncGenerator[None]:
+    """A server that sends back what it gets."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while part := await reader.read(1024):
+            writer.write(part)
+        writer.close()
+
+    async with await asyncio.start_server(answer, host, port):
+        yield
 
 
 # --- with a server ----------------------------------------------------------------------------------------------------
