@@ -130,6 +130,7 @@ class Peer:
             and `listen_raw`; nothing else changes.
         lan: Pinned peers in our own network are also found there, by multicast, and find us while we serve, with no server;
             False sends nothing there, nor does a peer that always uses the relay.
+        port_mapping: While we serve, our router is asked for a way in, by PCP, NAT-PMP or UPnP, which is taken back in the end.
         resume_timeout: Seconds for which streams wait, when the connection to a peer is lost, until there is another one; both
             sides have their own. 0: streams end with their connection.
         resume_buffer: Bytes sent and not acknowledged that are kept for each peer, 512 KiB at least; more wait with their
@@ -152,6 +153,7 @@ class Peer:
         relay: RelayUse = "auto",
         allow_unauthenticated: bool = False,
         lan: bool = True,
+        port_mapping: bool = True,
         resume_timeout: float = RESUME_TIMEOUT,
         resume_buffer: int = RESUME_BUFFER_BYTES,
         tracer: Tracer | None = None,
@@ -162,6 +164,7 @@ class Peer:
         self._relay: Final[RelayUse] = relay
         self._allow_unauthenticated = allow_unauthenticated
         self._has_lan: Final = lan and relay != "always"
+        self._is_mapping: Final = port_mapping
         self._trace = tracer or Tracer()
         servers = (rendezvous,) if isinstance(rendezvous, str) else rendezvous or ()
         self._servers = Servers(servers, default_port=RENDEZVOUS_PORT, tracer=self._trace)
@@ -937,6 +940,7 @@ class Peer:
             admit,
             join=None if self._relay == "never" else self._joining(port, "callee"),
             is_punching=self._relay != "always",
+            is_mapping=self._is_mapping,
             on_server=on_server,
             tracer=self._trace,
         )

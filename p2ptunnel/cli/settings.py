@@ -134,6 +134,15 @@ class Settings:
         return bool(self.flags.get("lan", self.config.peer.lan))
 
     @property
+    def port_mapping(self) -> bool:
+        """Whether our router is asked for a way in while we serve.
+
+        Raises:
+            ConfigError: config.toml cannot be understood.
+        """
+        return bool(self.flags.get("port_mapping", self.config.peer.port_mapping))
+
+    @property
     def for_ssh(self) -> tuple[str, ...]:
         """The flags that a program started by ssh needs again, to find what this one found."""
         given: list[str] = []
@@ -183,6 +192,7 @@ class Settings:
             profile=self.profile,
             relay=self.relay,
             lan=self.lan,
+            port_mapping=self.port_mapping,
             resume_timeout=self.resume_timeout,
             tracer=tracer,
         )
@@ -260,6 +270,9 @@ def global_options(*, is_root: bool) -> list[click.Parameter]:
         option("--tag", metavar="NAME", help="This machine's own tag."),
         option("--rendezvous", metavar="HOST:PORT", multiple=True, help="A rendezvous server; may be repeated."),
         option("--lan/--no-lan", default=None, help="Find peers in the same network there, with no server (the default)."),
+        option(
+            "--port-mapping/--no-port-mapping", default=None, help="Ask the router for a way in while serving (the default)."
+        ),
         option("--timeout", metavar="S", type=click.FloatRange(min=0, min_open=True), help="Seconds to wait for a peer."),
         option(
             "--resume-timeout", metavar="TIME", type=Duration(), help="How long a lost connection is waited for: 30s, 10m, 0."

@@ -30,6 +30,7 @@ from p2ptunnel.protocol.punch import (
     phase_length,
     sends_low,
     tcp_targets,
+    udp_targets,
 )
 from p2ptunnel.protocol.transaction import Requester
 from p2ptunnel.types import Address, Tag, clean
@@ -159,6 +160,7 @@ class CallerAgent(MachineBase):
         self._has_followed = False
         self._peer: Address | None = None
         self._targets: tuple[Address, ...] = ()
+        self._udp_targets: tuple[Address, ...] = ()
         self._hints = NatHints()
         self._connections: list[int] = []
         self._nominated: int | None = None
@@ -356,6 +358,7 @@ class CallerAgent(MachineBase):
             return False
         self._peer = peer
         self._targets = tcp_targets(callee.cands, peer, self._server)
+        self._udp_targets = udp_targets(callee.cands, peer, self._server)
         if self.peer_key is not None:
             self._events.append(AnswerProved(self._selector, self.peer_key))
         return True
@@ -370,9 +373,10 @@ class CallerAgent(MachineBase):
             return
         self._events.append(PunchStarted(self.token, self._peer))
         self._begin_phase(0, now)
-        self._probe(self._peer, now)
-        if self._signer is not None:  # a program of the seed wants t=31 and t=32 one after the other
-            self._open_tcp(self._peer, now)
+        for target in self._udp_targets:
+            self._probe(target, now)
+            if self._signer is not None:  # a program of the seed wants t=31 and t=32 one after the other
+                self._open_tcp(target, now)
 
     def _begin_phase(self, phase: int, now: float) -> None:
         self._phase = phase

@@ -37,6 +37,7 @@ __all__ = [
     "phase_length",
     "sends_low",
     "tcp_targets",
+    "udp_targets",
 ]
 
 FailureKind: TypeAlias = Literal["rendezvous-silent", "offline", "refused", "rate-limited", "timeout", "forged", "key-changed"]
@@ -45,7 +46,7 @@ FailureKind: TypeAlias = Literal["rendezvous-silent", "offline", "refused", "rat
 class LocalView(msgspec.Struct, frozen=True):
     """What a side knows of its own port when an attempt begins.
 
-    candidates: TCP and UDP addresses at which others may find this port, best first.
+    candidates: TCP and UDP addresses at which others may find this port: as the server sees it, then as our router says.
     rtt: Seconds to the rendezvous server and back.
     can_open_low: It can send a SYN that dies on the way and survive the ICMP answer.
     """
@@ -56,8 +57,9 @@ class LocalView(msgspec.Struct, frozen=True):
 
     @property
     def hints(self) -> NatHints:
-        """The same as the wire's `extra.nat`."""
-        return NatHints(low=self.can_open_low, rtt=min(round(self.rtt * 1000), 60_000))
+        """The same as the wire's `extra.nat`; where our router keeps a way in, strangers get in."""
+        is_open = {"tcp", "udp"} == {candidate.proto for candidate in self.candidates if candidate.kind == "mapped"}
+        return NatHints(low=self.can_open_low, rtt=min(round(self.rtt * 1000), 60_000), is_open=is_open or None)
 
 
 # --- what agents ask for and report ------------------------------------------------------------------------------------
@@ -198,7 +200,22 @@ def tcp_targets(candidates: tuple[Candidate, ...], peer: Address, server: Addres
         peer: What `aim` returned.
         server: As we reach it.
     """
-    named = (candidate.address for candidate in candidates if candidate.proto == "tcp")
-    aimed = (aim(address, candidates, server) for address in named)
-    targets = tuple(dict.fromkeys(address for address in aimed if not isinstance(address, str) and address[0] == peer[0]))
-    return targets or (peer,)
+    named = tuple(candidate for candidate in candidates if candidate.proto == "tcp")
+    return _aimed_at(named, peer, server) or (peer,)
+
+
+def udp_targets(candidates: tuple[Candidate, ...], peer: Address, server: Address) -> tuple[Address, ...]:
+    """Return where to send datagrams: where the server has seen the peer, and to what its router keeps open for it there.
+
+    Args:
+        candidates: The peer's.
+        peer: What `aim` returned.
+        server: As we reach it.
+    """
+    mapped = tuple(candidate for candidate in candidates if (candidate.kind, candidate.proto) == ("mapped", "udp"))
+    return tuple(dict.fromkeys((peer, *_aimed_at(mapped, peer, server))))
+
+
+def _aimed_at(named: tuple[Candidate, ...], peer: Address, server: Address) -> tuple[Address, ...]:
+    aimed = (aim(candidate.address, named, server) for candidate in named)
+    return tuple(dict.fromkeys(address for address in aimed if not isinstance(address, str) and address[0] == peer[0]))

@@ -81,6 +81,7 @@ class AnsweringPort:
             What comes over the relay is admitted in the same way, with the attempt's selector in the place of a conkey.
         join: Joins the relay for a call that is answered, by its token; None: nobody reaches us there.
         is_punching: Whether to punch; else callers reach us over the relay only.
+        is_mapping: Whether to ask our router for a way in as well, if we punch.
         on_server: Called with the reason when the server is lost after all had been well, and with nothing when it is back.
 
     Attributes:
@@ -97,6 +98,7 @@ class AnsweringPort:
         *,
         join: JoinAsCallee | None = None,
         is_punching: bool = True,
+        is_mapping: bool = False,
         on_server: Callable[[str], None] | None = None,
         tracer: Tracer | None = None,
     ) -> None:
@@ -108,6 +110,7 @@ class AnsweringPort:
         self._admit = admit
         self._join = join
         self._is_punching = is_punching
+        self._is_mapping = is_mapping and is_punching
         self._trace = tracer or Tracer()
         self._machine = CalleePort(
             tag,
@@ -172,6 +175,8 @@ class AnsweringPort:
         self._driver.wake()
         observed = await self._registered
         self._watching = asyncio.create_task(self._watch_control())
+        if self._is_mapping:
+            self._port.ask_router(self._take_mapping)
         return observed
 
     def network_changed(self) -> None:
@@ -180,6 +185,7 @@ class AnsweringPort:
             self._renewed_at = time.monotonic()
             self._is_renewing = True
             self._port.forget_control()
+            self._port.ask_router_anew()
             self._machine.registration.network_changed(self._renewed_at)
             self._driver.wake()
 
@@ -194,7 +200,7 @@ class AnsweringPort:
         self.network_changed()
 
     async def close(self) -> None:
-        """Answer nobody any more, leave the server (waits at most a second), close every socket.
+        """Answer nobody any more, leave server and router (waits two seconds at most), close every socket.
 
         Cancelling skips the leaving; closing twice is fine.
         """
@@ -204,7 +210,7 @@ class AnsweringPort:
             if is_registered:
                 self._machine.registration.leave(time.monotonic())
                 self._driver.wake()
-                await self._left.wait()
+                await asyncio.gather(self._left.wait(), self._port.leave_router())
         finally:
             self.abort()
             watching = () if self._watching is None else (self._watching,)
@@ -234,6 +240,9 @@ class AnsweringPort:
         self._machine.view = self._port.view
         self._machine.registration.cookie = self._port.cookie
         self._machine.registration.server_key = self._port.server_key
+
+    def _take_mapping(self) -> None:
+        self._machine.view = self._port.view
 
     async def _watch_control(self) -> None:
         """Keep the standing TCP connection open; what ended it may have ended the registration or changed our address."""
