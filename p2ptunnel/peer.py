@@ -595,7 +595,7 @@ class Peer:
         return await open_ssh(self, tag, known_host_keys=keys, username=username, service=service, **options)
 
     async def netcheck(self, *, timeout: float = 5.0) -> NetReport:
-        """Find out what our NAT does, as far as the server can help.
+        """Find out what our NAT does, as far as the server can help, and the router if it may be asked (`port_mapping`).
 
         Args:
             timeout: Seconds for each question.
@@ -606,7 +606,7 @@ class Peer:
         """
 
         async def at(server: ServerSpec) -> NetReport:
-            return await netcheck(server.address, timeout=timeout)
+            return await netcheck(server.address, timeout=timeout, asks_router=self._is_mapping)
 
         return await self._servers.first(at)
 

@@ -1,4 +1,4 @@
-"""A peer whose router lets others in when it is asked: the way in is made, kept, used by who could not punch, and taken back."""
+"""A router that lets others in when it is asked: the way in is made, kept, used by who could not punch, and taken back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from p2ptunnel.errors import NoPathError
 from p2ptunnel.identity.store import Profile
 from p2ptunnel.peer import Peer
-from p2ptunnel.protocol import portmap
+from p2ptunnel.protocol import caller, portmap
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.testing.natlab import Lab, Site
 from p2ptunnel.testing.natlab.living import living
@@ -113,7 +113,10 @@ def test_who_cannot_punch_comes_in_by_the_router_and_the_way_in_goes_with_the_pe
     assert (path.kind, path.transport, path.remote[0]) == ("direct", "tcp", WAN)
 
 
-def test_without_a_way_in_two_such_homes_do_not_meet(natlab: Lab, homes: Homes, tmp_path: Path) -> None:
+def test_without_a_way_in_two_such_homes_do_not_meet(
+    natlab: Lab, homes: Homes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caller, "PUNCH_TIMEOUT", 2.0)
     cafe = natlab.site("symR", name="cafe")
     with serving(homes.site, "PCP", tmp_path) as daemon, homes.serving(port_mapping=False):
         with pytest.raises(NoPathError):

@@ -27,7 +27,9 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     servers = ("rv.example:7000", "[2001:db8::1]:7001", "rv2.example")
     text += '[server]\nrelay = false\nrelay_quota = "10GiB/day"\nrelay_circuits = 4\n'
     server = ServerConfig(relay=False, relay_quota="10GiB/day", relay_circuits=4)
-    assert loaded(tmp_path, text) == Config(PeerConfig("home-nas", servers, "2h", "never", lan=False, port_mapping=False), server)
+    assert loaded(tmp_path, text) == Config(
+        PeerConfig("home-nas", servers, "2h", "never", lan=False, port_mapping=False), server
+    )
 
 
 @pytest.mark.parametrize(
