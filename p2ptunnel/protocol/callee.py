@@ -37,6 +37,7 @@ from p2ptunnel.protocol.punch import (
     phase_length,
     sends_low,
     tcp_targets,
+    udp_targets,
 )
 from p2ptunnel.protocol.registration import Credentials, Registration
 from p2ptunnel.protocol.transaction import AnswerMemory
@@ -105,8 +106,8 @@ class CalleeAgent(MachineBase):
     """One answered call: from t=10 to an accepted channel, on the registered port.
 
     It is fed with decoded messages (`receive`), since all calls to a peer share its registered port.  Until the caller has
-    shown there that it holds the attempt's key, two datagrams of ours get further than our own NAT and no SYN; on systems that
-    cannot send a SYN that dies on the way, the first one does.
+    shown there that it holds the attempt's key, two datagrams of ours get further than our own NAT, two more to the way in that
+    its router keeps, and no SYN; on systems that cannot send a SYN that dies on the way, the first one does.
 
     Args:
         notice: The t=10.
@@ -152,6 +153,7 @@ class CalleeAgent(MachineBase):
         self._view = view
         self._udp_port = udp_port
         self._targets = tcp_targets(notice.extra.cands, caller, server)
+        self._udp_targets = udp_targets(notice.extra.cands, caller, server)
         self._hints = notice.extra.nat or NatHints()
         self._phase = -1
         self._phase_ends: float | None = None
@@ -279,7 +281,7 @@ class CalleeAgent(MachineBase):
 
     def _open_udp(self, *, low: bool) -> None:
         """Send t=30: first so that it dies on the way, which any system can do over UDP; later so that it does not."""
-        self._datagrams.append(Datagram(encode(Opener()), self.caller, opener=low))
+        self._datagrams += [Datagram(encode(Opener()), target, opener=low) for target in self._udp_targets]
 
     def _is_low(self, phase: int) -> bool:
         return sends_low("callee", phase, caller_can=self._hints.low, callee_can=self._view.can_open_low)

@@ -205,7 +205,7 @@ def tcp_targets(candidates: tuple[Candidate, ...], peer: Address, server: Addres
 
 
 def udp_targets(candidates: tuple[Candidate, ...], peer: Address, server: Address) -> tuple[Address, ...]:
-    """Return where to send datagrams: where the server has seen the peer, and to what its router keeps open for it there.
+    """Return where to send datagrams: where the server has seen the peer, and the one way in that its router keeps open there.
 
     Args:
         candidates: The peer's.
@@ -213,7 +213,7 @@ def udp_targets(candidates: tuple[Candidate, ...], peer: Address, server: Addres
         server: As we reach it.
     """
     mapped = tuple(candidate for candidate in candidates if (candidate.kind, candidate.proto) == ("mapped", "udp"))
-    return tuple(dict.fromkeys((peer, *_aimed_at(mapped, peer, server))))
+    return tuple(dict.fromkeys((peer, *_aimed_at(mapped, peer, server)[:1])))
 
 
 def _aimed_at(named: tuple[Candidate, ...], peer: Address, server: Address) -> tuple[Address, ...]:

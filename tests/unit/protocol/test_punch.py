@@ -106,6 +106,7 @@ def test_syns_go_to_the_host_that_the_server_saw(
         ((Candidate("srflx", "udp", PEER[0], 40_009),), (PEER,)),
         ((Candidate("mapped", "tcp", PEER[0], 40_009),), (PEER,)),
         ((Candidate("mapped", "udp", PEER[0], 40_009),), (PEER, (PEER[0], 40_009))),
+        (tuple(Candidate("mapped", "udp", PEER[0], port) for port in (40_009, 40_010)), (PEER, (PEER[0], 40_009))),
         ((Candidate("mapped", "udp", *PEER),), (PEER,)),
         ((Candidate("mapped", "udp", PEER[0], 22),), (PEER,)),
         ((Candidate("mapped", "udp", "192.0.2.66", 40_009), Candidate("mapped", "udp", "100.64.0.2", 40_009)), (PEER,)),
