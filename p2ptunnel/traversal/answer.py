@@ -280,6 +280,7 @@ class AnsweringPort:
                 self._on_registration(event)
             case AddressChanged():
                 self._port.forget_control()  # the NAT forgot us: what it showed of TCP is old as well
+                self._port.ask_router_anew()  # so may be the outside address of its ways in
             case CallAnswered():
                 self._fruitless += 1
                 self._expect_relayed(event)

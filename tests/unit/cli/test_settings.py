@@ -102,6 +102,26 @@ def test_whether_the_own_network_is_used_can_be_said_and_is_handed_on_to_ssh(
     assert peer._has_lan is lan
 
 
+@pytest.mark.parametrize(
+    ("words", "environment", "file", "is_mapping"),
+    [
+        ([], "", "", True),
+        (["--no-port-mapping"], "1", "true", False),
+        (["--port-mapping"], "0", "false", True),
+        ([], "0", "true", False),
+        ([], "", "false", False),
+    ],
+)
+def test_whether_the_router_is_asked_can_be_said(
+    words: list[str], environment: str, file: str, is_mapping: bool, profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if environment:
+        monkeypatch.setenv("P2PTUNNEL_PORT_MAPPING", environment)
+    write_config(profile, f"[peer]\nport_mapping = {file}" if file else "")
+    peer = settings_of("--rendezvous", "127.0.0.1:1", "status", *words).peer(Tracer())
+    assert peer._is_mapping is is_mapping
+
+
 def test_a_peer_is_as_patient_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
     patience: list[float] = []
 
