@@ -161,7 +161,10 @@ def test_a_forward_carries_question_and_answer(network: Network, target: int) ->
 
 @pytest.mark.usefixtures("served")
 def test_status_shows_the_connections_of_the_programs_that_run(network: Network) -> None:
-    with forwarding(network, "0:echo") as (process, told), socket.create_connection(tuple(told["address"])) as client:
+    with (
+        forwarding(network, "0:echo", "--relay", "never") as (process, told),  # or it may move while we look
+        socket.create_connection(tuple(told["address"])) as client,
+    ):
         client.sendall(b"x")
         [program] = carrying(network)
         assert (program["command"], program["pid"]) == ("forward", process.pid)
