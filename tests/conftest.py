@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -23,8 +24,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.enviro
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Load the laboratory's fixtures; last, since typeguard and coverage must be in place before the package is imported."""
+    """Load the laboratory's fixtures, and hear Ctrl-C.
+
+    Last, since typeguard and coverage must be in place before the package is imported.
+    """
     config.pluginmanager.import_plugin(LABORATORY)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would what it starts
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
