@@ -280,3 +280,20 @@ IGD_ANSWER_MAX_BYTES: Final = 64 * 1024  # head and body; descriptions of router
 IGD_ELEMENTS_MAX: Final = 4096  # of one XML text
 IGD_DEPTH_MAX: Final = 32
 IGD_TRIES: Final = 4  # external ports, before a router with all of them taken counts as one that refuses
+
+# --- peers in the same network, without a server ------------------------------------------------------------------------
+LAN_PATIENCE: Final = 4.0  # until nobody is taken to be there: three questions by multicast, of which Wi-Fi loses many
+LAN_GRACE: Final = 0.5  # for a neighbour, after a call with a server's help has failed: discovery takes up to 0.25
+LAN_PROBES: Final = 3  # to one announced address, which anybody may have made up
+LAN_PROBE_FIRST: Final = 0.1  # then x 2; the last one is waited for as long again
+LAN_TARGETS_AT_ONCE: Final = 16
+LAN_TARGETS_MAX: Final = 64  # of one call; 16 of one service
+LAN_STAGGER: Final = 1.0  # after which the next address that answered is tried beside one that has not come to a channel
+LAN_MEETINGS_MAX: Final = 4  # at once
+LAN_DIAL_PATIENCE: Final = 2.5  # of TCP to who has just answered: one lost SYN costs 1 s
+LAN_SERVICES_MAX: Final = 1024  # announced ones that are remembered; the oldest go first
+LAN_CONKEY_TTL: Final = 10.0
+LAN_CONKEYS_MAX: Final = 64  # that are good at one time
+LAN_CONKEYS_OF_SOURCE_MAX: Final = 8
+LAN_DATAGRAMS_PER_SECOND: Final = 20.0  # of one source, before anything of them is read
+LAN_DATAGRAMS_BURST: Final = 64.0

@@ -37,6 +37,7 @@ __all__ = [
     "P2PTunnelError",
     "PairingError",
     "PeerKeyChangedError",
+    "PeerNotNearError",
     "PeerOfflineError",
     "PeerRefusedError",
     "ProtocolError",
@@ -296,6 +297,21 @@ class PeerOfflineError(RendezvousError):
     def __str__(self) -> str:
         own = f", which is {self.known_as!r} here" if self.known_as else ""
         return f"no peer is registered as {self.tag!r}{own}"
+
+
+class PeerNotNearError(PeerOfflineError):
+    """Nobody in our own network is the peer, and there was no server to ask; `reason` tells what kept us from looking."""
+
+    def __init__(self, tag: str, reason: str = "") -> None:
+        super().__init__(tag)
+        self.reason = reason
+        self.args = (tag, reason)
+        self.hint = (
+            f"Is `p2ptunnel serve` running on {tag}, in this very network? A server reaches further: --rendezvous host:7000."
+        )
+
+    def __str__(self) -> str:
+        return f"{self.tag!r} is not to be found in this network" + (f": {self.reason}" if self.reason else "")
 
 
 class TagInUseError(RendezvousError):

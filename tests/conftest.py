@@ -43,6 +43,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
+def no_neighbours(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep peers of a test from the network that it happens to run in; in the laboratory the networks are its own."""
+    if request.node.get_closest_marker("natlab") is None:
+        monkeypatch.setattr("p2ptunnel.net.lan.lan_hosts", tuple)
+
+
+@pytest.fixture(autouse=True)
 def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """Fail a test that leaves a task running when its loop ends, or a descriptor open."""
     with watch_for_leaks(monkeypatch) as leaks:

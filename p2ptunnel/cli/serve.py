@@ -122,7 +122,8 @@ def _tell(settings: Settings, peer: Peer) -> None:
 
     now = peer.snapshot()
     seen = format_address(now.observed) if now.observed else "no address"
-    text = f"serving {', '.join(now.serving)} as {now.tag} ({seen} seen by {', '.join(now.rendezvous)})"
+    where = f"{seen} seen by {', '.join(now.rendezvous)}" if now.rendezvous else "in this network only: no server is configured"
+    text = f"serving {', '.join(now.serving)} as {now.tag} ({where})"
     settings.output.data(
         text, event="serving", services=now.serving, tag=now.tag, observed=now.observed, rendezvous=now.rendezvous
     )

@@ -156,6 +156,13 @@ TABLE = [
         "rendezvous",
     ),
     Row(
+        errors.PeerNotNearError("home-nas", "no multicast"),
+        "'home-nas' is not to be found in this network: no multicast",
+        "Is `p2ptunnel serve` running on home-nas, in this very network? A server reaches further: --rendezvous host:7000.",
+        404,
+        "rendezvous",
+    ),
+    Row(
         errors.PeerOfflineError("home-nas", "rv.example:7000"),
         "no peer is registered as 'home-nas'",
         "Check the tag, and that `p2ptunnel serve` is running on home-nas.",

@@ -137,7 +137,8 @@ def _callee(site: Site, profile: Profile, tag: str, server: Address) -> Generato
 
     @contextlib.asynccontextmanager
     async def serving() -> AsyncGenerator[None]:
-        async with Peer(tag, rendezvous=f"{server[0]}:{server[1]}", profile=profile) as peer, peer.serve({"echo": echo}):
+        peer = Peer(tag, rendezvous=f"{server[0]}:{server[1]}", profile=profile, lan=False)
+        async with peer, peer.serve({"echo": echo}):
             yield
 
     with living(site.host, serving):
@@ -167,7 +168,7 @@ async def _call(kind: str, profile: Profile, there: str, server: Address, relay:
     began = time.monotonic()
     try:
         at = f"{server[0]}:{server[1]}"
-        async with Peer(_tag("caller", kind), rendezvous=at, profile=profile, relay=relay) as peer:
+        async with Peer(_tag("caller", kind), rendezvous=at, profile=profile, lan=False, relay=relay) as peer:
             began = time.monotonic()
             async with await peer.connect(_tag("callee", there), "echo", timeout=_CALL_TIMEOUT) as stream:
                 seconds = time.monotonic() - began
