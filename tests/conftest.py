@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -23,7 +24,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.enviro
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Load the laboratory's fixtures; last, since typeguard and coverage must be in place before the package is imported."""
+    """Load the laboratory's fixtures; last, since typeguard and coverage must be in place before the package is imported.
+
+    A shell lets what runs in its background ignore SIGINT, and so would every program that a test starts and interrupts.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.import_plugin(LABORATORY)
 
 
