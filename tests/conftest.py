@@ -17,6 +17,7 @@ TIMEOUTS = {"simnet": 60, "natlab": 120, "e2e": 90}
 LABORATORY = "p2ptunnel.testing.natlab.plugin"
 
 settings.register_profile("dev", max_examples=50, deadline=None)
+settings.register_profile("types", max_examples=10, deadline=None)
 settings.register_profile("ci", max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("night", max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))

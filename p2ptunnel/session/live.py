@@ -51,8 +51,8 @@ from p2ptunnel.events import (
     SessionStalled,
 )
 from p2ptunnel.identity.acl import Access
-from p2ptunnel.identity.store import as_last_read
 from p2ptunnel.identity.keys import PublicKey
+from p2ptunnel.identity.store import as_last_read
 from p2ptunnel.protocol.limits import Buckets, Rate
 from p2ptunnel.protocol.link import ACTIVE, DORMANT, Health
 from p2ptunnel.protocol.mux import Drained, Mux, Source
