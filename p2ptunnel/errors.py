@@ -6,7 +6,7 @@ from the attributes, is pinned by a test, and never holds a token, conkey, key m
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 __all__ = [
     "AccessDeniedError",
@@ -27,6 +27,7 @@ __all__ = [
     "InvalidKeyError",
     "InvalidSpecError",
     "InvalidTagError",
+    "InvitationExpiredError",
     "KeyKnownError",
     "LaboratoryError",
     "LocalProtocolError",
@@ -59,6 +60,10 @@ __all__ = [
     "TunnelError",
     "UnknownPeerError",
 ]
+
+
+_NAMES_SHOWN: Final = 12
+"""Of a list that a peer has sent."""
 
 
 class P2PTunnelError(Exception):
@@ -515,8 +520,20 @@ class PairingError(AuthenticationError):
         return f"pairing failed: {self.reason}"
 
 
+class InvitationExpiredError(PairingError, TimeoutError):
+    """Nobody came to an invitation in its time, or not everybody for whom it was."""
+
+    def __init__(self, lasted: str) -> None:
+        super().__init__(f"nobody came in {lasted}", "`p2ptunnel pair` makes a new invitation.")
+        self.lasted = lasted
+        self.args = (lasted,)
+
+
 class AccessDeniedError(P2PTunnelError):
-    """The service does not exist there or is not ours: the two look the same."""
+    """The service does not exist there or is not ours: the two look the same.
+
+    `granted` are all services that are ours; the hint names the first of them, since it is the peer that says how many.
+    """
 
     layer = "access"
     code = 403
@@ -526,7 +543,8 @@ class AccessDeniedError(P2PTunnelError):
         self.tag = tag
         self.service = service
         self.granted = granted
-        self.hint = f"Served to you: {', '.join(granted) or 'nothing'}."
+        more = [f"and {len(granted) - _NAMES_SHOWN} more"] if len(granted) > _NAMES_SHOWN else []
+        self.hint = f"Served to you: {', '.join([*granted[:_NAMES_SHOWN], *more]) or 'nothing'}."
 
     def __str__(self) -> str:
         return f"{self.tag} does not serve {self.service!r} to this machine"

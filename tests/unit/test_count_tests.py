@@ -29,9 +29,7 @@ def test_what_pytest_has_written_is_summed_up(pytester: pytest.Pytester, capsys:
     capsys.readouterr()
     main(reports)
     counts = "1 failed, 1 passed, 1 skipped, 1 xfailed"
-    assert capsys.readouterr().out == (
-        f"one: {counts}\ntwo: {counts}\nin 2 runs: 2 failed, 2 passed, 2 skipped, 2 xfailed\n"
-    )
+    assert capsys.readouterr().out == (f"one: {counts}\ntwo: {counts}\nin 2 runs: 2 failed, 2 passed, 2 skipped, 2 xfailed\n")
 
 
 def test_where_nothing_ran_nothing_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

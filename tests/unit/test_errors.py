@@ -66,6 +66,13 @@ TABLE = [
         "identity",
     ),
     Row(
+        errors.InvitationExpiredError("10 min"),
+        "pairing failed: nobody came in 10 min",
+        "`p2ptunnel pair` makes a new invitation.",
+        401,
+        "identity",
+    ),
+    Row(
         errors.KeyKnownError("evil", "laptop"),
         "that key is known here as laptop",
         "To call it evil: p2ptunnel peers rename laptop evil",
@@ -242,6 +249,13 @@ TABLE = [
         errors.AccessDeniedError("home-nas", "web", ("ssh", "jupyter")),
         "home-nas does not serve 'web' to this machine",
         "Served to you: ssh, jupyter.",
+        403,
+        "access",
+    ),
+    Row(
+        errors.AccessDeniedError("home-nas", "web", tuple(f"s{number}" for number in range(1000))),
+        "home-nas does not serve 'web' to this machine",
+        "Served to you: s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10, s11, and 988 more.",
         403,
         "access",
     ),
