@@ -31,6 +31,7 @@ __all__ = [
     "KeyKnownError",
     "LaboratoryError",
     "LocalProtocolError",
+    "LookupsBusyError",
     "MissingExtraError",
     "NameTakenError",
     "NoPathError",
@@ -705,6 +706,17 @@ class TargetRefusedError(TunnelError):
 
     def __str__(self) -> str:
         return f"{self.service!r} on {self.tag} cannot be reached: {self.reason}"
+
+
+class LookupsBusyError(TunnelError):
+    """As many names are being looked up for peers as may be at a time; the resolver is slow, or a peer asks for too much."""
+
+    layer = "target"
+    code = 503
+    hint = "Try again; or give the target by its address instead of a name."
+
+    def __str__(self) -> str:
+        return "too many names are being looked up"
 
 
 class SSHError(P2PTunnelError):

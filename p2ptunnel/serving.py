@@ -14,7 +14,14 @@ import msgspec
 
 from p2ptunnel.asking import Answer, Approvals, AskCallback
 from p2ptunnel.defaults import ASK_GRANT, CLOCK_MIN, STREAMS_OF_SERVICE_MAX
-from p2ptunnel.errors import AccessDeniedError, ConfigError, NoSuchPeerError, P2PTunnelError, TargetRefusedError
+from p2ptunnel.errors import (
+    AccessDeniedError,
+    ConfigError,
+    LookupsBusyError,
+    NoSuchPeerError,
+    P2PTunnelError,
+    TargetRefusedError,
+)
 from p2ptunnel.events import PeerEvent
 from p2ptunnel.identity.acl import AccessList
 from p2ptunnel.identity.keys import PublicKey
@@ -274,6 +281,9 @@ class ServiceTable:
             elif isinstance(error, AccessDeniedError) and not request.is_decided:
                 event, reason = "target_denied", clean(request.service)
                 request.refuse(ResetCode.NOT_YOURS)
+            elif isinstance(error, LookupsBusyError) and not request.is_decided:
+                event = "over_quota"
+                request.refuse(ResetCode.BUSY, reason)
             self._trace("serving", event, peer=peer, service=found.name, reason=reason)
         else:
             self._trace("serving", "stream_closed", peer=peer, service=found.name)
@@ -284,9 +294,9 @@ class ServiceTable:
                 await found.service.handler(stream)
             return
         if found.destination is None:
-            sock = await open_target(found.service.spec)
+            sock = await open_target(found.service.spec, asker=request.peer_key)
         else:
-            sock = await open_destination(found.service.spec, found.destination, self.own_listeners())
+            sock = await open_destination(found.service.spec, found.destination, self.own_listeners(), asker=request.peer_key)
         try:
             stream = request.accept()
         except BaseException:

@@ -330,6 +330,13 @@ TABLE = [
         "target",
     ),
     Row(
+        errors.LookupsBusyError(),
+        "too many names are being looked up",
+        "Try again; or give the target by its address instead of a name.",
+        503,
+        "target",
+    ),
+    Row(
         errors.SSHError("home-nas", "it took none of our keys", "Add your key to authorized_keys there."),
         "ssh to home-nas: it took none of our keys",
         "Add your key to authorized_keys there.",

@@ -8,6 +8,7 @@ import gc
 import math
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from p2ptunnel import asking, serving
 from p2ptunnel.abc import Stream
 from p2ptunnel.asking import AccessRequest, Decision
-from p2ptunnel.defaults import SESSION_TICK
+from p2ptunnel.defaults import LOOKUPS_OF_PEER_MAX, SESSION_TICK
 from p2ptunnel.errors import (
     AccessDeniedError,
     AccessRevokedError,
@@ -277,6 +278,43 @@ def test_a_name_that_resolves_elsewhere_is_not_yours_and_one_that_does_not_is_to
                 await session.open_confirmed("gone.test:80")
 
     run(main())
+
+
+def test_a_slow_resolver_holds_so_many_threads_of_a_peer_and_the_next_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, released = socket.getaddrinfo, threading.Event()
+
+    def hang(host: str, *rest: Any, **more: Any) -> Any:
+        if host.endswith(".test"):
+            if not more.get("flags"):
+                released.wait()
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return real(host, *rest, **more)
+
+    def hanging() -> int:
+        return sum(thread.name == "p2ptunnel-look-up" for thread in threading.enumerate())
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+
+    async def main() -> None:
+        home, most = Home(tmp_path, "any"), LOOKUPS_OF_PEER_MAX
+        home.table.add({"any": "any:" + " ".join(f"n{number}.test:80" for number in range(most + 1))}, ())
+        async with home.session() as session:
+            opening = [asyncio.create_task(session.open_confirmed(f"n{number}.test:80")) for number in range(most)]
+            while hanging() < most:
+                await asyncio.sleep(0)
+            with pytest.raises(StreamResetError, match="too many names are being looked up"):
+                await session.open_confirmed(f"n{most}.test:80")
+            assert hanging() == most
+            released.set()
+            for refused in await asyncio.gather(*opening, return_exceptions=True):
+                assert isinstance(refused, TargetRefusedError)
+
+    try:
+        run(main())
+    finally:
+        released.set()
 
 
 def test_our_own_listeners_are_not_reached(tmp_path: Path) -> None:
