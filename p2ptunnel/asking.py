@@ -26,7 +26,7 @@ from p2ptunnel.types import Path, Tag
 __all__ = ["AccessRequest", "Answer", "Approvals", "AskCallback", "Decision"]
 
 Decision: TypeAlias = Literal["once", "hour", "always", "no"]
-"""`once`: what waits now, until it ends; `hour`, `always`: the service is granted, which `p2ptunnel peers deny` takes back."""
+"""`once`: what waits now, until it ends; `hour`, `always`: the service is granted.  `p2ptunnel peers deny` takes each back."""
 
 _ids: Final = itertools.count(1)
 

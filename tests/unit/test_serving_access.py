@@ -25,6 +25,7 @@ from p2ptunnel.errors import (
     AccessRevokedError,
     ApprovalTimeoutError,
     P2PTunnelError,
+    StoreError,
     StreamResetError,
     TargetRefusedError,
 )
@@ -363,7 +364,36 @@ def test_a_yes_opens_one_stream_and_the_next_one_is_asked_about_again(tmp_path: 
             with pytest.raises(AccessDeniedError):
                 await session.open_confirmed("web")
             await use(stream)
-        assert home.store.all()[0].services == ()
+        assert home.store.all()[0].granted(time.time()) == ()
+
+    run(main())
+
+
+def test_a_stream_that_was_let_in_once_ends_when_the_service_is_denied(tmp_path: Path) -> None:
+    async def main() -> None:
+        home = Home(tmp_path)
+        home.table.add({"web": echo}, (), ask=Owner("once", "once"))
+        async with home.session() as session:
+            first = await session.open_confirmed("web")
+            second = await session.open_confirmed("web")
+            deny(home)
+            for stream in (first, second):
+                assert isinstance(await broken(stream), AccessRevokedError)
+            assert not session.closed.is_set()
+
+    run(main())
+
+
+def test_a_yes_for_once_that_cannot_be_noted_holds_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise StoreError("peers.toml", "No space left on device")
+
+    async def main() -> None:
+        home = Home(tmp_path)
+        monkeypatch.setattr(home.store, "note_once", full)
+        home.table.add({"web": echo}, (), ask=Owner("once"))
+        async with home.session() as session:
+            await use(await session.open_confirmed("web"))
 
     run(main())
 
@@ -463,7 +493,7 @@ def test_an_hour_by_a_clock_that_was_never_set_is_once(tmp_path: Path) -> None:
         home.table.add({"web": echo}, (), ask=Owner("hour"))
         async with home.session() as session:
             await use(await session.open_confirmed("web"))
-            assert home.store.all()[0].services == ()
+        assert home.store.all()[0].granted(time.time()) == ()
 
     run(main())
 
