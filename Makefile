@@ -9,12 +9,15 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 BIN := .venv/bin
 PYTEST_ARGS ?=
-# Three runs.  The first checks every annotation as the code runs; what runs in programs of its own, and what goes on by the
-# thousand, shows it no more.  What neither measures nor needs this machine's quiet runs side by side, in more processes than there
-# are cores, since most of it waits; the rest in turn.
+# The first run checks every annotation as the code runs; what runs in programs of its own, and what goes on by the thousand, shows
+# it no more.  What neither measures nor needs this machine's quiet runs side by side, in more processes than there are cores, since
+# most of it waits; the laboratory in two; the rest in turn.
 COUNTS := .pytest_counts
 pytest = $(BIN)/python -m pytest --quiet --junit-xml=$(COUNTS)/$(1).xml
 SIDE_BY_SIDE := --numprocesses=3 --dist=loadfile --timeout=60
+TIGHT := tests/natlab/test_net_tcp.py
+TWO_LABS := --numprocesses=2 --dist=loadfile --ignore=$(TIGHT)
+COVER := --cov --cov-report=
 TYPES := --typeguard-packages=p2ptunnel -m "not (e2e or bulk)" --ignore=tests/unit/bench
 step = @printf '\n== %s\n' '$(1)'
 
@@ -42,9 +45,11 @@ check: .venv/check.stamp ## format, lint, types, layers, spelling, all tests, co
 	@rm -rf $(COUNTS)
 	@HYPOTHESIS_PROFILE=types $(call pytest,types) $(SIDE_BY_SIDE) $(TYPES) tests/unit tests/property tests/contract $(PYTEST_ARGS)
 	$(call step,pytest side by side)
-	@$(call pytest,side-by-side) $(SIDE_BY_SIDE) --cov --cov-report= tests/unit tests/property tests/contract tests/simnet $(PYTEST_ARGS)
-	$(call step,pytest one after the other)
-	@$(call pytest,in-turn) --cov --cov-append --cov-report= tests/natlab tests/e2e tests/security $(PYTEST_ARGS)
+	@$(call pytest,side-by-side) $(SIDE_BY_SIDE) $(COVER) tests/unit tests/property tests/contract tests/simnet $(PYTEST_ARGS)
+	$(call step,pytest in the laboratory)
+	@$(call pytest,laboratory) $(TWO_LABS) $(COVER) --cov-append tests/natlab $(PYTEST_ARGS)
+	$(call step,pytest in turn)
+	@$(call pytest,in-turn) $(COVER) --cov-append $(TIGHT) tests/e2e tests/security $(PYTEST_ARGS)
 	$(call step,coverage of wire and protocol)
 	@$(BIN)/coverage report --include='p2ptunnel/wire/*,p2ptunnel/protocol/*' --fail-under=95
 	$(call step,tests)

@@ -97,11 +97,12 @@ async def _serve(
     from p2ptunnel.cli.ask import TerminalAsk
     from p2ptunnel.cli.connection import tell_connections
     from p2ptunnel.cli.living import telling_status
-    from p2ptunnel.cli.talk import tell_streams, tell_visitors
+    from p2ptunnel.cli.talk import tell_limits, tell_streams, tell_visitors
 
     async with contextlib.AsyncExitStack() as stack:
         terminal = await stack.enter_async_context(TerminalAsk(settings.output)) if ask else None
         tracer = stack.enter_context(settings.tracer())
+        tracer.add(tell_limits(settings.output))
         tracer.add((tell_streams if settings.verbose else tell_visitors)(settings.output))
         async with settings.peer(tracer, is_serving=True) as peer:
             events = peer.events()

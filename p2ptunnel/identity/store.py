@@ -249,6 +249,22 @@ class PeerStore:
         with self._change() as peers:
             peers[tag] = with_services(_known(peers, tag), (service,), until)
 
+    def note_once(self, tag: Tag, service: str, now: float) -> None:
+        """Note that the peer was let into `service` just now, and no longer: a grant that has ended, which `deny` takes away.
+
+        Args:
+            tag: Of the peer.
+            service: What it was let into; what is noted or granted already stays as it is.
+            now: Seconds since 1970.
+
+        Raises:
+            NoSuchPeerError: It is not pinned; an UnknownPeerError as well.
+        """
+        with self._change() as peers:
+            pinned = _known(peers, tag)
+            if service not in pinned.services:
+                peers[tag] = with_services(pinned, (service,), now)
+
     def deny(self, tag: Tag, service: str) -> None:
         """Take `service` from the peer; it need not have had it.
 

@@ -145,7 +145,7 @@ class CallerAgent(MachineBase):
         self._view = view
         self._entropy = entropy
         self._cookie = cookie
-        self._server_key = server_key
+        self._server_key = self._given_server_key = server_key
         self._join = join
         self._signer = signer
         self._is_punching = is_punching
@@ -294,6 +294,8 @@ class CallerAgent(MachineBase):
                 self._events.append(CallOffered(self.token))
             if self._early is not None and self._early.token == self.token:
                 self._on_result(self._early, now)
+        elif message.code == 401 and extra.cookie and self._given_server_key not in {"", extra.key}:
+            self._fail("another-server", 401, "it has another key than was given for it", now)
         elif message.code == 401 and extra.cookie and self._challenges < 2:
             self._challenges += 1
             self._cookie, self._server_key = extra.cookie, self._server_key or extra.key

@@ -40,7 +40,9 @@ __all__ = [
     "udp_targets",
 ]
 
-FailureKind: TypeAlias = Literal["rendezvous-silent", "offline", "refused", "rate-limited", "timeout", "forged", "key-changed"]
+FailureKind: TypeAlias = Literal[
+    "rendezvous-silent", "another-server", "offline", "refused", "rate-limited", "timeout", "forged", "key-changed"
+]
 
 
 class LocalView(msgspec.Struct, frozen=True):

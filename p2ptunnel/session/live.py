@@ -878,7 +878,7 @@ class Session:
             self.spawn(answer(self._on_open, OpenRequest(self, stream)))
 
     def _turn_away(self, frame: Open, code: ResetCode, reason: str = "") -> None:
-        self._trace("session", "stream_denied", tag=self.tag, service=frame.service, code=code.name)
+        self._trace("session", "stream_denied", tag=self.tag, service=frame.service, code=code.name, reason=reason)
         self._mux.reset(frame.stream_id, code, reason)
         self.settle(frame.stream_id)
 

@@ -143,8 +143,13 @@ class PunchPort:
 
     @property
     def cookie(self) -> str:
-        """The server's cookie for our address, empty if it has given none."""
-        return "" if self.control is None else self.control.cookie
+        """The server's cookie for our address, empty if it has given none.
+
+        Nor is there one from a server of another key than was given to us: asked without, it says again who it is, and that is
+        the failure then, and not what such a server refuses.
+        """
+        is_another = self.control is not None and self.spec.key not in {"", self.control.server_key}
+        return "" if self.control is None or is_another else self.control.cookie
 
     @property
     def server_key(self) -> str:

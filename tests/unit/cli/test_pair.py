@@ -246,9 +246,9 @@ def test_a_wrong_code_is_5_and_the_host_shows_from_where_it_came_and_the_code_th
     assert failed["code"] not in {None, invited["code"]}
 
 
-def test_nobody_who_comes_is_5(network: Network) -> None:
+def test_nobody_who_comes_is_6(network: Network) -> None:
     result = network.run(network.home, "pair", "--expires", "0.2s")
-    assert result.code == 5
+    assert result.code == 6
     assert result.err.endswith(
         "p2ptunnel: pairing failed: nobody came in 0.2 s\nhint: `p2ptunnel pair` makes a new invitation.\n"
     )
