@@ -99,8 +99,7 @@ from p2ptunnel.traversal.relayed import RelayedCall
 from p2ptunnel.traversal.servers import Servers
 from p2ptunnel.tunnels.local import Forward, open_forward
 from p2ptunnel.tunnels.spec import ServeSpec, Target, parse_target
-from p2ptunnel.types import Address, RelayUse, ServerSpec, Tag, format_address, parse_tag
-from p2ptunnel.wire.messages import RelayRole
+from p2ptunnel.types import Address, RelayUse, Role, ServerSpec, Tag, format_address, parse_tag
 
 __all__ = ["Peer"]
 
@@ -441,7 +440,10 @@ class Peer:
     ) -> A:
         """Make one attempt from a fresh port, which it closes."""
         try:
-            call = partial(Call[A], port, self._own_name, tag, establish, signer=signer, tracer=self._trace)
+            birthdays = self._up.birthdays
+            call = partial(
+                Call[A], port, self._own_name, tag, establish, signer=signer, birthdays=birthdays, tracer=self._trace
+            )
             if signer is None or relay == "never":
                 return await call().run()
             head_start = 0.0 if relay == "always" else RELAY_HEAD_START
@@ -451,7 +453,7 @@ class Peer:
             port.close()  # it may not have come to the call, whose it is: we may have been closed meanwhile
             raise
 
-    def _joining(self, port: PunchPort, role: RelayRole) -> Callable[[str], Awaitable[RelayPipe]]:
+    def _joining(self, port: PunchPort, role: Role) -> Callable[[str], Awaitable[RelayPipe]]:
         """Return what joins the relay of the server of this port."""
         identity = self._up.identity
         return lambda token: join_relay(port.server, token, role, identity, server_key=port.server_key)
@@ -941,6 +943,7 @@ class Peer:
             join=None if self._relay == "never" else self._joining(port, "callee"),
             is_punching=self._relay != "always",
             is_mapping=self._is_mapping,
+            birthdays=self._up.birthdays,
             on_server=on_server,
             tracer=self._trace,
         )
