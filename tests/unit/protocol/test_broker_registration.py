@@ -297,6 +297,7 @@ def test_a_peer_on_tcp_is_gone_with_its_connection() -> None:
     assert server.registered == ("carol", "dave")
 
 
+@pytest.mark.bulk
 def test_ten_thousand_forged_heartbeats_and_leaves_move_nothing() -> None:
     server, epoch = with_bob()
     for guess in range(5000):

@@ -263,6 +263,7 @@ def test_silence_is_told_and_tried_again_ever_more_slowly() -> None:
     assert waits[-1] == pytest.approx(RECONNECT_CAP / 2)
 
 
+@pytest.mark.bulk
 def test_a_server_may_be_silent_for_weeks() -> None:
     machine = idle()
     machine.start(0.0)
