@@ -46,6 +46,7 @@ from p2ptunnel.protocol.punch import Dial, StopDialing
 from p2ptunnel.protocol.registration import (
     AddressChanged,
     Credentials,
+    Displaced,
     Left,
     Registered,
     RegistrationLost,
@@ -66,6 +67,8 @@ Admit: TypeAlias = Callable[[Pipe, str, PublicKey], Awaitable[None]]
 JoinAsCallee: TypeAlias = Callable[[str], Awaitable[RelayPipe]]
 AdmitRaw: TypeAlias = Callable[[Pipe], Awaitable[None]]
 _dice: Final = random.SystemRandom()
+
+_ServerNews: TypeAlias = Registered | RegistrationRefused | RegistrationLost | ServerUnproven | Displaced
 
 
 class AnsweringPort:
@@ -267,7 +270,7 @@ class AnsweringPort:
             case StopDialing():
                 if event.token in self._dialers:
                     self._dialers.pop(event.token).close()
-            case Registered() | RegistrationRefused() | RegistrationLost() | ServerUnproven():
+            case Registered() | RegistrationRefused() | RegistrationLost() | ServerUnproven() | Displaced():
                 self._on_registration(event)
             case AddressChanged():
                 self._port.forget_control()  # the NAT forgot us: what it showed of TCP is old as well
@@ -289,7 +292,7 @@ class AnsweringPort:
             self._dialers[wanted.token] = dialer
         dialer.start(wanted.targets, low_ttl=self._port.udp.opener_ttl if wanted.low else None, patience=wanted.patience)
 
-    def _on_registration(self, event: Registered | RegistrationRefused | RegistrationLost | ServerUnproven) -> None:
+    def _on_registration(self, event: _ServerNews) -> None:
         if self._registered is None or self._registered.done():
             self._tell_server(event)
             return
@@ -310,7 +313,7 @@ class AnsweringPort:
             case RegistrationLost():
                 self._registered.set_exception(RendezvousTimeoutError(server, TRANSACTION_TIMEOUT, self._port.silent_over))
 
-    def _tell_server(self, event: Registered | RegistrationRefused | RegistrationLost | ServerUnproven) -> None:
+    def _tell_server(self, event: _ServerNews) -> None:
         """Say that nobody finds us any more, or that they do again; once each."""
         is_found = isinstance(event, Registered)
         if self._on_server is None or is_found == self._is_found or self._is_closing:
@@ -325,6 +328,8 @@ class AnsweringPort:
                 self._on_server("no answer")
             case ServerUnproven():
                 self._on_server("whoever answers has not proved the server's key")
+            case Displaced():
+                self._on_server(f"another program has registered {self._tag} by this machine's key; is its profile a copy?")
 
     # --- connections --------------------------------------------------------------------------------------------------
 
