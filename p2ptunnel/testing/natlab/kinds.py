@@ -15,6 +15,7 @@ from p2ptunnel.errors import ConfigError
 __all__ = [
     "KINDS",
     "MATRIX_KINDS",
+    "PUNCHABLE",
     "Allocation",
     "Dependence",
     "IPv6",
@@ -204,6 +205,9 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
 
 MATRIX_KINDS: Final = ("pub", "pubfw", "fc", "ar", "pr", "prR", "prO", "shift", "symR", "symS", "noU", "noSO", "dbl")
 """The kinds whose ordered pairs make the traversal matrix, in the order of its rows."""
+
+PUNCHABLE: Final = ("pub", "pubfw", "fc", "ar", "pr", "prR", "prO", "shift")
+"""The kinds that all connect to one another directly: no port has to be guessed."""
 
 
 def find_kind(name: str) -> Kind:
