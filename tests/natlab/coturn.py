@@ -36,13 +36,11 @@ def require() -> None:
 def coturn(lab: Lab, directory: Path) -> Iterator[None]:
     """Have a STUN server at both addresses of the laboratory's server, and two ports of each, while the block lasts."""
     one, other = lab.server.ips
+    options = ["-n", "--no-cli", "--no-tls", "--no-dtls", "--stun-only", "--no-auth", "--realm", "lab"]
+    places = ["--listening-port", str(_PORT), "-L", one, "-L", other, "-E", one]
     files = ["--log-file", "stdout", "--pidfile", str(directory / "pid"), "--userdb", str(directory / "db")]
-    program = lab.server.popen(
-        ["turnserver", "-n", "--no-cli", "--no-tls", "--no-dtls", "--stun-only", "--no-auth", "--realm", "lab"]
-        + ["--listening-port", str(_PORT), "-L", one, "-L", other, "-E", one, *files],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    argv = ["turnserver", *options, *places, *files]
+    program = lab.server.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert program.stdout is not None
     said: list[str] = []
     for line in program.stdout:

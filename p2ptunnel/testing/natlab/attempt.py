@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from p2ptunnel.abc import Stream
+from p2ptunnel.defaults import CONNECT_TIMEOUT
 from p2ptunnel.errors import P2PTunnelError
 from p2ptunnel.events import Events, PathChanged
 from p2ptunnel.peer import Peer
@@ -18,7 +19,6 @@ from p2ptunnel.types import Path
 
 __all__ = ["Attempt", "attempt"]
 
-_CALL_TIMEOUT: Final = 15.0
 _ECHO_TIMEOUT: Final = 20.0
 _SAMPLE_BYTES: Final = 4096
 
@@ -46,18 +46,19 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.path != "" and not self.path.startswith("relay")
 
 
-async def attempt(peer: Peer, tag: str, *, patience: float = 0.0) -> Attempt:
+async def attempt(peer: Peer, tag: str, *, patience: float = 0.0, timeout: float = CONNECT_TIMEOUT) -> Attempt:
     """Call a peer that serves echo, and have a sample come back over the path that the stream has in the end.
 
     Args:
         peer: Who calls; without a session with the other one.
         tag: Who is called.
         patience: Seconds after `connect` in which a direct path may still take over from the relay.
+        timeout: Seconds until the stream must be there.
     """
     began = time.monotonic()
     try:
         async with peer.events(PathChanged) as changes:
-            stream = await peer.connect(tag, SERVICE, timeout=_CALL_TIMEOUT)
+            stream = await peer.connect(tag, SERVICE, timeout=timeout)
             async with stream:
                 return await _use(stream, changes, began, patience)
     except (P2PTunnelError, OSError, EOFError, TimeoutError) as error:

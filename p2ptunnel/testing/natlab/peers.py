@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Generator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from p2ptunnel.abc import Stream
+from p2ptunnel.defaults import RENDEZVOUS_PORT
 from p2ptunnel.identity.store import Profile
 from p2ptunnel.peer import Peer
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.testing.natlab.host import Host
 from p2ptunnel.testing.natlab.lab import Lab
 from p2ptunnel.testing.natlab.living import living
+from p2ptunnel.types import format_address
 
-__all__ = ["SERVICE", "Acquaintances", "echoing", "rendezvous"]
+__all__ = ["SERVICE", "Acquaintances", "Service", "echo", "rendezvous", "serving"]
 
-SERVICE: Final = "echo"
-"""What those who wait serve: it sends back what comes."""
+SERVICE: Final = "laboratory"
+"""What those who wait serve."""
 
-_PORT: Final = 7000
+Service: TypeAlias = Callable[[Stream], Awaitable[None]]
+
+
+async def echo(stream: Stream) -> None:
+    """Send back what comes."""
+    async for part in stream:
+        await stream.write(part)
+    await stream.write_eof()
 
 
 class Acquaintances:
@@ -47,31 +56,33 @@ class Acquaintances:
 
 
 @contextlib.contextmanager
-def rendezvous(lab: Lab) -> Generator[str]:
-    """Have a rendezvous server up while the block lasts, with a relay and three places to observe from; yields `host:port`."""
+def rendezvous(lab: Lab, *, port: int = RENDEZVOUS_PORT, is_ipv6: bool = False) -> Generator[str]:
+    """Have a rendezvous server up while the block lasts, with a relay; yields its `host:port`.
+
+    Args:
+        lab: Where.
+        port: Over UDP and TCP.
+        is_ipv6: Over IPv6, and with one address; over IPv4 it has two, so that it sees how NATs map.
+    """
     first, second = lab.server.ips
-    with living(lab.server, lambda: Rendezvous((first, _PORT), alt_listen=((first, _PORT + 1), (second, _PORT)))):
-        yield f"{first}:{_PORT}"
+    here = (lab.server.ip6 or "", port) if is_ipv6 else (first, port)
+    others = () if is_ipv6 else ((first, port + 1), (second, port))
+    with living(lab.server, lambda: Rendezvous(here, alt_listen=others)):
+        yield format_address(here)
 
 
 @contextlib.contextmanager
-def echoing(host: Host, tag: str, profile: Profile, server: str) -> Generator[None]:
-    """Have a peer serve on a machine while the block lasts.
+def serving(host: Host, tag: str, profile: Profile, server: str | None, service: Service = echo) -> Generator[None]:
+    """Have a peer serve on a machine while the block lasts; without a server, those in its own network only.
 
     Raises:
         P2PTunnelError: It could not register.
     """
 
     @contextlib.asynccontextmanager
-    async def serving() -> AsyncGenerator[None]:
-        async with Peer(tag, rendezvous=server, profile=profile) as peer, peer.serve({SERVICE: _echo}):
+    async def registered() -> AsyncGenerator[None]:
+        async with Peer(tag, rendezvous=server, profile=profile) as peer, peer.serve({SERVICE: service}):
             yield
 
-    with living(host, serving):
+    with living(host, registered):
         yield
-
-
-async def _echo(stream: Stream) -> None:
-    async for part in stream:
-        await stream.write(part)
-    await stream.write_eof()

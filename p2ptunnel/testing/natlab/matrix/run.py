@@ -19,7 +19,7 @@ from p2ptunnel.testing.natlab.attempt import Attempt, attempt
 from p2ptunnel.testing.natlab.kinds import find_kind
 from p2ptunnel.testing.natlab.lab import Lab
 from p2ptunnel.testing.natlab.matrix.cells import Cell
-from p2ptunnel.testing.natlab.peers import Acquaintances, echoing, rendezvous
+from p2ptunnel.testing.natlab.peers import Acquaintances, rendezvous, serving
 from p2ptunnel.testing.natlab.site import Site
 from p2ptunnel.types import RelayUse
 
@@ -158,7 +158,7 @@ class _Run:
             number, kind, site = place
             tag = _tag("callee", number, kind)
             try:
-                stack.enter_context(echoing(site.host, tag, self._known[number].profile(tag), self._server))
+                stack.enter_context(serving(site.host, tag, self._known[number].profile(tag), self._server))
             except P2PTunnelError as error:
                 self._unregistered[number, kind] = f"the callee could not register: {error}"
 
