@@ -15,7 +15,7 @@ from p2ptunnel.identity.store import Profile
 from p2ptunnel.peer import Peer
 from p2ptunnel.protocol import registration
 from p2ptunnel.server import Rendezvous
-from p2ptunnel.types import format_address
+from p2ptunnel.types import RelayUse, format_address
 from tests.helpers import run
 from tests.helpers.meeting import HELLO, HOME, LAPTOP, conversation, echo, introduce
 
@@ -105,6 +105,21 @@ def test_who_lacks_the_token_is_told_so_and_learns_nothing(tmp_path: Path) -> No
                         await stranger.connect(HOME, "echo")
                     assert TOKEN not in repr(stranger) + repr(stranger.snapshot())
             assert server.registered == ()
+
+    run(main())
+
+
+@pytest.mark.parametrize("relay", ["auto", "never"])
+def test_a_private_server_that_is_another_one_is_not_taken_for_one_that_refuses_us(tmp_path: Path, relay: RelayUse) -> None:
+    async def main() -> None:
+        async with served(TOKEN) as server:
+            text = line(server, OTHER, TOKEN)
+            async with Peer(LAPTOP, rendezvous=text, profile=tmp_path / LAPTOP, relay=relay) as laptop:
+                laptop.peers.add(HOME, OTHER.public)
+                with pytest.raises(ServerKeyError):
+                    await laptop.serve({"echo": echo})
+                with pytest.raises(ServerKeyError):
+                    await laptop.connect(HOME, "echo")
 
     run(main())
 

@@ -72,7 +72,9 @@ def rendezvous(lab: Lab, *, port: int = RENDEZVOUS_PORT, is_ipv6: bool = False) 
 
 
 @contextlib.contextmanager
-def serving(host: Host, tag: str, profile: Profile, server: str | None, service: Service = echo) -> Generator[None]:
+def serving(
+    host: Host, tag: str, profile: Profile, server: str | None, service: Service = echo, *, lan: bool = True
+) -> Generator[None]:
     """Have a peer serve on a machine while the block lasts; without a server, those in its own network only.
 
     Raises:
@@ -81,7 +83,7 @@ def serving(host: Host, tag: str, profile: Profile, server: str | None, service:
 
     @contextlib.asynccontextmanager
     async def registered() -> AsyncGenerator[None]:
-        async with Peer(tag, rendezvous=server, profile=profile) as peer, peer.serve({SERVICE: service}):
+        async with Peer(tag, rendezvous=server, profile=profile, lan=lan) as peer, peer.serve({SERVICE: service}):
             yield
 
     with living(host, registered):

@@ -318,6 +318,7 @@ def test_an_answer_of_somebody_else_is_dropped(what: str) -> None:
     assert only(PunchResult, server.datagrams_to_send()).code == 200
 
 
+@pytest.mark.bulk
 def test_message_ids_are_as_hard_to_guess_as_tokens() -> None:
     server, _ = with_bob()
     mids: set[int] = set()

@@ -423,6 +423,7 @@ def test_a_registered_peer_and_who_shows_a_cookie_have_no_such_rate() -> None:
     assert server.dropped == {}
 
 
+@pytest.mark.bulk
 def test_strangers_from_everywhere_get_so_many_answers_a_second_and_peers_theirs_all_the_same() -> None:
     server, epoch = with_bob()
     for n in range(int(CHALLENGES_PER_SECOND) + 500):

@@ -13,6 +13,7 @@ from tests.helpers.peers import Peers, sessions
 from tests.unit.session.serving import echoing
 
 
+@pytest.mark.bulk
 def test_a_thousand_streams_at_once_all_finish_and_leave_nothing() -> None:
     async def scenario() -> None:
         async with sessions(echoing("web")) as (caller, callee):

@@ -158,7 +158,7 @@ class _Run:
             number, kind, site = place
             tag = _tag("callee", number, kind)
             try:
-                stack.enter_context(serving(site.host, tag, self._known[number].profile(tag), self._server))
+                stack.enter_context(serving(site.host, tag, self._known[number].profile(tag), self._server, lan=False))
             except P2PTunnelError as error:
                 self._unregistered[number, kind] = f"the callee could not register: {error}"
 
@@ -191,5 +191,5 @@ class _Run:
             return Attempt(0.0, "", problem)
         tag = _tag("caller", job.lane, job.caller)
         profile = self._known[job.lane].profile(tag)
-        async with Peer(tag, rendezvous=self._server, profile=profile, relay=self._relay) as peer:
+        async with Peer(tag, rendezvous=self._server, profile=profile, lan=False, relay=self._relay) as peer:
             return await attempt(peer, _tag("callee", job.lane, job.callee), patience=self._patience)
