@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check mypy pyright natlab fuzz mutations bench docs fmt clean
+.PHONY: help demo check mypy pyright natlab-matrix fuzz mutations bench docs fmt clean
 # pyright and its node are wheels from PyPI; this keeps it from asking another registry whether there is a newer one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
@@ -22,7 +22,7 @@ TYPES := --typeguard-packages=p2ptunnel -m "not (e2e or bulk)" --ignore=tests/un
 step = @printf '\n== %s\n' '$(1)'
 
 help: ## show this text
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
 
 demo: .venv/demo.stamp ## two machines behind two NATs find each other and open a tunnel, on this machine
 	@scripts/system-tools
@@ -63,9 +63,10 @@ mypy:
 pyright:
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
-natlab: .venv/check.stamp ## every kind of NAT against every other, in network namespaces (root)
+NATLAB_ARGS ?=
+natlab-matrix: .venv/check.stamp ## every kind of NAT against every other, in network namespaces; writes docs/nat-matrix.md (root)
 	@scripts/system-tools
-	@$(BIN)/python -m p2ptunnel.testing.natlab matrix
+	@$(BIN)/python -m bench.matrix $(NATLAB_ARGS)
 
 FUZZ_SECONDS ?= 20
 fuzz: .venv/check.stamp ## hostile bytes for everything that reads what others wrote; FUZZ_SECONDS for each of them
