@@ -19,7 +19,7 @@ from p2ptunnel.protocol.guessing import EasySide, EasyState
 from p2ptunnel.protocol.holes import HardSide, HardState
 from p2ptunnel.protocol.intent import AttemptKeys
 from p2ptunnel.protocol.machine import Datagram, Entropy, MachineBase
-from p2ptunnel.protocol.punch import Dial, LocalView, ObserveRow, phase_length, tcp_targets
+from p2ptunnel.protocol.punch import Dial, LocalView, ObserveRow, phase_length, tcp_targets, udp_targets
 from p2ptunnel.protocol.signals import Signals
 from p2ptunnel.protocol.strategy import Method, Plan, choose
 from p2ptunnel.types import Address, Candidate, Role
@@ -57,6 +57,7 @@ class Approach(MachineBase):
     Attributes:
         plan: What is done.
         targets: Where the other side's TCP is.
+        udp_targets: Where its UDP is.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Approach(MachineBase):
         hints = hints or NatHints()
         self.plan: Plan = choose("tcp", role, view.hints, hints) if keys is not None else _founding_plan(role, view)
         self.targets: Final = tcp_targets(candidates, peer, server)
+        self.udp_targets: Final = udp_targets(candidates, peer, server)
         self._role: Final = role
         self._token: Final = token
         self._peer: Final = peer
@@ -230,7 +232,7 @@ class Approach(MachineBase):
 
     def _open_udp(self, *, low: bool) -> None:
         """Send t=30: first so that it dies on the way, which any system can do over UDP; later so that it does not."""
-        self._datagrams.append(Datagram(encode(Opener()), self._peer, opener=low))
+        self._datagrams += [Datagram(encode(Opener()), target, opener=low) for target in self.udp_targets]
 
     # --- prediction ---------------------------------------------------------------------------------------------------
 

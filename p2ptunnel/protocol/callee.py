@@ -100,8 +100,8 @@ class CalleeAgent(MachineBase):
     """One answered call: from t=10 to an accepted channel, on the registered port.
 
     It is fed with decoded messages (`receive`), since all calls to a peer share its registered port.  Until the caller has
-    shown there that it holds the attempt's key, two datagrams of ours get further than our own NAT and no SYN; on systems that
-    cannot send a SYN that dies on the way, the first one does.
+    shown there that it holds the attempt's key, two datagrams of ours get further than our own NAT, two more to the way in that
+    its router keeps, and no SYN; on systems that cannot send a SYN that dies on the way, the first one does.
 
     Args:
         notice: The t=10.

@@ -145,7 +145,7 @@ class CallerAgent(MachineBase):
         self._view = view
         self._entropy = entropy
         self._cookie = cookie
-        self._server_key = server_key
+        self._server_key = self._given_server_key = server_key
         self._join = join
         self._signer = signer
         self._is_punching = is_punching
@@ -311,6 +311,8 @@ class CallerAgent(MachineBase):
                 self._events.append(CallOffered(self.token))
             if self._early is not None and self._early.token == self.token:
                 self._on_result(self._early, now)
+        elif message.code == 401 and extra.cookie and self._given_server_key not in {"", extra.key}:
+            self._fail("another-server", 401, "it has another key than was given for it", now)
         elif message.code == 401 and extra.cookie and self._challenges < 2:
             self._challenges += 1
             self._cookie, self._server_key = extra.cookie, self._server_key or extra.key
@@ -404,7 +406,8 @@ class CallerAgent(MachineBase):
             peer_key=self.peer_key,
         )
         self._approach.start(now, ends_at=self._gives_up_at)
-        self._probe(self._peer, now)
+        for target in self._approach.udp_targets:
+            self._probe(target, now)
 
     def _collect(self, now: float) -> None:
         """Take what the approach wants done; a birthday that has led to nothing was the last thing to try."""

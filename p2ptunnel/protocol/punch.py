@@ -38,15 +38,18 @@ __all__ = [
     "own_candidates",
     "phase_length",
     "tcp_targets",
+    "udp_targets",
 ]
 
-FailureKind: TypeAlias = Literal["rendezvous-silent", "offline", "refused", "rate-limited", "timeout", "forged", "key-changed"]
+FailureKind: TypeAlias = Literal[
+    "rendezvous-silent", "another-server", "offline", "refused", "rate-limited", "timeout", "forged", "key-changed"
+]
 
 
 class LocalView(msgspec.Struct, frozen=True):
     """What a side knows of its own port when an attempt begins.
 
-    candidates: TCP and UDP addresses at which others may find this port, best first.
+    candidates: TCP and UDP addresses at which others may find this port: as the server sees it, then as our router says.
     rtt: Seconds to the rendezvous server and back.
     can_open_low: It can send a SYN that dies on the way and survive the ICMP answer.
     nat: What the NATs before the port do.
@@ -61,8 +64,10 @@ class LocalView(msgspec.Struct, frozen=True):
 
     @property
     def hints(self) -> NatHints:
-        """The wire's `extra.nat`."""
-        return self.nat.hints(can_open_low=self.can_open_low, rtt=self.rtt)
+        """The wire's `extra.nat`; where our router keeps a way in over TCP and UDP, strangers get in."""
+        hints = self.nat.hints(can_open_low=self.can_open_low, rtt=self.rtt)
+        is_open = {"tcp", "udp"} == {candidate.proto for candidate in self.candidates if candidate.kind == "mapped"}
+        return msgspec.structs.replace(hints, is_open=True) if is_open else hints
 
 
 # --- what agents ask for and report ------------------------------------------------------------------------------------
@@ -197,7 +202,22 @@ def tcp_targets(candidates: tuple[Candidate, ...], peer: Address, server: Addres
         peer: What `aim` returned.
         server: As we reach it.
     """
-    named = (candidate.address for candidate in candidates if candidate.proto == "tcp")
-    aimed = (aim(address, candidates, server) for address in named)
-    targets = tuple(dict.fromkeys(address for address in aimed if not isinstance(address, str) and address[0] == peer[0]))
-    return targets or (peer,)
+    named = tuple(candidate for candidate in candidates if candidate.proto == "tcp")
+    return _aimed_at(named, peer, server) or (peer,)
+
+
+def udp_targets(candidates: tuple[Candidate, ...], peer: Address, server: Address) -> tuple[Address, ...]:
+    """Return where to send datagrams: where the server has seen the peer, and the one way in that its router keeps open there.
+
+    Args:
+        candidates: The peer's.
+        peer: What `aim` returned.
+        server: As we reach it.
+    """
+    mapped = tuple(candidate for candidate in candidates if (candidate.kind, candidate.proto) == ("mapped", "udp"))
+    return tuple(dict.fromkeys((peer, *_aimed_at(mapped, peer, server)[:1])))
+
+
+def _aimed_at(named: tuple[Candidate, ...], peer: Address, server: Address) -> tuple[Address, ...]:
+    aimed = (aim(candidate.address, named, server) for candidate in named)
+    return tuple(dict.fromkeys(address for address in aimed if not isinstance(address, str) and address[0] == peer[0]))

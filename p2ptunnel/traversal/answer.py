@@ -49,6 +49,7 @@ from p2ptunnel.protocol.punch import Dial, ObserveRow, StopDialing
 from p2ptunnel.protocol.registration import (
     AddressChanged,
     Credentials,
+    Displaced,
     Left,
     Registered,
     RegistrationLost,
@@ -71,6 +72,8 @@ JoinAsCallee: TypeAlias = Callable[[str], Awaitable[RelayPipe]]
 AdmitRaw: TypeAlias = Callable[[Pipe], Awaitable[None]]
 _dice: Final = random.SystemRandom()
 
+_ServerNews: TypeAlias = Registered | RegistrationRefused | RegistrationLost | ServerUnproven | Displaced
+
 
 class AnsweringPort:
     """A port that is registered under a tag and answers calls.
@@ -85,6 +88,7 @@ class AnsweringPort:
             What comes over the relay is admitted in the same way, with the attempt's selector in the place of a conkey.
         join: Joins the relay for a call that is answered, by its token; None: nobody reaches us there.
         is_punching: Whether to punch; else callers reach us over the relay only.
+        is_mapping: Whether to ask our router for a way in as well, if we punch.
         birthdays: What this machine has for them; None: there will be none.
         on_server: Called with the reason when the server is lost after all had been well, and with nothing when it is back.
 
@@ -102,6 +106,7 @@ class AnsweringPort:
         *,
         join: JoinAsCallee | None = None,
         is_punching: bool = True,
+        is_mapping: bool = False,
         birthdays: Birthdays | None = None,
         on_server: Callable[[str], None] | None = None,
         tracer: Tracer | None = None,
@@ -114,6 +119,7 @@ class AnsweringPort:
         self._admit = admit
         self._join = join
         self._is_punching = is_punching
+        self._is_mapping = is_mapping and is_punching
         self._trace = tracer or Tracer()
         self._machine = CalleePort(
             tag,
@@ -179,6 +185,8 @@ class AnsweringPort:
         self._driver.wake()
         observed = await self._registered
         self._watching = asyncio.create_task(self._watch_control())
+        if self._is_mapping:
+            self._port.ask_router(self._take_mapping)
         return observed
 
     def network_changed(self) -> None:
@@ -187,6 +195,7 @@ class AnsweringPort:
             self._renewed_at = time.monotonic()
             self._is_renewing = True
             self._port.forget_control()
+            self._port.ask_router_anew()
             self._machine.registration.network_changed(self._renewed_at)
             self._driver.wake()
 
@@ -201,7 +210,7 @@ class AnsweringPort:
         self.network_changed()
 
     async def close(self) -> None:
-        """Answer nobody any more, leave the server (waits at most a second), close every socket.
+        """Answer nobody any more, leave server and router (waits two seconds at most), close every socket.
 
         Cancelling skips the leaving; closing twice is fine.
         """
@@ -212,7 +221,7 @@ class AnsweringPort:
             if is_registered:
                 self._machine.registration.leave(time.monotonic())
                 self._driver.wake()
-                await self._left.wait()
+                await asyncio.gather(self._left.wait(), self._port.leave_router())
         finally:
             self.abort()
             watching = () if self._watching is None else (self._watching,)
@@ -246,6 +255,9 @@ class AnsweringPort:
         self._machine.registration.cookie = self._port.cookie
         self._machine.registration.server_key = self._port.server_key
 
+    def _take_mapping(self) -> None:
+        self._machine.view = self._port.view
+
     async def _watch_control(self) -> None:
         """Keep the standing TCP connection open; what ended it may have ended the registration or changed our address."""
         opened, backoff = time.monotonic(), Backoff()
@@ -278,10 +290,11 @@ class AnsweringPort:
             case StopDialing():
                 if event.token in self._sockets:
                     self._sockets.pop(event.token).close()
-            case Registered() | RegistrationRefused() | RegistrationLost() | ServerUnproven():
+            case Registered() | RegistrationRefused() | RegistrationLost() | ServerUnproven() | Displaced():
                 self._on_registration(event)
             case AddressChanged():
                 self._port.forget_control()  # the NAT forgot us: what it showed of TCP is old as well
+                self._port.ask_router_anew()  # so may be the outside address of its ways in
             case CallAnswered():
                 self._fruitless += 1
                 self._expect_relayed(event)
@@ -305,7 +318,7 @@ class AnsweringPort:
             agent.observed(port, time.monotonic())
             self._driver.wake()
 
-    def _on_registration(self, event: Registered | RegistrationRefused | RegistrationLost | ServerUnproven) -> None:
+    def _on_registration(self, event: _ServerNews) -> None:
         if self._registered is None or self._registered.done():
             self._tell_server(event)
             return
@@ -326,7 +339,7 @@ class AnsweringPort:
             case RegistrationLost():
                 self._registered.set_exception(RendezvousTimeoutError(server, TRANSACTION_TIMEOUT, self._port.silent_over))
 
-    def _tell_server(self, event: Registered | RegistrationRefused | RegistrationLost | ServerUnproven) -> None:
+    def _tell_server(self, event: _ServerNews) -> None:
         """Say that nobody finds us any more, or that they do again; once each."""
         is_found = isinstance(event, Registered)
         if self._on_server is None or is_found == self._is_found or self._is_closing:
@@ -341,6 +354,8 @@ class AnsweringPort:
                 self._on_server("no answer")
             case ServerUnproven():
                 self._on_server("whoever answers has not proved the server's key")
+            case Displaced():
+                self._on_server(f"another program has registered {self._tag} by this machine's key; is its profile a copy?")
 
     # --- connections --------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from p2ptunnel.errors import (
     RateLimitedError,
     RendezvousError,
     RendezvousTimeoutError,
+    ServerKeyError,
     ServerPrivateError,
 )
 from p2ptunnel.identity.keys import PublicKey
@@ -294,6 +295,8 @@ class Call(Generic[T]):
                 return PeerOfflineError(self.wanted, server)
             case "rendezvous-silent":
                 return RendezvousTimeoutError(server, TRANSACTION_TIMEOUT, self._port.silent_over)
+            case "another-server":
+                return ServerKeyError(server)
             case "rate-limited":
                 return RateLimitedError(server, failed.retry_after)
             case "timeout":

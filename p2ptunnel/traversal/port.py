@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections.abc import Callable, Iterator
 from typing import Final, Self
 
 from p2ptunnel.defaults import CONTROL_GRACE, OPENER_TTL_MEMORY, OPENER_TTL_UNKNOWN, TRANSACTION_TIMEOUT
@@ -17,6 +18,7 @@ from p2ptunnel.identity.judge import join_proof
 from p2ptunnel.net.dial import punch_socket
 from p2ptunnel.net.hops import opener_ttl
 from p2ptunnel.net.interfaces import source_address
+from p2ptunnel.net.portmap import PortMapper
 from p2ptunnel.net.reflexive import TcpControl, observe_tcp, observe_udp
 from p2ptunnel.net.sockets import ANY_IPV4, can_open_low, is_loopback
 from p2ptunnel.net.udp import UdpSocket
@@ -24,7 +26,7 @@ from p2ptunnel.protocol.nat import NatProfile
 from p2ptunnel.protocol.punch import LocalView, own_candidates
 from p2ptunnel.trace import Tracer
 from p2ptunnel.traversal.profile import observe_profile
-from p2ptunnel.types import Address, ServerSpec, format_address
+from p2ptunnel.types import Address, Candidate, ServerSpec, format_address
 
 __all__ = ["OpenerTtl", "PunchPort", "take_number"]
 
@@ -83,6 +85,7 @@ class PunchPort:
         self._trace = tracer
         self._control_lost = asyncio.Event()
         self._seen_udp: Address | None = None
+        self._mapper: PortMapper | None = None
         self._nat = NatProfile()
         self._ports: tuple[int, ...] = ()
 
@@ -128,8 +131,15 @@ class PunchPort:
         control = self.control
         over_tcp = () if control is None else own_candidates("tcp", control.observed, self.server)
         over_udp = () if self._seen_udp is None else own_candidates("udp", self._seen_udp, self.server)
+        candidates = (*over_tcp, *over_udp)
+        mapped = self._mapped({candidate.host for candidate in candidates})
         rtt = 0.0 if control is None else control.rtt
-        return LocalView((*over_tcp, *over_udp), rtt, can_open_low(), self._nat, self._ports)
+        return LocalView((*candidates, *mapped), rtt, can_open_low(), self._nat, self._ports)
+
+    def _mapped(self, seen: set[str]) -> Iterator[Candidate]:
+        """Yield the ways in that our router keeps open, unless another NAT stands above it."""
+        mappings = [] if self._mapper is None else [self._mapper.mapped("tcp"), self._mapper.mapped("udp")]
+        yield from (mapping.candidate for mapping in mappings if mapping is not None and mapping.external[0] in seen)
 
     @property
     def silent_over(self) -> str:
@@ -138,8 +148,13 @@ class PunchPort:
 
     @property
     def cookie(self) -> str:
-        """The server's cookie for our address, empty if it has given none."""
-        return "" if self.control is None else self.control.cookie
+        """The server's cookie for our address, empty if it has given none.
+
+        Nor is there one from a server of another key than was given to us: asked without, it says again who it is, and that is
+        the failure then, and not what such a server refuses.
+        """
+        is_another = self.control is not None and self.spec.key not in {"", self.control.server_key}
+        return "" if self.control is None or is_another else self.control.cookie
 
     @property
     def server_key(self) -> str:
@@ -203,6 +218,26 @@ class PunchPort:
             heard.set()
             patience.reschedule(asyncio.get_running_loop().time() + CONTROL_GRACE)
 
+    def ask_router(self, on_change: Callable[[], None]) -> None:
+        """Ask our router for a way in, unless the server is on loopback; nobody waits for what it says.
+
+        Args:
+            on_change: Called when `view` has another one; may be at once.
+        """
+        if self._mapper is None and not is_loopback(self.server[0]):
+            self._mapper = PortMapper(self.address, on_change=lambda _: on_change(), tracer=self._trace)
+            self._mapper.start()
+
+    def ask_router_anew(self) -> None:
+        """Ask whatever router is there now, as if the network had changed."""
+        if self._mapper is not None:
+            self._mapper.refresh()
+
+    async def leave_router(self) -> None:
+        """Take back what the router was asked for; waits for it two seconds at most."""
+        if self._mapper is not None:
+            await self._mapper.aclose()
+
     async def wait_control_lost(self) -> None:
         """Wait until there is no standing TCP connection."""
         await self._control_lost.wait()
@@ -219,5 +254,7 @@ class PunchPort:
     def close(self) -> None:
         """Close every socket of the port; closing twice is fine."""
         self.forget_control()
+        if self._mapper is not None:
+            self._mapper.abort()
         self._reserved.close()
         self.udp.close()

@@ -27,18 +27,6 @@ __all__ = [
     "introduce",
     "meeting",
 ]
-    "HELLO",
-    "HOME",
-    "LAPTOP",
-    "Events",
-    "Meeting",
-    "conversation",
-    "echo",
-    "fresh_spare",
-    "has_spare",
-    "introduce",
-    "meeting",
-]
 
 HOME, LAPTOP = "home-nas", "laptop"
 HELLO = b"hello through the hole"
