@@ -456,16 +456,27 @@ class Peer:
         try:
             birthdays = self._up.birthdays
             call = partial(
-                Call[A], port, self._own_name, tag, establish, signer=signer, birthdays=birthdays, tracer=self._trace
+                Call[A], tag=self._own_name, wanted=tag, establish=establish, birthdays=birthdays, tracer=self._trace
             )
             if signer is None or relay == "never":
-                return await call().run()
+                return await self._punch(call, port, signer)
             head_start = 0.0 if relay == "always" else RELAY_HEAD_START
             relayed = RelayedCall(self._joining(port, "caller"), establish, head_start=head_start, tracer=self._trace)
-            return await Race(call(companion=relayed, is_punching=relay != "always"), relayed, keep).run()
+            calling = call(port, signer=signer, companion=relayed, is_punching=relay != "always")
+            return await Race(calling, relayed, keep).run()
         except BaseException:
             port.close()  # it may not have come to the call, whose it is: we may have been closed meanwhile
             raise
+
+    async def _punch(self, call: Callable[..., Call[A]], port: PunchPort, signer: CallSigner | None) -> A:
+        """Make a direct call; once more from a fresh port, if all that failed was a birthday: that misses one time in sixty."""
+        first = call(port, signer=signer)
+        try:
+            return await first.run()
+        except NoPathError:
+            if signer is None or not first.has_missed:
+                raise
+        return await call(await self._fresh_port(port.spec), signer=self._up.signer(signer.callee)).run()
 
     def _joining(self, port: PunchPort, role: Role) -> Callable[[str], Awaitable[RelayPipe]]:
         """Return what joins the relay of the server of this port."""

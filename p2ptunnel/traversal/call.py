@@ -97,6 +97,7 @@ class Call(Generic[T]):
     Attributes:
         wanted: As it was given.
         is_punching: As it was given.
+        has_missed: A birthday has found nothing.
     """
 
     def __init__(
@@ -144,6 +145,7 @@ class Call(Generic[T]):
         self._is_raw = signer is None
         self._peer_host = ""
         self._broken: list[str] = []
+        self.has_missed = False
         self._changed_key: PeerKeyChangedError | None = None
         self._patience: asyncio.TimerHandle | None = None
 
@@ -229,6 +231,7 @@ class Call(Generic[T]):
             case CallFailed():
                 self._fail(self._error(event))
             case BirthdayEnded():
+                self.has_missed = not self._result.done()
                 self._broken.append(f"birthday: {event.why}" + (f", {event.probes} guesses" if event.probes else ""))
                 self._sockets.take(event)
             case _:
