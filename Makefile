@@ -28,6 +28,8 @@ demo: .venv/demo.stamp ## two machines behind two NATs find each other and open 
 	@scripts/system-tools
 	@$(BIN)/python -m p2ptunnel.testing.demo
 
+# some environments forbid compiled files: then each of some hundred programs and processes would compile all of this anew
+check: export PYTHONDONTWRITEBYTECODE :=
 check: .venv/check.stamp ## format, lint, types, layers, spelling, all tests, coverage: what CI runs
 	$(call step,system tools)
 	@scripts/system-tools

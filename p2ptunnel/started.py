@@ -32,6 +32,7 @@ from p2ptunnel.trace import Tracer
 from p2ptunnel.traversal.answer import AnsweringPort
 from p2ptunnel.traversal.lan import AdmitLan, LanAnswerer
 from p2ptunnel.traversal.shared import Shared
+from p2ptunnel.traversal.warm import WarmPort
 from p2ptunnel.tunnels.local import Forward
 from p2ptunnel.types import Tag
 
@@ -62,6 +63,8 @@ class Started:
         self.dialing: Final[Shared[tuple[Tag, PublicKey, bool], Session]] = Shared()
         self.registering: Final[Shared[None, None]] = Shared()
         self.answering: AnsweringPort | None = None
+        self.spare: WarmPort | None = None
+        """Ready for the next call, where there is a server."""
         self.replacing: asyncio.Task[None] | None = None
         self.lan: Final = lan
         self._lan_answering: LanAnswerer | None = None
@@ -133,6 +136,8 @@ class Started:
         self.birthdays.gate.network_changed()
         for session in self._sessions:
             session.network_changed()
+        if self.spare is not None:
+            self.spare.renew()
         if self.answering is not None:
             self.answering.network_changed()
         if self.lan is not None:
@@ -215,6 +220,8 @@ class Started:
             for one in (self.answering, self._lan_answering, self.lan):
                 if one is not None:
                     one.abort()
+            if self.spare is not None:
+                await self.spare.close()
             await asyncio.gather(*(forward.close() for forward in self._forwards))
 
 

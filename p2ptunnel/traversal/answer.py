@@ -49,6 +49,7 @@ from p2ptunnel.protocol.punch import Dial, ObserveRow, StopDialing
 from p2ptunnel.protocol.registration import (
     AddressChanged,
     Credentials,
+    Displaced,
     Left,
     Registered,
     RegistrationLost,
@@ -70,6 +71,8 @@ Admit: TypeAlias = Callable[[Pipe, str, PublicKey], Awaitable[None]]
 JoinAsCallee: TypeAlias = Callable[[str], Awaitable[RelayPipe]]
 AdmitRaw: TypeAlias = Callable[[Pipe], Awaitable[None]]
 _dice: Final = random.SystemRandom()
+
+_ServerNews: TypeAlias = Registered | RegistrationRefused | RegistrationLost | ServerUnproven | Displaced
 
 
 class AnsweringPort:
@@ -287,7 +290,7 @@ class AnsweringPort:
             case StopDialing():
                 if event.token in self._sockets:
                     self._sockets.pop(event.token).close()
-            case Registered() | RegistrationRefused() | RegistrationLost() | ServerUnproven():
+            case Registered() | RegistrationRefused() | RegistrationLost() | ServerUnproven() | Displaced():
                 self._on_registration(event)
             case AddressChanged():
                 self._port.forget_control()  # the NAT forgot us: what it showed of TCP is old as well
@@ -315,7 +318,7 @@ class AnsweringPort:
             agent.observed(port, time.monotonic())
             self._driver.wake()
 
-    def _on_registration(self, event: Registered | RegistrationRefused | RegistrationLost | ServerUnproven) -> None:
+    def _on_registration(self, event: _ServerNews) -> None:
         if self._registered is None or self._registered.done():
             self._tell_server(event)
             return
@@ -336,7 +339,7 @@ class AnsweringPort:
             case RegistrationLost():
                 self._registered.set_exception(RendezvousTimeoutError(server, TRANSACTION_TIMEOUT, self._port.silent_over))
 
-    def _tell_server(self, event: Registered | RegistrationRefused | RegistrationLost | ServerUnproven) -> None:
+    def _tell_server(self, event: _ServerNews) -> None:
         """Say that nobody finds us any more, or that they do again; once each."""
         is_found = isinstance(event, Registered)
         if self._on_server is None or is_found == self._is_found or self._is_closing:
@@ -351,6 +354,8 @@ class AnsweringPort:
                 self._on_server("no answer")
             case ServerUnproven():
                 self._on_server("whoever answers has not proved the server's key")
+            case Displaced():
+                self._on_server(f"another program has registered {self._tag} by this machine's key; is its profile a copy?")
 
     # --- connections --------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -138,6 +139,15 @@ def test_in_another_network_the_router_is_asked_anew(homes: Homes, tmp_path: Pat
         homes.site.host.run(["ip", "address", "add", "10.99.0.1/24", "dev", "eth0"])
         homes.until_told("by PCP")
         assert len(forwards(daemon)) == 2
+
+
+def test_netcheck_shows_what_the_router_says_and_leaves_nothing_there(homes: Homes, tmp_path: Path) -> None:
+    words = ["--profile", str(tmp_path / HOME), "--rendezvous", homes.server, "netcheck"]
+    with Miniupnpd(homes.site, tmp_path).running() as daemon:
+        said = homes.site.host.run([sys.executable, "-m", "p2ptunnel", *words]).stdout
+        assert forwards(daemon) == []
+    assert re.search("^router: +lets others in by PCP$", said, re.MULTILINE)
+    assert "while you serve, expect direct TCP with every peer that calls." in said
 
 
 def test_a_program_that_is_told_to_end_takes_its_way_in_back(homes: Homes, tmp_path: Path) -> None:

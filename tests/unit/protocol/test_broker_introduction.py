@@ -368,6 +368,7 @@ def test_a_callee_that_has_answered_is_not_kept_busy_by_callers_who_acknowledge_
     assert only(PunchNotice, server.datagrams_to_send())
 
 
+@pytest.mark.bulk
 def test_the_networks_of_one_site_call_one_callee_at_a_rate_together() -> None:
     server, _ = with_bob()
     let_in = 0

@@ -89,6 +89,7 @@ def test_a_small_message_does_not_wait_for_a_big_transfer() -> None:
     run(scenario())
 
 
+@pytest.mark.bulk
 def test_single_bytes_from_a_peer_do_not_cost_an_object_each() -> None:
     async def scenario() -> None:
         peers = Peers("web")
