@@ -11,6 +11,8 @@ from msgspec.structs import replace
 from p2ptunnel.defaults import COOKIELESS_PAD_BYTES, PHASES, PUNCH_TIMEOUT, RETRY_AFTER_MAX, WIRE_VERSION
 from p2ptunnel.errors import InvalidKeyError, LocalProtocolError
 from p2ptunnel.identity.keys import PublicKey
+from p2ptunnel.protocol.consent import Consent
+from p2ptunnel.protocol.detour import Detour
 from p2ptunnel.protocol.intent import AnswerFault, CallSigner
 from p2ptunnel.protocol.machine import Datagram, Entropy, MachineBase, new_mid
 from p2ptunnel.protocol.punch import (
@@ -167,6 +169,17 @@ class CallerAgent(MachineBase):
         self._gives_up_at: float | None = None
         self._challenges = 0
         self._is_renewed = False
+        self._detour = Detour()
+
+    def consent(self, remote: Address) -> Consent:
+        """Return what keeps asking the callee at `remote`, keyed like all that goes there.
+
+        Raises:
+            LocalProtocolError: Nobody has answered with a key.
+        """
+        if self._sender is None or self._receiver is None:
+            raise LocalProtocolError("there is no key to ask for consent with")
+        return Consent(self.token, remote, self._sender, self._receiver, self._entropy)
 
     # --- input --------------------------------------------------------------------------------------------------------
 
@@ -223,10 +236,11 @@ class CallerAgent(MachineBase):
             self._fail("timeout", 408, "no hole opened" if self._is_punching else "nothing came over the relay", now)
         elif self._phase_ends is not None and now >= self._phase_ends and self.state is CallerState.PUNCHING:
             self._begin_phase(self._phase + 1, now)
+        self._events += self._detour.due(self.token, now)
 
     def next_deadline(self) -> float | None:
         """Return when something is due."""
-        waits = [self._requester.next_deadline(), self._gives_up_at]
+        waits = [self._requester.next_deadline(), self._gives_up_at, self._detour.next_deadline()]
         if self.state is CallerState.PUNCHING:
             waits.append(self._phase_ends)
         return min((at for at in waits if at is not None), default=None)
@@ -370,6 +384,7 @@ class CallerAgent(MachineBase):
             return
         self._events.append(PunchStarted(self.token, self._peer))
         self._begin_phase(0, now)
+        self._events += self._detour.start(self.token, self._view.hints, self._hints, now)
         self._probe(self._peer, now)
         if self._signer is not None:  # a program of the seed wants t=31 and t=32 one after the other
             self._open_tcp(self._peer, now)
@@ -434,6 +449,8 @@ class CallerAgent(MachineBase):
         self._requester.cancel(31)
         rtt = now - request.sent_at if request.sends == 1 else None
         self._events.append(HoleOpened(self.token, source, rtt))
+        self._detour.opened(source)
+        self._events += self._detour.due(self.token, now)
         is_moved = source != request.destination
         if self._conkey is None and (is_moved or self._signer is None):
             self._open_tcp(source, now)
@@ -447,6 +464,8 @@ class CallerAgent(MachineBase):
             return
         self._requester.cancel(32)
         self._conkey = message.extra.conkey
+        self._detour.told(self._conkey)
+        self._events += self._detour.due(self.token, now)
         self._nominate_next(now)
 
     # --- which connection counts --------------------------------------------------------------------------------------
@@ -465,6 +484,7 @@ class CallerAgent(MachineBase):
 
     def _finish(self) -> None:
         self._requester.cancel()
+        self._detour.stop()
         self._phase_ends = self._gives_up_at = None
 
     def _move(self, trigger: CallerTrigger) -> None:

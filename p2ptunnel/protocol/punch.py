@@ -48,16 +48,18 @@ class LocalView(msgspec.Struct, frozen=True):
     candidates: TCP and UDP addresses at which others may find this port, best first.
     rtt: Seconds to the rendezvous server and back.
     can_open_low: It can send a SYN that dies on the way and survive the ICMP answer.
+    can_quic: It can do QUIC over the punched UDP port.
     """
 
     candidates: tuple[Candidate, ...] = ()
     rtt: float = 0.0
     can_open_low: bool = True
+    can_quic: bool = False
 
     @property
     def hints(self) -> NatHints:
         """The same as the wire's `extra.nat`."""
-        return NatHints(low=self.can_open_low, rtt=min(round(self.rtt * 1000), 60_000))
+        return NatHints(low=self.can_open_low, rtt=min(round(self.rtt * 1000), 60_000), quic=self.can_quic)
 
 
 # --- what agents ask for and report ------------------------------------------------------------------------------------

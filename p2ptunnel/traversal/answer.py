@@ -53,9 +53,12 @@ from p2ptunnel.protocol.registration import (
     ServerUnproven,
 )
 from p2ptunnel.trace import Tracer
+from p2ptunnel.transports.quic import QuicPipe
+from p2ptunnel.transports.quicport import QuicPort
 from p2ptunnel.transports.relay import RelayPipe
 from p2ptunnel.transports.tcp import TcpPipe, read_preamble
 from p2ptunnel.traversal.port import PunchPort
+from p2ptunnel.traversal.quic import QuicAnswers
 from p2ptunnel.traversal.report import ConnectedBy, path_of
 from p2ptunnel.types import Address, Tag, format_address
 from p2ptunnel.wire.messages import PunchNotice
@@ -119,7 +122,9 @@ class AnsweringPort:
             judge=judge,
             is_punching=is_punching,
         )
-        self._driver = UdpDriver(self._machine, port.udp, self._on_event)
+        quic = QuicPort(port.udp, tracer=self._trace)
+        self._quic = QuicAnswers(quic, self._trace)
+        self._driver = UdpDriver(self._machine, port.udp, self._on_event, aside=quic)
         self._listener: Listener | None = None
         self._dialers: dict[str, Dialer] = {}
         self._greetings: set[asyncio.Task[None]] = set()
@@ -208,7 +213,7 @@ class AnsweringPort:
         finally:
             self.abort()
             watching = () if self._watching is None else (self._watching,)
-            await asyncio.gather(*self._greetings, *self._relayed, *watching, return_exceptions=True)
+            await asyncio.gather(*self._greetings, *self._relayed, *watching, self._quic.close(), return_exceptions=True)
 
     def abort(self) -> None:
         """Close every socket at once; the server forgets us when it has heard nothing for long enough."""
@@ -224,6 +229,7 @@ class AnsweringPort:
             self._listener.close()
         for dialer in self._dialers.values():
             dialer.close()
+        self._quic.cancel()
         for task in (*self._greetings, *self._relayed, self._watching):
             if task is not None:
                 task.cancel()
@@ -274,6 +280,7 @@ class AnsweringPort:
             case CallAnswered():
                 self._fruitless += 1
                 self._expect_relayed(event)
+                self._expect_quic(event)
             case Left():
                 self._left.set()
             case _:
@@ -354,11 +361,25 @@ class AnsweringPort:
             reason = str(error) or f"not admitted in {PREAMBLE_TIMEOUT:g} s"  # the end of the time has no text of its own
             self._trace("traversal", "connection_refused", remote=format_address(remote), reason=reason)
             return
+        self._accepted(agent)
+
+    def _accepted(self, agent: CalleeAgent) -> None:
+        """A channel stands on a connection of the call."""
         self._connections += 1
         self._fruitless = 0
         if not agent.is_over:
             agent.channel_accepted(self._connections)
             self._driver.wake()
+
+    def _expect_quic(self, call: CallAnswered) -> None:
+        agent = self._machine.agent(call.token)
+        if agent is not None and agent.expects_quic and not self._is_closing:
+            self._quic.expect(agent, self._admit_quic)
+
+    async def _admit_quic(self, pipe: QuicPipe, agent: CalleeAgent) -> None:
+        assert agent.key is not None  # a program of the founding protocol knows no QUIC
+        await self._admit(pipe, agent.conkey, agent.key)
+        self._accepted(agent)
 
     async def _admit_connection(self, pipe: TcpPipe, sock: socket.socket, remote: Address) -> CalleeAgent:
         raw_agent = self._raw_agent(remote)

@@ -22,6 +22,7 @@ from p2ptunnel.net.sockets import ANY_IPV4, can_open_low, is_loopback
 from p2ptunnel.net.udp import UdpSocket
 from p2ptunnel.protocol.punch import LocalView, own_candidates
 from p2ptunnel.trace import Tracer
+from p2ptunnel.transports.quic import can_quic
 from p2ptunnel.types import Address, ServerSpec, format_address
 
 __all__ = ["OpenerTtl", "PunchPort", "take_number"]
@@ -124,7 +125,7 @@ class PunchPort:
         control = self.control
         over_tcp = () if control is None else own_candidates("tcp", control.observed, self.server)
         over_udp = () if self._seen_udp is None else own_candidates("udp", self._seen_udp, self.server)
-        return LocalView((*over_tcp, *over_udp), 0.0 if control is None else control.rtt, can_open_low())
+        return LocalView((*over_tcp, *over_udp), 0.0 if control is None else control.rtt, can_open_low(), can_quic())
 
     @property
     def silent_over(self) -> str:
