@@ -384,7 +384,8 @@ class CallerAgent(MachineBase):
             return
         self._events.append(PunchStarted(self.token, self._peer))
         self._begin_phase(0, now)
-        self._events += self._detour.start(self.token, self._view.hints, self._hints, now)
+        if self._signer is not None:
+            self._detour.start(self._view.hints, self._hints, now)
         self._probe(self._peer, now)
         if self._signer is not None:  # a program of the seed wants t=31 and t=32 one after the other
             self._open_tcp(self._peer, now)

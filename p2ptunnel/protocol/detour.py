@@ -41,17 +41,17 @@ class Detour:
 
     def __init__(self) -> None:
         self._begins_at = math.inf
+        self._refusal = ""
         self._remote: Address | None = None
         self._conkey = ""
 
-    def start(self, token: str, own: NatHints, other: NatHints, now: float) -> list[Event]:
-        """Plan by what both sides have said; return what is to be reported."""
+    def start(self, own: NatHints, other: NatHints, now: float) -> None:
+        """Plan by what both sides have said."""
         if not (own.quic and other.quic):
-            return [QuicRuledOut(token, _NOT_THERE if own.quic else _NOT_HERE)]
+            self._refusal = _NOT_THERE if own.quic else _NOT_HERE
         is_ruled_out = choose("tcp", "caller", own, other).method is Method.NONE
         length = PHASES * phase_length(own.rtt / 1000, other.rtt / 1000)
         self._begins_at = now if is_ruled_out else now + length
-        return []
 
     def opened(self, remote: Address) -> None:
         """UDP passes both ways to `remote`."""
@@ -62,10 +62,12 @@ class Detour:
         self._conkey = conkey
 
     def due(self, token: str, now: float) -> list[Event]:
-        """Return the one request, when all is there and its turn has come; nothing before and nothing afterwards."""
+        """Return the one request, or why there is none, when all is there and its turn has come; nothing afterwards."""
         if self._remote is None or not self._conkey or now < self._begins_at:
             return []
         self._begins_at = math.inf
+        if self._refusal:
+            return [QuicRuledOut(token, self._refusal)]
         return [OpenQuic(token, self._remote, self._conkey)]
 
     def stop(self) -> None:

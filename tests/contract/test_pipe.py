@@ -17,6 +17,7 @@ from p2ptunnel.errors import LocalProtocolError
 from tests.helpers import run
 from tests.helpers.peers import new_pipe, tcp_pair
 from tests.helpers.quic import quic_pipes
+from tests.helpers.recorder import Portions, Recorder, write_all
 
 MIB = 1 << 20
 
@@ -29,59 +30,6 @@ async def tcp_pipes() -> AsyncGenerator[tuple[Pipe, Pipe]]:
 
 Pair = Callable[[], AbstractAsyncContextManager[tuple[Pipe, Pipe]]]
 both_kinds = pytest.mark.parametrize("pair", [tcp_pipes, quic_pipes], ids=["tcp", "quic"])
-
-
-class Recorder(asyncio.Protocol):
-    """Keeps what comes, and how it ends; writes on after the other side's end if it `stays`."""
-
-    def __init__(self, *, stays: bool = False) -> None:
-        self.came = bytearray()
-        self.stays = stays
-        self.ended = asyncio.Event()
-        self.room = asyncio.Event()
-        self.room.set()
-        self.gone = asyncio.get_running_loop().create_future()
-
-    def data_received(self, data: bytes) -> None:
-        self.came += data
-
-    def eof_received(self) -> bool:
-        self.ended.set()
-        return self.stays
-
-    def pause_writing(self) -> None:
-        self.room.clear()
-
-    def resume_writing(self) -> None:
-        self.room.set()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.room.set()
-        self.gone.set_result(exc)
-
-
-class Portions(asyncio.BufferedProtocol):
-    """Takes bytes in small portions."""
-
-    def __init__(self) -> None:
-        self.buffer = bytearray(1000)
-        self.came = bytearray()
-        self.gone = asyncio.get_running_loop().create_future()
-
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self.buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self.came += self.buffer[:nbytes]
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.gone.set_result(exc)
-
-
-async def write_all(transport: asyncio.Transport, protocol: Recorder, data: bytes) -> None:
-    for start in range(0, len(data), 65536):
-        transport.write(data[start : start + 65536])
-        await protocol.room.wait()
 
 
 # --- of every kind ------------------------------------------------------------------------------------------------------

@@ -16,11 +16,9 @@ from p2ptunnel.net.udp import UdpSocket
 from p2ptunnel.transports.quic import QuicPipe, can_quic
 from p2ptunnel.transports.quicport import quic_name
 from p2ptunnel.wire.frames import preamble
-from tests.contract.test_pipe import Recorder, write_all
 from tests.helpers import run
 from tests.helpers.quic import CONKEY, meet, new_consents, quic_pipes, quic_ports
-
-LOOPBACK = ("127.0.0.1", 0)
+from tests.helpers.recorder import Recorder, write_all
 
 
 def test_json_and_stun_are_the_machines_whoever_speaks_quic_beside_them() -> None:
