@@ -14,13 +14,14 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Final, Protocol, Self
 
 from p2ptunnel.defaults import OPENER_TTL_UNKNOWN
 from p2ptunnel.errors import BindError, InvalidAddressError
 from p2ptunnel.net.filter import attach_filter
+from p2ptunnel.net.segments import bursts, send_segments
 from p2ptunnel.net.sockets import family_of, forbid_fragments, get_ttl, is_sendable, set_ttl, share_port, socket_address
 from p2ptunnel.net.watch import Watch
 from p2ptunnel.protocol.machine import Event, Machine
@@ -112,6 +113,25 @@ class UdpSocket:
                 "wire", "sent", t=message_number(data), peer=format_address(destination), bytes=len(data), opener=opener
             )
         return True
+
+    def send_all(self, datagrams: Sequence[bytes], destination: Address) -> None:
+        """Send datagrams to one address, in as few calls as the system allows; what it does not take is lost."""
+        for burst in bursts(datagrams):
+            if len(burst) == 1 or self._trace.is_active or not self._send_burst(burst, destination):
+                for datagram in burst:
+                    self.send(datagram, destination)
+
+    def _send_burst(self, burst: Sequence[bytes], destination: Address) -> bool:
+        """Send a burst in one call; return False if its datagrams are to be sent one by one."""
+        try:
+            is_sent = is_sendable(destination, self._socket.family) and send_segments(self._socket, burst, destination)
+        except BlockingIOError:
+            self.send_failures += len(burst)
+            return True
+        except OSError:  # whatever it is: the datagrams find out, one by one
+            return False
+        self.sent += len(burst) if is_sent else 0
+        return is_sent
 
     def _send(self, data: bytes, destination: Address, ttl: int) -> None:
         if not is_sendable(destination, self._socket.family):

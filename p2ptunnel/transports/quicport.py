@@ -141,8 +141,7 @@ class QuicPort:
         return Path(kind="lan" if is_near else "direct", transport="quic", local=local, remote=remote, rtt=rtt, why=_WHY)
 
     def _send(self, datagrams: Sequence[bytes], remote: Address) -> None:
-        for datagram in datagrams:
-            self._udp.send(datagram, remote)
+        self._udp.send_all(datagrams, remote)
 
     def _take_consent(self, data: bytes, source: Address) -> bool:
         if message_number(data) not in {33, -33}:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
 from p2ptunnel.protocol.consent import Consent
@@ -28,6 +28,10 @@ class LossyUdp(UdpSocket):
 
     def send(self, data: bytes, destination: Address, *, opener: bool = False) -> bool:
         return self.loses(data) or super().send(data, destination, opener=opener)
+
+    def send_all(self, datagrams: Sequence[bytes], destination: Address) -> None:
+        for datagram in datagrams:
+            self.send(datagram, destination)
 
 
 class Heard(MachineBase):
