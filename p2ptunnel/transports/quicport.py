@@ -81,12 +81,12 @@ class QuicPort:
             MissingExtraError: aioquic is not installed.
             OSError: One began, and was not up in 5 s.
         """
-        await in_thread(_load)
         first = self._expected[name] = asyncio.get_running_loop().create_future()
         try:
             data, consent.remote = await first
         finally:
             del self._expected[name]
+        await in_thread(_load)  # now, since most callers never come this way
         return await self._open(name, consent, rtt, is_caller=False, first=data)
 
     def take(self, data: bytes, source: Address) -> bool:
