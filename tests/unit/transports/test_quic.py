@@ -62,19 +62,20 @@ def test_no_datagram_of_a_connection_can_be_taken_for_json_or_stun_and_none_is_t
     run(scenario())
 
 
-def test_a_stranger_who_does_not_know_the_name_begins_nothing() -> None:
+def test_a_stranger_who_does_not_know_the_name_begins_nothing_and_is_in_nobodys_way() -> None:
     async def scenario() -> None:
         async with quic_ports() as (near, far):
-            consent, _ = new_consents(near.address, far.address)
-            accepting = asyncio.ensure_future(far.quic.accept(quic_name(CONKEY), new_consents(near.address, far.address)[1]))
-            connecting = asyncio.ensure_future(near.quic.connect(quic_name("00" * 16), consent, 0.001))
+            ours, theirs = new_consents(near.address, far.address)
+            accepting = asyncio.ensure_future(far.quic.accept(quic_name(CONKEY), theirs))
+            guessing = asyncio.ensure_future(near.quic.connect(quic_name("00" * 16), ours, 0.001))
             while not far.udp.received:
                 await asyncio.sleep(0)
             assert far.udp.sent == 0
-            assert not accepting.done()
-            for task in (accepting, connecting):
-                task.cancel()
-            await asyncio.gather(accepting, connecting, return_exceptions=True)
+            guessing.cancel()
+            await asyncio.gather(guessing, return_exceptions=True)
+            pipe = await near.quic.connect(quic_name(CONKEY), ours, 0.001)
+            assert (await accepting).path.remote == near.address
+            pipe.abort()
 
     run(scenario())
 
