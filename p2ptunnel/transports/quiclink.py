@@ -14,7 +14,7 @@ from aioquic.quic.events import HandshakeCompleted, StopSendingReceived, StreamD
 from p2ptunnel.errors import LocalProtocolError
 from p2ptunnel.protocol.consent import Consent
 from p2ptunnel.trace import Tracer
-from p2ptunnel.transports.quicwire import PEER, Connection
+from p2ptunnel.transports.quicwire import PEER, STREAM, Connection
 from p2ptunnel.types import Address, format_address
 from p2ptunnel.wire.messages import ConsentAnswer, ConsentCheck
 
@@ -62,7 +62,7 @@ class Link:
         tracer: Tracer | None = None,
     ) -> None:
         self.opened: Final[asyncio.Future[None]] = asyncio.get_running_loop().create_future()
-        self.opened.add_done_callback(lambda opened: opened.cancelled() or opened.exception())  # perhaps nobody waits for it
+        self.opened.add_done_callback(_retrieve)  # perhaps nobody waits for it any more
         self.error: OSError | None = None
         self.is_over = self.is_end_known = False
         self.consent: Final = consent
@@ -181,13 +181,13 @@ class Link:
             match event:
                 case HandshakeCompleted() if self.connection.is_caller:
                     self._open()
-                case StreamDataReceived():
+                case StreamDataReceived() if event.stream_id == STREAM:
                     self._on_data(event.data)
                     self.is_end_known = event.end_stream  # which is the last of its kind
                     if self._came or self.is_end_known:
                         self._arrival.set()
-                case StreamReset() | StopSendingReceived():
-                    self._close(_ABORTED)  # a half of it is of no use to anybody here
+                case StreamDataReceived() | StreamReset() | StopSendingReceived():
+                    self._close(_ABORTED)  # there is one stream, and a half of it is of no use to anybody here
                 case _:
                     pass
         if self._is_dropping:
@@ -270,3 +270,8 @@ class Link:
         self._on_over()
         if self._sink is not None:  # not from within what it has just called
             self._loop.call_soon(self._sink.arrived)
+
+
+def _retrieve(opened: asyncio.Future[None]) -> None:
+    if not opened.cancelled():
+        opened.exception()

@@ -105,8 +105,13 @@ class QuicPort:
         """Read the port on, if there is a connection; whoever is expected is expected no more."""
         for first in self._expected.values():
             first.cancel()
-        if self._links:
+        if not self._links:
+            return
+        try:
             self._udp = self._udp.duplicate()
+        except OSError:  # out of descriptors: they end with the port
+            self.abort()
+        else:
             self._watch = Watch(self._udp.socket, self._read)
 
     def abort(self) -> None:

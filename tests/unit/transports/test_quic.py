@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import secrets
 import subprocess
@@ -10,7 +11,7 @@ import sys
 
 import pytest
 
-from p2ptunnel.defaults import CONSENT_TIMEOUT, QUIC_DATAGRAM_BYTES
+from p2ptunnel.defaults import CONSENT_EVERY, CONSENT_TIMEOUT, QUIC_DATAGRAM_BYTES
 from p2ptunnel.errors import MissingExtraError, RemoteProtocolError
 from p2ptunnel.net.udp import UdpSocket
 from p2ptunnel.transports.quic import QuicPipe, can_quic
@@ -122,6 +123,43 @@ def test_a_connection_outlives_the_machine_on_its_port_and_closes_the_port_behin
     run(scenario())
 
 
+def test_without_a_descriptor_left_connections_end_with_their_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: UdpSocket) -> UdpSocket:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    async def scenario() -> None:
+        async with quic_ports() as (near, far):
+            ours, theirs = await meet(near, far)
+            recorder, there = Recorder(), Recorder()
+            await ours.attach(lambda: recorder)
+            await theirs.attach(lambda: there)
+            monkeypatch.setattr(UdpSocket, "duplicate", refuse)
+            near.driver.close()
+            assert isinstance(await recorder.gone, ConnectionAbortedError)
+            assert isinstance(await there.gone, ConnectionResetError)
+
+    run(scenario())
+
+
+def test_a_second_stream_ends_the_connection() -> None:
+    async def scenario() -> None:
+        async with quic_pipes() as (ours, theirs):
+            near_end, recorder = await ours.attach(lambda: Recorder(stays=True)), Recorder(stays=True)
+            far_end = await theirs.attach(lambda: recorder)
+            near_end.write_eof()
+            far_end.write_eof()  # the one is done with: QUIC allows for another now
+            await recorder.ended.wait()
+            link = ours._link
+            while link.connection._remote_max_streams_bidi < 2:
+                await asyncio.sleep(0)
+            link.connection.send_stream_data(4, b"more")
+            link._flush()
+            assert isinstance(await recorder.gone, ConnectionResetError)
+            assert not recorder.came
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("share", [0.05, 0.15])
 def test_lost_datagrams_cost_time_and_nothing_else(share: float) -> None:
     async def scenario() -> None:
@@ -155,8 +193,9 @@ def test_the_other_side_is_followed_to_another_address() -> None:
                 near_end.write(b"from elsewhere")
                 while recorder.came != b"from elsewhere":
                     await asyncio.sleep(0)
-                while far.quic._consents["a-token"].consent.remote != elsewhere.address:
-                    await asyncio.sleep(0)
+                async with asyncio.timeout(0.8 * CONSENT_EVERY):  # before either side would have asked anyway
+                    while far.quic._consents["a-token"].consent.remote != elsewhere.address:
+                        await asyncio.sleep(0)
                 far_end.write(b"and there")
                 while answers.came != b"and there":
                     await asyncio.sleep(0)
