@@ -34,6 +34,7 @@ from p2ptunnel.protocol.relay import Relay
 from p2ptunnel.protocol.tags import TagBook
 from p2ptunnel.server.control import ControlConnections
 from p2ptunnel.server.keeper import TagKeeper
+from p2ptunnel.server.members import KeyList
 from p2ptunnel.server.registry import TagStore
 from p2ptunnel.server.relay import RelayDriver
 from p2ptunnel.trace import Tracer
@@ -75,6 +76,7 @@ class ServerStats(msgspec.Struct, frozen=True):
         unwritten: How often the store could not be written.
         dropped: What was not taken and who was cut off, by reason.
         relay: None where there is none.
+        members: Why the list of members cannot be read, and holds as it was read last; empty: it can, or there is none.
     """
 
     online: int
@@ -86,6 +88,7 @@ class ServerStats(msgspec.Struct, frozen=True):
     unwritten: int
     dropped: dict[str, int]
     relay: RelayStats | None
+    members: str = ""
 
 
 class Rendezvous:
@@ -100,7 +103,7 @@ class Rendezvous:
         identity: The server's own key, which registrations are signed for; None: nobody can tell it from another.
         store: Where owned tags outlive the server; None: nowhere.  Closed with the server.
         join_token: What members must know; empty: everybody is served.
-        members: The public keys, as text, of whom it serves; None: everybody.
+        members: The public keys, as text, of whom it serves, such as a `KeyList`; None: everybody.
         relay: Also carry, as they are, the bytes of peers that it has introduced and that find no direct path.
         relay_quota_bytes: What one key may have carried in a day.
         relay_circuits: Of one key at a time.
@@ -137,6 +140,7 @@ class Rendezvous:
         self._trace = tracer or Tracer()
         self._observer = Observer()
         self._tags = TagBook()
+        self._members = members
         judge = Judge(identity, join_token=join_token, members=members)
         if compat_seed and judge.is_private:
             hint = "Serve those programs at a server of their own."
@@ -191,6 +195,7 @@ class Rendezvous:
             unwritten=0 if self._keeper is None else self._keeper.failures,
             dropped=dict(self.dropped),
             relay=None if self._relay is None else _relay_stats(self._relay),
+            members=self._members.problem if isinstance(self._members, KeyList) else "",
         )
 
     async def start(self) -> None:

@@ -13,16 +13,14 @@ from p2ptunnel.protocol.callee import CalleeAgent
 from p2ptunnel.protocol.caller import CallerAgent
 from p2ptunnel.protocol.detour import OpenQuic, QuicRuledOut
 from p2ptunnel.protocol.punch import CallFailed, LocalView, phase_length
-from p2ptunnel.wire.messages import ConsentCheck, HoleProbe, NatHints, OpenTcp, PunchAnswer, decode
+from p2ptunnel.wire.messages import ConsentCheck, HoleProbe, NatHints, PunchAnswer, decode
 from tests.unit.protocol.actors import (
     CALLEE,
     CALLER,
-    CONKEY,
     SERVER,
     TOKEN,
     VIEW,
     asking,
-    conkey_answer,
     event,
     hear,
     hole_answer,
@@ -49,11 +47,15 @@ def caller(*, ours: bool = True, theirs: bool = True) -> CallerAgent:
 
 
 def through(agent: CallerAgent, now: float) -> CallerAgent:
-    """Have the hole opened and the conkey told."""
-    datagrams = agent.datagrams_to_send()
-    hear(agent, hole_answer(only(HoleProbe, datagrams)), CALLEE, now)
-    hear(agent, conkey_answer(only(OpenTcp, datagrams)), CALLEE, now)
+    """Have the hole opened; the conkey is the attempt's, which both sides know."""
+    hear(agent, hole_answer(only(HoleProbe, agent.datagrams_to_send())), CALLEE, now)
     return agent
+
+
+def wanted(agent: CallerAgent) -> list[OpenQuic]:
+    """What is to be asked for."""
+    assert agent._conkey is not None
+    return [OpenQuic(TOKEN, CALLEE, agent._conkey)]
 
 
 def requests(agent: CallerAgent) -> list[OpenQuic]:
@@ -85,18 +87,19 @@ def test_quic_is_turned_to_after_the_phases() -> None:
         assert requests(agent) == []
     assert now == pytest.approx(AFTER_PHASES)
     agent.handle_timer(AFTER_PHASES)
-    assert requests(agent) == [OpenQuic(TOKEN, CALLEE, CONKEY)]
+    assert requests(agent) == wanted(agent)
 
 
 def test_a_hole_that_opens_late_is_used_at_once() -> None:
     agent = through(caller(), AFTER_PHASES + 0.5)
-    assert requests(agent) == [OpenQuic(TOKEN, CALLEE, CONKEY)]
+    assert requests(agent) == wanted(agent)
 
 
 def test_where_no_side_lets_simultaneous_open_through_nobody_waits() -> None:
     agent = caller()
     agent._detour.start(NatHints(quic=True, crosses=False), NatHints(quic=True, crosses=False), 0.0)
-    assert requests(through(agent, 0.1)) == [OpenQuic(TOKEN, CALLEE, CONKEY)]
+    through(agent, 0.1)
+    assert requests(agent) == wanted(agent)
 
 
 @pytest.mark.parametrize(("ours", "theirs", "who"), [(False, True, "this side"), (True, False, "the other side")])
