@@ -254,6 +254,7 @@ CONTROL_KEEPALIVE: Final = 45.0
 # --- the network around us --------------------------------------------------------------------------------------------
 OPENER_TTL_MEMORY: Final = 300.0  # the number of our own NATs changes with the network, not from call to call
 CONTROL_GRACE: Final = 3.5  # a server that has answered over UDP gets so much longer over TCP: two lost SYNs cost 3 s
+UDP_GRACE: Final = 0.25  # and over UDP, once it has answered over TCP: two lost datagrams; 2 round trips where those are more
 NETWORK_TICK: Final = 1.0  # how often clocks are compared
 NETWORK_SETTLE: Final = 0.2  # news of addresses come in bursts: a change of uplink is a dozen messages
 NETWORK_POLL: Final = 2.0  # where nobody tells of changes

@@ -70,6 +70,7 @@ from p2ptunnel.net.threads import in_thread
 from p2ptunnel.pairing import Invitation, Redemption, pairing_tag, require_elsewhere, with_host_keys
 from p2ptunnel.protocol.intent import CallSigner, IntentJudge
 from p2ptunnel.serving import Allow, ServiceTable, Serving
+from p2ptunnel.session.greeting import Selector
 from p2ptunnel.session.pairing import PairingChannel
 from p2ptunnel.session.session import (
     Beginning,
@@ -87,9 +88,9 @@ from p2ptunnel.ssh.hostkeys import fetch_host_keys
 from p2ptunnel.started import Started
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.raw import RawStream, RawStreams
-from p2ptunnel.transports.relay import RelayPipe, join_relay
+from p2ptunnel.transports.relay import RelayPipe, ask_relay, join_relay
 from p2ptunnel.traversal.answer import Admit, AnsweringPort
-from p2ptunnel.traversal.call import Abortable, Call, Establish
+from p2ptunnel.traversal.call import Abortable, Call, Conkey, Establish
 from p2ptunnel.traversal.netcheck import NetReport, netcheck
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort
 from p2ptunnel.traversal.race import Keep, Race
@@ -323,8 +324,8 @@ class Peer:
     async def _dial(self, pinned: PinnedPeer, relay: RelayUse) -> Session:
         up, beginning = self._up, Beginning()
 
-        async def establish(pipe: Pipe, conkey: str, _: PublicKey | None) -> Session:
-            selector = _selector(conkey, pinned.tag)
+        async def establish(pipe: Pipe, conkey: Conkey, _: PublicKey | None) -> Session:
+            selector = _later(conkey, pinned.tag)
             return await connect_session(
                 pipe,
                 identity=up.identity,
@@ -356,9 +357,9 @@ class Peer:
         """Bring up another channel for a session: one to go on over if it has lost its own, else one to choose."""
         up = self._up
 
-        async def establish(pipe: Pipe, conkey: str, _: PublicKey | None) -> Rejoined:
+        async def establish(pipe: Pipe, conkey: Conkey, _: PublicKey | None) -> Rejoined:
             bring_up = resume_session if session.in_doubt.is_set() else add_channel
-            return await bring_up(session, pipe, identity=up.identity, selector=_selector(conkey, session.tag))
+            return await bring_up(session, pipe, identity=up.identity, selector=_later(conkey, session.tag))
 
         def keep(rejoined: Rejoined, calling: asyncio.Task[Any]) -> None:
             rejoined.session.attend(calling)
@@ -389,6 +390,8 @@ class Peer:
         reserving = asyncio.create_task(in_thread(self._up.counter.reserve))  # beside all else: a disk may be slow
 
         async def at(server: ServerSpec) -> A:
+            if relay != "never":
+                self._up.spares.keep(server.address)
             port = await PunchPort.open(server, self._ttl, tracer=self._trace)
             try:
                 await asyncio.shield(reserving)
@@ -419,16 +422,22 @@ class Peer:
             if signer is None or relay == "never":
                 return await call().run()
             head_start = 0.0 if relay == "always" else RELAY_HEAD_START
-            relayed = RelayedCall(self._joining(port, "caller"), establish, head_start=head_start, tracer=self._trace)
+            join = self._joining(port, "caller")
+            relayed = RelayedCall(join, establish, callee=signer.callee, head_start=head_start, tracer=self._trace)
             return await Race(call(companion=relayed, is_punching=relay != "always"), relayed, keep).run()
         except BaseException:
             port.close()  # it may not have come to the call, whose it is: we may have been closed meanwhile
             raise
 
     def _joining(self, port: PunchPort, role: RelayRole) -> Callable[[str], Awaitable[RelayPipe]]:
-        """Return what joins the relay of the server of this port."""
-        identity = self._up.identity
-        return lambda token: join_relay(port.server, token, role, identity, server_key=port.server_key)
+        """Return what joins the relay of the server of this port; a caller speaks there before it is let in."""
+        up, joined = self._up, ask_relay if role == "caller" else join_relay
+
+        async def join(token: str) -> RelayPipe:
+            spare = up.spares.take(port.server)
+            return await joined(port.server, token, role, up.identity, server_key=port.server_key, spare=spare)
+
+        return join
 
     async def connect_raw(self, tag: str, *, timeout: float | None = CONNECT_TIMEOUT) -> RawStream:
         """Reach a program that speaks the founding protocol only: no key, no encryption, no claim of who answers.
@@ -440,7 +449,7 @@ class Peer:
         """
         self._require_unauthenticated("connect_raw")
 
-        async def establish(pipe: Pipe, conkey: str, _: PublicKey | None) -> RawStream:
+        async def establish(pipe: Pipe, conkey: Conkey, _: PublicKey | None) -> RawStream:
             return await RawStream.over(pipe)
 
         return await _within(timeout, tag, self._call(parse_tag(tag), establish, None, relay="never"))
@@ -691,10 +700,11 @@ class Peer:
 
         turn = asyncio.Lock()  # who comes both ways at once would look like two who try the code
 
-        async def establish(pipe: Pipe, conkey: str, key: PublicKey | None) -> PairingChannel:
+        async def establish(pipe: Pipe, conkey: Conkey, key: PublicKey | None) -> PairingChannel:
             assert key is not None  # the call is signed, so its answer is
+            named = conkey if isinstance(conkey, str) else await asyncio.shield(conkey)
             async with turn:
-                return await redemption.call(pipe, up.identity, key, _selector(conkey, redemption.host))
+                return await redemption.call(pipe, up.identity, key, _selector(named, redemption.host))
 
         check = require_elsewhere if is_named_by_ticket else None
         servers = Servers(specs, default_port=RENDEZVOUS_PORT, tracer=self._trace, check=check)
@@ -896,6 +906,8 @@ class Peer:
 
     async def _registered(self, server: ServerSpec, tag: Tag, judge: IntentJudge, admit: Admit) -> AnsweringPort:
         """Register under a tag at a server, and answer calls there."""
+        if self._relay != "never":
+            self._up.spares.keep(server.address)
         port = await PunchPort.open(server, self._ttl, tracer=self._trace)
         credentials = KeyCredentials(self._up.identity, tag, server_key=server.key, join_token=server.join_token)
 
@@ -962,6 +974,17 @@ def _end(moment: datetime) -> float:
     if moment.timestamp() <= time.time():
         raise ConfigError(f"{moment:%Y-%m-%d %H:%M} is over already", "Without a time zone it is local time.")
     return moment.timestamp()
+
+
+def _later(conkey: Conkey, source: str) -> Selector:
+    """Return the selector, or what waits for it, where the attempt has no name yet."""
+    if isinstance(conkey, str):
+        return _selector(conkey, source)
+
+    async def known() -> bytes:
+        return _selector(await asyncio.shield(conkey), source)
+
+    return known
 
 
 def _selector(conkey: str, source: str) -> bytes:

@@ -24,6 +24,7 @@ from p2ptunnel.protocol.intent import CallSigner, IntentJudge
 from p2ptunnel.serving import ServiceTable
 from p2ptunnel.session.session import Session
 from p2ptunnel.trace import Tracer
+from p2ptunnel.transports.spare import Spares
 from p2ptunnel.traversal.answer import AnsweringPort
 from p2ptunnel.traversal.shared import Shared
 from p2ptunnel.tunnels.local import Forward
@@ -47,6 +48,7 @@ class Started:
         self.judge: Final = IntentJudge(identity, _dice, is_admitted=self._admits)
         self.dialing: Final[Shared[tuple[Tag, PublicKey, bool], Session]] = Shared()
         self.registering: Final[Shared[None, None]] = Shared()
+        self.spares: Final = Spares(tracer)
         self.answering: AnsweringPort | None = None
         self.replacing: asyncio.Task[None] | None = None
         self.invitations: Final[WeakSet[Invitation]] = WeakSet()
@@ -172,6 +174,7 @@ class Started:
                 *(forward.close() for forward in self._forwards),
                 *(invitation.close() for invitation in self.invitations),
                 self._stop_replacing(),
+                self.spares.close(),
                 self.dialing.close(),
                 self.registering.close(),
             )

@@ -125,7 +125,11 @@ class TcpControl:
 
     def send(self, message: Message) -> bool:
         """Send a message as a line; False if the connection is gone, or its far end has long not read."""
-        return self._protocol.send(encode(message))
+        return self.send_line(encode(message))
+
+    def send_line(self, line: bytes) -> bool:
+        """Send a message that is encoded already; False as `send`."""
+        return self._protocol.send(line)
 
     def abort(self) -> None:
         """Close by RST, which leaves no TIME_WAIT on the port; `on_lost` is not called.  Aborting twice is fine."""

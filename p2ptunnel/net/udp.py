@@ -193,6 +193,8 @@ class UdpDriver:
         self._udp = udp
         self._on_event = on_event
         self._clock = clock
+        self.detour: Callable[[bytes, Address], bool] = lambda *_: False
+        """Given each datagram and its destination; whether it has taken it, over something else than UDP."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watch: Watch | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -236,7 +238,14 @@ class UdpDriver:
 
     def _flush(self) -> None:
         for datagram in () if self._is_closed else self._machine.datagrams_to_send():
-            self._udp.send(datagram.data, datagram.destination, opener=datagram.opener)
+            if not self.detour(datagram.data, datagram.destination):
+                self._udp.send(datagram.data, datagram.destination, opener=datagram.opener)
+
+    def receive(self, data: bytes, source: Address) -> None:
+        """Take what has come from `source` over something else than UDP."""
+        if not self._is_closed:
+            self._machine.receive_datagram(data, source, self._clock())
+            self.wake()
 
     def _arm(self, now: float) -> None:
         """Keep exactly one timer, at the machine's next deadline."""

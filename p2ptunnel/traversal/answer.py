@@ -120,6 +120,7 @@ class AnsweringPort:
             is_punching=is_punching,
         )
         self._driver = UdpDriver(self._machine, port.udp, self._on_event)
+        port.serve(self._driver)
         self._listener: Listener | None = None
         self._dialers: dict[str, Dialer] = {}
         self._greetings: set[asyncio.Task[None]] = set()
@@ -176,6 +177,10 @@ class AnsweringPort:
 
     def network_changed(self) -> None:
         """Register anew at once, and look anew at how we are seen: our address may be another."""
+        self._port.is_udp_silent = False  # as far as anybody knows
+        self._register_anew()
+
+    def _register_anew(self) -> None:
         if self._watching is not None and not self._is_closing:
             self._renewed_at = time.monotonic()
             self._is_renewing = True
@@ -191,7 +196,7 @@ class AnsweringPort:
 
     def _renew(self) -> None:
         self._renewal = None
-        self.network_changed()
+        self._register_anew()
 
     async def close(self) -> None:
         """Answer nobody any more, leave the server (waits at most a second), close every socket.
@@ -268,6 +273,8 @@ class AnsweringPort:
                 if event.token in self._dialers:
                     self._dialers.pop(event.token).close()
             case Registered() | RegistrationRefused() | RegistrationLost() | ServerUnproven():
+                if isinstance(event, RegistrationLost):
+                    self._port.udp_lost()
                 self._on_registration(event)
             case AddressChanged():
                 self._port.forget_control()  # the NAT forgot us: what it showed of TCP is old as well

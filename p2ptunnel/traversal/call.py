@@ -48,7 +48,7 @@ from p2ptunnel.traversal.port import PunchPort
 from p2ptunnel.traversal.report import ConnectedBy, attempt_lines, path_of
 from p2ptunnel.types import Address, Tag, format_address
 
-__all__ = ["Abortable", "Call", "Companion", "Establish"]
+__all__ = ["Abortable", "Call", "Companion", "Conkey", "Establish"]
 
 
 class Abortable(Protocol):
@@ -72,7 +72,10 @@ class Companion(Protocol):
 
 
 T = TypeVar("T", bound=Abortable)
-Establish: TypeAlias = Callable[[Pipe, str, PublicKey | None], Awaitable[T]]
+Conkey: TypeAlias = str | asyncio.Future[str]
+"""What names the attempt to whoever takes a connection; over the relay it may become known during the handshake only."""
+
+Establish: TypeAlias = Callable[[Pipe, Conkey, PublicKey | None], Awaitable[T]]
 _KEY_CHANGED_PATIENCE: Final = 1.0
 """Seconds: somebody with another key answered; the right one may still come up beside it, but nobody waits long for that."""
 
@@ -127,6 +130,7 @@ class Call(Generic[T]):
             is_punching=is_punching,
         )
         self._driver = UdpDriver(self._agent, port.udp, self._on_event)
+        port.serve(self._driver)
         self._dialer = Dialer(port.address, self._add, tracer=self._trace)
         self._listener: Listener | None = None
         self._connections: dict[int, TcpPipe] = {}

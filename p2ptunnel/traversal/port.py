@@ -11,7 +11,7 @@ import contextlib
 import socket
 from typing import Final, Self
 
-from p2ptunnel.defaults import CONTROL_GRACE, OPENER_TTL_MEMORY, OPENER_TTL_UNKNOWN, TRANSACTION_TIMEOUT
+from p2ptunnel.defaults import CONTROL_GRACE, OPENER_TTL_MEMORY, OPENER_TTL_UNKNOWN, TRANSACTION_TIMEOUT, UDP_GRACE
 from p2ptunnel.errors import BindError, RendezvousError, RendezvousTimeoutError
 from p2ptunnel.identity.judge import join_proof
 from p2ptunnel.net.dial import punch_socket
@@ -19,10 +19,11 @@ from p2ptunnel.net.hops import opener_ttl
 from p2ptunnel.net.interfaces import source_address
 from p2ptunnel.net.reflexive import TcpControl, observe_udp
 from p2ptunnel.net.sockets import ANY_IPV4, can_open_low, is_loopback
-from p2ptunnel.net.udp import UdpSocket
+from p2ptunnel.net.udp import UdpDriver, UdpSocket
 from p2ptunnel.protocol.punch import LocalView, own_candidates
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Address, ServerSpec, format_address
+from p2ptunnel.wire.messages import Message, encode
 
 __all__ = ["OpenerTtl", "PunchPort", "take_number"]
 
@@ -70,7 +71,11 @@ def _take_once(host: str, tracer: Tracer) -> tuple[UdpSocket, socket.socket]:
 
 
 class PunchPort:
-    """A port that is ready for an attempt; whoever opens it closes it."""
+    """A port that is ready for an attempt; whoever opens it closes it.
+
+    Attributes:
+        is_udp_silent: Whether the server does not hear us over UDP, so that its messages go over the standing TCP connection.
+    """
 
     def __init__(self, number: tuple[UdpSocket, socket.socket], spec: ServerSpec, tracer: Tracer) -> None:
         self.udp: Final = number[0]
@@ -81,6 +86,8 @@ class PunchPort:
         self._trace = tracer
         self._control_lost = asyncio.Event()
         self._seen_udp: Address | None = None
+        self.is_udp_silent = False
+        self._driver: UdpDriver | None = None
 
     @classmethod
     async def open(cls, at: ServerSpec | Address, ttl: OpenerTtl, *, tracer: Tracer | None = None) -> Self:
@@ -150,7 +157,12 @@ class PunchPort:
         self.forget_control()
         try:
             self.control = await TcpControl.open(
-                self.address[1], self.server, timeout, on_lost=lambda _: self.forget_control(), tracer=self._trace
+                self.address[1],
+                self.server,
+                timeout,
+                on_message=self._on_message,
+                on_lost=lambda _: self.forget_control(),
+                tracer=self._trace,
             )
         except (RendezvousError, OSError) as error:
             self._trace("traversal", "tcp_unobserved", server=format_address(self.server), reason=str(error))
@@ -166,7 +178,8 @@ class PunchPort:
             async with asyncio.timeout(TRANSACTION_TIMEOUT) as patience:
                 asking = asyncio.create_task(self._hear(heard, patience))
                 try:
-                    await self.observe(timeout=2 * TRANSACTION_TIMEOUT)
+                    if await self.observe(timeout=2 * TRANSACTION_TIMEOUT):
+                        await self._wait_for_udp(asking)
                 finally:
                     asking.cancel()
                     await asyncio.gather(asking, return_exceptions=True)
@@ -181,6 +194,33 @@ class PunchPort:
             self._seen_udp = (await observe_udp(self.address, self.server)).address
             heard.set()
             patience.reschedule(asyncio.get_running_loop().time() + CONTROL_GRACE)
+
+    async def _wait_for_udp(self, asking: asyncio.Task[None]) -> None:
+        """Give UDP, which was asked earlier and has a round trip less to make, the time of two lost datagrams."""
+        assert self.control is not None
+        await asyncio.wait({asking}, timeout=max(UDP_GRACE, 2 * self.control.rtt))
+        self.is_udp_silent = self._seen_udp is None
+        if self.is_udp_silent:
+            self._trace("traversal", "udp_silent", server=format_address(self.server))
+
+    def serve(self, driver: UdpDriver) -> None:
+        """Let a machine speak with the server over TCP, wherever that does not answer over UDP."""
+        self._driver = driver
+        driver.detour = self._over_tcp
+
+    def udp_lost(self) -> None:
+        """Take note that the server is silent over UDP: whoever has a TCP connection to it goes on over that."""
+        self.is_udp_silent = self.control is not None
+
+    def _over_tcp(self, data: bytes, destination: Address) -> bool:
+        if not self.is_udp_silent or destination != self.server or self.control is None:
+            return False
+        self.control.send_line(data)
+        return True
+
+    def _on_message(self, message: Message) -> None:
+        if self._driver is not None:
+            self._driver.receive(encode(message), self.server)
 
     async def wait_control_lost(self) -> None:
         """Wait until there is no standing TCP connection."""

@@ -126,6 +126,7 @@ def test_the_direct_attempt_that_goes_on_beside_ends_with(tmp_path: Path, end: s
             [attempt] = session._attempts
             await (laptop.close() if end == "the peer" else session.close(grace=0))
             assert attempt.cancelled()
+            await laptop._started.spares.close() if laptop._started else None  # what is kept for the next call
             await settle(before, tasks)
 
     run(main())

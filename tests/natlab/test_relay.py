@@ -40,6 +40,13 @@ def test_nats_that_no_punching_opens_are_no_obstacle(delay: float) -> None:
         assert attempt.seconds < CALL
 
 
+def test_who_is_behind_a_router_that_lets_no_udp_through_calls_and_is_called() -> None:
+    for cell in run_matrix(("noU", "symR"), attempts=1, delay=0.005, relay="auto"):
+        [attempt] = cell.attempts
+        assert (attempt.path, attempt.error) == ("relay tcp", ""), (cell.caller, cell.callee)
+        assert attempt.seconds < CALL
+
+
 CUT = 3.0
 """Seconds without a byte, when a path dies; measured 0.9."""
 
