@@ -11,7 +11,7 @@ import math
 import os
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
@@ -88,7 +88,6 @@ from p2ptunnel.ssh.hostkeys import fetch_host_keys
 from p2ptunnel.started import Started
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.raw import RawStream, RawStreams
-from p2ptunnel.transports.relay import RelayPipe, ask_relay, join_relay
 from p2ptunnel.traversal.answer import Admit, AnsweringPort
 from p2ptunnel.traversal.call import Abortable, Call, Conkey, Establish
 from p2ptunnel.traversal.netcheck import NetReport, netcheck
@@ -99,7 +98,6 @@ from p2ptunnel.traversal.servers import Servers
 from p2ptunnel.tunnels.local import Forward, open_forward
 from p2ptunnel.tunnels.spec import ServeSpec, Target, parse_target
 from p2ptunnel.types import Address, RelayUse, ServerSpec, Tag, format_address, parse_tag
-from p2ptunnel.wire.messages import RelayRole
 
 __all__ = ["Peer"]
 
@@ -422,22 +420,12 @@ class Peer:
             if signer is None or relay == "never":
                 return await call().run()
             head_start = 0.0 if relay == "always" else RELAY_HEAD_START
-            join = self._joining(port, "caller")
+            join = self._up.joining.at(port, "caller")
             relayed = RelayedCall(join, establish, callee=signer.callee, head_start=head_start, tracer=self._trace)
             return await Race(call(companion=relayed, is_punching=relay != "always"), relayed, keep).run()
         except BaseException:
             port.close()  # it may not have come to the call, whose it is: we may have been closed meanwhile
             raise
-
-    def _joining(self, port: PunchPort, role: RelayRole) -> Callable[[str], Awaitable[RelayPipe]]:
-        """Return what joins the relay of the server of this port; a caller speaks there before it is let in."""
-        up, joined = self._up, ask_relay if role == "caller" else join_relay
-
-        async def join(token: str) -> RelayPipe:
-            spare = up.spares.take(port.server)
-            return await joined(port.server, token, role, up.identity, server_key=port.server_key, spare=spare)
-
-        return join
 
     async def connect_raw(self, tag: str, *, timeout: float | None = CONNECT_TIMEOUT) -> RawStream:
         """Reach a program that speaks the founding protocol only: no key, no encryption, no claim of who answers.
@@ -921,7 +909,7 @@ class Peer:
             credentials,
             judge,
             admit,
-            join=None if self._relay == "never" else self._joining(port, "callee"),
+            join=None if self._relay == "never" else self._up.joining.at(port, "callee"),
             is_punching=self._relay != "always",
             on_server=on_server,
             tracer=self._trace,

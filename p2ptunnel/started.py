@@ -26,6 +26,7 @@ from p2ptunnel.session.session import Session
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.spare import Spares
 from p2ptunnel.traversal.answer import AnsweringPort
+from p2ptunnel.traversal.joining import Joining
 from p2ptunnel.traversal.shared import Shared
 from p2ptunnel.tunnels.local import Forward
 from p2ptunnel.types import Tag
@@ -49,6 +50,7 @@ class Started:
         self.dialing: Final[Shared[tuple[Tag, PublicKey, bool], Session]] = Shared()
         self.registering: Final[Shared[None, None]] = Shared()
         self.spares: Final = Spares(tracer)
+        self.joining: Final = Joining(identity, self.spares)
         self.answering: AnsweringPort | None = None
         self.replacing: asyncio.Task[None] | None = None
         self.invitations: Final[WeakSet[Invitation]] = WeakSet()

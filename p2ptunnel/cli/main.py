@@ -46,6 +46,7 @@ COMMANDS: Final = (
     "id",
     "peers",
     "rendezvous",
+    "relay",
     "completion",
     "known-hosts",
 )

@@ -136,6 +136,7 @@ async def join_relay(
     identity: Identity,
     *,
     server_key: str = "",
+    grant: str = "",
     timeout: float | None = None,
     spare: socket.socket | None = None,
 ) -> RelayPipe:
@@ -148,7 +149,8 @@ async def join_relay(
         token: Of the attempt.
         role: What we are in it.
         identity: That of t=4, or of the registration: the server knows the two ends by their keys.
-        server_key: The server's key as text, empty if it has none.
+        server_key: The relay's key as text, empty if it has none.
+        grant: What the server has given us for it, where it is not the relay itself.
         timeout: Seconds for all of it; None: `RELAY_JOIN_TIMEOUT`.
         spare: A connection to the relay, which is spent; None makes one.
 
@@ -163,7 +165,9 @@ async def join_relay(
     limit = asyncio.timeout(timeout)
     try:
         async with limit:
-            pipe = await ask_relay(server, token, role, identity, server_key=server_key, timeout=timeout, spare=spare)
+            pipe = await ask_relay(
+                server, token, role, identity, server_key=server_key, grant=grant, timeout=timeout, spare=spare
+            )
             with contextlib.ExitStack() as undo:
                 undo.callback(pipe.abort)
                 await pipe.wait_joined()
@@ -182,6 +186,7 @@ async def ask_relay(
     identity: Identity,
     *,
     server_key: str = "",
+    grant: str = "",
     timeout: float = RELAY_JOIN_TIMEOUT,
     spare: socket.socket | None = None,
 ) -> RelayPipe:
@@ -192,7 +197,7 @@ async def ask_relay(
     with contextlib.ExitStack() as undo:
         if spare is not None:
             undo.callback(reset_close, spare)
-        request = _signed(identity, token, role, server_key)
+        request = _signed(identity, token, role, server_key, grant)
         sock = await _connected(server, timeout) if spare is None else spare
         undo.callback(reset_close, sock)
         await asyncio.get_running_loop().sock_sendall(sock, encode(request) + b"\n")
@@ -200,9 +205,10 @@ async def ask_relay(
     return RelayPipe(sock, server, request.mid)
 
 
-def _signed(identity: Identity, token: str, role: RelayRole, server_key: str) -> RelayJoin:
+def _signed(identity: Identity, token: str, role: RelayRole, server_key: str, grant: str) -> RelayJoin:
     try:
-        return RelayJoin(mid=new_mid(_dice), extra=relay_extra(identity, token, role, server_key=server_key))
+        extra = relay_extra(identity, token, role, server_key=server_key, grant=grant)
+        return RelayJoin(mid=new_mid(_dice), extra=extra)
     except ValueError as error:
         raise RemoteProtocolError("a key or a token that is none", "the server") from error
 

@@ -11,7 +11,7 @@ import random
 import socket
 from typing import Final
 
-from p2ptunnel.defaults import CONTROL_KEEPALIVE, TRANSACTION_TIMEOUT
+from p2ptunnel.defaults import CONTROL_KEEPALIVE, RELAY_SPARES_MAX, TRANSACTION_TIMEOUT
 from p2ptunnel.errors import P2PTunnelError
 from p2ptunnel.net.backoff import Backoff
 from p2ptunnel.net.dial import dial
@@ -38,8 +38,11 @@ class Spares:
 
     def keep(self, relay: Address) -> None:
         """Have one to this relay from now on, as soon as it can be had."""
-        if relay not in self._spares and not self._is_closed:
-            self._spares[relay] = _Spare(relay, self._trace)
+        if relay in self._spares or self._is_closed:
+            return
+        if len(self._spares) >= RELAY_SPARES_MAX:
+            self._spares.pop(next(iter(self._spares))).task.cancel()
+        self._spares[relay] = _Spare(relay, self._trace)
 
     def take(self, relay: Address) -> socket.socket | None:
         """Return the one to this relay, which is the caller's from now on; None if there is none just now."""

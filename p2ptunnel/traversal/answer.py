@@ -12,6 +12,7 @@ import random
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, TypeAlias
 
 from p2ptunnel.abc import Pipe
@@ -58,12 +59,12 @@ from p2ptunnel.transports.tcp import TcpPipe, read_preamble
 from p2ptunnel.traversal.port import PunchPort
 from p2ptunnel.traversal.report import ConnectedBy, path_of
 from p2ptunnel.types import Address, Tag, format_address
-from p2ptunnel.wire.messages import PunchNotice
+from p2ptunnel.wire.messages import PunchNotice, RelayOffer
 
 __all__ = ["Admit", "AdmitRaw", "AnsweringPort", "JoinAsCallee"]
 
 Admit: TypeAlias = Callable[[Pipe, str, PublicKey], Awaitable[None]]
-JoinAsCallee: TypeAlias = Callable[[str], Awaitable[RelayPipe]]
+JoinAsCallee: TypeAlias = Callable[[str, RelayOffer | None], Awaitable[RelayPipe]]
 AdmitRaw: TypeAlias = Callable[[Pipe], Awaitable[None]]
 _dice: Final = random.SystemRandom()
 
@@ -381,14 +382,14 @@ class AnsweringPort:
         """Be there, should the caller come over the relay; punching goes on beside."""
         if self._join is None or call.key is None or self._is_closing or len(self._relayed) >= CALLS_MAX:
             return
-        waiting = asyncio.create_task(self._take_relayed(self._join, call.token, call.selector, call.key))
+        waiting = asyncio.create_task(self._take_relayed(partial(self._join, call.token, call.offer), call.selector, call.key))
         self._relayed.add(waiting)
         waiting.add_done_callback(self._relayed.discard)
 
-    async def _take_relayed(self, join: JoinAsCallee, token: str, selector: str, key: PublicKey) -> None:
+    async def _take_relayed(self, join: Callable[[], Awaitable[RelayPipe]], selector: str, key: PublicKey) -> None:
         """Join the relay for one call, and make the channel if its caller speaks there."""
         try:
-            pipe = await join(token)
+            pipe = await join()
             try:
                 async with asyncio.timeout(RELAY_JOIN_TIMEOUT):
                     await pipe.wait_heard()

@@ -47,6 +47,7 @@ from p2ptunnel.transports.tcp import TcpPipe
 from p2ptunnel.traversal.port import PunchPort
 from p2ptunnel.traversal.report import ConnectedBy, attempt_lines, path_of
 from p2ptunnel.types import Address, Tag, format_address
+from p2ptunnel.wire.messages import RelayOffer
 
 __all__ = ["Abortable", "Call", "Companion", "Conkey", "Establish"]
 
@@ -62,8 +63,8 @@ class Abortable(Protocol):
 class Companion(Protocol):
     """What goes beside a call, and learns of it what it needs; neither method may wait or raise."""
 
-    def offered(self, token: str) -> None:
-        """Learn the token of the call, once more if the call was renewed."""
+    def offered(self, token: str, offer: RelayOffer | None) -> None:
+        """Learn the token of the call and which relay is for it, once more if the call was renewed; None: the server's own."""
         ...
 
     def proved(self, selector: str, key: PublicKey) -> None:
@@ -211,7 +212,7 @@ class Call(Generic[T]):
         self._trace("punch", type(event).__name__, **event.facts())
         match event:
             case CallOffered() if self._companion is not None:
-                self._companion.offered(event.token)
+                self._companion.offered(event.token, event.offer)
             case AnswerProved() if self._companion is not None:
                 self._companion.proved(event.selector, event.key)
             case PunchStarted():

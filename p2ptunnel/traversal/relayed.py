@@ -1,7 +1,7 @@
 """The way over the relay, beside a call: joined as soon as there is a token, and used as soon as the callee has signed.
 
-Where the callee's key is known, the handshake with it follows the request to join at once; all that waits for the callee's answer
-is the HELLO, which says who calls and for which attempt.
+Where the callee's key is known, the handshake with it follows the request to join at once; all that waits for the callee's
+answer is the HELLO, which says who calls and for which attempt.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from p2ptunnel.errors import ChannelLostError, P2PTunnelError
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.trace import Tracer
 from p2ptunnel.traversal.call import Abortable, Establish
+from p2ptunnel.wire.messages import RelayOffer
 
 __all__ = ["Join", "RelayedCall"]
 
 T = TypeVar("T", bound=Abortable)
-Join: TypeAlias = Callable[[str], Awaitable[Pipe]]
-"""Joins the relay as the caller, for a token."""
+Join: TypeAlias = Callable[[str, RelayOffer | None], Awaitable[Pipe]]
+"""Joins the relay as the caller, for a token: the one that is offered, or the server's own."""
 
 
 class RelayedCall(Generic[T]):
@@ -72,14 +73,14 @@ class RelayedCall(Generic[T]):
         """Why nothing came of it, as far as is known; a call that is renewed has another chance."""
         return self.outcome.exception() if self.outcome.done() else self._failure
 
-    def offered(self, token: str) -> None:
+    def offered(self, token: str, offer: RelayOffer | None = None) -> None:
         """Join the relay; a renewed call has another token, for which it is joined anew."""
         if self._is_closed:  # the call has not learnt yet that it is cancelled
             return
         for task in self._tasks:
             task.cancel()
         self._failure = None
-        self._tasks.append(asyncio.create_task(self._run(token)))
+        self._tasks.append(asyncio.create_task(self._run(token, offer)))
         self._tasks[-1].add_done_callback(self._ended)
 
     def proved(self, selector: str, key: PublicKey) -> None:
@@ -99,8 +100,8 @@ class RelayedCall(Generic[T]):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _run(self, token: str) -> None:
-        pipe = await self._join(token)
+    async def _run(self, token: str, offer: RelayOffer | None) -> None:
+        pipe = await self._join(token, offer)
         try:
             if self._callee is None:
                 conkey = await asyncio.shield(self._conkey)

@@ -175,9 +175,7 @@ def test_who_does_not_wait_speaks_first_and_gets_what_stands_behind_the_answer(c
         (lambda _: b"x" * (DATAGRAM_MAX_BYTES + 1), RemoteProtocolError),
     ],
 )
-def test_who_does_not_wait_is_told_why_it_is_not_let_in(
-    line: Callable[[RelayJoin], bytes], kind: type[P2PTunnelError]
-) -> None:
+def test_who_does_not_wait_is_told_why_it_is_not_let_in(line: Callable[[RelayJoin], bytes], kind: type[P2PTunnelError]) -> None:
     async def main() -> None:
         async with relaying(saying(line)) as server:
             pipe = await ask_relay(server, TOKEN, "caller", CALLER, server_key=SERVER_KEY)

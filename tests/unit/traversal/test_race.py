@@ -86,7 +86,7 @@ class Contest:
         self.kept.append((channel, calling))
         self.on_kept()
 
-    async def _join(self, token: str) -> Pipe:
+    async def _join(self, token: str, _: object = None) -> Pipe:
         self.asked.append(token)
         await asyncio.shield(self.joined)
         near, far = tcp_pair()
