@@ -236,6 +236,16 @@ RELAY_QUOTA_BYTES: Final = 2**30  # of one key and day, both directions of all i
 RELAY_CALLS_MAX: Final = 20_000  # whose two keys are known, about 0.5 KiB each; the oldest go first
 RELAY_ACCOUNTS_MAX: Final = 65_536  # keys that have used some of their quota; those go first whose day began first
 
+# --- through what only lets the web through ---------------------------------------------------------------------------
+WEB_PORT: Final = 443  # TCP, of a server: what every network lets out
+WEB_FRAME_MAX_BYTES: Final = 512 * 1024  # of WebSocket; ours hold what one read has brought, 256 KiB
+WEB_HEAD_MAX_BYTES: Final = 16 * 1024  # of an HTTP request or answer
+WEB_HEAD_START: Final = 1.0  # of the server's own port: a lost SYN is repeated by then
+WEB_STAGGER: Final = 0.5  # of TLS before WebSocket inside it, which few networks ask for
+WEB_MEMORY: Final = 300.0  # for which what has worked last goes first
+WEB_HANDSHAKES_MAX: Final = 256  # TLS handshakes under way at a server
+WEB_HANDSHAKES_OF_SOURCE_MAX: Final = 16
+
 # --- TCP connections of the rendezvous server -------------------------------------------------------------------------
 CONTROL_CONNECTIONS_MAX: Final = 20_000
 CONTROL_OF_SOURCE_MAX: Final = 1024  # a peer has one; a provider's NAT has many peers

@@ -389,8 +389,8 @@ class Peer:
 
         async def at(server: ServerSpec) -> A:
             if relay != "never":
-                self._up.spares.keep(server.address)
-            port = await PunchPort.open(server, self._ttl, tracer=self._trace)
+                self._up.joining.expect(server.address)
+            port = await PunchPort.open(server, self._ttl, ways=self._up.ways, tracer=self._trace)
             try:
                 await asyncio.shield(reserving)
             except BaseException:
@@ -895,8 +895,8 @@ class Peer:
     async def _registered(self, server: ServerSpec, tag: Tag, judge: IntentJudge, admit: Admit) -> AnsweringPort:
         """Register under a tag at a server, and answer calls there."""
         if self._relay != "never":
-            self._up.spares.keep(server.address)
-        port = await PunchPort.open(server, self._ttl, tracer=self._trace)
+            self._up.joining.expect(server.address)
+        port = await PunchPort.open(server, self._ttl, ways=self._up.ways, tracer=self._trace)
         credentials = KeyCredentials(self._up.identity, tag, server_key=server.key, join_token=server.join_token)
 
         def on_server(cause: str) -> None:

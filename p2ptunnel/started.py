@@ -19,6 +19,7 @@ from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.store import PeerStore, PinnedPeer
 from p2ptunnel.identity.taglock import TagLock
 from p2ptunnel.net.changes import NetworkWatch
+from p2ptunnel.net.web import WebLinks
 from p2ptunnel.pairing import Invitation
 from p2ptunnel.protocol.intent import CallSigner, IntentJudge
 from p2ptunnel.serving import ServiceTable
@@ -28,6 +29,7 @@ from p2ptunnel.transports.spare import Spares
 from p2ptunnel.traversal.answer import AnsweringPort
 from p2ptunnel.traversal.joining import Joining
 from p2ptunnel.traversal.shared import Shared
+from p2ptunnel.traversal.ways import Ways
 from p2ptunnel.tunnels.local import Forward
 from p2ptunnel.types import Tag
 
@@ -49,8 +51,10 @@ class Started:
         self.judge: Final = IntentJudge(identity, _dice, is_admitted=self._admits)
         self.dialing: Final[Shared[tuple[Tag, PublicKey, bool], Session]] = Shared()
         self.registering: Final[Shared[None, None]] = Shared()
-        self.spares: Final = Spares(tracer)
-        self.joining: Final = Joining(identity, self.spares)
+        self._links: Final = WebLinks()
+        self.spares: Final = Spares(self._links, tracer)
+        self.ways: Final = Ways(self._links)
+        self.joining: Final = Joining(identity, self.spares, self.ways)
         self.answering: AnsweringPort | None = None
         self.replacing: asyncio.Task[None] | None = None
         self.invitations: Final[WeakSet[Invitation]] = WeakSet()
@@ -187,7 +191,7 @@ class Started:
                 session.abort()
             if self.answering is not None:
                 self.answering.abort()
-            await asyncio.gather(*(forward.close() for forward in self._forwards))
+            await asyncio.gather(*(forward.close() for forward in self._forwards), self._links.close())
 
 
 def _is_with(session: Session, pinned: PinnedPeer) -> bool:

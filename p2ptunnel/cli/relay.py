@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from p2ptunnel.cli.commands import Command
-from p2ptunnel.cli.rendezvous import Quota, address_of, counts, public_address, relay_text, server_identity, tell_every
+from p2ptunnel.cli.rendezvous import (
+    Quota,
+    address_of,
+    counts,
+    public_address,
+    relay_text,
+    server_identity,
+    tell_every,
+    tls_options,
+    web_of,
+)
 from p2ptunnel.cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,6 +39,7 @@ __all__ = ["command"]
 @click.option("--listen", metavar="[HOST]:PORT", default=":7000", show_default=True, help="TCP; port 0 picks one.")
 @click.option("--relay-quota", metavar="SIZE", type=Quota(), help="Carried of one key in a day.  [default: 1GiB/day]")
 @click.option("--relay-circuits", metavar="N", type=click.IntRange(min=1), help="Of one key at a time.  [default: 16]")
+@tls_options
 @click.option("--stats", metavar="S", type=click.FloatRange(min=1), help="Tell every S seconds how the relay stands.")
 @click.pass_obj
 def command(settings: Settings, /, **options: Any) -> None:
@@ -50,6 +61,7 @@ async def _serve(
     relay_quota: str | None,
     relay_circuits: int | None,
     stats: float | None,
+    **tls: Any,
 ) -> None:
     from p2ptunnel.config import parse_quota
     from p2ptunnel.defaults import RELAY_CIRCUITS_OF_KEY, RELAY_QUOTA_BYTES
@@ -64,6 +76,7 @@ async def _serve(
             listen=address_of(listen),
             quota_bytes=parse_quota(quota) if quota else RELAY_QUOTA_BYTES,
             circuits=relay_circuits or written.relay_circuits or RELAY_CIRCUITS_OF_KEY,
+            web=web_of(address_of(listen), **tls),
             tracer=tracer,
         )
         async with relay:
@@ -79,8 +92,10 @@ def _announce(settings: Settings, relay: RelayServer, key: str) -> None:
     from p2ptunnel.types import format_address
 
     line = f"{public_address(relay.address)}#{key}"
-    text = f"relay on {format_address(relay.address)}, TCP\nfor its rendezvous server: --relay '{line}'"
-    settings.output.data(text, event="listening", address=relay.address, key=key, spec=line)
+    also = f", and on {format_address(relay.web_address)}, TLS" if relay.web_address else ""
+    text = f"relay on {format_address(relay.address)}, TCP{also}\nfor its rendezvous server: --relay '{line}'"
+    facts = {"address": relay.address, "tls_address": relay.web_address, "key": key, "spec": line}
+    settings.output.data(text, event="listening", **facts)
 
 
 def _tell(settings: Settings, relay: RelayServer) -> None:

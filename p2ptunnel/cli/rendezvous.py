@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -18,9 +18,23 @@ if TYPE_CHECKING:
     from p2ptunnel.server import Rendezvous
     from p2ptunnel.server.registry import SqliteTags
     from p2ptunnel.server.rendezvous import RelayStats
+    from p2ptunnel.server.web import Web
     from p2ptunnel.types import Address
 
-__all__ = ["Quota", "address_of", "command", "counts", "public_address", "relay_text", "server_identity", "tell_every"]
+__all__ = [
+    "Quota",
+    "address_of",
+    "command",
+    "counts",
+    "public_address",
+    "relay_text",
+    "server_identity",
+    "tell_every",
+    "tls_options",
+    "web_of",
+]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 _EVERYWHERE: Final = "0.0.0.0"  # noqa: S104  # a server is there to be reached
 _DIRECTORY: Final = "server"
@@ -44,6 +58,21 @@ class Quota(click.ParamType[str]):
         return str(value)
 
 
+def tls_options(command: _F) -> _F:
+    """Give a command the options of a TLS port."""
+    of_cert = "PEM; without one, the server's own key shows who it is."
+    command = click.option("--tls-key", metavar="FILE", help="The certificate's key, where it is not in the same file.")(
+        command
+    )
+    command = click.option("--tls-cert", metavar="FILE", help=f"A certificate chain of the web's for it, {of_cert}")(command)
+    return click.option(
+        "--tls-port",
+        metavar="PORT",
+        type=click.IntRange(0, 65535),
+        help="Serve TCP inside TLS and WebSocket as well, best on 443, for networks that let nothing else out.",
+    )(command)
+
+
 @click.group(
     "rendezvous",
     cls=Group,
@@ -56,6 +85,7 @@ class Quota(click.ParamType[str]):
         "p2ptunnel rendezvous --join-token-file join.token",
         "p2ptunnel rendezvous --relay-quota 10GiB/day",
         "p2ptunnel rendezvous --relay relay.example:7000#p2p:kd4w…",
+        "p2ptunnel rendezvous --tls-port 443",
         "p2ptunnel rendezvous tags list",
     ),
 )
@@ -78,6 +108,7 @@ class Quota(click.ParamType[str]):
 @click.option("--no-relay", is_flag=True, help="Introduce peers only.")
 @click.option("--relay-quota", metavar="SIZE", type=Quota(), help="Carried of one key in a day.  [default: 1GiB/day]")
 @click.option("--relay-circuits", metavar="N", type=click.IntRange(min=1), help="Of one key at a time.  [default: 16]")
+@tls_options
 @click.option("--stats", metavar="S", type=click.FloatRange(min=1), help="Tell every S seconds how the server stands.")
 @click.pass_context
 def command(context: click.Context, /, **options: Any) -> None:
@@ -165,6 +196,7 @@ async def _serve(
     relay_quota: str | None,
     relay_circuits: int | None,
     stats: float | None,
+    **tls: Any,
 ) -> None:
     from p2ptunnel.config import parse_quota
     from p2ptunnel.defaults import RELAY_CIRCUITS_OF_KEY, RELAY_QUOTA_BYTES
@@ -190,6 +222,7 @@ async def _serve(
             relays=() if no_relay else elsewhere or (() if relay else written.relays),
             relay_quota_bytes=parse_quota(quota) if quota else RELAY_QUOTA_BYTES,
             relay_circuits=relay_circuits or written.relay_circuits or RELAY_CIRCUITS_OF_KEY,
+            web=web_of(address_of(listen), **tls),
             tracer=tracer,
         )
         async with server:
@@ -198,6 +231,19 @@ async def _serve(
                 await tell_every(stats, lambda: _tell(settings, server))
             finally:
                 _tell(settings, server)
+
+
+def web_of(listen: Address, *, tls_port: int | None, tls_cert: str | None, tls_key: str | None) -> Web | None:
+    """Return where to serve inside TLS, None: nowhere.
+
+    Raises:
+        ConfigError: There is a certificate and no port for it, or a key and no certificate.
+    """
+    from p2ptunnel.server.web import Web
+
+    if (tls_cert and tls_port is None) or (tls_key and not tls_cert):
+        raise ConfigError("part of what TLS needs is missing", "--tls-port 443 --tls-cert FILE [--tls-key FILE]")
+    return None if tls_port is None else Web((listen[0], tls_port), tls_cert or "", tls_key or "")
 
 
 def server_identity(settings: Settings) -> Identity:
@@ -224,8 +270,10 @@ def _announce(settings: Settings, server: Rendezvous, key: str, token: str) -> N
     from p2ptunnel.types import format_address
 
     line = f"{public_address(server.address)}#{key}{f'#join:{token}' if token else ''}"
-    text = f"rendezvous server on {format_address(server.address)}, UDP and TCP\nfor its peers: --rendezvous '{line}'"
-    settings.output.data(text, event="listening", address=server.address, key=key, spec=line)
+    also = f", and on {format_address(server.web_address)}, TLS" if server.web_address else ""
+    text = f"rendezvous server on {format_address(server.address)}, UDP and TCP{also}\nfor its peers: --rendezvous '{line}'"
+    facts = {"address": server.address, "tls_address": server.web_address, "key": key, "spec": line}
+    settings.output.data(text, event="listening", **facts)
 
 
 def public_address(address: Address) -> str:

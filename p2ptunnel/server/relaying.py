@@ -22,15 +22,15 @@ from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.protocol.observer import Observer
 from p2ptunnel.protocol.relay import Circuit, Relay
 from p2ptunnel.server.control import ControlConnections
+from p2ptunnel.server.listening import BACKLOG, listen_at
 from p2ptunnel.server.relay import RelayDriver
-from p2ptunnel.server.rendezvous import RelayStats, bind_error, listening_socket, relay_stats
+from p2ptunnel.server.rendezvous import RelayStats, relay_stats
+from p2ptunnel.server.web import Web, WebFront
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Address
 from p2ptunnel.wire.messages import MalformedMessageError, RelayJoin, decode, encode
 
 __all__ = ["RelayServer", "RelayServerStats"]
-
-_BACKLOG: Final = 1024
 
 
 class RelayServerStats(msgspec.Struct, frozen=True):
@@ -56,6 +56,7 @@ class RelayServer:
         identity: Its own key, which each end of a circuit signs for.
         quota_bytes: What one key may have carried in a day.
         circuits: Of one key at a time.
+        web: Where it serves inside TLS as well; None: nowhere.
         tracer: Told of circuits.
 
     Raises:
@@ -71,6 +72,7 @@ class RelayServer:
         listen: Address = ("127.0.0.1", RENDEZVOUS_PORT),
         quota_bytes: int = RELAY_QUOTA_BYTES,
         circuits: int = RELAY_CIRCUITS_OF_KEY,
+        web: Web | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         if not servers:
@@ -83,6 +85,9 @@ class RelayServer:
         self._driver: Final = RelayDriver(self._relay, tracer or Tracer())
         self._observer: Final = Observer()
         self._connections: Final = ControlConnections(self._on_line, lambda _: None)
+        self._web: Final = web
+        self._web_context: Final = None if web is None else web.context(identity)
+        self._front: WebFront | None = None
         self._server: asyncio.Server | None = None
 
     @property
@@ -96,6 +101,11 @@ class RelayServer:
             raise LocalProtocolError("the relay is not up: use `async with RelayServer(…)`")
         host, port = self._server.sockets[0].getsockname()[:2]
         return (host, port)
+
+    @property
+    def web_address(self) -> Address | None:
+        """Where it serves inside TLS, None: nowhere."""
+        return None if self._front is None else self._front.address
 
     @property
     def stats(self) -> RelayServerStats:
@@ -112,16 +122,14 @@ class RelayServer:
         """
         if self._server is not None:
             return
-        try:
-            listener = listening_socket(self._listen)
-        except OSError as error:
-            raise bind_error(self._listen, error, error.strerror or str(error)) from error
+        listener = listen_at(self._listen)
         make = self._connections.make
         # Served in a second step: cancelled in the middle of a first one, there would be nobody to stop it.
-        self._server = await asyncio.get_running_loop().create_server(
-            make, sock=listener, backlog=_BACKLOG, start_serving=False
-        )
+        self._server = await asyncio.get_running_loop().create_server(make, sock=listener, backlog=BACKLOG, start_serving=False)
         try:
+            if self._web is not None and self._web_context is not None:
+                self._front = self._web.front(self._web_context, self._connections)
+                self._front.start()
             await self._server.start_serving()
         except BaseException:
             await self.close()
@@ -134,6 +142,8 @@ class RelayServer:
             server.close()
             self._connections.close()
             self._driver.close()
+            if self._front is not None:
+                await self._front.close()
             await server.wait_closed()
 
     async def __aenter__(self) -> Self:

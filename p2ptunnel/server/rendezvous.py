@@ -8,7 +8,6 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
-import errno
 import random
 import secrets
 import socket
@@ -36,15 +35,16 @@ from p2ptunnel.protocol.relay import Relay
 from p2ptunnel.protocol.tags import TagBook
 from p2ptunnel.server.control import ControlConnections
 from p2ptunnel.server.keeper import TagKeeper
+from p2ptunnel.server.listening import BACKLOG, bind_error, listening_socket
 from p2ptunnel.server.registry import TagStore
 from p2ptunnel.server.relay import RelayDriver
+from p2ptunnel.server.web import Web, WebFront
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Address, format_address, parse_server
 
-__all__ = ["RelayStats", "Rendezvous", "ServerStats", "bind_error", "listening_socket", "relay_stats"]
+__all__ = ["RelayStats", "Rendezvous", "ServerStats", "relay_stats"]
 
 _PORT_TRIES: Final = 16
-_BACKLOG: Final = 1024
 _EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - what nobody can be told to ask
 
 
@@ -106,13 +106,15 @@ class Rendezvous:
         relay: Also carry, as they are, the bytes of peers that it has introduced and that find no direct path.
         relays: Relays on other machines that do so in its place, each `host:port#p2p:KEY` as it has announced itself; one of
             them, by lot, is named for each call.  A name is looked up at the start.
+        web: Where its TCP side is served inside TLS as well, and inside WebSocket over TLS; None: nowhere.
         relay_quota_bytes: What one key may have carried in a day.
         relay_circuits: Of one key at a time.
         tracer: Gets every event of the broker.
 
     Raises:
         ConfigError: One of `alt_listen` is no single address, or programs that cannot show who they are would be served with
-            members only, or the relay could carry nothing, or relays elsewhere have no key, or there is none to sign for them.
+            members only, or the relay could carry nothing, or relays elsewhere have no key, or there is none to sign for them,
+            or TLS has no certificate.
         InvalidAddressError: One of `relays` is no address of a relay.
     """
 
@@ -130,6 +132,7 @@ class Rendezvous:
         relay_quota_bytes: int = RELAY_QUOTA_BYTES,
         relay_circuits: int = RELAY_CIRCUITS_OF_KEY,
         relays: Sequence[str] = (),
+        web: Web | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         for address in alt_listen:
@@ -160,6 +163,9 @@ class Rendezvous:
             relay=self._relay,
             offers=self._offers,
         )
+        self._web = web
+        self._web_context = None if web is None else web.context(identity)
+        self._front: WebFront | None = None
         self._keeper = None if store is None else TagKeeper(store)
         self._services: list[_Service] = []
 
@@ -173,6 +179,11 @@ class Rendezvous:
         if not self._services:
             raise LocalProtocolError("the rendezvous server is not up: use `async with Rendezvous(…)`")
         return self._services[0].address
+
+    @property
+    def web_address(self) -> Address | None:
+        """Where its TCP side is served inside TLS, None: nowhere."""
+        return None if self._front is None else self._front.address
 
     @property
     def registered(self) -> tuple[str, ...]:
@@ -224,8 +235,12 @@ class Rendezvous:
             for address in self._alt_listen:
                 self._services.append(_ObserverService(Observer(), *_bind_both(address, self._trace)))
             self._observer.others = tuple(service.address for service in self._services[1:])
+            if self._web is not None and self._web_context is not None:
+                self._front = self._web.front(self._web_context, self._services[0].connections)
             for service in self._services:
                 await service.start()
+            if self._front is not None:
+                self._front.start()
             if self._keeper is not None:
                 self._keeper.start(self._broker.registrar)
                 self._services[0].driver.wake()
@@ -236,8 +251,11 @@ class Rendezvous:
     async def close(self) -> None:
         """Stop serving, and write what is to be kept; closing twice is fine."""
         services, self._services = self._services, []
+        front, self._front = self._front, None
         for service in services:
             service.close()
+        if front is not None:
+            await front.close()
         for service in services:
             await service.wait_closed()
         if self._keeper is not None:
@@ -276,7 +294,7 @@ class _Service(abc.ABC):
         make = self.connections.make
         # Served in a second step: cancelled in the middle of a first one, there would be nobody to stop it.
         self._server = await asyncio.get_running_loop().create_server(
-            make, sock=self._listener, backlog=_BACKLOG, start_serving=False
+            make, sock=self._listener, backlog=BACKLOG, start_serving=False
         )
         await self._server.start_serving()
 
@@ -415,31 +433,3 @@ def _bind_once(listen: Address, trace: Tracer) -> tuple[UdpSocket, socket.socket
     except OSError as error:
         udp.close()
         raise bind_error(udp.address, error, error.strerror or str(error)) from error
-
-
-def bind_error(address: Address, cause: BaseException | None, reason: str) -> BindError:
-    """Return the error of an address that cannot be had."""
-    if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
-        return AddressInUseError(format_address(address))
-    return BindError(format_address(address), reason)
-
-
-def listening_socket(address: Address) -> socket.socket:
-    """Return a TCP listener; the host is numeric.
-
-    Raises:
-        OSError: The address cannot be had.
-    """
-    sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart need not wait for TIME_WAIT
-        if sock.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
-        sock.bind(address)
-        sock.listen(_BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return sock

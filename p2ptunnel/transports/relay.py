@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Final, cast
 
-from p2ptunnel.defaults import DATAGRAM_MAX_BYTES, RELAY_JOIN_TIMEOUT
+from p2ptunnel.defaults import DATAGRAM_MAX_BYTES, RELAY_JOIN_TIMEOUT, WEB_PORT
 from p2ptunnel.errors import (
     ChannelLostError,
     DialError,
@@ -25,7 +25,7 @@ from p2ptunnel.errors import (
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.relay import relay_extra
 from p2ptunnel.net.dial import dial
-from p2ptunnel.net.sockets import ANY_IPV4, reset_close
+from p2ptunnel.net.sockets import ANY_IPV4, is_tcp, local_address, reset_close
 from p2ptunnel.net.watch import Watch
 from p2ptunnel.protocol.machine import new_mid
 from p2ptunnel.transports.tcp import TcpPipe
@@ -47,8 +47,9 @@ class RelayPipe(TcpPipe):
     """
 
     def __init__(self, sock: socket.socket, server: Address, mid: int) -> None:
-        local: Address = sock.getsockname()[:2]
-        super().__init__(sock, Path(kind="relay", transport="tcp", local=local, remote=server, why="the server relays it"))
+        local = local_address(sock)
+        why = "the server relays it" if is_tcp(sock) else f"the server relays it, through TLS on port {WEB_PORT}"
+        super().__init__(sock, Path(kind="relay", transport="tcp", local=local, remote=server, why=why))
         self._mid: int | None = mid  # until it is answered
 
     async def attach(self, factory: Callable[[], asyncio.BaseProtocol]) -> asyncio.Transport:

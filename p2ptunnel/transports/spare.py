@@ -17,6 +17,7 @@ from p2ptunnel.net.backoff import Backoff
 from p2ptunnel.net.dial import dial
 from p2ptunnel.net.sockets import ANY_IPV4, keep_alive, reset_close
 from p2ptunnel.net.watch import Watch
+from p2ptunnel.net.web import WebLinks, WebRoute
 from p2ptunnel.protocol.machine import new_mid
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.relay import read_line
@@ -29,20 +30,35 @@ _dice: Final = random.SystemRandom()
 
 
 class Spares:
-    """The idle connections of one peer, by relay."""
+    """The idle connections of one peer, by relay.
 
-    def __init__(self, tracer: Tracer | None = None) -> None:
+    Args:
+        links: Makes those that go through the web.
+        tracer: Told of those that were lost.
+    """
+
+    def __init__(self, links: WebLinks, tracer: Tracer | None = None) -> None:
+        self._links: Final = links
         self._trace: Final = tracer or Tracer()
         self._spares: Final[dict[Address, _Spare]] = {}
         self._is_closed = False
 
-    def keep(self, relay: Address) -> None:
-        """Have one to this relay from now on, as soon as it can be had."""
-        if relay in self._spares or self._is_closed:
+    def keep(self, relay: Address, web: WebRoute | None = None) -> None:
+        """Have one to this relay from now on, as soon as it can be had.
+
+        Args:
+            relay: Numeric.
+            web: How it is reached where only the web is let through; another than before replaces what there was.
+        """
+        if self._is_closed:
             return
+        if (known := self._spares.get(relay)) is not None:
+            if known.web == web:
+                return
+            self._spares.pop(relay).task.cancel()
         if len(self._spares) >= RELAY_SPARES_MAX:
             self._spares.pop(next(iter(self._spares))).task.cancel()
-        self._spares[relay] = _Spare(relay, self._trace)
+        self._spares[relay] = _Spare(relay, web, self._links, self._trace)
 
     def take(self, relay: Address) -> socket.socket | None:
         """Return the one to this relay, which is the caller's from now on; None if there is none just now."""
@@ -62,9 +78,11 @@ class Spares:
 class _Spare:
     """The connection to one relay, made anew when it was taken or lost."""
 
-    def __init__(self, relay: Address, trace: Tracer) -> None:
+    def __init__(self, relay: Address, web: WebRoute | None, links: WebLinks, trace: Tracer) -> None:
+        self.web: Final = web
         self.task: Final = asyncio.create_task(self._run())
         self._relay: Final = relay
+        self._links: Final = links
         self._trace: Final = trace
         self._sock: socket.socket | None = None  # until it is taken
         self._watch: Watch | None = None  # while it is idle
@@ -96,8 +114,7 @@ class _Spare:
             P2PTunnelError: There is none to be had, or the server does not speak our language.
             OSError: It was lost.
         """
-        local = ("::" if ":" in self._relay[0] else ANY_IPV4, 0)
-        self._sock = await dial(local, self._relay, rng=_dice, patience=TRANSACTION_TIMEOUT, redials=0)
+        self._sock = await self._connected()
         try:
             keep_alive(self._sock)
             while self._sock is not None:
@@ -108,6 +125,13 @@ class _Spare:
             if self._sock is not None:
                 reset_close(self._sock)
                 self._sock = None
+
+    async def _connected(self) -> socket.socket:
+        if self.web is not None:
+            async with asyncio.timeout(TRANSACTION_TIMEOUT):
+                return await self._links.connect(self.web)
+        local = ("::" if ":" in self._relay[0] else ANY_IPV4, 0)
+        return await dial(local, self._relay, rng=_dice, patience=TRANSACTION_TIMEOUT, redials=0)
 
     async def _ask(self, sock: socket.socket) -> None:
         """Find out whether the server is there; who says nothing on its connection is cut off."""

@@ -9,10 +9,12 @@ from p2ptunnel.addresses import canonical, scope_of
 from p2ptunnel.errors import InvalidAddressError, RemoteProtocolError
 from p2ptunnel.identity.grant import is_granted
 from p2ptunnel.identity.keys import Identity
+from p2ptunnel.net.web import WebRoute
 from p2ptunnel.transports.relay import RelayPipe, ask_relay, join_relay
 from p2ptunnel.transports.spare import Spares
 from p2ptunnel.traversal.port import PunchPort
-from p2ptunnel.types import Address
+from p2ptunnel.traversal.ways import Ways
+from p2ptunnel.types import Address, ServerSpec
 from p2ptunnel.wire.messages import RelayOffer, RelayRole
 
 __all__ = ["Joining"]
@@ -27,11 +29,18 @@ class Joining:
     Args:
         identity: Whose calls they are.
         spares: Connections to relays that are there already.
+        ways: Knows how servers were reached last.
     """
 
-    def __init__(self, identity: Identity, spares: Spares) -> None:
+    def __init__(self, identity: Identity, spares: Spares, ways: Ways) -> None:
+        self._ways: Final = ways
         self._identity: Final = identity
         self._spares: Final = spares
+
+    def expect(self, server: Address) -> None:
+        """Have a connection ready for a call that is about to be made."""
+        if self._ways.known(server) is None:
+            self._spares.keep(server)
 
     def at(self, port: PunchPort, role: RelayRole) -> _Join:
         """Return what joins the relay for a call that the server of `port` has introduced: the one that it names, or itself.
@@ -40,16 +49,27 @@ class Joining:
         signed for, or that stands where only our own owner may send us.  A caller speaks there before it is let in.
         """
         asked = ask_relay if role == "caller" else join_relay
+        self._spares.keep(port.server, port.web)
 
         async def join(token: str, offer: RelayOffer | None) -> RelayPipe:
             relay, key, grant = port.server, port.server_key, ""
             if offer is not None:
                 relay, key, grant = _checked(offer, port, token), offer.key, offer.grant
-                self._spares.keep(relay)
+            web = _web(relay, key, port)
+            self._spares.keep(relay, web)
             spare = self._spares.take(relay)
+            if spare is None and web is not None:
+                spare = await self._ways.links.connect(web)
             return await asked(relay, token, role, self._identity, server_key=key, grant=grant, spare=spare)
 
         return join
+
+
+def _web(relay: Address, key: str, port: PunchPort) -> WebRoute | None:
+    """Return how the relay is reached where the server is reached through the web only."""
+    if port.web is None or relay == port.server:
+        return port.web
+    return WebRoute(ServerSpec(relay, key), port.web.way)
 
 
 def _checked(offer: RelayOffer, port: PunchPort, token: str) -> Address:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from functools import partial
 from typing import Final, Self
 
 from p2ptunnel.defaults import CONTROL_GRACE, OPENER_TTL_MEMORY, OPENER_TTL_UNKNOWN, TRANSACTION_TIMEOUT, UDP_GRACE
-from p2ptunnel.errors import BindError, RendezvousError, RendezvousTimeoutError
+from p2ptunnel.errors import BindError, P2PTunnelError, RendezvousError, RendezvousTimeoutError
 from p2ptunnel.identity.judge import join_proof
 from p2ptunnel.net.dial import punch_socket
 from p2ptunnel.net.hops import opener_ttl
@@ -20,8 +21,10 @@ from p2ptunnel.net.interfaces import source_address
 from p2ptunnel.net.reflexive import TcpControl, observe_udp
 from p2ptunnel.net.sockets import ANY_IPV4, can_open_low, is_loopback
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
+from p2ptunnel.net.web import WebLinks, WebRoute
 from p2ptunnel.protocol.punch import LocalView, own_candidates
 from p2ptunnel.trace import Tracer
+from p2ptunnel.traversal.ways import Ways
 from p2ptunnel.types import Address, ServerSpec, format_address
 from p2ptunnel.wire.messages import Message, encode
 
@@ -74,14 +77,17 @@ class PunchPort:
     """A port that is ready for an attempt; whoever opens it closes it.
 
     Attributes:
+        web: How the standing connection goes through the web; None: straight from this port to the server's own.
         is_udp_silent: Whether the server does not hear us over UDP, so that its messages go over the standing TCP connection.
     """
 
-    def __init__(self, number: tuple[UdpSocket, socket.socket], spec: ServerSpec, tracer: Tracer) -> None:
+    def __init__(self, number: tuple[UdpSocket, socket.socket], spec: ServerSpec, ways: Ways, tracer: Tracer) -> None:
         self.udp: Final = number[0]
         self.spec: Final = spec
         self.server: Final = spec.address
         self.control: TcpControl | None = None
+        self.web: WebRoute | None = None
+        self._ways: Final = ways
         self._reserved: Final = number[1]
         self._trace = tracer
         self._control_lost = asyncio.Event()
@@ -90,7 +96,9 @@ class PunchPort:
         self._driver: UdpDriver | None = None
 
     @classmethod
-    async def open(cls, at: ServerSpec | Address, ttl: OpenerTtl, *, tracer: Tracer | None = None) -> Self:
+    async def open(
+        cls, at: ServerSpec | Address, ttl: OpenerTtl, *, ways: Ways | None = None, tracer: Tracer | None = None
+    ) -> Self:
         """Take a free number and learn how it looks from outside over TCP.
 
         A server that cannot be reached over TCP costs the candidate, not the port.
@@ -98,6 +106,7 @@ class PunchPort:
         Args:
             at: The server; its address is numeric.
             ttl: Knows how far a packet goes to leave our own NATs.
+            ways: Knows how the server was reached last.
             tracer: Gets what happens.
 
         Raises:
@@ -108,7 +117,7 @@ class PunchPort:
         spec = at if isinstance(at, ServerSpec) else ServerSpec(at)
         server = spec.address
         local = source_address(server[0]) if is_loopback(server[0]) else ANY_IPV4 if ":" not in server[0] else "::"
-        port = cls(take_number(local, trace), spec, trace)
+        port = cls(take_number(local, trace), spec, ways or Ways(WebLinks()), trace)
         hops = asyncio.create_task(ttl.towards(server))
         try:
             await port._observe_first()
@@ -156,20 +165,25 @@ class PunchPort:
         """Open the standing TCP connection to the server, anew if there is one; return whether there is one now."""
         self.forget_control()
         try:
-            self.control = await TcpControl.open(
-                self.address[1],
-                self.server,
-                timeout,
-                on_message=self._on_message,
-                on_lost=lambda _: self.forget_control(),
-                tracer=self._trace,
-            )
-        except (RendezvousError, OSError) as error:
+            self.control, self.web = await self._ways.first(self.spec, lambda web: self._open_control(web, timeout))
+        except (P2PTunnelError, OSError) as error:
             self._trace("traversal", "tcp_unobserved", server=format_address(self.server), reason=str(error))
             return False
         self._control_lost.clear()
-        self._trace("traversal", "tcp_observed", address=format_address(self.control.observed))
+        way = "tcp" if self.web is None else self.web.way
+        self._trace("traversal", "tcp_observed", address=format_address(self.control.observed), way=way)
         return True
+
+    async def _open_control(self, web: WebRoute | None, timeout: float) -> TcpControl:
+        return await TcpControl.open(
+            self.address[1],
+            self.server,
+            timeout,
+            on_message=self._on_message,
+            on_lost=lambda _: self.forget_control(),
+            connect=None if web is None else partial(self._ways.links.connect, web),
+            tracer=self._trace,
+        )
 
     async def _observe_first(self) -> None:
         """Observe over TCP, and ask over UDP meanwhile whether the server is there at all, so that nobody waits for both."""
@@ -198,7 +212,8 @@ class PunchPort:
     async def _wait_for_udp(self, asking: asyncio.Task[None]) -> None:
         """Give UDP, which was asked earlier and has a round trip less to make, the time of two lost datagrams."""
         assert self.control is not None
-        await asyncio.wait({asking}, timeout=max(UDP_GRACE, 2 * self.control.rtt))
+        if self.web is None:  # else it has had longer already
+            await asyncio.wait({asking}, timeout=max(UDP_GRACE, 2 * self.control.rtt))
         self.is_udp_silent = self._seen_udp is None
         if self.is_udp_silent:
             self._trace("traversal", "udp_silent", server=format_address(self.server))

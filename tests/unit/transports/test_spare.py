@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
+from p2ptunnel.net.web import WebLinks
 from p2ptunnel.transports import spare as spares
 from p2ptunnel.transports.spare import Spares
 from p2ptunnel.types import Address
@@ -44,7 +45,7 @@ class Server:
 @contextlib.asynccontextmanager
 async def kept() -> AsyncGenerator[tuple[Spares, Server, Address]]:
     """The spares of a peer that keeps one to a server."""
-    made, kept = Server(), Spares()
+    made, kept = Server(), Spares(WebLinks())
     server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
     address: Address = server.sockets[0].getsockname()
     try:

@@ -12,11 +12,13 @@ from msgspec.structs import replace
 from p2ptunnel.errors import RemoteProtocolError
 from p2ptunnel.identity.grant import Offers
 from p2ptunnel.identity.keys import Identity
+from p2ptunnel.net.web import WebLinks
 from p2ptunnel.transports.relay import RelayPipe
 from p2ptunnel.transports.spare import Spares
 from p2ptunnel.traversal import joining
 from p2ptunnel.traversal.joining import Joining
 from p2ptunnel.traversal.port import PunchPort
+from p2ptunnel.traversal.ways import Ways
 from p2ptunnel.types import Address
 from p2ptunnel.wire.messages import RelayOffer
 from tests.helpers import run
@@ -42,10 +44,10 @@ def joined(
         return cast("RelayPipe", None)
 
     async def main() -> None:
-        spares = Spares()
-        port = cast("PunchPort", SimpleNamespace(server=server, server_key=key))
+        spares = Spares(WebLinks())
+        port = cast("PunchPort", SimpleNamespace(server=server, server_key=key, web=None))
         try:
-            await Joining(ALICE, spares).at(port, "caller")(TOKEN, offered)
+            await Joining(ALICE, spares, Ways(WebLinks())).at(port, "caller")(TOKEN, offered)
         finally:
             await spares.close()
 
