@@ -68,7 +68,8 @@ class Frames:
         early, self._early = self._early, ()
         frames = (event for event in (*early, *self._protocol.events_received()) if isinstance(event, Frame))
         came = b"".join(frame.data for frame in frames if frame.opcode in {Opcode.BINARY, Opcode.CONT})
-        return came, self._waiting(), self._protocol.state is not State.OPEN
+        is_over = self._protocol.state is not State.OPEN or self._protocol.parser_exc is not None
+        return came, self._waiting(), is_over
 
     def _waiting(self) -> bytes:
         return b"".join(self._protocol.data_to_send())

@@ -126,6 +126,11 @@ class TcpControl:
             raise
         return control
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection has not ended."""
+        return self._protocol.is_open
+
     def send(self, message: Message) -> bool:
         """Send a message as a line; False if the connection is gone, or its far end has long not read."""
         return self.send_line(encode(message))
@@ -251,6 +256,10 @@ class _LineProtocol(asyncio.Protocol):
         if not self._closed.done():
             self._closed.set_result(None)
         self._on_lost(self._reason or (str(exc) if exc else "the server closed the connection"))
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
 
     def send(self, line: bytes) -> bool:
         if self._transport is None or self._transport.is_closing():

@@ -85,7 +85,7 @@ async def _pair() -> tuple[socket.socket, End]:
     near.setblocking(False)
     far.setblocking(False)
     try:
-        _, inner = await asyncio.get_running_loop().create_connection(End, sock=far)
+        _, inner = await asyncio.get_running_loop().create_connection(End, sock=far)  # which closes it, should it fail
     except BaseException:
         near.close()
         raise
@@ -124,18 +124,11 @@ def _key(text: str) -> PublicKey | None:
 
 async def _handshaken(server: ServerSpec, context: ssl.SSLContext) -> End:
     loop = asyncio.get_running_loop()
+    name = server.name or server.address[0]
     sock = await _tcp(server)
-    try:
-        _, end = await loop.create_connection(
-            End,
-            sock=sock,
-            ssl=context,
-            server_hostname=server.name or server.address[0],
-            ssl_shutdown_timeout=CLOSE_GRACE,
-        )
-    except BaseException:
-        sock.close()
-        raise
+    _, end = await loop.create_connection(  # which closes it, should it fail
+        End, sock=sock, ssl=context, server_hostname=name, ssl_shutdown_timeout=CLOSE_GRACE
+    )
     return end
 
 

@@ -90,6 +90,7 @@ class WebFront:
         self._context: Final = context
         self._connections: Final = connections
         self._greeting: Final[set[asyncio.Task[None]]] = set()
+        self._unbegun: Final[set[socket.socket]] = set()
         self._of_source: Final[Counter[str]] = Counter()
         self._bridges: Final = Bridges()
         self._accepting: asyncio.Task[None] | None = None
@@ -104,7 +105,8 @@ class WebFront:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._listener.close()
+        for sock in (self._listener, *self._unbegun):
+            sock.close()
         await self._bridges.close()
 
     async def _accept(self) -> None:
@@ -123,21 +125,21 @@ class WebFront:
             self._of_source[source[0]] += 1
             task = asyncio.create_task(self._greet(sock, source))
             self._greeting.add(task)
-            task.add_done_callback(functools.partial(self._greeted, source[0], sock))
+            task.add_done_callback(functools.partial(self._greeted, source[0]))
+            self._unbegun.add(sock)
 
-    def _greeted(self, host: str, sock: socket.socket, task: asyncio.Task[None]) -> None:
+    def _greeted(self, host: str, task: asyncio.Task[None]) -> None:
         self._greeting.discard(task)
         self._of_source[host] -= 1
         if not self._of_source[host]:
             del self._of_source[host]
-        if task.cancelled() or task.exception() is not None:
-            sock.close()  # of one that was cancelled before it began
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, OSError):
             asyncio.get_running_loop().call_exception_handler({"message": "a handshake failed", "exception": error})
 
     async def _greet(self, sock: socket.socket, source: Address) -> None:
         """Finish the handshakes of a connection, and make it one of the TCP port's."""
         outer = End()
+        self._unbegun.discard(sock)
         try:
             async with asyncio.timeout(CONTROL_FIRST_LINE):
                 sock.setblocking(False)

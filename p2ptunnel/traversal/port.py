@@ -172,6 +172,8 @@ class PunchPort:
         self._control_lost.clear()
         way = "tcp" if self.web is None else self.web.way
         self._trace("traversal", "tcp_observed", address=format_address(self.control.observed), way=way)
+        if not self.control.is_open:  # it ended before it was ours
+            self.forget_control()
         return True
 
     async def _open_control(self, web: WebRoute | None, timeout: float) -> TcpControl:
@@ -192,8 +194,8 @@ class PunchPort:
             async with asyncio.timeout(TRANSACTION_TIMEOUT) as patience:
                 asking = asyncio.create_task(self._hear(heard, patience))
                 try:
-                    if await self.observe(timeout=2 * TRANSACTION_TIMEOUT):
-                        await self._wait_for_udp(asking)
+                    await self.observe(timeout=2 * TRANSACTION_TIMEOUT)
+                    await self._wait_for_udp(asking, heard)
                 finally:
                     asking.cancel()
                     await asyncio.gather(asking, return_exceptions=True)
@@ -209,12 +211,12 @@ class PunchPort:
             heard.set()
             patience.reschedule(asyncio.get_running_loop().time() + CONTROL_GRACE)
 
-    async def _wait_for_udp(self, asking: asyncio.Task[None]) -> None:
+    async def _wait_for_udp(self, asking: asyncio.Task[None], heard: asyncio.Event) -> None:
         """Give UDP, which was asked earlier and has a round trip less to make, the time of two lost datagrams."""
-        assert self.control is not None
+        rtt = 0.0 if self.control is None else self.control.rtt
         if self.web is None:  # else it has had longer already
-            await asyncio.wait({asking}, timeout=max(UDP_GRACE, 2 * self.control.rtt))
-        self.is_udp_silent = self._seen_udp is None
+            await asyncio.wait({asking}, timeout=max(UDP_GRACE, 2 * rtt))
+        self.is_udp_silent = not heard.is_set() and self.control is not None
         if self.is_udp_silent:
             self._trace("traversal", "udp_silent", server=format_address(self.server))
 
@@ -224,8 +226,8 @@ class PunchPort:
         driver.detour = self._over_tcp
 
     def udp_lost(self) -> None:
-        """Take note that the server is silent over UDP: whoever has a TCP connection to it goes on over that."""
-        self.is_udp_silent = self.control is not None
+        """Take note that the server is silent on the way that was used: whoever has the other one tries that."""
+        self.is_udp_silent = not self.is_udp_silent and self.control is not None
 
     def _over_tcp(self, data: bytes, destination: Address) -> bool:
         if not self.is_udp_silent or destination != self.server or self.control is None:
