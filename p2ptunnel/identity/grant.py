@@ -9,7 +9,6 @@ Source: wire document, t=6.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final
 
@@ -51,17 +50,22 @@ class Offers:
         self._server: Final = server
         self._relays = tuple((address, PublicKey.parse(key)) for address, key in relays)
         self._clock: Final = clock
-        self._dice: Final = random.SystemRandom()
 
     async def look_up(self, resolve: Callable[[str], Awaitable[str]]) -> None:
         """Have numeric addresses from now on; raises what `resolve` does."""
         self._relays = tuple([((await resolve(host), port), key) for (host, port), key in self._relays])
 
     def make(self, token: str, caller: str, callee: str) -> RelayOffer | None:
-        """Return the offer for a call between these two keys, as text; None if one of them has none."""
+        """Return the offer for a call between these two keys, as text; None if one of them has none.
+
+        Args:
+            token: 32 random hex characters, which draw the lot as well.
+            caller: Its key.
+            callee: Its key.
+        """
         if not (caller and callee):
             return None
-        (host, port), relay = self._dice.choice(self._relays)
+        (host, port), relay = self._relays[int(token[-8:], 16) % len(self._relays)]
         keys = PublicKey.parse(caller).raw + PublicKey.parse(callee).raw
         said = keys + int(self._clock() + TOKEN_TTL).to_bytes(_END_BYTES, "big")
         grant = said + self._server.sign(_payload(relay, token, said))

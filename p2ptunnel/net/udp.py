@@ -167,6 +167,10 @@ def _bound_socket(local: Address, remote: Address | None, *, shared: bool) -> so
     return sock
 
 
+def _no_detour(_data: bytes, _destination: Address) -> bool:
+    return False
+
+
 class UdpDriver:
     """Runs one machine over one socket, on the loop that runs when `start` is called.
 
@@ -193,7 +197,7 @@ class UdpDriver:
         self._udp = udp
         self._on_event = on_event
         self._clock = clock
-        self.detour: Callable[[bytes, Address], bool] = lambda *_: False
+        self.detour: Callable[[bytes, Address], bool] = _no_detour
         """Given each datagram and its destination; whether it has taken it, over something else than UDP."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watch: Watch | None = None

@@ -97,6 +97,10 @@ class _Spare:
         sock, self._sock = self._sock, None
         return sock
 
+    @property
+    def _is_taken(self) -> bool:
+        return self._sock is None
+
     async def _run(self) -> None:
         backoff = Backoff()
         while True:
@@ -114,17 +118,17 @@ class _Spare:
             P2PTunnelError: There is none to be had, or the server does not speak our language.
             OSError: It was lost.
         """
-        self._sock = await self._connected()
+        sock = self._sock = await self._connected()
         try:
-            keep_alive(self._sock)
-            while self._sock is not None:
-                await self._ask(self._sock)
-                await self._rest(self._sock)
+            keep_alive(sock)
+            while not self._is_taken:
+                await self._ask(sock)
+                await self._rest(sock)
         finally:
             self._stop_watching()
-            if self._sock is not None:
-                reset_close(self._sock)
-                self._sock = None
+            if not self._is_taken:
+                reset_close(sock)
+            self._sock = None
 
     async def _connected(self) -> socket.socket:
         if self.web is not None:
@@ -146,7 +150,7 @@ class _Spare:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CONTROL_KEEPALIVE):
                 await self._changed.wait()
-                if self._sock is not None:
+                if not self._is_taken:
                     raise ConnectionResetError("the server ended an idle connection")
         self._stop_watching()
 

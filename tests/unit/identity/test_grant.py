@@ -92,5 +92,6 @@ def test_of_several_relays_each_has_its_share_and_names_become_numbers() -> None
 
     offers = Offers(SERVER, [((f"{name}.example", 7), str(RELAY.public)) for name in ("one", "two")], Clock())
     asyncio.run(offers.look_up(resolve))
-    hosts = {offer.host for _ in range(64) if (offer := offers.make(TOKEN, str(ALICE.public), str(BOB.public)))}
+    tokens = [f"{number:032x}" for number in range(4)]
+    hosts = {offer.host for token in tokens if (offer := offers.make(token, str(ALICE.public), str(BOB.public)))}
     assert hosts == {"192.0.2.1", "192.0.2.2"}
