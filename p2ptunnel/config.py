@@ -44,12 +44,16 @@ class PeerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rendezvous: Its servers in order of preference, `host:port` or the whole line that the server's operator has given.
         resume_timeout: How long a lost connection is waited for: `"10m"`, or a number of seconds.
         relay: Whether connections go over the server's relay: `"auto"`, `"never"` or `"always"`.
+        lan: Whether pinned peers in the same network are found there, and find us, with no server.
+        port_mapping: Whether our router is asked for a way in while we serve.
     """
 
     tag: str | None = None
     rendezvous: tuple[str, ...] = ()
     resume_timeout: str | float | None = None
     relay: RelayUse = "auto"
+    lan: bool = True
+    port_mapping: bool = True
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

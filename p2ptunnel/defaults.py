@@ -35,6 +35,10 @@ ATTEMPTS_MAX: Final = 10_000
 ATTEMPTS_OF_SOURCE_MAX: Final = 64  # of one source at a time; an attempt ends when its caller acknowledges the result
 ATTEMPTS_OF_CALLEE_MAX: Final = 32  # to one callee at a time, until it has answered
 ATTEMPTS_OF_SOURCE_TO_CALLEE_MAX: Final = 4  # of those
+SIGNALS_PER_SECOND: Final = 20.0  # handed on for one side of a call: what it tells, and repetitions on a lossy line
+SIGNALS_BURST: Final = 20.0
+SIGNAL_PAIRS_MAX: Final = 20_000  # whose signals are handed on, about 0.5 KiB each; the oldest go first
+SIGNALS_WAITING_MAX: Final = 20_000  # that are not acknowledged; the oldest go first
 COMPAT_REQUESTS_PER_MINUTE: Final = 3  # cookie-less t=4 and unsigned t=1 of one source, only with --compat seed
 COMPAT_REQUESTS_PER_SECOND: Final = 5  # of all sources together: sources can be forged
 
@@ -127,6 +131,8 @@ TARGET_TIMEOUT: Final = 10.0  # connecting to what a service stands for
 CLOCK_MIN: Final = 1_767_225_600.0  # seconds since 1970, 2026: a clock that shows less was never set, and ends no grant rightly
 ACCESS_TICK: Final = 0.5  # how soon the streams of a grant end that was taken back
 STREAMS_OF_SERVICE_MAX: Final = 200  # of one peer, unless the service says otherwise
+LOOKUPS_MAX: Final = 64  # names looked up at a time for peers; each that a resolver does not answer holds a thread
+LOOKUPS_OF_PEER_MAX: Final = 16  # of one peer
 OPENS_PER_SECOND: Final = 200.0  # of one peer
 OPENS_BURST: Final = 400.0
 SESSIONS_OF_PEER_MAX: Final = 8  # that one peer has with us, by its own calls; first those end that wait for a channel
@@ -293,3 +299,20 @@ IGD_ANSWER_MAX_BYTES: Final = 64 * 1024  # head and body; descriptions of router
 IGD_ELEMENTS_MAX: Final = 4096  # of one XML text
 IGD_DEPTH_MAX: Final = 32
 IGD_TRIES: Final = 4  # external ports, before a router with all of them taken counts as one that refuses
+
+# --- peers in the same network, without a server ------------------------------------------------------------------------
+LAN_PATIENCE: Final = 4.0  # until nobody is taken to be there: three questions by multicast, of which Wi-Fi loses many
+LAN_GRACE: Final = 0.5  # for a neighbour, after a call with a server's help has failed: discovery takes up to 0.25
+LAN_PROBES: Final = 3  # to one announced address, which anybody may have made up
+LAN_PROBE_FIRST: Final = 0.1  # then x 2; the last one is waited for as long again
+LAN_TARGETS_AT_ONCE: Final = 16
+LAN_TARGETS_MAX: Final = 64  # of one call; 16 of one service
+LAN_STAGGER: Final = 1.0  # after which the next address that answered is tried beside one that has not come to a channel
+LAN_MEETINGS_MAX: Final = 4  # at once
+LAN_DIAL_PATIENCE: Final = 2.5  # of TCP to who has just answered: one lost SYN costs 1 s
+LAN_SERVICES_MAX: Final = 1024  # announced ones that are remembered; the oldest go first
+LAN_CONKEY_TTL: Final = 10.0
+LAN_CONKEYS_MAX: Final = 64  # that are good at one time
+LAN_CONKEYS_OF_SOURCE_MAX: Final = 8
+LAN_DATAGRAMS_PER_SECOND: Final = 20.0  # of one source, before anything of them is read
+LAN_DATAGRAMS_BURST: Final = 64.0

@@ -66,6 +66,7 @@ from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.identity.registration import KeyCredentials
 from p2ptunnel.identity.store import PeerStore, PinnedPeer, Profile
 from p2ptunnel.identity.taglock import TagLock
+from p2ptunnel.net.lan import Lan
 from p2ptunnel.net.threads import in_thread
 from p2ptunnel.pairing import Invitation, Redemption, pairing_tag, require_elsewhere, with_host_keys
 from p2ptunnel.protocol.intent import CallSigner, IntentJudge
@@ -90,11 +91,13 @@ from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.raw import RawStream, RawStreams
 from p2ptunnel.traversal.answer import Admit, AnsweringPort
 from p2ptunnel.traversal.call import Abortable, Call, Conkey, Establish
+from p2ptunnel.traversal.lan import LanCall, beside
 from p2ptunnel.traversal.netcheck import NetReport, netcheck
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort
 from p2ptunnel.traversal.race import Keep, Race
 from p2ptunnel.traversal.relayed import RelayedCall
 from p2ptunnel.traversal.servers import Servers
+from p2ptunnel.traversal.warm import WarmPort
 from p2ptunnel.tunnels.local import Forward, open_forward
 from p2ptunnel.tunnels.spec import ServeSpec, Target, parse_target
 from p2ptunnel.types import Address, RelayUse, ServerSpec, Tag, format_address, parse_tag
@@ -117,13 +120,17 @@ class Peer:
         tag: Our name; needed to serve.
         rendezvous: The server's `host:port` (port 7000 if left out), or the whole line that its operator has given
             (`host:port#p2p:KEY`, `#join:TOKEN` behind it): then no other server can pass for it.  Or several, of which the
-            first that answers is used; who calls asks the next one also if nobody is registered there under the tag.
+            first that answers is used; who calls asks the next one also if nobody is registered there under the tag.  None:
+            only peers in our own network are reached, and reach us.
         profile: Where key and pinned peers are kept: a directory, or None for the user's own.
         relay: Whether connections may go over the server's relay, which carries what it cannot read.  "auto": until there is a
             direct path, which is looked for at the same time and afterwards.  "never": no relay is asked for.  "always":
             nothing is punched.
         allow_unauthenticated: Also reach, and be reached by, programs that speak the founding protocol only, by `connect_raw`
             and `listen_raw`; nothing else changes.
+        lan: Pinned peers in our own network are also found there, by multicast, and find us while we serve, with no server;
+            False sends nothing there, nor does a peer that always uses the relay.
+        port_mapping: While we serve, our router is asked for a way in, by PCP, NAT-PMP or UPnP, which is taken back in the end.
         resume_timeout: Seconds for which streams wait, when the connection to a peer is lost, until there is another one; both
             sides have their own. 0: streams end with their connection.
         resume_buffer: Bytes sent and not acknowledged that are kept for each peer, 512 KiB at least; more wait with their
@@ -145,6 +152,8 @@ class Peer:
         profile: Profile | str | os.PathLike[str] | None = None,
         relay: RelayUse = "auto",
         allow_unauthenticated: bool = False,
+        lan: bool = True,
+        port_mapping: bool = True,
         resume_timeout: float = RESUME_TIMEOUT,
         resume_buffer: int = RESUME_BUFFER_BYTES,
         tracer: Tracer | None = None,
@@ -154,6 +163,8 @@ class Peer:
         self.profile: Final = profile if isinstance(profile, Profile) else Profile(profile)
         self._relay: Final[RelayUse] = relay
         self._allow_unauthenticated = allow_unauthenticated
+        self._has_lan: Final = lan and relay != "always"
+        self._is_mapping: Final = port_mapping
         self._trace = tracer or Tracer()
         servers = (rendezvous,) if isinstance(rendezvous, str) else rendezvous or ()
         self._servers = Servers(servers, default_port=RENDEZVOUS_PORT, tracer=self._trace)
@@ -182,7 +193,11 @@ class Peer:
         if self._started is None:  # others may have started it, too
             counter = ProfileCounter(self.profile.directory / "counter")
             table = ServiceTable(store, self._trace, self._events, issuer=identity.public)
-            self._started = Started(identity, counter, store, table, self._trace)
+            lan = Lan(tracer=self._trace) if self._has_lan else None
+            self._started = Started(identity, counter, store, table, self._trace, lan=lan)
+            if self._servers.specs:
+                self._started.spare = WarmPort(self._open_spare, tracer=self._trace)
+                self._started.spare.start()
 
     async def close(self) -> None:
         """Leave the server, close tunnels, sessions and sockets; waits at most about two seconds.  Closing twice is fine."""
@@ -280,7 +295,7 @@ class Peer:
             ConfigError: A direct path is required of a peer that always uses the relay.
             InvalidSpecError: `service` is a number and no port.
             UnknownPeerError: No key is pinned for the tag.
-            PeerOfflineError: Nobody is registered under the tag.
+            PeerOfflineError: Nobody is registered under the tag; without a server, nobody in our own network is the peer.
             RendezvousTimeoutError: No server answers.
             ResolveError: The server's name has no address.
             NoPathError: No connection came up.
@@ -322,9 +337,9 @@ class Peer:
     async def _dial(self, pinned: PinnedPeer, relay: RelayUse) -> Session:
         up, beginning = self._up, Beginning()
 
-        async def establish(pipe: Pipe, conkey: Conkey, _: PublicKey | None) -> Session:
+        async def establish(pipe: Pipe, conkey: Conkey, _: PublicKey | None) -> Beginning:
             selector = _later(conkey, pinned.tag)
-            return await connect_session(
+            await connect_session(
                 pipe,
                 identity=up.identity,
                 tag=pinned.tag,
@@ -334,13 +349,20 @@ class Peer:
                 options=self._options,
                 tracer=self._trace,
             )
+            return beginning
+
+        def keep(_: Beginning, calling: asyncio.Task[Any]) -> None:
+            assert beginning.session is not None  # that came up over the relay
+            beginning.session.attend(calling)
 
         try:
-            session = await self._call_known(pinned, establish, relay, Session.attend)
+            await self._call_known(pinned, establish, relay, keep)
         except BaseException:
             if beginning.session is not None:  # it came up in the very turn in which nobody wanted it any more
                 beginning.session.abort("cancelled")
             raise
+        session = beginning.session
+        assert session is not None  # one of the ways has begun it
         up.keep_called(session, is_direct=relay == "never")
         for ticket in pinned.tickets:
             session.show(ticket.raw)
@@ -366,6 +388,14 @@ class Peer:
         await self._call_known(pinned or PinnedPeer(session.tag, session.peer_key), establish, relay, keep)
 
     async def _call_known(self, pinned: PinnedPeer, establish: Establish[A], relay: RelayUse, keep: Keep[A]) -> A:
+        """Call with a server's help, and beside it in our own network: what comes up first counts."""
+        lan, call = self._up.lan, partial(self._call_by_name, pinned, establish, relay, keep)
+        if lan is None or (lan.trouble and self._servers.specs):
+            return await call()
+        near = LanCall(lan, pinned.key, pinned.tag, establish, tracer=self._trace)
+        return await (beside(call(), near.run()) if self._servers.specs else near.run())
+
+    async def _call_by_name(self, pinned: PinnedPeer, establish: Establish[A], relay: RelayUse, keep: Keep[A]) -> A:
         """Call a peer by the tag under which the server knows it; errors name it as it is called here."""
         try:
             return await self._call(pinned.wanted, establish, self._up.signer(pinned.key), relay=relay, keep=keep)
@@ -388,9 +418,7 @@ class Peer:
         reserving = asyncio.create_task(in_thread(self._up.counter.reserve))  # beside all else: a disk may be slow
 
         async def at(server: ServerSpec) -> A:
-            if relay != "never":
-                self._up.joining.expect(server.address)
-            port = await PunchPort.open(server, self._ttl, ways=self._up.ways, tracer=self._trace)
+            port = await self._fresh_port(server)
             try:
                 await asyncio.shield(reserving)
             except BaseException:
@@ -405,6 +433,21 @@ class Peer:
                 reserving.cancel()
                 await asyncio.gather(reserving, return_exceptions=True)
 
+    async def _open_spare(self) -> PunchPort:
+        """Open a port at the server that is asked first, and a connection to its relay beside."""
+        return await self._opened(await self._servers.numeric(self._servers.specs[0]))
+
+    async def _fresh_port(self, server: ServerSpec) -> PunchPort:
+        """Return a port for one attempt, which nothing has been punched from: the spare one, or one that is opened now."""
+        spare = self._up.spare
+        port = None if spare is None else await spare.take(server)
+        return port or await self._opened(server)
+
+    async def _opened(self, server: ServerSpec) -> PunchPort:
+        if self._relay != "never":
+            self._up.joining.expect(server.address)
+        return await PunchPort.open(server, self._ttl, ways=self._up.ways, tracer=self._trace)
+
     async def _attempt(
         self,
         port: PunchPort,
@@ -416,7 +459,10 @@ class Peer:
     ) -> A:
         """Make one attempt from a fresh port, which it closes."""
         try:
-            call = partial(Call[A], port, self._own_name, tag, establish, signer=signer, tracer=self._trace)
+            birthdays = self._up.birthdays
+            call = partial(
+                Call[A], port, self._own_name, tag, establish, signer=signer, birthdays=birthdays, tracer=self._trace
+            )
             if signer is None or relay == "never":
                 return await call().run()
             head_start = 0.0 if relay == "always" else RELAY_HEAD_START
@@ -458,6 +504,8 @@ class Peer:
         answering = await self._register(up)
         streams = RawStreams()
         try:
+            if answering is None:
+                raise ConfigError("raw streams come with the help of a server", "Peer(rendezvous='host:7000', …)")
             if answering.admit_raw is not None:
                 raise ConfigError("raw streams are listened for already", "End the other listen_raw first.")
             answering.admit_raw = streams.admit
@@ -564,7 +612,7 @@ class Peer:
         return await open_ssh(self, tag, known_host_keys=keys, username=username, service=service, **options)
 
     async def netcheck(self, *, timeout: float = 5.0) -> NetReport:
-        """Find out what our NAT does, as far as the server can help.
+        """Find out what our NAT does, as far as the server can help, and the router if it may be asked (`port_mapping`).
 
         Args:
             timeout: Seconds for each question.
@@ -575,7 +623,7 @@ class Peer:
         """
 
         async def at(server: ServerSpec) -> NetReport:
-            return await netcheck(server.address, timeout=timeout)
+            return await netcheck(server.address, timeout=timeout, asks_router=self._is_mapping)
 
         return await self._servers.first(at)
 
@@ -801,8 +849,11 @@ class Peer:
         self._events(event)
         up = self._started
         match event:
-            case PathSuspected() if up is not None and up.answering is not None:
-                self._reach_anew(up, up.answering)
+            case PathSuspected() if up is not None:
+                if up.spare is not None:
+                    up.spare.renew()
+                if up.answering is not None:
+                    self._reach_anew(up, up.answering)
             case ChannelLost() | SessionExpired() if up is not None:
                 asyncio.get_running_loop().call_soon(up.tidy)  # not now: the session is in the middle of something
             case _:
@@ -859,8 +910,8 @@ class Peer:
         if self._relay == "always":
             raise ConfigError(f"{what} needs a direct path, and the relay is always used", 'Peer(relay="auto").')
 
-    async def _register(self, up: Started) -> AnsweringPort:
-        """Be registered and answer calls until `up.leave`; all services share one registration."""
+    async def _register(self, up: Started) -> AnsweringPort | None:
+        """Be found and answer calls until `up.leave`; all services share one registration, None where there is no server."""
         tag = self._required_tag()
         up.answered_for += 1
         try:
@@ -871,11 +922,10 @@ class Peer:
         except BaseException:
             await up.leave()
             raise
-        assert up.answering is not None  # it stays as long as it is needed
-        return up.answering
+        return up.answering  # it stays as long as it is needed
 
     async def _answer(self, up: Started, tag: Tag) -> None:
-        async def admit(pipe: Pipe, conkey: str, key: PublicKey) -> None:
+        async def admit(pipe: Pipe, conkey: str, key: PublicKey | None = None) -> None:
             selector = _selector(conkey, "this machine")
             session = await accept_session(
                 pipe,
@@ -890,13 +940,13 @@ class Peer:
             )
             up.keep(session)
 
-        up.answering = await self._servers.first(lambda server: self._registered(server, tag, up.judge, admit))
+        up.answer_lan(admit)
+        if up.lan is None or self._servers.specs:
+            up.answering = await self._servers.first(lambda server: self._registered(server, tag, up.judge, admit))
 
     async def _registered(self, server: ServerSpec, tag: Tag, judge: IntentJudge, admit: Admit) -> AnsweringPort:
         """Register under a tag at a server, and answer calls there."""
-        if self._relay != "never":
-            self._up.joining.expect(server.address)
-        port = await PunchPort.open(server, self._ttl, ways=self._up.ways, tracer=self._trace)
+        port = await self._opened(server)
         credentials = KeyCredentials(self._up.identity, tag, server_key=server.key, join_token=server.join_token)
 
         def on_server(cause: str) -> None:
@@ -911,6 +961,8 @@ class Peer:
             admit,
             join=None if self._relay == "never" else self._up.joining.at(port, "callee"),
             is_punching=self._relay != "always",
+            is_mapping=self._is_mapping,
+            birthdays=self._up.birthdays,
             on_server=on_server,
             tracer=self._trace,
         )

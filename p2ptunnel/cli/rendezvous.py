@@ -11,14 +11,18 @@ import click
 
 from p2ptunnel.cli.commands import Group
 from p2ptunnel.cli.settings import Settings
+from p2ptunnel.cli.table import table
 from p2ptunnel.errors import ConfigError
 
 if TYPE_CHECKING:
+    from p2ptunnel.cli.output import Output
     from p2ptunnel.identity.keys import Identity
+    from p2ptunnel.protocol.tags import TagRecord
     from p2ptunnel.server import Rendezvous
     from p2ptunnel.server.registry import SqliteTags
     from p2ptunnel.server.rendezvous import RelayStats
     from p2ptunnel.server.web import Web
+    from p2ptunnel.trace import Sink, TraceEvent
     from p2ptunnel.types import Address
 
 __all__ = [
@@ -137,17 +141,36 @@ def tags() -> None:
 @tags.command("list", short_help="List them.", examples=("p2ptunnel rendezvous tags list",))
 @click.pass_obj
 def list_tags(settings: Settings) -> None:
-    """List the tags that are owned, the longest unseen first."""
-    import datetime
+    """List the tags that are owned, the longest unseen first.
 
-    from p2ptunnel.types import format_address
+    Not those under which machines wait for others to pair with; with --json these, too.
+    """
+    from p2ptunnel.types import paired_tag
 
     with _tags(settings) as store:
-        for record in store.records():
-            seen = datetime.datetime.fromtimestamp(record.seen_at, datetime.UTC).isoformat(timespec="minutes")
-            where = format_address(record.address) if record.address else "offline"
-            facts = {"tag": record.tag, "key": record.key, "seen_at": seen, "address": record.address}
-            settings.output.data(f"{record.tag}  {record.key}  {seen}  {where}", event="tag", **facts)
+        records = store.records()
+    if settings.output.as_json:
+        for record in records:
+            facts = {"tag": record.tag, "key": record.key, "seen_at": _seen(record), "address": record.address}
+            settings.output.data("", event="tag", **facts)
+        return
+    if shown := [record for record in records if not paired_tag(record.tag)]:
+        rows = [(record.tag, record.key, _seen(record), _where(record)) for record in shown]
+        settings.output.data(table(("TAG", "KEY", "SEEN", "AT"), rows))
+    else:
+        settings.output.say("No key owns a tag here")
+
+
+def _seen(record: TagRecord) -> str:
+    import datetime
+
+    return datetime.datetime.fromtimestamp(record.seen_at, datetime.UTC).isoformat(timespec="minutes")
+
+
+def _where(record: TagRecord) -> str:
+    from p2ptunnel.types import format_address
+
+    return format_address(record.address) if record.address else "offline"
 
 
 @tags.command("free", short_help="Free one.", examples=("p2ptunnel rendezvous tags free old-nas",))
@@ -205,11 +228,12 @@ async def _serve(
 
     identity = server_identity(settings)
     token = join_token(Path(join_token_file)) if join_token_file else ""
-    members = KeyList(Path(allow_keys)) if allow_keys else None
     written = settings.config.server
     quota = relay_quota or written.relay_quota
     elsewhere = tuple(text for text in relay if text != _HERE)
     with settings.tracer() as tracer:
+        tracer.add(_tell_members(settings.output))
+        members = KeyList(Path(allow_keys), tracer) if allow_keys else None
         server = Rendezvous(
             address_of(listen),
             alt_listen=[address_of(text) for text in alt_listen],
@@ -253,6 +277,17 @@ def server_identity(settings: Settings) -> Identity:
     return Profile(settings.profile.directory / _DIRECTORY).identity()
 
 
+def _tell_members(output: Output) -> Sink:
+    """Return a sink that says when the list of members cannot be read, and when it can again."""
+
+    def tell(event: TraceEvent) -> None:
+        if event.layer == "members":
+            is_lost = event.name == "unreadable"
+            output.say(f"{event.facts['reason']}; the list holds as it was" if is_lost else "the list of members is read again")
+
+    return tell
+
+
 async def tell_every(seconds: float | None, tell: Callable[[], None]) -> None:
     """Say every so many seconds, None: never, how a server stands; ends with the program."""
     import asyncio
@@ -294,6 +329,8 @@ def _tell(settings: Settings, server: Rendezvous) -> None:
     )
     if stats.relay is not None:
         text += f"; relay: {relay_text(stats.relay)}"
+    if stats.members:
+        text += f"; members as they were: {stats.members}"
     if settings.output.as_json:
         settings.output.data("", event="stats", **msgspec.to_builtins(stats))
     else:

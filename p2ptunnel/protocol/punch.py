@@ -17,6 +17,7 @@ from p2ptunnel.defaults import PHASE_MIN, PHASE_ROUND_TRIPS, SYN_REPEAT
 from p2ptunnel.errors import InvalidAddressError
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.protocol.machine import Event
+from p2ptunnel.protocol.nat import NatProfile
 from p2ptunnel.types import Address, Candidate, Transport
 from p2ptunnel.wire.messages import NatHints, RelayOffer
 
@@ -30,34 +31,43 @@ __all__ = [
     "HoleOpened",
     "LocalView",
     "Nominate",
+    "ObserveRow",
     "PunchStarted",
     "StopDialing",
     "aim",
     "own_candidates",
     "phase_length",
-    "sends_low",
     "tcp_targets",
+    "udp_targets",
 ]
 
-FailureKind: TypeAlias = Literal["rendezvous-silent", "offline", "refused", "rate-limited", "timeout", "forged", "key-changed"]
+FailureKind: TypeAlias = Literal[
+    "rendezvous-silent", "another-server", "offline", "refused", "rate-limited", "timeout", "forged", "key-changed"
+]
 
 
 class LocalView(msgspec.Struct, frozen=True):
     """What a side knows of its own port when an attempt begins.
 
-    candidates: TCP and UDP addresses at which others may find this port, best first.
+    candidates: TCP and UDP addresses at which others may find this port: as the server sees it, then as our router says.
     rtt: Seconds to the rendezvous server and back.
     can_open_low: It can send a SYN that dies on the way and survive the ICMP answer.
+    nat: What the NATs before the port do.
+    ports: Outside TCP ports that they have given lately, the last one last.
     """
 
     candidates: tuple[Candidate, ...] = ()
     rtt: float = 0.0
     can_open_low: bool = True
+    nat: NatProfile = NatProfile()
+    ports: tuple[int, ...] = ()
 
     @property
     def hints(self) -> NatHints:
-        """The same as the wire's `extra.nat`."""
-        return NatHints(low=self.can_open_low, rtt=min(round(self.rtt * 1000), 60_000))
+        """The wire's `extra.nat`; where our router keeps a way in over TCP and UDP, strangers get in."""
+        hints = self.nat.hints(can_open_low=self.can_open_low, rtt=self.rtt)
+        is_open = {"tcp", "udp"} == {candidate.proto for candidate in self.candidates if candidate.kind == "mapped"}
+        return msgspec.structs.replace(hints, is_open=True) if is_open else hints
 
 
 # --- what agents ask for and report ------------------------------------------------------------------------------------
@@ -99,6 +109,12 @@ class Dial(Event, frozen=True):
     targets: tuple[Address, ...]
     low: bool
     patience: float
+
+
+class ObserveRow(Event, frozen=True):
+    """See which port our sequential NAT gives just now to a new TCP flow, and tell by `observed`: the SYNs wait for that."""
+
+    token: str
 
 
 class StopDialing(Event, frozen=True):
@@ -149,18 +165,6 @@ def phase_length(own_rtt: float, other_rtt: float) -> float:
     return length if length < 0.9 * SYN_REPEAT else max(length, SYN_REPEAT + 1.25 * round_trip)
 
 
-def sends_low(role: Literal["caller", "callee"], phase: int, *, caller_can: bool, callee_can: bool) -> bool:
-    """Tell whether the SYNs of `role` in `phase` must die on the way.
-
-    Phase 0: the callee's, if it can, else the caller's.  Phase 1: the other side's.  Phase 2: nobody's.
-    """
-    if phase >= 2:
-        return False
-    first: Literal["caller", "callee"] = "callee" if callee_can else "caller"
-    opener = first if phase == 0 else ("caller" if first == "callee" else "callee")
-    return role == opener and (caller_can if role == "caller" else callee_can)
-
-
 def aim(named: Address, candidates: tuple[Candidate, ...] | None, server: Address) -> Address | str:
     """Return where a peer is, in its one spelling, or why nothing may be sent there.
 
@@ -202,7 +206,22 @@ def tcp_targets(candidates: tuple[Candidate, ...], peer: Address, server: Addres
         peer: What `aim` returned.
         server: As we reach it.
     """
-    named = (candidate.address for candidate in candidates if candidate.proto == "tcp")
-    aimed = (aim(address, candidates, server) for address in named)
-    targets = tuple(dict.fromkeys(address for address in aimed if not isinstance(address, str) and address[0] == peer[0]))
-    return targets or (peer,)
+    named = tuple(candidate for candidate in candidates if candidate.proto == "tcp")
+    return _aimed_at(named, peer, server) or (peer,)
+
+
+def udp_targets(candidates: tuple[Candidate, ...], peer: Address, server: Address) -> tuple[Address, ...]:
+    """Return where to send datagrams: where the server has seen the peer, and the one way in that its router keeps open there.
+
+    Args:
+        candidates: The peer's.
+        peer: What `aim` returned.
+        server: As we reach it.
+    """
+    mapped = tuple(candidate for candidate in candidates if (candidate.kind, candidate.proto) == ("mapped", "udp"))
+    return tuple(dict.fromkeys((peer, *_aimed_at(mapped, peer, server)[:1])))
+
+
+def _aimed_at(named: tuple[Candidate, ...], peer: Address, server: Address) -> tuple[Address, ...]:
+    aimed = (aim(candidate.address, named, server) for candidate in named)
+    return tuple(dict.fromkeys(address for address in aimed if not isinstance(address, str) and address[0] == peer[0]))

@@ -36,6 +36,7 @@ from p2ptunnel.protocol.tags import TagBook
 from p2ptunnel.server.control import ControlConnections
 from p2ptunnel.server.keeper import TagKeeper
 from p2ptunnel.server.listening import BACKLOG, bind_error, listening_socket
+from p2ptunnel.server.members import KeyList
 from p2ptunnel.server.registry import TagStore
 from p2ptunnel.server.relay import RelayDriver
 from p2ptunnel.server.web import Web, WebFront
@@ -77,6 +78,7 @@ class ServerStats(msgspec.Struct, frozen=True):
         unwritten: How often the store could not be written.
         dropped: What was not taken and who was cut off, by reason.
         relay: None where there is none.
+        members: Why the list of members cannot be read, and holds as it was read last; empty: it can, or there is none.
     """
 
     online: int
@@ -88,6 +90,7 @@ class ServerStats(msgspec.Struct, frozen=True):
     unwritten: int
     dropped: dict[str, int]
     relay: RelayStats | None
+    members: str = ""
 
 
 class Rendezvous:
@@ -102,7 +105,7 @@ class Rendezvous:
         identity: The server's own key, which registrations are signed for; None: nobody can tell it from another.
         store: Where owned tags outlive the server; None: nowhere.  Closed with the server.
         join_token: What members must know; empty: everybody is served.
-        members: The public keys, as text, of whom it serves; None: everybody.
+        members: The public keys, as text, of whom it serves, such as a `KeyList`; None: everybody.
         relay: Also carry, as they are, the bytes of peers that it has introduced and that find no direct path.
         relays: Relays on other machines that do so in its place, each `host:port#p2p:KEY` as it has announced itself; one of
             them, by lot, is named for each call.  A name is looked up at the start.
@@ -146,6 +149,7 @@ class Rendezvous:
         self._trace = tracer or Tracer()
         self._observer = Observer()
         self._tags = TagBook()
+        self._members = members
         judge = Judge(identity, join_token=join_token, members=members)
         if compat_seed and judge.is_private:
             hint = "Serve those programs at a server of their own."
@@ -211,6 +215,7 @@ class Rendezvous:
             unwritten=0 if self._keeper is None else self._keeper.failures,
             dropped=dict(self.dropped),
             relay=None if self._relay is None else relay_stats(self._relay),
+            members=self._members.problem if isinstance(self._members, KeyList) else "",
         )
 
     async def start(self) -> None:

@@ -57,6 +57,9 @@ class Beginning:
         self.turn: Final = asyncio.Lock()
         """Of saying HELLO for a session that does not exist yet: two at one time would make two sessions."""
 
+    def abort(self, reason: str = "") -> None:
+        """End nothing: that one way is not wanted any more is no reason to end what another one may have begun."""
+
     @contextlib.asynccontextmanager
     async def patience(self) -> AsyncGenerator[None]:
         """Limit the time for which a channel has the turn: a way that goes silent must not keep a good one from beginning."""

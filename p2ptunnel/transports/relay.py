@@ -29,8 +29,8 @@ from p2ptunnel.net.sockets import ANY_IPV4, is_tcp, local_address, reset_close
 from p2ptunnel.net.watch import Watch
 from p2ptunnel.protocol.machine import new_mid
 from p2ptunnel.transports.tcp import TcpPipe
-from p2ptunnel.types import Address, Path, clean, format_address
-from p2ptunnel.wire.messages import MalformedMessageError, RelayJoin, RelayJoinAnswer, RelayRole, decode, encode
+from p2ptunnel.types import Address, Path, Role, clean, format_address
+from p2ptunnel.wire.messages import MalformedMessageError, RelayJoin, RelayJoinAnswer, decode, encode
 
 __all__ = ["RelayPipe", "ask_relay", "join_relay", "read_line"]
 
@@ -133,7 +133,7 @@ class _Answer(asyncio.BufferedProtocol):
 async def join_relay(
     server: Address,
     token: str,
-    role: RelayRole,
+    role: Role,
     identity: Identity,
     *,
     server_key: str = "",
@@ -183,7 +183,7 @@ async def join_relay(
 async def ask_relay(
     server: Address,
     token: str,
-    role: RelayRole,
+    role: Role,
     identity: Identity,
     *,
     server_key: str = "",
@@ -206,7 +206,7 @@ async def ask_relay(
     return RelayPipe(sock, server, request.mid)
 
 
-def _signed(identity: Identity, token: str, role: RelayRole, server_key: str, grant: str) -> RelayJoin:
+def _signed(identity: Identity, token: str, role: Role, server_key: str, grant: str) -> RelayJoin:
     try:
         extra = relay_extra(identity, token, role, server_key=server_key, grant=grant)
         return RelayJoin(mid=new_mid(_dice), extra=extra)

@@ -38,15 +38,18 @@ from p2ptunnel.errors import (
 )
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.net.backoff import Backoff
-from p2ptunnel.net.tcp import Dialer, Listener, reset_close
+from p2ptunnel.net.tcp import Listener, reset_close
 from p2ptunnel.net.udp import UdpDriver
+from p2ptunnel.protocol.approach import Birthdays
+from p2ptunnel.protocol.birthday import BirthdayEnded, OpenHoles, SendProbes
 from p2ptunnel.protocol.callee import CallAnswered, CalleeAgent, CalleePort, Refusal
 from p2ptunnel.protocol.intent import IntentJudge
 from p2ptunnel.protocol.machine import Event
-from p2ptunnel.protocol.punch import Dial, StopDialing
+from p2ptunnel.protocol.punch import Dial, ObserveRow, StopDialing
 from p2ptunnel.protocol.registration import (
     AddressChanged,
     Credentials,
+    Displaced,
     Left,
     Registered,
     RegistrationLost,
@@ -56,6 +59,7 @@ from p2ptunnel.protocol.registration import (
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.relay import RelayPipe
 from p2ptunnel.transports.tcp import TcpPipe, read_preamble
+from p2ptunnel.traversal.attempt import AttemptSockets
 from p2ptunnel.traversal.port import PunchPort
 from p2ptunnel.traversal.report import ConnectedBy, path_of
 from p2ptunnel.types import Address, Tag, format_address
@@ -67,6 +71,8 @@ Admit: TypeAlias = Callable[[Pipe, str, PublicKey], Awaitable[None]]
 JoinAsCallee: TypeAlias = Callable[[str, RelayOffer | None], Awaitable[RelayPipe]]
 AdmitRaw: TypeAlias = Callable[[Pipe], Awaitable[None]]
 _dice: Final = random.SystemRandom()
+
+_ServerNews: TypeAlias = Registered | RegistrationRefused | RegistrationLost | ServerUnproven | Displaced
 
 
 class AnsweringPort:
@@ -82,6 +88,8 @@ class AnsweringPort:
             What comes over the relay is admitted in the same way, with the attempt's selector in the place of a conkey.
         join: Joins the relay for a call that is answered, by its token; None: nobody reaches us there.
         is_punching: Whether to punch; else callers reach us over the relay only.
+        is_mapping: Whether to ask our router for a way in as well, if we punch.
+        birthdays: What this machine has for them; None: there will be none.
         on_server: Called with the reason when the server is lost after all had been well, and with nothing when it is back.
 
     Attributes:
@@ -98,6 +106,8 @@ class AnsweringPort:
         *,
         join: JoinAsCallee | None = None,
         is_punching: bool = True,
+        is_mapping: bool = False,
+        birthdays: Birthdays | None = None,
         on_server: Callable[[str], None] | None = None,
         tracer: Tracer | None = None,
     ) -> None:
@@ -109,6 +119,7 @@ class AnsweringPort:
         self._admit = admit
         self._join = join
         self._is_punching = is_punching
+        self._is_mapping = is_mapping and is_punching
         self._trace = tracer or Tracer()
         self._machine = CalleePort(
             tag,
@@ -119,11 +130,12 @@ class AnsweringPort:
             screen=self._screen,
             judge=judge,
             is_punching=is_punching,
+            birthdays=birthdays,
         )
         self._driver = UdpDriver(self._machine, port.udp, self._on_event)
         port.serve(self._driver)
         self._listener: Listener | None = None
-        self._dialers: dict[str, Dialer] = {}
+        self._sockets: dict[str, AttemptSockets] = {}
         self._greetings: set[asyncio.Task[None]] = set()
         self._relayed: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
@@ -174,6 +186,8 @@ class AnsweringPort:
         self._driver.wake()
         observed = await self._registered
         self._watching = asyncio.create_task(self._watch_control())
+        if self._is_mapping:
+            self._port.ask_router(self._take_mapping)
         return observed
 
     def network_changed(self) -> None:
@@ -186,6 +200,7 @@ class AnsweringPort:
             self._renewed_at = time.monotonic()
             self._is_renewing = True
             self._port.forget_control()
+            self._port.ask_router_anew()
             self._machine.registration.network_changed(self._renewed_at)
             self._driver.wake()
 
@@ -200,21 +215,23 @@ class AnsweringPort:
         self._register_anew()
 
     async def close(self) -> None:
-        """Answer nobody any more, leave the server (waits at most a second), close every socket.
+        """Answer nobody any more, leave server and router (waits two seconds at most), close every socket.
 
         Cancelling skips the leaving; closing twice is fine.
         """
         is_registered = self._registered is not None and not self._is_closing
+        attempts = tuple(self._sockets.values())
         self._stop_answering()
         try:
             if is_registered:
                 self._machine.registration.leave(time.monotonic())
                 self._driver.wake()
-                await self._left.wait()
+                await asyncio.gather(self._left.wait(), self._port.leave_router())
         finally:
             self.abort()
             watching = () if self._watching is None else (self._watching,)
             await asyncio.gather(*self._greetings, *self._relayed, *watching, return_exceptions=True)
+            await asyncio.gather(*(sockets.wait_closed() for sockets in attempts))
 
     def abort(self) -> None:
         """Close every socket at once; the server forgets us when it has heard nothing for long enough."""
@@ -228,8 +245,10 @@ class AnsweringPort:
             self._renewal.cancel()
         if self._listener is not None:
             self._listener.close()
-        for dialer in self._dialers.values():
-            dialer.close()
+        for agent in self._machine.agents:
+            agent.abandon()
+        for sockets in self._sockets.values():
+            sockets.close()
         for task in (*self._greetings, *self._relayed, self._watching):
             if task is not None:
                 task.cancel()
@@ -240,6 +259,9 @@ class AnsweringPort:
         self._machine.view = self._port.view
         self._machine.registration.cookie = self._port.cookie
         self._machine.registration.server_key = self._port.server_key
+
+    def _take_mapping(self) -> None:
+        self._machine.view = self._port.view
 
     async def _watch_control(self) -> None:
         """Keep the standing TCP connection open; what ended it may have ended the registration or changed our address."""
@@ -268,17 +290,18 @@ class AnsweringPort:
     def _on_event(self, event: Event) -> None:
         self._trace("punch", type(event).__name__, **event.facts())
         match event:
-            case Dial() if not self._is_closing:
-                self._dial(event)
+            case Dial() | ObserveRow() | OpenHoles() | SendProbes() | BirthdayEnded() if not self._is_closing:
+                self._sockets_of(event.token).take(event)
             case StopDialing():
-                if event.token in self._dialers:
-                    self._dialers.pop(event.token).close()
-            case Registered() | RegistrationRefused() | RegistrationLost() | ServerUnproven():
+                if event.token in self._sockets:
+                    self._sockets.pop(event.token).close()
+            case Registered() | RegistrationRefused() | RegistrationLost() | ServerUnproven() | Displaced():
                 if isinstance(event, RegistrationLost):
                     self._port.udp_lost()
                 self._on_registration(event)
             case AddressChanged():
                 self._port.forget_control()  # the NAT forgot us: what it showed of TCP is old as well
+                self._port.ask_router_anew()  # so may be the outside address of its ways in
             case CallAnswered():
                 self._fruitless += 1
                 self._expect_relayed(event)
@@ -287,17 +310,22 @@ class AnsweringPort:
             case _:
                 pass
 
-    def _dial(self, wanted: Dial) -> None:
+    def _sockets_of(self, token: str) -> AttemptSockets:
         raw_hosts = [agent.caller[0] for agent in self._machine.agents if agent.is_seed_only]
         if self._listener is not None and raw_hosts:  # whose own side we know nothing of
             self._listener.expect(raw_hosts)
-        dialer = self._dialers.get(wanted.token)
-        if dialer is None:
-            dialer = Dialer(self._port.address, self._greet_soon, tracer=self._trace)
-            self._dialers[wanted.token] = dialer
-        dialer.start(wanted.targets, low_ttl=self._port.udp.opener_ttl if wanted.low else None, patience=wanted.patience)
+        if token not in self._sockets:
+            on_row = partial(self._on_row, token)
+            self._sockets[token] = AttemptSockets(self._port, self._greet_soon, on_row, tracer=self._trace)
+        return self._sockets[token]
 
-    def _on_registration(self, event: Registered | RegistrationRefused | RegistrationLost | ServerUnproven) -> None:
+    def _on_row(self, token: str, port: int | None) -> None:
+        agent = self._machine.agent(token)
+        if agent is not None:
+            agent.observed(port, time.monotonic())
+            self._driver.wake()
+
+    def _on_registration(self, event: _ServerNews) -> None:
         if self._registered is None or self._registered.done():
             self._tell_server(event)
             return
@@ -318,7 +346,7 @@ class AnsweringPort:
             case RegistrationLost():
                 self._registered.set_exception(RendezvousTimeoutError(server, TRANSACTION_TIMEOUT, self._port.silent_over))
 
-    def _tell_server(self, event: Registered | RegistrationRefused | RegistrationLost | ServerUnproven) -> None:
+    def _tell_server(self, event: _ServerNews) -> None:
         """Say that nobody finds us any more, or that they do again; once each."""
         is_found = isinstance(event, Registered)
         if self._on_server is None or is_found == self._is_found or self._is_closing:
@@ -333,6 +361,8 @@ class AnsweringPort:
                 self._on_server("no answer")
             case ServerUnproven():
                 self._on_server("whoever answers has not proved the server's key")
+            case Displaced():
+                self._on_server(f"another program has registered {self._tag} by this machine's key; is its profile a copy?")
 
     # --- connections --------------------------------------------------------------------------------------------------
 
@@ -355,17 +385,23 @@ class AnsweringPort:
 
     async def _greet(self, pipe: TcpPipe, sock: socket.socket, remote: Address) -> None:
         """Find out which call a connection belongs to, and make the channel."""
+        tried = [agent for agent in self._machine.agents if agent.caller[0] == remote[0]]
+        for agent in tried:
+            agent.connection_up()
         try:
             async with asyncio.timeout(PREAMBLE_TIMEOUT):
-                agent = await self._admit_connection(pipe, sock, remote)
+                chosen = await self._admit_connection(pipe, sock, remote)
         except (P2PTunnelError, OSError) as error:  # a stranger, a withdrawn connection, a peer we do not admit
             reason = str(error) or f"not admitted in {PREAMBLE_TIMEOUT:g} s"  # the end of the time has no text of its own
             self._trace("traversal", "connection_refused", remote=format_address(remote), reason=reason)
+            for agent in tried:
+                agent.connection_failed(time.monotonic())
+            self._driver.wake()
             return
         self._connections += 1
         self._fruitless = 0
-        if not agent.is_over:
-            agent.channel_accepted(self._connections)
+        if not chosen.is_over:
+            chosen.channel_accepted(self._connections)
             self._driver.wake()
 
     async def _admit_connection(self, pipe: TcpPipe, sock: socket.socket, remote: Address) -> CalleeAgent:

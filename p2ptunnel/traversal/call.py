@@ -24,11 +24,14 @@ from p2ptunnel.errors import (
     RateLimitedError,
     RendezvousError,
     RendezvousTimeoutError,
+    ServerKeyError,
     ServerPrivateError,
 )
 from p2ptunnel.identity.keys import PublicKey
-from p2ptunnel.net.tcp import Dialer, Listener, reset_close
+from p2ptunnel.net.tcp import Listener, reset_close
 from p2ptunnel.net.udp import UdpDriver
+from p2ptunnel.protocol.approach import Birthdays
+from p2ptunnel.protocol.birthday import BirthdayEnded
 from p2ptunnel.protocol.caller import CallerAgent, CallerState
 from p2ptunnel.protocol.intent import CallSigner
 from p2ptunnel.protocol.machine import Event
@@ -36,14 +39,13 @@ from p2ptunnel.protocol.punch import (
     AnswerProved,
     CallFailed,
     CallOffered,
-    Dial,
     HoleOpened,
     Nominate,
     PunchStarted,
-    StopDialing,
 )
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.tcp import TcpPipe
+from p2ptunnel.traversal.attempt import AttemptSockets
 from p2ptunnel.traversal.port import PunchPort
 from p2ptunnel.traversal.report import ConnectedBy, attempt_lines, path_of
 from p2ptunnel.types import Address, Tag, format_address
@@ -94,6 +96,7 @@ class Call(Generic[T]):
         signer: Signs the call, and knows who is to answer; None: the callee speaks the founding protocol only.
         companion: Told what the call learns.
         is_punching: Whether to punch; else the call only finds out for its companion who answers.
+        birthdays: What this machine has for them; None: there will be none.
 
     Attributes:
         wanted: As it was given.
@@ -110,6 +113,7 @@ class Call(Generic[T]):
         signer: CallSigner | None,
         companion: Companion | None = None,
         is_punching: bool = True,
+        birthdays: Birthdays | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         self._port = port
@@ -129,14 +133,16 @@ class Call(Generic[T]):
             server_key=port.server_key,
             join=port.join,
             is_punching=is_punching,
+            birthdays=birthdays,
         )
         self._driver = UdpDriver(self._agent, port.udp, self._on_event)
         port.serve(self._driver)
-        self._dialer = Dialer(port.address, self._add, tracer=self._trace)
+        self._sockets = AttemptSockets(port, self._add, self._on_row, tracer=self._trace)
         self._listener: Listener | None = None
         self._connections: dict[int, TcpPipe] = {}
         self._last_connection = 0
         self._rtt: float | None = None
+        self._tried: TcpPipe | None = None
         self._nominating: asyncio.Task[None] | None = None
         self._result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._pinned = signer.callee if signer else None
@@ -176,7 +182,8 @@ class Call(Generic[T]):
 
     async def _close(self) -> None:
         self._result.cancel()
-        self._dialer.close()
+        self._agent.abandon()
+        self._sockets.close()
         if self._listener is not None:
             self._listener.close()
         if self._patience is not None:
@@ -188,6 +195,7 @@ class Call(Generic[T]):
         if self._nominating is not None and not self._nominating.done():
             self._nominating.cancel()
             await asyncio.gather(self._nominating, return_exceptions=True)
+        await self._sockets.wait_closed()
 
     # --- connections --------------------------------------------------------------------------------------------------
 
@@ -217,25 +225,33 @@ class Call(Generic[T]):
                 self._companion.proved(event.selector, event.key)
             case PunchStarted():
                 self._peer_host = event.peer[0]
-            case Dial():
-                ttl = self._port.udp.opener_ttl if event.low else None
-                self._dialer.start(event.targets, low_ttl=ttl, patience=event.patience)
-            case StopDialing():
-                self._dialer.close()
             case HoleOpened():
                 self._rtt = event.rtt
+                if self._tried is not None:
+                    self._tell_rtt(self._tried)
             case Nominate():
                 self._nominate_soon(self._connections.pop(event.connection), event.conkey)
             case CallFailed():
                 self._fail(self._error(event))
+            case BirthdayEnded():
+                self._broken.append(f"birthday: {event.why}" + (f", {event.probes} guesses" if event.probes else ""))
+                self._sockets.take(event)
             case _:
-                pass
+                self._sockets.take(event)
+
+    def _on_row(self, port: int | None) -> None:
+        self._agent.observed(port, time.monotonic())
+        self._driver.wake()
 
     def _nominate_soon(self, pipe: TcpPipe, conkey: str) -> None:
-        pipe.path = msgspec.structs.replace(pipe.path, rtt=self._rtt)
+        self._tried = pipe
+        self._tell_rtt(pipe)
         self._nominating = asyncio.create_task(self._nominate(pipe, conkey))
         self._nominating.add_done_callback(self._on_nominated)
         self._nominating.add_done_callback(lambda _: pipe.abort())  # also of one that was cancelled before it began
+
+    def _tell_rtt(self, pipe: TcpPipe) -> None:
+        pipe.path = msgspec.structs.replace(pipe.path, rtt=self._rtt)
 
     async def _nominate(self, pipe: Pipe, conkey: str) -> None:
         try:
@@ -284,6 +300,8 @@ class Call(Generic[T]):
                 return PeerOfflineError(self.wanted, server)
             case "rendezvous-silent":
                 return RendezvousTimeoutError(server, TRANSACTION_TIMEOUT, self._port.silent_over)
+            case "another-server":
+                return ServerKeyError(server)
             case "rate-limited":
                 return RateLimitedError(server, failed.retry_after)
             case "timeout":
@@ -307,4 +325,4 @@ class Call(Generic[T]):
                 return RendezvousError(server, failed.text, failed.code)
 
     def _attempts(self) -> tuple[str, ...]:
-        return (*attempt_lines(self._dialer.records), *self._broken)
+        return (*attempt_lines(self._sockets.records), *self._broken)

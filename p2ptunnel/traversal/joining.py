@@ -14,8 +14,8 @@ from p2ptunnel.transports.relay import RelayPipe, ask_relay, join_relay
 from p2ptunnel.transports.spare import Spares
 from p2ptunnel.traversal.port import PunchPort
 from p2ptunnel.traversal.ways import Ways
-from p2ptunnel.types import Address, ServerSpec
-from p2ptunnel.wire.messages import RelayOffer, RelayRole
+from p2ptunnel.types import Address, Role, ServerSpec
+from p2ptunnel.wire.messages import RelayOffer
 
 __all__ = ["Joining"]
 
@@ -42,7 +42,7 @@ class Joining:
         if self._ways.known(server) is None:
             self._spares.keep(server)
 
-    def at(self, port: PunchPort, role: RelayRole) -> _Join:
+    def at(self, port: PunchPort, role: Role) -> _Join:
         """Return what joins the relay for a call that the server of `port` has introduced: the one that it names, or itself.
 
         What it returns raises what `join_relay` does, and RemoteProtocolError where the server names a relay that it has not

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, Self
 
@@ -18,14 +19,17 @@ from p2ptunnel.identity.judge import join_proof
 from p2ptunnel.net.dial import punch_socket
 from p2ptunnel.net.hops import opener_ttl
 from p2ptunnel.net.interfaces import source_address
-from p2ptunnel.net.reflexive import TcpControl, observe_udp
+from p2ptunnel.net.portmap import PortMapper
+from p2ptunnel.net.reflexive import TcpControl, observe_tcp, observe_udp
 from p2ptunnel.net.sockets import ANY_IPV4, can_open_low, is_loopback
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
 from p2ptunnel.net.web import WebLinks, WebRoute
+from p2ptunnel.protocol.nat import NatProfile
 from p2ptunnel.protocol.punch import LocalView, own_candidates
 from p2ptunnel.trace import Tracer
+from p2ptunnel.traversal.profile import observe_profile
 from p2ptunnel.traversal.ways import Ways
-from p2ptunnel.types import Address, ServerSpec, format_address
+from p2ptunnel.types import Address, Candidate, ServerSpec, format_address
 from p2ptunnel.wire.messages import Message, encode
 
 __all__ = ["OpenerTtl", "PunchPort", "take_number"]
@@ -81,25 +85,28 @@ class PunchPort:
         is_udp_silent: Whether the server does not hear us over UDP, so that its messages go over the standing TCP connection.
     """
 
-    def __init__(self, number: tuple[UdpSocket, socket.socket], spec: ServerSpec, ways: Ways, tracer: Tracer) -> None:
+    def __init__(self, number: tuple[UdpSocket, socket.socket], spec: ServerSpec, tracer: Tracer, ways: Ways | None = None) -> None:
         self.udp: Final = number[0]
         self.spec: Final = spec
         self.server: Final = spec.address
         self.control: TcpControl | None = None
         self.web: WebRoute | None = None
-        self._ways: Final = ways
+        self._ways: Final = ways or Ways(WebLinks())
         self._reserved: Final = number[1]
         self._trace = tracer
         self._control_lost = asyncio.Event()
         self._seen_udp: Address | None = None
         self.is_udp_silent = False
         self._driver: UdpDriver | None = None
+        self._mapper: PortMapper | None = None
+        self._nat = NatProfile()
+        self._ports: tuple[int, ...] = ()
 
     @classmethod
     async def open(
         cls, at: ServerSpec | Address, ttl: OpenerTtl, *, ways: Ways | None = None, tracer: Tracer | None = None
     ) -> Self:
-        """Take a free number and learn how it looks from outside over TCP.
+        """Take a free number and learn how it looks from outside over TCP, and what the NATs before it do.
 
         A server that cannot be reached over TCP costs the candidate, not the port.
 
@@ -117,7 +124,7 @@ class PunchPort:
         spec = at if isinstance(at, ServerSpec) else ServerSpec(at)
         server = spec.address
         local = source_address(server[0]) if is_loopback(server[0]) else ANY_IPV4 if ":" not in server[0] else "::"
-        port = cls(take_number(local, trace), spec, ways or Ways(WebLinks()), trace)
+        port = cls(take_number(local, trace), spec, trace, ways)
         hops = asyncio.create_task(ttl.towards(server))
         try:
             await port._observe_first()
@@ -140,7 +147,15 @@ class PunchPort:
         control = self.control
         over_tcp = () if control is None else own_candidates("tcp", control.observed, self.server)
         over_udp = () if self._seen_udp is None else own_candidates("udp", self._seen_udp, self.server)
-        return LocalView((*over_tcp, *over_udp), 0.0 if control is None else control.rtt, can_open_low())
+        candidates = (*over_tcp, *over_udp)
+        mapped = self._mapped({candidate.host for candidate in candidates})
+        rtt = 0.0 if control is None else control.rtt
+        return LocalView((*candidates, *mapped), rtt, can_open_low(), self._nat, self._ports)
+
+    def _mapped(self, seen: set[str]) -> Iterator[Candidate]:
+        """Yield the ways in that our router keeps open, unless another NAT stands above it."""
+        mappings = [] if self._mapper is None else [self._mapper.mapped("tcp"), self._mapper.mapped("udp")]
+        yield from (mapping.candidate for mapping in mappings if mapping is not None and mapping.external[0] in seen)
 
     @property
     def silent_over(self) -> str:
@@ -149,8 +164,13 @@ class PunchPort:
 
     @property
     def cookie(self) -> str:
-        """The server's cookie for our address, empty if it has given none."""
-        return "" if self.control is None else self.control.cookie
+        """The server's cookie for our address, empty if it has given none.
+
+        Nor is there one from a server of another key than was given to us: asked without, it says again who it is, and that is
+        the failure then, and not what such a server refuses.
+        """
+        is_another = self.control is not None and self.spec.key not in {"", self.control.server_key}
+        return "" if self.control is None or is_another else self.control.cookie
 
     @property
     def server_key(self) -> str:
@@ -162,7 +182,10 @@ class PunchPort:
         return join_proof(self.spec.join_token, self.spec.key, cookie, call.encode())
 
     async def observe(self, *, timeout: float = TRANSACTION_TIMEOUT) -> bool:
-        """Open the standing TCP connection to the server, anew if there is one; return whether there is one now."""
+        """Open the standing TCP connection to the server, anew if there is one; return whether there is one now.
+
+        Where the server has other observers they are asked as well, which takes two round trips more.
+        """
         self.forget_control()
         try:
             self.control, self.web = await self._ways.first(self.spec, lambda web: self._open_control(web, timeout))
@@ -174,6 +197,9 @@ class PunchPort:
         self._trace("traversal", "tcp_observed", address=format_address(self.control.observed), way=way)
         if not self.control.is_open:  # it ended before it was ours
             self.forget_control()
+        elif self.web is None:
+            self._nat, self._ports = await observe_profile(self.address, self.control)
+            self._trace("traversal", "nat_seen", tcp=self._nat.tcp.kind, udp=self._nat.udp.kind)
         return True
 
     async def _open_control(self, web: WebRoute | None, timeout: float) -> TcpControl:
@@ -186,6 +212,17 @@ class PunchPort:
             connect=None if web is None else partial(self._ways.links.connect, web),
             tracer=self._trace,
         )
+
+    async def observe_row(self) -> int | None:
+        """Return the outside port that a new TCP flow has just been given, None if nobody tells.
+
+        Not from this port: a NAT that remembers an earlier flow from here to the server would show that one.
+        """
+        try:
+            return (await observe_tcp(0, self.server)).address[1]
+        except (P2PTunnelError, OSError) as error:
+            self._trace("traversal", "row_unobserved", reason=str(error))
+            return None
 
     async def _observe_first(self) -> None:
         """Observe over TCP, and ask over UDP meanwhile whether the server is there at all, so that nobody waits for both."""
@@ -239,6 +276,26 @@ class PunchPort:
         if self._driver is not None:
             self._driver.receive(encode(message), self.server)
 
+    def ask_router(self, on_change: Callable[[], None]) -> None:
+        """Ask our router for a way in, unless the server is on loopback; nobody waits for what it says.
+
+        Args:
+            on_change: Called when `view` has another one; may be at once.
+        """
+        if self._mapper is None and not is_loopback(self.server[0]):
+            self._mapper = PortMapper(self.address, on_change=lambda _: on_change(), tracer=self._trace)
+            self._mapper.start()
+
+    def ask_router_anew(self) -> None:
+        """Ask whatever router is there now, as if the network had changed."""
+        if self._mapper is not None:
+            self._mapper.refresh()
+
+    async def leave_router(self) -> None:
+        """Take back what the router was asked for; waits for it two seconds at most."""
+        if self._mapper is not None:
+            await self._mapper.aclose()
+
     async def wait_control_lost(self) -> None:
         """Wait until there is no standing TCP connection."""
         await self._control_lost.wait()
@@ -249,10 +306,13 @@ class PunchPort:
             self.control.abort()
             self.control = None
         self._seen_udp = None
+        self._nat, self._ports = NatProfile(), ()
         self._control_lost.set()
 
     def close(self) -> None:
         """Close every socket of the port; closing twice is fine."""
         self.forget_control()
+        if self._mapper is not None:
+            self._mapper.abort()
         self._reserved.close()
         self.udp.close()

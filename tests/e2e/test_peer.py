@@ -354,7 +354,7 @@ def test_a_peer_that_is_offline_is_named(tmp_path: Path) -> None:
 
 def test_without_a_server_it_is_said_how_to_name_one(tmp_path: Path) -> None:
     async def main() -> None:
-        async with Peer(LAPTOP, profile=tmp_path) as laptop, Peer(HOME, profile=tmp_path / "home") as home:
+        async with Peer(LAPTOP, profile=tmp_path, lan=False) as laptop, Peer(HOME, profile=tmp_path / "home") as home:
             laptop.peers.add(HOME, home.key)
             for work in (laptop.connect(HOME), laptop.netcheck(), laptop.serve({"echo": echo})):
                 await refused(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.store import Profile
 from p2ptunnel.protocol.tags import TagRecord
 from p2ptunnel.server.registry import SqliteTags
-from p2ptunnel.types import parse_server
+from p2ptunnel.types import pairing_tag, parse_server
 from tests.unit.cli.running import call, started
 
 KEY = str(Identity.from_seed(bytes(32)).public)
@@ -140,12 +141,23 @@ def test_tags_are_listed_the_longest_unseen_first(tmp_path: Path, capsys: pytest
     kept(tmp_path, TagRecord("nas", KEY, now, ("198.51.100.7", 40001), 1), TagRecord("old", KEY, now - 86_400))
     code, out, _ = call(capsys, "--profile", tmp_path, "rendezvous", "tags", "list")
     assert code == 0
-    old, nas = str(out).splitlines()
+    head, old, nas = str(out).splitlines()
+    assert head.split() == ["TAG", "KEY", "SEEN", "AT"]
     assert old.startswith(f"old  {KEY}  ")
     assert old.endswith("offline")
     assert nas.endswith("198.51.100.7:40001")
+    assert [head.index("AT"), old.index("offline")] == [nas.index("198.51.100.7")] * 2
     _, out, _ = call(capsys, "--json", "--profile", tmp_path, "rendezvous", "tags", "list")
     assert [json.loads(text)["tag"] for text in str(out).splitlines()] == ["old", "nas"]
+
+
+def test_tags_under_which_machines_wait_to_be_paired_are_listed_for_programs_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept(tmp_path, TagRecord(pairing_tag("nas"), KEY, time.time()))
+    assert call(capsys, "--profile", tmp_path, "rendezvous", "tags", "list").out == ""
+    _, out, _ = call(capsys, "--json", "--profile", tmp_path, "rendezvous", "tags", "list")
+    assert json.loads(str(out))["tag"] == "nas.pair"
 
 
 def test_a_tag_is_freed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,6 +180,23 @@ def test_a_tag_is_freed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 )
 def test_what_makes_no_sense_is_misuse(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
     assert call(capsys, "--profile", tmp_path, "rendezvous", *words).code == 2
+
+
+def test_a_list_of_keys_that_becomes_garbage_is_told_and_holds_as_it_was(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"{KEY}\n", encoding="ascii")
+    words = ("--profile", tmp_path, "rendezvous", "--listen", "127.0.0.1:0", "--allow-keys", keys, "--stats", "1")
+    with started(*words, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        keys.write_text("nonsense\n", encoding="ascii")
+        told = next(line for line in process.stderr if "the list holds as it was" in line)
+        assert "'nonsense' is no key" in told
+        stats = next(line for line in process.stderr if "members as they were" in line)
+        assert "'nonsense' is no key" in stats
+        keys.write_text(f"{KEY}\n", encoding="ascii")
+        assert next(line for line in process.stderr if line.startswith("the list of members is read again"))
 
 
 def test_a_list_of_keys_that_is_missing_lets_no_server_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

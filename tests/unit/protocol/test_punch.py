@@ -1,8 +1,6 @@
-"""The plan of a punch: whose SYNs die on the way in which phase, how long a phase is, where SYNs go."""
+"""The plan of a punch: how long a phase is, where SYNs go."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import pytest
 
@@ -14,37 +12,14 @@ from p2ptunnel.protocol.punch import (
     aim,
     own_candidates,
     phase_length,
-    sends_low,
     tcp_targets,
+    udp_targets,
 )
-from p2ptunnel.types import Candidate
+from p2ptunnel.types import Candidate, Transport
 from p2ptunnel.wire.messages import NatHints
 
-Role = Literal["caller", "callee"]
 PEER = ("198.51.100.2", 40002)
 SERVER = ("203.0.113.1", 7000)
-
-
-@pytest.mark.parametrize(
-    ("caller_can", "callee_can", "plan"),
-    [  # who sends low in phases 0, 1, 2
-        (True, True, ("callee", "caller", None)),
-        (False, True, ("callee", None, None)),
-        (True, False, ("caller", None, None)),
-        (False, False, (None, None, None)),
-    ],
-)
-def test_who_opens_in_which_phase(caller_can: bool, callee_can: bool, plan: tuple[Role | None, ...]) -> None:
-    roles: tuple[Role, ...] = ("caller", "callee")
-    for phase, opener in enumerate(plan):
-        low = [role for role in roles if sends_low(role, phase, caller_can=caller_can, callee_can=callee_can)]
-        assert low == ([opener] if opener else [])
-
-
-@pytest.mark.parametrize("phase", [2, 3, 10])
-@pytest.mark.parametrize("role", ["caller", "callee"])
-def test_from_the_third_phase_on_all_is_plain(role: Role, phase: int) -> None:
-    assert not sends_low(role, phase, caller_can=True, callee_can=True)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +71,33 @@ def test_syns_go_to_the_host_that_the_server_saw(
     candidates: tuple[Candidate, ...], targets: tuple[tuple[str, int], ...]
 ) -> None:
     assert tcp_targets(candidates, PEER, SERVER) == targets
+
+
+@pytest.mark.parametrize(
+    ("candidates", "targets"),
+    [
+        ((), (PEER,)),
+        ((Candidate("srflx", "udp", PEER[0], 40_009),), (PEER,)),
+        ((Candidate("mapped", "tcp", PEER[0], 40_009),), (PEER,)),
+        ((Candidate("mapped", "udp", PEER[0], 40_009),), (PEER, (PEER[0], 40_009))),
+        (tuple(Candidate("mapped", "udp", PEER[0], port) for port in (40_009, 40_010)), (PEER, (PEER[0], 40_009))),
+        ((Candidate("mapped", "udp", *PEER),), (PEER,)),
+        ((Candidate("mapped", "udp", PEER[0], 22),), (PEER,)),
+        ((Candidate("mapped", "udp", "192.0.2.66", 40_009), Candidate("mapped", "udp", "100.64.0.2", 40_009)), (PEER,)),
+    ],
+)
+def test_datagrams_go_to_the_host_that_the_server_saw_and_to_what_its_router_keeps_open_there(
+    candidates: tuple[Candidate, ...], targets: tuple[tuple[str, int], ...]
+) -> None:
+    assert udp_targets(candidates, PEER, SERVER) == targets
+
+
+@pytest.mark.parametrize(("kept", "is_open"), [((), None), (("tcp",), None), (("udp",), None), (("tcp", "udp"), True)])
+def test_who_is_let_in_as_a_stranger_over_both_transports_says_that_it_is_open(
+    kept: tuple[Transport, ...], is_open: bool | None
+) -> None:
+    candidates = (Candidate("srflx", "tcp", *PEER), *(Candidate("mapped", transport, *PEER) for transport in kept))
+    assert LocalView(candidates).hints.is_open is is_open
 
 
 def test_hints_are_in_milliseconds_and_bounded() -> None:

@@ -228,7 +228,7 @@ async def proxy(monkeypatch: pytest.MonkeyPatch, proxying: Proxying, user: str =
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         tasks.add(asyncio.current_task())  # type: ignore[arg-type]
         writers.append(writer)
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             await proxying(reader, writer)
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import partial
 
 import pytest
 
 from p2ptunnel.defaults import OPENER_TTL_UNKNOWN
 from p2ptunnel.errors import RendezvousTimeoutError
+from p2ptunnel.net.gateway import Gateway
 from p2ptunnel.net.hops import Hops
+from p2ptunnel.net.portmap import PortMapper
 from p2ptunnel.protocol.observer import Observer
 from p2ptunnel.server import Rendezvous
+from p2ptunnel.trace import Tracer
 from p2ptunnel.traversal import port as module
-from p2ptunnel.traversal.port import OpenerTtl, PunchPort
-from p2ptunnel.types import Address, Candidate
+from p2ptunnel.traversal.port import OpenerTtl, PunchPort, take_number
+from p2ptunnel.types import Address, Candidate, ServerSpec
 from p2ptunnel.wire.messages import Message, ReflexiveProbe
 from tests.helpers import run
 from tests.helpers.turns import cancel_at_each_turn
+from tests.unit.net.test_portmap import Router, a_router
 from tests.unit.traversal.wires import LOOPBACK, scripted_server, silent_server
 
 AFAR: Address = ("203.0.113.1", 7000)
@@ -152,5 +157,67 @@ def test_hops_that_do_not_answer_are_guessed_and_those_of_loopback_never_asked(m
     async def main() -> None:
         assert await OpenerTtl().towards(AFAR) == OPENER_TTL_UNKNOWN
         assert await OpenerTtl().towards(("127.0.0.1", 7000)) == OPENER_TTL_UNKNOWN
+
+    run(main())
+
+
+# --- the router -------------------------------------------------------------------------------------------------------
+
+
+async def afar(monkeypatch: pytest.MonkeyPatch) -> tuple[PunchPort, Router]:
+    """A port whose server is out in the internet, and the router on the way there."""
+    router = await a_router(monkeypatch)
+    monkeypatch.setattr(module, "PortMapper", partial(PortMapper, find=lambda _: Gateway("127.0.0.1", "127.0.0.1")))
+    return PunchPort(take_number("127.0.0.1", Tracer()), ServerSpec(AFAR), Tracer()), router
+
+
+async def until_mapped(port: PunchPort) -> None:
+    """Ask the router, and wait until it has answered for both transports."""
+    told = asyncio.Queue[None]()
+    port.ask_router(lambda: told.put_nowait(None))
+    await told.get()
+    await told.get()
+
+
+@pytest.mark.parametrize(("observed", "is_told"), [("198.51.101.7", True), ("198.51.101.8", False)])
+def test_peers_are_told_what_the_router_keeps_open_unless_another_nat_stands_above_it(
+    observed: str, is_told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        port, router = await afar(monkeypatch)
+        port._seen_udp = (observed, 40_000)
+        await until_mapped(port)
+        kept = [Candidate("mapped", transport, "198.51.101.7", port.address[1]) for transport in ("tcp", "udp")]
+        assert port.view.candidates == (Candidate("srflx", "udp", observed, 40_000), *(kept if is_told else []))
+        await port.leave_router()
+        assert router.fake.mappings == {}
+        assert port.view.candidates == (Candidate("srflx", "udp", observed, 40_000),)
+        port.close()
+        router.transport.close()
+
+    run(main())
+
+
+def test_the_router_is_asked_once_and_told_when_the_port_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        port, router = await afar(monkeypatch)
+        port.ask_router_anew()  # nothing was asked for
+        await until_mapped(port)
+        port.ask_router(lambda: pytest.fail("asked twice"))
+        assert len(router.fake.heard) == 2
+        port.close()  # at once: there is nobody to wait
+        await router.forgets()
+        port.close()
+        router.transport.close()
+
+    run(main())
+
+
+def test_for_a_server_on_loopback_no_router_is_asked() -> None:
+    async def main() -> None:
+        port = PunchPort(take_number("127.0.0.1", Tracer()), ServerSpec(("127.0.0.1", 7000)), Tracer())
+        port.ask_router(lambda: pytest.fail("asked"))
+        await port.leave_router()
+        port.close()
 
     run(main())
