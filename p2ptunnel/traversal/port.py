@@ -85,7 +85,9 @@ class PunchPort:
         is_udp_silent: Whether the server does not hear us over UDP, so that its messages go over the standing TCP connection.
     """
 
-    def __init__(self, number: tuple[UdpSocket, socket.socket], spec: ServerSpec, tracer: Tracer, ways: Ways | None = None) -> None:
+    def __init__(
+        self, number: tuple[UdpSocket, socket.socket], spec: ServerSpec, tracer: Tracer, ways: Ways | None = None
+    ) -> None:
         self.udp: Final = number[0]
         self.spec: Final = spec
         self.server: Final = spec.address
