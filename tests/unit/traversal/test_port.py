@@ -118,7 +118,7 @@ def test_a_server_that_refuses_tcp_costs_the_candidate_only() -> None:
     async def main() -> None:
         async with scripted_server(observing) as server:
             port = await PunchPort.open(server.address, OpenerTtl())
-            assert port.view.candidates == ()
+            assert port.view.candidates == (Candidate("srflx", "udp", *port.address),)
             assert port.view.rtt == 0
             assert port.cookie == ""
             assert port.silent_over == "UDP or TCP"
