@@ -29,6 +29,7 @@ from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
+from fuzz.quic import DATAGRAMS, FRAMES, HELLOS, QuicDatagramReader, QuicFrameReader, read_hello
 from p2ptunnel import addresses, config, types
 from p2ptunnel.defaults import WEB_FRAME_MAX_BYTES
 from p2ptunnel.errors import AuthenticationError, ConfigError, P2PTunnelError
@@ -367,6 +368,9 @@ TARGETS: Final[dict[str, Target]] = {
         (stun.encode_response(bytes(12), ("192.0.2.1", 7)), stun.encode_response(bytes(12), ("2001:db8::1", 7))),
         (stun.MalformedStunError,),
     ),
+    "quic-datagrams": Target(QuicDatagramReader(), DATAGRAMS, ()),
+    "quic-hellos": Target(read_hello, HELLOS, ()),
+    "quic-frames": Target(QuicFrameReader(), FRAMES, ()),
     "pcp": Target(pcp.decode, _pcp_answers(), (pcp.MalformedPcpError,)),
     "nat-pmp": Target(natpmp.decode, _natpmp_answers(), (natpmp.MalformedNatPmpError,)),
     "routers": Target(_RouterReader(), (*_pcp_answers(), *_natpmp_answers()), ()),

@@ -160,6 +160,14 @@ RENEWAL_PAUSE: Final = 2.0  # between renewals of a registration because a path 
 REDIAL_STAGGER: Final = 2.0  # after which a fresh attempt begins beside one that has not come up yet
 REDIALS_AT_ONCE: Final = 3
 
+# --- QUIC over a punched UDP port -------------------------------------------------------------------------------------
+QUIC_DATAGRAM_BYTES: Final = 1200  # the most that QUIC may count on anywhere; nothing larger is tried, DF is set
+QUIC_WINDOW_BYTES: Final = 4 * 1024 * 1024  # what may come before it is taken: a tenth of a second at the most it can move
+QUIC_RECEIVE_BYTES: Final = 4 * 1024 * 1024  # of the kernel's memory for what has not been read yet
+CONSENT_EVERY: Final = 5.0  # x 0.8 to 1.2 (RFC 7675): NATs remember UDP for 30 s
+CONSENT_TIMEOUT: Final = 10.0  # without an answer, after which nothing but the question is sent
+CONSENT_PROBE_PAUSE: Final = 1.0  # between questions to where the peer seems to have moved
+
 # --- choosing between channels ----------------------------------------------------------------------------------------
 PING_STANDBY: Final = 15.0  # x 0.8 to 1.2, of silence on a channel that waits for its turn: NATs remember for longer
 SWITCH_PAUSE: Final = 10.0  # between two voluntary changes of path
@@ -266,8 +274,8 @@ CONTROL_PENALTY: Final = 90.0  # for a source whose connections began with junk,
 CONTROL_JUNK_BURST: Final = 10.0  # after so many: a web page asks a few times, behind the NAT of many peers,
 CONTROL_JUNK_PER_MINUTE: Final = 10.0  # or ever more than so many
 CONTROL_FIRST_LINE: Final = 5.0  # who says nothing by then is cut off
-CONTROL_IDLE: Final = 150.0  # peers send a line every 45 s
-CONTROL_KEEPALIVE: Final = 45.0
+CONTROL_IDLE: Final = 150.0  # peers send a line every 25 s
+CONTROL_KEEPALIVE: Final = 25.0  # NATs keep TCP mappings for longer; what it brings is a cookie, which is good for 30 s
 
 # --- the network around us --------------------------------------------------------------------------------------------
 OPENER_TTL_MEMORY: Final = 300.0  # the number of our own NATs changes with the network, not from call to call

@@ -212,8 +212,12 @@ class Started:
             self.replacing.cancel()
         self.dialing.cancel()
         self.registering.cancel()
+        spare = () if self.spare is None else (self.spare,)
+        for port in spare:
+            port.abort()
         try:
             await asyncio.gather(
+                *(port.close() for port in spare),
                 *(forward.close() for forward in self._forwards),
                 *(invitation.close() for invitation in self.invitations),
                 self._stop_replacing(),
@@ -229,8 +233,6 @@ class Started:
             for one in (self.answering, self._lan_answering, self.lan):
                 if one is not None:
                     one.abort()
-            if self.spare is not None:
-                await self.spare.close()
             await asyncio.gather(*(forward.close() for forward in self._forwards), self._links.close())
 
 

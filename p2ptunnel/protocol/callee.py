@@ -22,6 +22,7 @@ from p2ptunnel.defaults import (
 from p2ptunnel.errors import LocalProtocolError
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.protocol.approach import Approach, Birthdays
+from p2ptunnel.protocol.consent import Consent
 from p2ptunnel.protocol.intent import AttemptKeys, Call, CallVerdict, IntentJudge
 from p2ptunnel.protocol.limits import Buckets, Rate
 from p2ptunnel.protocol.machine import Datagram, Entropy, Event, MachineBase, new_secret
@@ -42,6 +43,7 @@ from p2ptunnel.wire.messages import (
     HoleAnswer,
     HoleProbe,
     Message,
+    NatHints,
     OpenTcp,
     OpenTcpAnswer,
     PunchAnswer,
@@ -147,6 +149,8 @@ class CalleeAgent(MachineBase):
         self._server = server
         self._view = view
         self._udp_port = udp_port
+        self._entropy = entropy
+        self._hints = notice.extra.nat or NatHints()
         self._expires_at: float | None = None
         self._approach = Approach(
             "callee",
@@ -166,6 +170,21 @@ class CalleeAgent(MachineBase):
     def is_over(self) -> bool:
         """The attempt has ended, one way or the other."""
         return self.state in {CalleeState.CHOSEN, CalleeState.OVER}
+
+    @property
+    def expects_quic(self) -> bool:
+        """Whether the caller may turn to QUIC: both sides can."""
+        return self._is_punching and self._sender is not None and self._hints.quic and self._view.can_quic
+
+    def consent(self) -> Consent:
+        """Return what keeps asking the caller, keyed like all that goes there.
+
+        Raises:
+            LocalProtocolError: Nobody has called with a key.
+        """
+        if self._sender is None or self._receiver is None:
+            raise LocalProtocolError("there is no key to ask for consent with")
+        return Consent(self.token, self.caller, self._sender, self._receiver, self._entropy)
 
     @property
     def targets(self) -> tuple[Address, ...]:

@@ -57,10 +57,13 @@ from p2ptunnel.protocol.registration import (
     ServerUnproven,
 )
 from p2ptunnel.trace import Tracer
+from p2ptunnel.transports.quic import QuicPipe
+from p2ptunnel.transports.quicport import QuicPort
 from p2ptunnel.transports.relay import RelayPipe
 from p2ptunnel.transports.tcp import TcpPipe, read_preamble
 from p2ptunnel.traversal.attempt import AttemptSockets
 from p2ptunnel.traversal.port import PunchPort
+from p2ptunnel.traversal.quic import QuicAnswers
 from p2ptunnel.traversal.report import ConnectedBy, path_of
 from p2ptunnel.types import Address, Tag, format_address
 from p2ptunnel.wire.messages import PunchNotice, RelayOffer
@@ -132,7 +135,9 @@ class AnsweringPort:
             is_punching=is_punching,
             birthdays=birthdays,
         )
-        self._driver = UdpDriver(self._machine, port.udp, self._on_event)
+        quic = QuicPort(port.udp, tracer=self._trace)
+        self._quic = QuicAnswers(quic, self._trace)
+        self._driver = UdpDriver(self._machine, port.udp, self._on_event, aside=quic)
         port.serve(self._driver)
         self._listener: Listener | None = None
         self._sockets: dict[str, AttemptSockets] = {}
@@ -230,7 +235,7 @@ class AnsweringPort:
         finally:
             self.abort()
             watching = () if self._watching is None else (self._watching,)
-            await asyncio.gather(*self._greetings, *self._relayed, *watching, return_exceptions=True)
+            await asyncio.gather(*self._greetings, *self._relayed, *watching, self._quic.close(), return_exceptions=True)
             await asyncio.gather(*(sockets.wait_closed() for sockets in attempts))
 
     def abort(self) -> None:
@@ -249,6 +254,7 @@ class AnsweringPort:
             agent.abandon()
         for sockets in self._sockets.values():
             sockets.close()
+        self._quic.cancel()
         for task in (*self._greetings, *self._relayed, self._watching):
             if task is not None:
                 task.cancel()
@@ -305,6 +311,7 @@ class AnsweringPort:
             case CallAnswered():
                 self._fruitless += 1
                 self._expect_relayed(event)
+                self._expect_quic(event)
             case Left():
                 self._left.set()
             case _:
@@ -398,11 +405,25 @@ class AnsweringPort:
                 agent.connection_failed(time.monotonic())
             self._driver.wake()
             return
+        self._accepted(chosen)
+
+    def _accepted(self, agent: CalleeAgent) -> None:
+        """A channel stands on a connection of the call."""
         self._connections += 1
         self._fruitless = 0
-        if not chosen.is_over:
-            chosen.channel_accepted(self._connections)
+        if not agent.is_over:
+            agent.channel_accepted(self._connections)
             self._driver.wake()
+
+    def _expect_quic(self, call: CallAnswered) -> None:
+        agent = self._machine.agent(call.token)
+        if agent is not None and agent.expects_quic and not self._is_closing:
+            self._quic.expect(agent, self._admit_quic)
+
+    async def _admit_quic(self, pipe: QuicPipe, agent: CalleeAgent) -> None:
+        assert agent.key is not None  # a program of the founding protocol knows no QUIC
+        await self._admit(pipe, agent.conkey, agent.key)
+        self._accepted(agent)
 
     async def _admit_connection(self, pipe: TcpPipe, sock: socket.socket, remote: Address) -> CalleeAgent:
         raw_agent = self._raw_agent(remote)

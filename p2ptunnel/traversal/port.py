@@ -27,6 +27,7 @@ from p2ptunnel.net.web import WebLinks, WebRoute
 from p2ptunnel.protocol.nat import NatProfile
 from p2ptunnel.protocol.punch import LocalView, own_candidates
 from p2ptunnel.trace import Tracer
+from p2ptunnel.transports.quic import can_quic
 from p2ptunnel.traversal.profile import observe_profile
 from p2ptunnel.traversal.ways import Ways
 from p2ptunnel.types import Address, Candidate, ServerSpec, format_address
@@ -152,7 +153,7 @@ class PunchPort:
         candidates = (*over_tcp, *over_udp)
         mapped = self._mapped({candidate.host for candidate in candidates})
         rtt = 0.0 if control is None else control.rtt
-        return LocalView((*candidates, *mapped), rtt, can_open_low(), self._nat, self._ports)
+        return LocalView((*candidates, *mapped), rtt, can_open_low(), self._nat, self._ports, can_quic())
 
     def _mapped(self, seen: set[str]) -> Iterator[Candidate]:
         """Yield the ways in that our router keeps open, unless another NAT stands above it."""

@@ -106,7 +106,7 @@ class NatHints(_Wire, frozen=True):
 
     tcp, udp: mapping class `eim`, `adm`, `seq`, `rnd` or `none`.  low: can send a SYN that dies on the way.
     rtt: round trip to the server in ms.  tcp_row, udp_row: where a `seq` stands.  so: its NAT lets a SYN in that meets one
-    of ours.  open: strangers get in.  Null or absent: not known.
+    of ours.  open: strangers get in.  quic: it can do QUIC over the punched UDP port.  Null or absent: not known, or no.
     """
 
     tcp: Annotated[str, Meta(max_length=4)] = ""
@@ -117,6 +117,7 @@ class NatHints(_Wire, frozen=True):
     udp_row: PortRow | None = None
     crosses: bool | None = field(default=None, name="so")
     is_open: bool | None = field(default=None, name="open")
+    quic: bool = False
 
 
 Candidates: TypeAlias = Annotated[tuple[Candidate, ...], Meta(max_length=CANDIDATES_MAX)]
