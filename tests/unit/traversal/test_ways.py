@@ -121,7 +121,13 @@ def test_what_has_worked_goes_first_for_a_while_and_no_longer_than_it_works(monk
         _, route = await ways.first(SERVER, back.open)
         assert (way_of(route), back.begun[:2], ways.known(SERVER.address)) == ("tcp", ["tls", "tcp"], None)
         await ways.first(SERVER, Network(tcp=(0.0, SILENT), tls=(0.0, None)).open)
+        [(known_at, _)] = ways._web.values()
+        await ways.first(SERVER, Network(tls=(0.0, None)).open)
+        assert ways._web[SERVER.address][0] == known_at  # the server's own port has its turn, however well another works
         monkeypatch.setattr(module, "WEB_MEMORY", 0.0)
+        assert ways.known(SERVER.address) is None
+        monkeypatch.undo()
+        ways.forget()
         assert ways.known(SERVER.address) is None
 
     run(main())
