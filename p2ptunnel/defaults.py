@@ -262,7 +262,7 @@ WEB_HANDSHAKES_OF_SOURCE_MAX: Final = 16
 
 # --- TCP connections of the rendezvous server -------------------------------------------------------------------------
 CONTROL_CONNECTIONS_MAX: Final = 20_000
-CONTROL_OF_SOURCE_MAX: Final = 1024  # a peer has one; a provider's NAT has many peers
+CONTROL_OF_SOURCE_MAX: Final = 1024  # a peer has up to three; a provider's NAT has many peers
 CONTROL_QUIET: Final = 0.25  # after which one that has said nothing counts as silent; peers speak at once
 CONTROL_SILENT_OF_SOURCE_MAX: Final = 16
 CONTROL_DROP_FROM: Final = 10  # silent ones of all sources, beyond which the next one costs one of them its place, by lot,
