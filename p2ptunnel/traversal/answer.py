@@ -293,7 +293,7 @@ class AnsweringPort:
         dialer.start(wanted.targets, low_ttl=self._port.udp.opener_ttl if wanted.low else None, patience=wanted.patience)
 
     def _on_registration(self, event: _ServerNews) -> None:
-        if self._registered is None or self._registered.done():
+        if self._registered is None or self._registered.done() or isinstance(event, Displaced):
             self._tell_server(event)
             return
         server = format_address(self._port.server)
