@@ -31,11 +31,9 @@ def test_json_and_stun_are_the_machines_whoever_speaks_quic_beside_them() -> Non
             for datagram in (b"\x7b\x80", b"\x40", b"\xff", b"\x43" + secrets.token_bytes(40), b"\xc3" + bytes(1199)):
                 assert far.quic.take(datagram, near.address) is False  # of no connection: counted like all that is malformed
             near.udp.send(b'{"t":30}', far.address)
-            transport = await ours.attach(Recorder)
-            while not far.machine.came:
+            while b'{"t":30}' not in far.machine.came:
                 await asyncio.sleep(0)
-            assert far.machine.came == [b'{"t":30}']
-            transport.abort()
+            ours.abort()
 
     run(scenario())
 
