@@ -199,6 +199,10 @@ def _bound_socket(local: Address, remote: Address | None, *, shared: bool) -> so
     return sock
 
 
+def _no_detour(_data: bytes, _destination: Address) -> bool:
+    return False
+
+
 class Aside(Protocol):
     """Whatever else lives on the port of a machine."""
 
@@ -240,6 +244,8 @@ class UdpDriver:
         self._udp = udp
         self._on_event = on_event
         self._clock = clock
+        self.detour: Callable[[bytes, Address], bool] = _no_detour
+        """Given each datagram and its destination; whether it has taken it, over something else than UDP."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watch: Watch | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -283,7 +289,14 @@ class UdpDriver:
 
     def _flush(self) -> None:
         for datagram in () if self._is_closed else self._machine.datagrams_to_send():
-            self._udp.send(datagram.data, datagram.destination, opener=datagram.opener)
+            if not self.detour(datagram.data, datagram.destination):
+                self._udp.send(datagram.data, datagram.destination, opener=datagram.opener)
+
+    def receive(self, data: bytes, source: Address) -> None:
+        """Take what has come from `source` over something else than UDP."""
+        if not self._is_closed:
+            self._machine.receive_datagram(data, source, self._clock())
+            self.wake()
 
     def _arm(self, now: float) -> None:
         """Keep exactly one timer, at the machine's next deadline."""

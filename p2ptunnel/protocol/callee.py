@@ -49,6 +49,7 @@ from p2ptunnel.wire.messages import (
     PunchAnswer,
     PunchAnswerExtra,
     PunchNotice,
+    RelayOffer,
     Signal,
     SignalAnswer,
     encode,
@@ -327,6 +328,7 @@ class CallAnswered(Event, frozen=True):
     Attributes:
         key: Who has signed it; None of a program of the founding protocol.
         selector: Of the attempt, 32 hex characters: what the caller shows over the relay; empty where nobody has signed.
+        offer: The relay, where it is not the server.
     """
 
     token: str
@@ -334,6 +336,7 @@ class CallAnswered(Event, frozen=True):
     is_seed_only: bool
     key: PublicKey | None = None
     selector: str = ""
+    offer: RelayOffer | None = None
 
 
 class CalleePort(MachineBase):
@@ -518,7 +521,7 @@ class CalleePort(MachineBase):
         self._agents[token] = agent
         self._answered.remember(token, b"", now)  # a late repetition of t=10 must not begin it anew
         selector = signed.keys.selector.hex() if signed else ""
-        self._events.append(CallAnswered(token, agent.caller, agent.is_seed_only, agent.key, selector))
+        self._events.append(CallAnswered(token, agent.caller, agent.is_seed_only, agent.key, selector, message.extra.relay))
         agent.start(now)
 
     def _make_room(self) -> None:

@@ -323,7 +323,7 @@ class CallerAgent(MachineBase):
             self._move(CallerTrigger.OFFERED)
             self._gives_up_at = now + PUNCH_TIMEOUT
             if self._signer is not None:
-                self._events.append(CallOffered(self.token))
+                self._events.append(CallOffered(self.token, extra.relay))
             if self._early is not None and self._early.token == self.token:
                 self._on_result(self._early, now)
         elif message.code == 401 and extra.cookie and self._given_server_key not in {"", extra.key}:

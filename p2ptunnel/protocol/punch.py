@@ -19,7 +19,7 @@ from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.nat import NatProfile
 from p2ptunnel.types import Address, Candidate, Transport
-from p2ptunnel.wire.messages import NatHints
+from p2ptunnel.wire.messages import NatHints, RelayOffer
 
 __all__ = [
     "AnswerProved",
@@ -76,9 +76,13 @@ class LocalView(msgspec.Struct, frozen=True):
 
 
 class CallOffered(Event, frozen=True):
-    """The server has introduced our signed call: it knows the callee, and under this token the relay knows both."""
+    """The server has introduced our signed call: it knows the callee, and under this token the relay knows both.
+
+    offer: The relay, where it is not the server.
+    """
 
     token: str
+    offer: RelayOffer | None = None
 
 
 class AnswerProved(Event, frozen=True):

@@ -66,12 +66,12 @@ from p2ptunnel.traversal.port import PunchPort
 from p2ptunnel.traversal.quic import QuicAnswers
 from p2ptunnel.traversal.report import ConnectedBy, path_of
 from p2ptunnel.types import Address, Tag, format_address
-from p2ptunnel.wire.messages import PunchNotice
+from p2ptunnel.wire.messages import PunchNotice, RelayOffer
 
 __all__ = ["Admit", "AdmitRaw", "AnsweringPort", "JoinAsCallee"]
 
 Admit: TypeAlias = Callable[[Pipe, str, PublicKey], Awaitable[None]]
-JoinAsCallee: TypeAlias = Callable[[str], Awaitable[RelayPipe]]
+JoinAsCallee: TypeAlias = Callable[[str, RelayOffer | None], Awaitable[RelayPipe]]
 AdmitRaw: TypeAlias = Callable[[Pipe], Awaitable[None]]
 _dice: Final = random.SystemRandom()
 
@@ -138,6 +138,7 @@ class AnsweringPort:
         quic = QuicPort(port.udp, tracer=self._trace)
         self._quic = QuicAnswers(quic, self._trace)
         self._driver = UdpDriver(self._machine, port.udp, self._on_event, aside=quic)
+        port.serve(self._driver)
         self._listener: Listener | None = None
         self._sockets: dict[str, AttemptSockets] = {}
         self._greetings: set[asyncio.Task[None]] = set()
@@ -196,6 +197,10 @@ class AnsweringPort:
 
     def network_changed(self) -> None:
         """Register anew at once, and look anew at how we are seen: our address may be another."""
+        self._port.is_udp_silent = False  # as far as anybody knows
+        self._register_anew()
+
+    def _register_anew(self) -> None:
         if self._watching is not None and not self._is_closing:
             self._renewed_at = time.monotonic()
             self._is_renewing = True
@@ -212,7 +217,7 @@ class AnsweringPort:
 
     def _renew(self) -> None:
         self._renewal = None
-        self.network_changed()
+        self._register_anew()
 
     async def close(self) -> None:
         """Answer nobody any more, leave server and router (waits two seconds at most), close every socket.
@@ -297,6 +302,8 @@ class AnsweringPort:
                 if event.token in self._sockets:
                     self._sockets.pop(event.token).close()
             case Registered() | RegistrationRefused() | RegistrationLost() | ServerUnproven() | Displaced():
+                if isinstance(event, RegistrationLost):
+                    self._port.udp_lost()
                 self._on_registration(event)
             case AddressChanged():
                 self._port.forget_control()  # the NAT forgot us: what it showed of TCP is old as well
@@ -432,14 +439,14 @@ class AnsweringPort:
         """Be there, should the caller come over the relay; punching goes on beside."""
         if self._join is None or call.key is None or self._is_closing or len(self._relayed) >= CALLS_MAX:
             return
-        waiting = asyncio.create_task(self._take_relayed(self._join, call.token, call.selector, call.key))
+        waiting = asyncio.create_task(self._take_relayed(partial(self._join, call.token, call.offer), call.selector, call.key))
         self._relayed.add(waiting)
         waiting.add_done_callback(self._relayed.discard)
 
-    async def _take_relayed(self, join: JoinAsCallee, token: str, selector: str, key: PublicKey) -> None:
+    async def _take_relayed(self, join: Callable[[], Awaitable[RelayPipe]], selector: str, key: PublicKey) -> None:
         """Join the relay for one call, and make the channel if its caller speaks there."""
         try:
-            pipe = await join(token)
+            pipe = await join()
             try:
                 async with asyncio.timeout(RELAY_JOIN_TIMEOUT):
                     await pipe.wait_heard()

@@ -52,8 +52,9 @@ from p2ptunnel.traversal.port import PunchPort
 from p2ptunnel.traversal.quic import QuicCall
 from p2ptunnel.traversal.report import ConnectedBy, attempt_lines, path_of
 from p2ptunnel.types import Address, Tag, format_address
+from p2ptunnel.wire.messages import RelayOffer
 
-__all__ = ["Abortable", "Call", "Companion", "Establish"]
+__all__ = ["Abortable", "Call", "Companion", "Conkey", "Establish"]
 
 
 class Abortable(Protocol):
@@ -67,8 +68,8 @@ class Abortable(Protocol):
 class Companion(Protocol):
     """What goes beside a call, and learns of it what it needs; neither method may wait or raise."""
 
-    def offered(self, token: str) -> None:
-        """Learn the token of the call, once more if the call was renewed."""
+    def offered(self, token: str, offer: RelayOffer | None) -> None:
+        """Learn the token of the call and which relay is for it, once more if the call was renewed; None: the server's own."""
         ...
 
     def proved(self, selector: str, key: PublicKey) -> None:
@@ -77,7 +78,10 @@ class Companion(Protocol):
 
 
 T = TypeVar("T", bound=Abortable)
-Establish: TypeAlias = Callable[[Pipe, str, PublicKey | None], Awaitable[T]]
+Conkey: TypeAlias = str | asyncio.Future[str]
+"""What names the attempt to whoever takes a connection; over the relay it may become known during the handshake only."""
+
+Establish: TypeAlias = Callable[[Pipe, Conkey, PublicKey | None], Awaitable[T]]
 _KEY_CHANGED_PATIENCE: Final = 1.0
 """Seconds: somebody with another key answered; the right one may still come up beside it, but nobody waits long for that."""
 
@@ -137,6 +141,7 @@ class Call(Generic[T]):
         quic = QuicPort(port.udp, tracer=self._trace)
         self._quic = QuicCall(quic, self._keep, self._trace)
         self._driver = UdpDriver(self._agent, port.udp, self._on_event, aside=quic)
+        port.serve(self._driver)
         self._sockets = AttemptSockets(port, self._add, self._on_row, tracer=self._trace)
         self._listener: Listener | None = None
         self._connections: dict[int, Pipe] = {}
@@ -225,7 +230,7 @@ class Call(Generic[T]):
         self._trace("punch", type(event).__name__, **event.facts())
         match event:
             case CallOffered() if self._companion is not None:
-                self._companion.offered(event.token)
+                self._companion.offered(event.token, event.offer)
             case AnswerProved() if self._companion is not None:
                 self._companion.proved(event.selector, event.key)
             case PunchStarted():

@@ -57,6 +57,7 @@ __all__ = [
     "RelayJoin",
     "RelayJoinAnswer",
     "RelayJoinExtra",
+    "RelayOffer",
     "Signal",
     "SignalAnswer",
     "SignalExtra",
@@ -182,6 +183,15 @@ class ConnectRequestExtra(_Wire, frozen=True):
     pad: Text = ""
 
 
+class RelayOffer(_Wire, frozen=True):
+    """`extra.relay`: the relay of this call, where it is not the server itself; `grant` is of `identity.grant`."""
+
+    host: Host
+    port: Port
+    key: Blob
+    grant: Blob
+
+
 class ConnectAnswerExtra(_Wire, frozen=True):
     """Body of -4: the token on success, a cookie or a wait on refusal."""
 
@@ -191,6 +201,7 @@ class ConnectAnswerExtra(_Wire, frozen=True):
     cookie: Blob = ""
     key: Blob = ""  # the server's public key, where it has one
     retry_after: Annotated[float, Meta(ge=0, le=86_400)] = 0
+    relay: RelayOffer | None = None
 
 
 class PunchNoticeExtra(_Wire, frozen=True):
@@ -203,6 +214,7 @@ class PunchNoticeExtra(_Wire, frozen=True):
     intent: Blob = ""
     cands: Candidates = ()
     nat: NatHints | None = None
+    relay: RelayOffer | None = None
 
 
 class PunchAnswerExtra(_Wire, frozen=True):
@@ -233,6 +245,7 @@ class RelayJoinExtra(_Wire, frozen=True):
     role: Annotated[str, Meta(max_length=8)]  # any text, so that one that is no `types.Role` is answered and not dropped
     key: Blob = ""
     sig: Blob = ""
+    grant: Blob = ""  # to a relay that is not the server: as the server has given it
 
 
 class SignalExtra(_Wire, frozen=True):
