@@ -46,10 +46,12 @@ if TYPE_CHECKING:
     from p2ptunnel.peer import Peer
     from p2ptunnel.server.rendezvous import Rendezvous
     from p2ptunnel.serving import Serving
+    from p2ptunnel.session.ping import PingReport, Pong
     from p2ptunnel.snapshot import PeerStatus, Snapshot
     from p2ptunnel.ssh.client import SSH
     from p2ptunnel.trace import JsonLines, TraceEvent, Tracer
     from p2ptunnel.transports.raw import RawStream
+    from p2ptunnel.traversal.explain import Explanation
     from p2ptunnel.traversal.netcheck import NetReport
     from p2ptunnel.tunnels.local import Forward
     from p2ptunnel.tunnels.spec import ServeSpec
@@ -66,6 +68,7 @@ __all__ = [
     "ChannelOpened",
     "Events",
     "EventsDropped",
+    "Explanation",
     "Forward",
     "Identity",
     "Invitation",
@@ -83,7 +86,9 @@ __all__ = [
     "PeerEvent",
     "PeerStatus",
     "PeerStore",
+    "PingReport",
     "PinnedPeer",
+    "Pong",
     "Profile",
     "PublicKey",
     "RawStream",
@@ -114,6 +119,7 @@ _HOMES: Final = {
     "ChannelOpened": "events",
     "Events": "events",
     "EventsDropped": "events",
+    "Explanation": "traversal.explain",
     "Forward": "tunnels.local",
     "Identity": "identity.keys",
     "Invitation": "pairing",
@@ -131,7 +137,9 @@ _HOMES: Final = {
     "PeerEvent": "events",
     "PeerStatus": "snapshot",
     "PeerStore": "identity.store",
+    "PingReport": "session.ping",
     "PinnedPeer": "identity.pinned",
+    "Pong": "session.ping",
     "Profile": "identity.store",
     "PublicKey": "identity.keys",
     "RawStream": "transports.raw",

@@ -26,6 +26,7 @@ from p2ptunnel.asking import AskCallback
 from p2ptunnel.defaults import (
     CONNECT_TIMEOUT,
     PAIRING_EXPIRES,
+    PING_TIMEOUT,
     RELAY_HEAD_START,
     RENDEZVOUS_PORT,
     RESUME_BUFFER_BYTES,
@@ -54,6 +55,7 @@ from p2ptunnel.events import (
     ChannelLost,
     EventHub,
     Events,
+    PathChanged,
     PathSuspected,
     PeerEvent,
     ServerFound,
@@ -71,6 +73,7 @@ from p2ptunnel.pairing import Invitation, Redemption, pairing_tag, require_elsew
 from p2ptunnel.protocol.intent import CallSigner, IntentJudge
 from p2ptunnel.serving import Allow, ServiceTable, Serving
 from p2ptunnel.session.pairing import PairingChannel
+from p2ptunnel.session.ping import Pinger, PingReport, Pong
 from p2ptunnel.session.session import (
     Beginning,
     Rejoined,
@@ -90,11 +93,13 @@ from p2ptunnel.transports.raw import RawStream, RawStreams
 from p2ptunnel.transports.relay import RelayPipe, join_relay
 from p2ptunnel.traversal.answer import Admit, AnsweringPort
 from p2ptunnel.traversal.call import Abortable, Call, Establish
+from p2ptunnel.traversal.explain import Explanation, explain
 from p2ptunnel.traversal.netcheck import NetReport, netcheck
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort
 from p2ptunnel.traversal.race import Keep, Race
 from p2ptunnel.traversal.relayed import RelayedCall
 from p2ptunnel.traversal.servers import Servers
+from p2ptunnel.traversal.tries import Tries
 from p2ptunnel.tunnels.local import Forward, open_forward
 from p2ptunnel.tunnels.spec import ServeSpec, Target, parse_target
 from p2ptunnel.types import Address, RelayUse, ServerSpec, Tag, format_address, parse_tag
@@ -162,6 +167,7 @@ class Peer:
         self._events: Final = EventHub()
         self._options: Final = SessionOptions(resume_timeout, resume_buffer, self._on_session_event)
         self._started: Started | None = None
+        self._tried: Final[dict[PublicKey, Tries]] = {}  # by peer what the last attempt has tried
 
     def __repr__(self) -> str:
         return f"<Peer {self.tag or 'without a tag'} via {', '.join(self._servers.texts) or 'no server'}>"
@@ -317,8 +323,12 @@ class Peer:
         if known is not None:
             with suppress(ChannelClosedError, ChannelLostError):  # it died unnoticed, or was about to end
                 return await open_on(known)
-        dialing = self._up.dialing.join((pinned.wanted, pinned.key, is_direct), lambda: self._dial(pinned, relay))
-        return await open_on(await dialing)
+        return await open_on(await self._dialled(pinned, relay))
+
+    async def _dialled(self, pinned: PinnedPeer, relay: RelayUse) -> Session:
+        """Return a session that is fresh; all who ask at one time share it."""
+        key = (pinned.wanted, pinned.key, relay == "never")
+        return await self._up.dialing.join(key, lambda: self._dial(pinned, relay))
 
     async def _dial(self, pinned: PinnedPeer, relay: RelayUse) -> Session:
         up, beginning = self._up, Beginning()
@@ -368,12 +378,17 @@ class Peer:
 
     async def _call_known(self, pinned: PinnedPeer, establish: Establish[A], relay: RelayUse, keep: Keep[A]) -> A:
         """Call a peer by the tag under which the server knows it; errors name it as it is called here."""
+        tries = self._tried[pinned.key] = Tries()
         try:
-            return await self._call(pinned.wanted, establish, self._up.signer(pinned.key), relay=relay, keep=keep)
+            return await self._call(pinned.wanted, establish, self._up.signer(pinned.key), relay=relay, keep=keep, tries=tries)
         except (PeerOfflineError, PeerRefusedError, NoPathError, PunchTimeoutError) as error:
-            if pinned.wanted == pinned.tag:
+            tries.error = error if pinned.wanted == pinned.tag else _by_name_here(error, pinned)
+            if tries.error is error:
                 raise
-            raise _by_name_here(error, pinned) from error
+            raise tries.error from error
+        except P2PTunnelError as error:
+            tries.error = error
+            raise
 
     async def _call(
         self,
@@ -384,18 +399,22 @@ class Peer:
         relay: RelayUse,
         keep: Keep[A] | None = None,
         servers: Servers | None = None,
+        tries: Tries | None = None,
     ) -> A:
         """Call; without a signer, a program of the founding protocol.  For `keep` see `Race`."""
+        tries = tries or Tries()
         reserving = asyncio.create_task(in_thread(self._up.counter.reserve))  # beside all else: a disk may be slow
 
         async def at(server: ServerSpec) -> A:
-            port = await PunchPort.open(server, self._ttl, tracer=self._trace)
+            with tries.begin("server", "t=5 over UDP and TCP: how do we look", remote=server.address) as looking:
+                port = await PunchPort.open(server, self._ttl, tracer=self._trace)
+                looking.end("answered", "it has told how this machine looks from outside")
             try:
                 await asyncio.shield(reserving)
             except BaseException:
                 port.close()
                 raise
-            return await self._attempt(port, tag, establish, signer, relay, keep)
+            return await self._attempt(port, tag, establish, signer, relay, keep, tries)
 
         try:
             return await (servers or self._servers).first(at)
@@ -412,14 +431,17 @@ class Peer:
         signer: CallSigner | None,
         relay: RelayUse,
         keep: Keep[A] | None,
+        tries: Tries,
     ) -> A:
         """Make one attempt from a fresh port, which it closes."""
         try:
-            call = partial(Call[A], port, self._own_name, tag, establish, signer=signer, tracer=self._trace)
+            call = partial(Call[A], port, self._own_name, tag, establish, signer=signer, tries=tries, tracer=self._trace)
             if signer is None or relay == "never":
                 return await call().run()
             head_start = 0.0 if relay == "always" else RELAY_HEAD_START
-            relayed = RelayedCall(self._joining(port, "caller"), establish, head_start=head_start, tracer=self._trace)
+            relayed = RelayedCall(
+                self._joining(port, "caller"), establish, head_start=head_start, tries=tries, tracer=self._trace
+            )
             return await Race(call(companion=relayed, is_punching=relay != "always"), relayed, keep).run()
         except BaseException:
             port.close()  # it may not have come to the call, whose it is: we may have been closed meanwhile
@@ -581,6 +603,86 @@ class Peer:
             return await netcheck(server.address, timeout=timeout)
 
         return await self._servers.first(at)
+
+    async def explain(self, tag: str, *, probe: bool = False, timeout: float = CONNECT_TIMEOUT) -> Explanation:
+        """Tell how the last attempt to reach a peer went: each way that was tried, when, how it ended, and what to do.
+
+        Where none was made yet, one is made now, which opens no stream; who answers is proved as ever.  That it comes to
+        nothing is told and not raised.
+
+        Args:
+            tag: The peer's.
+            probe: Make a fresh attempt in any case; a session that there is stays where it is until a better path is up.
+            timeout: Seconds for that attempt, all ways of it.
+
+        Raises:
+            UnknownPeerError: No key is pinned for the tag.
+            ConfigError: No server is given.
+        """
+        pinned = self._pinned(tag)
+        if probe or pinned.key not in self._tried:
+            await self._probe(pinned, timeout)
+        session = self._up.session_with(pinned)
+        return explain(pinned.tag, self._tried[pinned.key], None if session is None else session.path)
+
+    async def ping(
+        self,
+        tag: str,
+        *,
+        count: int | None = 4,
+        until_direct: bool = False,
+        timeout: float | None = PING_TIMEOUT,
+        tell: Callable[[Pong], None] | None = None,
+    ) -> PingReport:
+        """Measure round trips to a peer, a second apart, inside the connection that streams use; make one if there is none.
+
+        Args:
+            tag: The peer's.
+            count: How many; None: without end, or with `until_direct` until then.
+            until_direct: End as soon as the connection needs no relay.
+            timeout: Seconds for everything with `until_direct`, else until there is a connection; None: no limit.
+            tell: Told of each as it comes.
+
+        Returns:
+            All of them; one that nobody answered in five seconds has no `rtt`.  That it did not become direct in time is no
+            error: `is_direct` says so.
+
+        Raises:
+            ConfigError: `count` is below 1, or a path can never become direct.
+            P2PTunnelError: As `connect`, where no connection comes up.
+        """
+        if count is not None and count < 1:
+            raise ConfigError(f"a count of {count} pings", "1 or more.")
+        if until_direct and self._relay == "always":
+            raise ConfigError(
+                "a direct path is waited for, and the relay is always used", 'Peer(relay="auto"), or --relay auto.'
+            )
+        pinned, loop = self._pinned(tag), asyncio.get_running_loop()
+        began = loop.time()
+        session = self._up.session(pinned, is_direct=self._relay == "never")
+        if session is None:
+            session = await _within(timeout, pinned.tag, self._dialled(pinned, self._relay))
+        pinger = Pinger(session, self.events(PathChanged), tell or (lambda _: None))
+        left = None if timeout is None or not until_direct else began + timeout - loop.time()
+        return await pinger.run(count, until_direct=until_direct, seconds=left)
+
+    async def _probe(self, pinned: PinnedPeer, timeout: float) -> None:
+        """Try every way to a peer, and wait until none is tried any more."""
+        session = self._up.session(pinned, is_direct=self._relay == "never")
+
+        async def attempt() -> None:
+            if session is None:
+                await self._dialled(pinned, self._relay)
+            else:
+                await self._redial(session, "always" if self._relay == "always" else "never")
+            await self._tried[pinned.key].wait_idle()
+
+        try:
+            await _within(timeout, pinned.tag, attempt())
+        except ConfigError:
+            raise
+        except P2PTunnelError as error:
+            self._tried[pinned.key].error = error
 
     # --- pairing ------------------------------------------------------------------------------------------------------
 

@@ -41,6 +41,8 @@ COMMANDS: Final = (
     "ssh-config",
     "pipe",
     "status",
+    "ping",
+    "explain",
     "netcheck",
     "doctor",
     "id",

@@ -45,7 +45,8 @@ from p2ptunnel.protocol.punch import (
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.tcp import TcpPipe
 from p2ptunnel.traversal.port import PunchPort
-from p2ptunnel.traversal.report import ConnectedBy, attempt_lines, path_of
+from p2ptunnel.traversal.report import ConnectedBy, path_of
+from p2ptunnel.traversal.tries import Tries
 from p2ptunnel.types import Address, Tag, format_address
 
 __all__ = ["Abortable", "Call", "Companion", "Establish"]
@@ -90,6 +91,7 @@ class Call(Generic[T]):
         signer: Signs the call, and knows who is to answer; None: the callee speaks the founding protocol only.
         companion: Told what the call learns.
         is_punching: Whether to punch; else the call only finds out for its companion who answers.
+        tries: Where what it tries is noted.
 
     Attributes:
         wanted: As it was given.
@@ -106,6 +108,7 @@ class Call(Generic[T]):
         signer: CallSigner | None,
         companion: Companion | None = None,
         is_punching: bool = True,
+        tries: Tries | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         self._port = port
@@ -128,6 +131,7 @@ class Call(Generic[T]):
         )
         self._driver = UdpDriver(self._agent, port.udp, self._on_event)
         self._dialer = Dialer(port.address, self._add, tracer=self._trace)
+        self._tries = (tries or Tries()).call(port.server, port.address, lambda: self._dialer.records)
         self._listener: Listener | None = None
         self._connections: dict[int, TcpPipe] = {}
         self._last_connection = 0
@@ -137,7 +141,6 @@ class Call(Generic[T]):
         self._pinned = signer.callee if signer else None
         self._is_raw = signer is None
         self._peer_host = ""
-        self._broken: list[str] = []
         self._changed_key: PeerKeyChangedError | None = None
         self._patience: asyncio.TimerHandle | None = None
 
@@ -159,6 +162,7 @@ class Call(Generic[T]):
             if self.is_punching:
                 self._listener = Listener(self._port.address, self._on_accepted, is_limited=self._is_raw, tracer=self._trace)
             self._driver.start()
+            self._tries.start()
             self._agent.start(time.monotonic())
             self._driver.wake()
             return await self._result
@@ -172,6 +176,7 @@ class Call(Generic[T]):
     async def _close(self) -> None:
         self._result.cancel()
         self._dialer.close()
+        self._tries.close()
         if self._listener is not None:
             self._listener.close()
         if self._patience is not None:
@@ -205,6 +210,7 @@ class Call(Generic[T]):
 
     def _on_event(self, event: Event) -> None:
         self._trace("punch", type(event).__name__, **event.facts())
+        self._tries.note(event)
         match event:
             case CallOffered() if self._companion is not None:
                 self._companion.offered(event.token)
@@ -234,11 +240,11 @@ class Call(Generic[T]):
 
     async def _nominate(self, pipe: Pipe, conkey: str) -> None:
         try:
-            channel = await self._establish(pipe, conkey, self._agent.peer_key)
+            with self._tries.channel(pipe.path):
+                channel = await self._establish(pipe, conkey, self._agent.peer_key)
         except PeerKeyChangedError as error:
             self._fail_soon(error)
         except (ChannelError, OSError) as error:
-            self._broken.append(f"{format_address(pipe.path.remote)} connected: {error}")
             self._trace("traversal", "channel_failed", reason=str(error))
         except P2PTunnelError as error:
             self._fail(error)
@@ -282,7 +288,7 @@ class Call(Generic[T]):
             case "rate-limited":
                 return RateLimitedError(server, failed.retry_after)
             case "timeout":
-                return self._changed_key or NoPathError(self.wanted, self._attempts() or (failed.text,))
+                return self._changed_key or NoPathError(self.wanted, self._tries.lines or (failed.text,))
             case "key-changed":
                 assert self._pinned is not None
                 return PeerKeyChangedError(self.wanted, str(self._pinned))
@@ -300,6 +306,3 @@ class Call(Generic[T]):
                 return PeerRefusedError(self.wanted)
             case "refused":
                 return RendezvousError(server, failed.text, failed.code)
-
-    def _attempts(self) -> tuple[str, ...]:
-        return (*attempt_lines(self._dialer.records), *self._broken)

@@ -10,6 +10,8 @@ from p2ptunnel.abc import Pipe
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.trace import Tracer
 from p2ptunnel.traversal.call import Abortable, Establish
+from p2ptunnel.traversal.tries import Tries, Trying
+from p2ptunnel.types import format_address
 
 __all__ = ["Join", "RelayedCall"]
 
@@ -25,6 +27,7 @@ class RelayedCall(Generic[T]):
         join: Joins it.
         establish: Makes a channel, as for `Call`.
         head_start: Seconds that the direct call has from the callee's answer on.
+        tries: Where what comes of it is noted.
         tracer: Told why nothing came of it.
 
     Attributes:
@@ -32,13 +35,22 @@ class RelayedCall(Generic[T]):
         on_up: Called with what `establish` made, in the very turn.
     """
 
-    def __init__(self, join: Join, establish: Establish[T], *, head_start: float = 0.0, tracer: Tracer | None = None) -> None:
+    def __init__(
+        self,
+        join: Join,
+        establish: Establish[T],
+        *,
+        head_start: float = 0.0,
+        tries: Tries | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
         self.outcome: Final[asyncio.Future[T]] = asyncio.get_running_loop().create_future()
         self.outcome.add_done_callback(_retrieve)  # a direct call that came up first makes it nobody's business
         self.on_up: Callable[[T], None] = lambda _: None
         self._join: Final = join
         self._establish: Final = establish
         self._head_start: Final = head_start
+        self._tries: Final = tries or Tries()
         self._trace: Final = tracer or Tracer()
         self._proof: Final[asyncio.Future[tuple[str, PublicKey]]] = asyncio.get_running_loop().create_future()
         self._tasks: Final[list[asyncio.Task[None]]] = []  # the last one counts
@@ -71,6 +83,10 @@ class RelayedCall(Generic[T]):
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _run(self, token: str) -> None:
+        with self._tries.begin("relay", "t=6, and TLS through it", kind="relay") as trying:
+            await self._come_up(token, trying)
+
+    async def _come_up(self, token: str, trying: Trying) -> None:
         pipe = await self._join(token)
         try:
             selector, key = await asyncio.shield(self._proof)
@@ -78,6 +94,7 @@ class RelayedCall(Generic[T]):
             made = await self._establish(pipe, selector, key)
         finally:
             pipe.abort()  # unless a transport has it by now
+        trying.end("connected", f"by way of {format_address(pipe.path.remote)}")
         if self.outcome.done():  # an earlier join was refused, and the call has been given up for that
             made.abort("too late")
             return
