@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from p2ptunnel.trace import JsonLines, TraceEvent, Tracer
     from p2ptunnel.transports.raw import RawStream
     from p2ptunnel.traversal.explain import Explanation
-    from p2ptunnel.traversal.netcheck import NetReport
+    from p2ptunnel.traversal.netreport import NetReport
     from p2ptunnel.tunnels.local import Forward
     from p2ptunnel.tunnels.spec import ServeSpec
     from p2ptunnel.types import Path
@@ -125,7 +125,7 @@ _HOMES: Final = {
     "Invitation": "pairing",
     "IssuedTicket": "identity.pinned",
     "JsonLines": "trace",
-    "NetReport": "traversal.netcheck",
+    "NetReport": "traversal.netreport",
     "Opening": "abc",
     "P2PTunnelError": "errors",
     "Paired": "events",

@@ -209,6 +209,11 @@ CALLS_PER_SECOND_OF_CALLEE: Final = 20.0  # from all sources together
 CALLS_PER_SECOND_OF_SOURCE: Final = 10.0  # to all callees together: a private server verifies who asks
 CALLS_BURST_OF_SOURCE: Final = 100.0
 
+PROBES_BACK_PER_SECOND: Final = 0.1  # of one source, from one of our addresses, over one transport
+PROBES_BACK_BURST: Final = 6.0  # `netcheck` takes three: a datagram may be lost, and people look twice
+PROBES_BACK_MAX: Final = 64  # connections back that are under way, a descriptor each
+PROBE_BACK_PATIENCE: Final = 1.6  # kernels repeat a SYN after one second
+
 # --- tags ---------------------------------------------------------------------------------------------------------------
 TAGS_MAX: Final = 200_000  # owned at one server, about 0.5 KiB each
 TAGS_OF_KEY_MAX: Final = 64

@@ -94,7 +94,8 @@ from p2ptunnel.transports.relay import RelayPipe, join_relay
 from p2ptunnel.traversal.answer import Admit, AnsweringPort
 from p2ptunnel.traversal.call import Abortable, Call, Establish
 from p2ptunnel.traversal.explain import Explanation, explain
-from p2ptunnel.traversal.netcheck import NetReport, netcheck
+from p2ptunnel.traversal.netcheck import netcheck
+from p2ptunnel.traversal.netreport import NetReport
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort
 from p2ptunnel.traversal.race import Keep, Race
 from p2ptunnel.traversal.relayed import RelayedCall
@@ -588,11 +589,14 @@ class Peer:
         keys = await fetch_host_keys(self, tag, service)
         return await open_ssh(self, tag, known_host_keys=keys, username=username, service=service, **options)
 
-    async def netcheck(self, *, timeout: float = 5.0) -> NetReport:
-        """Find out what our NAT does, as far as the server can help.
+    async def netcheck(self, *, timeout: float = 5.0, brief: bool = False) -> NetReport:
+        """Find out what our NAT does, as far as the server can help, what the router says, and what to expect of peers.
+
+        Everything is asked at once.  The router is asked for a way in, which is given back.
 
         Args:
             timeout: Seconds for each question.
+            brief: Only how we look from outside, in a few round trips.
 
         Raises:
             RendezvousTimeoutError: No server answers.
@@ -600,7 +604,8 @@ class Peer:
         """
 
         async def at(server: ServerSpec) -> NetReport:
-            return await netcheck(server.address, timeout=timeout)
+            other = None if brief else await self._servers.other_family(server.address)
+            return await netcheck(server.address, timeout=timeout, brief=brief, other=other)
 
         return await self._servers.first(at)
 
