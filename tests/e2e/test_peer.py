@@ -465,8 +465,8 @@ def test_the_time_is_the_callers(tmp_path: Path) -> None:
                     laptop.connect(HOME, timeout=0.2),
                     PunchTimeoutError,
                     "no hole to home-nas opened in 0.2 s",
-                    "`p2ptunnel explain home-nas` shows each way that is tried; `p2ptunnel netcheck` on both machines, what their"
-                    " NATs do.",
+                    "`p2ptunnel explain home-nas` shows each way that is tried; `p2ptunnel netcheck` on both machines, what"
+                    " their NATs do.",
                 )
 
     run(main(), timeout=2)
