@@ -672,22 +672,27 @@ class Peer:
         return await pinger.run(count, until_direct=until_direct, seconds=left)
 
     async def _probe(self, pinned: PinnedPeer, timeout: float) -> None:
-        """Try every way to a peer, and wait until none is tried any more."""
+        """Try every way to a peer; wait until none is tried any more, and the session is on the best that came up."""
         session = self._up.session(pinned, is_direct=self._relay == "never")
 
         async def attempt() -> None:
             if session is None:
-                await self._dialled(pinned, self._relay)
+                reached = await self._dialled(pinned, self._relay)
             else:
+                reached = session
                 await self._redial(session, "always" if self._relay == "always" else "never")
-            await self._tried[pinned.key].wait_idle()
+            tries = self._tried[pinned.key]
+            await tries.wait_idle()
+            if tries.has_direct and reached.path.kind == "relay":
+                await moved.wait_for(lambda event: isinstance(event, PathChanged) and event.tag == reached.tag)
 
-        try:
-            await _within(timeout, pinned.tag, attempt())
-        except ConfigError:
-            raise
-        except P2PTunnelError as error:
-            self._tried[pinned.key].error = error
+        async with self.events(PathChanged) as moved:
+            try:
+                await _within(timeout, pinned.tag, attempt())
+            except ConfigError:
+                raise
+            except P2PTunnelError as error:
+                self._tried[pinned.key].error = error
 
     # --- pairing ------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import msgspec
 
 from p2ptunnel.defaults import PING_PATIENCE, PING_PAUSE
 from p2ptunnel.errors import ChannelError
-from p2ptunnel.events import Events, PathChanged
+from p2ptunnel.events import Events, EventsDropped, PathChanged, PeerEvent
 from p2ptunnel.session.live import Session
 from p2ptunnel.types import Path, Tag
 
@@ -111,14 +111,15 @@ class Pinger:
         is_moved = before is not None and (before.kind, before.remote) != (path.kind, path.remote)
         return Pong(number, rtt, path, before if is_moved else None)
 
+    def _is_ours(self, event: PeerEvent | EventsDropped) -> bool:
+        return isinstance(event, PathChanged) and event.tag == self._session.tag
+
     async def _pause(self) -> None:
         """Wait a second, or until the session has moved."""
         limit = asyncio.timeout(PING_PAUSE)
         try:
             async with limit:
-                async for event in self._changes:
-                    if isinstance(event, PathChanged) and event.tag == self._session.tag:
-                        return
+                await self._changes.wait_for(self._is_ours)
         except TimeoutError:
             if not limit.expired():
                 raise

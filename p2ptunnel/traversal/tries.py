@@ -127,6 +127,11 @@ class Tries:
         tried = [*(entry.now for entry in self._entries), *(each for call in self._calls for each in call.dials)]
         return tuple(sorted(tried, key=lambda each: each.start_ms))
 
+    @property
+    def has_direct(self) -> bool:
+        """Whether a connection of ours to the peer has shown that it is the peer's."""
+        return any(entry.now.way == "channel" and entry.now.outcome == "connected" for entry in self._entries)
+
     def begin(
         self,
         way: Way,
