@@ -407,9 +407,9 @@ class Peer:
         reserving = asyncio.create_task(in_thread(self._up.counter.reserve))  # beside all else: a disk may be slow
 
         async def at(server: ServerSpec) -> A:
-            with tries.begin("server", "t=5 over UDP and TCP: how do we look", remote=server.address) as looking:
+            with tries.begin("server", "t=5, UDP and TCP", remote=server.address) as looking:
                 port = await PunchPort.open(server, self._ttl, tracer=self._trace)
-                looking.end("answered", "it has told how this machine looks from outside")
+                looking.end("answered", "how this machine looks from outside")
             try:
                 await asyncio.shield(reserving)
             except BaseException:

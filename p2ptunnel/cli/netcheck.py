@@ -59,11 +59,9 @@ async def _netcheck(settings: Settings, brief: bool) -> None:
 
 
 def _text(report: NetReport) -> str:
-    parts = [_facts(report), _transports(report)]
-    if report.expectations:
-        parts += [_expectations(report)]
-    parts += [f"better: {each}" for each in report.improve]
-    return "\n".join((*parts, report.verdict))
+    tables = [_facts(report), _transports(report), *([_expectations(report)] if report.expectations else [])]
+    last = [*(f"better: {each}" for each in report.improve), report.verdict]
+    return "\n\n".join((*tables, "\n".join(last)))
 
 
 def _facts(report: NetReport) -> str:

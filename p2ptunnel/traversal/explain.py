@@ -24,9 +24,13 @@ _WAYS: Final = {
     "relay": "relay",
     "channel": "TLS",
 }
+_NO_SYN: Final = (
+    "No SYN got through: `p2ptunnel netcheck` on both machines tells whose NAT takes another port for each destination, or lets"
+    " in none that meets its own."
+)
 _STEPS: Final[dict[tuple[str, str], str]] = {
-    ("tcp", "silent"): "No SYN got through: `p2ptunnel netcheck` on both machines tells whose NAT takes another port for each"
-    " destination, or lets in none that meets its own.",
+    ("tcp", "silent"): _NO_SYN,
+    ("tcp", "replaced"): _NO_SYN,
     (
         "tcp",
         "refused",
@@ -47,7 +51,7 @@ class Explained(Try, frozen=True, kw_only=True):
     """One way that was tried, and what to do about it.
 
     Attributes:
-        next_step: For the person at the keyboard; empty where there is nothing to do.
+        next_step: For the person at the keyboard; empty where there is nothing to do, and beside a direct path.
     """
 
     next_step: str = ""
@@ -94,9 +98,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
         lines = [f"{'START':>8} {'END':>8}  {'WAY':<7}{'KIND':<7}{'OUTCOME':<11}WHAT"]
         lines += [_line(each) for each in self.tries]
         steps = dict.fromkeys(each.next_step for each in self.tries if each.next_step)
-        todo = (
-            [f"next: {step}" for step in (self.hint, *steps) if step] if self.path is None or self.path.kind == "relay" else []
-        )
+        todo = [f"next: {step}" for step in (self.hint, *steps) if step]
         return "\n".join((*(lines if self.tries else ()), self.verdict, *todo))
 
     def _repr_svg_(self) -> str:
@@ -116,13 +118,16 @@ def explain(tag: Tag, tries: Tries, path: Path | None) -> Explanation:
         path: Where the connection runs now, None if there is none.
     """
     error = tries.error if path is None else None
+    is_direct = path is not None and path.kind != "relay"
     return Explanation(
         tag=tag,
         began=tries.began_at,
         path=path,
         error="" if error is None else clean(str(error)),
         hint="" if error is None else error.hint,
-        tries=tuple(Explained(**msgspec.structs.asdict(each), next_step=next_step(each)) for each in tries.all),
+        tries=tuple(
+            Explained(**msgspec.structs.asdict(each), next_step="" if is_direct else next_step(each)) for each in tries.all
+        ),
     )
 
 

@@ -33,6 +33,11 @@ Outcome: TypeAlias = Literal[
 """How it ended; those of `net.dial.DialOutcome` mean the same here."""
 
 _MS: Final = 1000.0
+_REASONS: Final[dict[tuple[str | None, str], str]] = {
+    ("connected", "SYN 1"): "",
+    ("replaced", "given up"): "no answer until then",
+}
+"""Words of a dial that say too little, or too much, beside its outcome."""
 
 
 class Try(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,7 +207,7 @@ class Tries:
             start_ms=(record.started - self._start) * _MS,
             end_ms=None if record.ended is None else (record.ended - self._start) * _MS,
             outcome=record.outcome or "under way",
-            reason="" if record.reason == "SYN 1" else record.reason,
+            reason=_REASONS.get((record.outcome, record.reason), record.reason),
         )
 
     def _seconds(self) -> float:
@@ -235,14 +240,14 @@ class CallTries:
     def start(self) -> None:
         """Note that the server is asked for the peer; `close` must follow."""
         self._tries.begin_work()
-        self._asking = self._begin_asking("t=4: who is it, and where")
+        self._asking = self._begin_asking("t=4")
 
     def note(self, event: Event) -> None:
         """Note what the agent reports."""
         match event:
             case CallOffered():
-                self._end(self._asking, "answered", "the server knows the peer, and tells it of us")
-                self._asking = self._begin_asking("t=10, passed on to the peer")
+                self._end(self._asking, "answered", "the peer is registered there")
+                self._asking = self._begin_asking("t=10 to the peer")
             case AnswerProved():
                 self._end(self._asking, "answered", "the peer has signed its answer")
             case PunchStarted():

@@ -43,6 +43,7 @@ def tries() -> Tries:
 def test_a_path_is_the_verdict_and_what_failed_beside_it_needs_nothing_done() -> None:
     told = explain("home-nas", tries(), PATH)
     assert told.verdict == "home-nas: connected, direct tcp 198.51.100.7:40001, 31 ms there and back"
+    assert {each.next_step for each in told.tries} == {""}
     assert str(told) == "\n".join(
         (
             "   START      END  WAY    KIND   OUTCOME    WHAT",
@@ -77,7 +78,7 @@ def test_an_attempt_that_is_still_under_way_says_so() -> None:
 
 @pytest.mark.parametrize(
     ("way", "outcome", "has_step"),
-    [("tcp", "silent", True), ("tcp", "connected", False), ("relay", "failed", True), ("tcp", "replaced", False)],
+    [("tcp", "silent", True), ("tcp", "connected", False), ("relay", "failed", True), ("tcp", "replaced", True)],
 )
 def test_only_what_can_be_mended_has_a_next_step(way: Way, outcome: Outcome, has_step: bool) -> None:
     assert bool(next_step(Try(way=way, sent="", start_ms=0, outcome=outcome))) is has_step

@@ -65,7 +65,7 @@ def at(world: World, ms: float) -> None:
         ),
         (
             DialRecord(PEER, 2, 10.0, 10.3, "replaced", "given up"),
-            "198.51.100.7:40001 SYN with TTL 2: given up after 0.3 s",
+            "198.51.100.7:40001 SYN with TTL 2: no answer until then after 0.3 s",
         ),
         (
             DialRecord(("2001:db8::7", 40001), None, 10.0, 20.0, "silent", "no answer in 10 s"),
@@ -92,7 +92,7 @@ def test_a_call_is_told_step_by_step_with_the_time_of_each(world: World) -> None
     world.dials.append(DialRecord(PEER, None, 10.1, 10.2, "connected", "SYN 1"))
     call.close()
     assert world.told() == [
-        ("server", 0, pytest.approx(50), "answered", "the server knows the peer, and tells it of us"),
+        ("server", 0, pytest.approx(50), "answered", "the peer is registered there"),
         ("server", pytest.approx(50), pytest.approx(100), "answered", "the peer has signed its answer"),
         ("udp", pytest.approx(100), pytest.approx(200), "answered", "UDP passes both ways, 100 ms there and back"),
         ("tcp", pytest.approx(100), pytest.approx(200), "connected", ""),
