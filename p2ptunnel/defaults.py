@@ -210,7 +210,7 @@ CALLS_PER_SECOND_OF_SOURCE: Final = 10.0  # to all callees together: a private s
 CALLS_BURST_OF_SOURCE: Final = 100.0
 
 PROBES_BACK_PER_SECOND: Final = 0.1  # of one source, from one of our addresses, over one transport
-PROBES_BACK_BURST: Final = 6.0  # `netcheck` takes three: a datagram may be lost, and people look twice
+PROBES_BACK_BURST: Final = 12.0  # `netcheck` takes three, ten to watch mappings: datagrams are lost, and people look twice
 PROBES_BACK_MAX: Final = 64  # connections back that are under way, a descriptor each
 PROBE_BACK_PATIENCE: Final = 1.6  # kernels repeat a SYN after one second
 

@@ -589,7 +589,7 @@ class Peer:
         keys = await fetch_host_keys(self, tag, service)
         return await open_ssh(self, tag, known_host_keys=keys, username=username, service=service, **options)
 
-    async def netcheck(self, *, timeout: float = 5.0, brief: bool = False) -> NetReport:
+    async def netcheck(self, *, timeout: float = 5.0, brief: bool = False, watch: float = 0.0) -> NetReport:
         """Find out what our NAT does, as far as the server can help, what the router says, and what to expect of peers.
 
         Everything is asked at once.  The router is asked for a way in, which is given back.
@@ -597,6 +597,7 @@ class Peer:
         Args:
             timeout: Seconds for each question.
             brief: Only how we look from outside, in a few round trips.
+            watch: Seconds for which to watch how long our NAT remembers a silent UDP port; 0: not at all.
 
         Raises:
             RendezvousTimeoutError: No server answers.
@@ -605,7 +606,7 @@ class Peer:
 
         async def at(server: ServerSpec) -> NetReport:
             other = None if brief else await self._servers.other_family(server.address)
-            return await netcheck(server.address, timeout=timeout, brief=brief, other=other)
+            return await netcheck(server.address, timeout=timeout, brief=brief, other=other, watch=watch)
 
         return await self._servers.first(at)
 

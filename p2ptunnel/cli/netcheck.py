@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from p2ptunnel.cli.commands import Command
-from p2ptunnel.cli.settings import Settings
+from p2ptunnel.cli.settings import Duration, Settings
 from p2ptunnel.cli.table import table
 
 if TYPE_CHECKING:
-    from p2ptunnel.traversal.netreport import NetReport, TransportReport
+    from p2ptunnel.traversal.netreport import Lifetime, NetReport, TransportReport
 
 __all__ = ["command"]
 
@@ -33,12 +33,14 @@ _CARRIERS: Final = {"tcp": "TCP", "quic": "QUIC", "relay": "relay", "none": "not
     examples=(
         "p2ptunnel netcheck",
         "p2ptunnel --json netcheck",
+        "p2ptunnel netcheck --watch 2m",
         "p2ptunnel --json netcheck | jq -r '.expectations[] | [.kind, .carrier] | @tsv'",
     ),
 )
 @click.option("--brief", is_flag=True, help="Only how this machine looks from outside.")
+@click.option("--watch", metavar="TIME", type=Duration(), help="Also find out how long the NAT remembers a silent port: 2m.")
 @click.pass_obj
-def command(settings: Settings, brief: bool) -> int:
+def command(settings: Settings, brief: bool, watch: str | None) -> int:
     """Find out how this machine's NAT treats connections, and what to expect of peers; the last line is the verdict.
 
     Takes about three seconds, everything being asked at once. Two machines connect directly if at least one of their NATs
@@ -46,15 +48,18 @@ def command(settings: Settings, brief: bool) -> int:
     """
     from p2ptunnel.cli.running import run
 
-    return run(_netcheck(settings, brief)) or 0
+    return run(_netcheck(settings, brief, watch)) or 0
 
 
-async def _netcheck(settings: Settings, brief: bool) -> None:
+async def _netcheck(settings: Settings, brief: bool, watch: str | None) -> None:
     import msgspec
 
+    from p2ptunnel.config import parse_duration
+
+    seconds = 0.0 if watch is None else parse_duration(watch)
     with settings.tracer() as tracer:
         async with settings.peer(tracer) as peer:
-            report = await peer.netcheck(timeout=settings.timeout or _TIMEOUT, brief=brief)
+            report = await peer.netcheck(timeout=settings.timeout or _TIMEOUT, brief=brief, watch=seconds)
     settings.output.data(_text(report), **msgspec.to_builtins(report, str_keys=True))
 
 
@@ -78,6 +83,7 @@ def _facts(report: NetReport) -> str:
         "a SYN may die there": _yes_no(report.can_open_low, "yes", "no, this system does not let it"),
         "router": "not asked, or silent" if report.port_mapping is None else report.port_mapping.text,
         "IPv4, IPv6": f"{_rtt(report.ipv4)}, {_rtt(report.ipv6)}{' (this machine has it)' if report.has_ipv6 else ''}",
+        **({} if report.udp_lifetime is None else {"silent ports": _lifetime(report.udp_lifetime)}),
         "largest packet": "not known" if report.mtu is None else f"{report.mtu} bytes",
         "open files": "no limit" if report.descriptors is None else f"{report.descriptors} at most",
     }
@@ -102,6 +108,14 @@ def _transport(report: TransportReport) -> tuple[str, str, str, str, str]:
 def _expectations(report: NetReport) -> str:
     rows = [(each.kind, _CARRIERS[each.carrier], each.how, each.words) for each in report.expectations]
     return table(("PEER", "EXPECT", "BY", "WHOSE NAT"), rows)
+
+
+def _lifetime(seen: Lifetime) -> str:
+    from p2ptunnel.types import format_duration
+
+    if seen.below is None:
+        return f"are remembered for {format_duration(seen.at_least)} and more"
+    return f"are remembered for {format_duration(seen.at_least)} to {format_duration(seen.below)}"
 
 
 def _rtt(seconds: float | None) -> str:

@@ -243,8 +243,8 @@ class Broker:
 
     def _on_probe(self, message: ReflexiveProbe, source: Endpoint, size: int, now: float) -> None:
         """Answer a t=5; who has shown that it receives is also told its cookie, and who we are."""
-        if message.extra is not None and message.extra.op:
-            self._probes_back.on_probe(message, message.extra.op, message.extra.cookie, source, size, now)
+        if message.extra is not None and (message.extra.op or message.extra.to):
+            self._probes_back.on_probe(message, message.extra, source, size, now)
             return
         cookie = self._replies.cookies.make(source.host, now) if source.is_validated else ""
         key = self._judge.server_key if source.is_validated else ""

@@ -1,20 +1,22 @@
 """Probes back: a server answers a t=5 with `op` from another of its addresses, so that the asker learns who gets in.
 
-Pure: it decides, and tells the server's sockets what to do.  Rule: nothing is sent but to the very address that asks, which has
-shown that it receives there, and no more than it sent; a source has few of these.  Source: RFC 5780 4.4; wire document, t=5.
+Or it answers to another port of the same host, which shows whether a mapping there still stands.  Pure: it decides, and tells
+the server's sockets what to do.  Rule: nothing is sent but to the very host that asks, which has shown that it receives there,
+and no more than it sent; a source has few of these.  Source: RFC 5780 4.4 and 4.6; wire document, t=5.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+from p2ptunnel.addresses import port_refusal
 from p2ptunnel.defaults import PROBES_BACK_BURST, PROBES_BACK_PER_SECOND
 from p2ptunnel.protocol.limits import Rate, SourceLimit
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.observer import Observer
 from p2ptunnel.protocol.replies import Endpoint, Replies, observed
 from p2ptunnel.types import Address
-from p2ptunnel.wire.messages import ReflexiveAnswer, ReflexiveProbe, encode
+from p2ptunnel.wire.messages import ProbeExtra, ReflexiveAnswer, ReflexiveProbe, encode
 
 __all__ = ["ProbeBack", "ProbesBack"]
 
@@ -46,17 +48,27 @@ class ProbesBack:
         self._server_key: Final = server_key
         self._of_source: Final = SourceLimit(Rate(PROBES_BACK_PER_SECOND, PROBES_BACK_BURST))
 
-    def on_probe(self, probe: ReflexiveProbe, op: str, cookie: str, source: Endpoint, size: int, now: float) -> None:
-        """Take a t=5 that wants one, of `size` bytes; `op` is the number of an observer, as -5 lists them."""
-        if not self._replies.is_known(cookie, source, now):
+    def on_probe(self, probe: ReflexiveProbe, extra: ProbeExtra, source: Endpoint, size: int, now: float) -> None:
+        """Take a t=5 that wants one, of `size` bytes."""
+        if not self._replies.is_known(extra.cookie, source, now):
             made = self._replies.cookies.make(source.host, now)
             self._refuse(probe, 401, "cookie", source, size, cookie=made)
-        elif not (op.isascii() and op.isdigit() and int(op) < len(self._observer.others)):
-            self._refuse(probe, 404, "no such observer", source, size)
-        elif not self._of_source.take(source.host, now, of=(op, source.is_validated)):
+        elif why := self._is_none(extra, source):
+            self._refuse(probe, 404, why, source, size)
+        elif not self._of_source.take(source.host, now, of=(extra.op, source.is_validated)):
             self._refuse(probe, 429, "too many probes", source, size)
+        elif extra.op:
+            self._probe_back(probe, int(extra.op), source, size)
         else:
-            self._probe_back(probe, int(op), source, size)
+            answer = self._observer.answer(probe, source.address)
+            self._replies.answer_stranger(answer, Endpoint((source.host, extra.to)), size)
+
+    def _is_none(self, extra: ProbeExtra, source: Endpoint) -> str:
+        """Return why there is nothing that could be done; empty where there is."""
+        if not extra.op:
+            return "over UDP only" if source.is_validated else port_refusal(extra.to) or ""
+        is_number = extra.op.isascii() and extra.op.isdigit() and not extra.to
+        return "" if is_number and int(extra.op) < len(self._observer.others) else "no such observer"
 
     def _probe_back(self, probe: ReflexiveProbe, observer: int, source: Endpoint, size: int) -> None:
         line = encode(self._observer.answer(probe, source.address))

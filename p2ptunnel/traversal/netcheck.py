@@ -26,6 +26,7 @@ from p2ptunnel.protocol.nat import Mapping, NatProfile, classify, describe
 from p2ptunnel.protocol.outlook import expect
 from p2ptunnel.protocol.portmapping import PortMapped, PortRefused
 from p2ptunnel.trace import Tracer
+from p2ptunnel.traversal.lifetime import mapping_lifetime
 from p2ptunnel.traversal.netreport import (
     Filtering,
     NetReport,
@@ -58,7 +59,9 @@ class _Findings(msgspec.Struct, frozen=True):
     other_rtt: float | None = None
 
 
-async def netcheck(server: Address, *, timeout: float = 5.0, brief: bool = False, other: Address | None = None) -> NetReport:
+async def netcheck(
+    server: Address, *, timeout: float = 5.0, brief: bool = False, other: Address | None = None, watch: float = 0.0
+) -> NetReport:
     """Ask the server's observers over UDP and TCP, have it try us, and ask the router and the hops on the way, all at once.
 
     Cancelling leaves no socket, and no mapping at the router.
@@ -68,6 +71,7 @@ async def netcheck(server: Address, *, timeout: float = 5.0, brief: bool = False
         timeout: Seconds for each question.
         brief: Only how we look, which takes a few round trips.
         other: The same server's address of the other family, if it has one.
+        watch: Seconds for which to watch how long our NAT remembers a silent UDP port; 0: not at all.
 
     Raises:
         RendezvousTimeoutError: It answers over neither transport.
@@ -80,6 +84,7 @@ async def netcheck(server: Address, *, timeout: float = 5.0, brief: bool = False
             hops = group.create_task(_ask_hops(server))
             udp = group.create_task(_observe_all(partial(_ask_udp, number), server, timeout))
             tcp = group.create_task(_observe_all(partial(_ask_tcp, number[1]), server, timeout))
+            lifetime = group.create_task(mapping_lifetime(server, watch)) if watch else None
             more = None if brief else group.create_task(_ask_more(server, hops, timeout, other))
     finally:
         udp_socket.close()
@@ -92,7 +97,11 @@ async def netcheck(server: Address, *, timeout: float = 5.0, brief: bool = False
     local = (source_address(server[0]), number[1])
     found = _Findings() if more is None else more.result()
     report = _report(server, local, udp.result(), tcp.result(), hops.result(), found)
-    report = msgspec.structs.replace(report, tcp=msgspec.structs.replace(report.tcp, problem=problem))
+    report = msgspec.structs.replace(
+        report,
+        tcp=msgspec.structs.replace(report.tcp, problem=problem),
+        udp_lifetime=None if lifetime is None else lifetime.result(),
+    )
     if report.udp.works and not brief:
         report = _with_outlook(report, udp.result(), tcp.result())
     return msgspec.structs.replace(report, verdict=verdict(report), improve=improvements(report))

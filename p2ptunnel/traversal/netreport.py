@@ -13,6 +13,7 @@ from p2ptunnel.types import Address
 
 __all__ = [
     "Filtering",
+    "Lifetime",
     "NetReport",
     "PortMapReport",
     "Refusal",
@@ -67,6 +68,18 @@ class PortMapReport(msgspec.Struct, frozen=True):
     text: str
 
 
+class Lifetime(msgspec.Struct, frozen=True):
+    """How long a silent port was remembered.
+
+    Attributes:
+        at_least: Seconds after which one was.
+        below: Seconds after which one was not; None: all were.
+    """
+
+    at_least: float
+    below: float | None
+
+
 class NetReport(msgspec.Struct, frozen=True):
     """What `netcheck` found out; None is "not known".
 
@@ -93,6 +106,7 @@ class NetReport(msgspec.Struct, frozen=True):
         ipv6: Seconds to the server and back over IPv6; None also where the server has no such address.
         has_ipv6: Whether this machine has a global IPv6 address.
         mtu: Bytes of the largest packet on the way to the server, as far as this system knows.
+        udp_lifetime: How long our NAT remembers a silent UDP port, as far as it was watched; None: not at all.
         expectations: What to expect of each kind of NAT at the other end; none without UDP, and none after a brief look.
         improve: What would make it better here.
     """
@@ -119,6 +133,7 @@ class NetReport(msgspec.Struct, frozen=True):
     ipv6: float | None = None
     has_ipv6: bool = False
     mtu: int | None = None
+    udp_lifetime: Lifetime | None = None
     expectations: tuple[Expectation, ...] = ()
     improve: tuple[str, ...] = ()
 

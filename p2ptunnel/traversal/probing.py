@@ -18,7 +18,7 @@ from typing import Final, Self
 
 import msgspec
 
-from p2ptunnel.defaults import PROBE_BACK_PATIENCE, PROBE_PAD_BYTES
+from p2ptunnel.defaults import PROBE_BACK_PATIENCE
 from p2ptunnel.errors import P2PTunnelError
 from p2ptunnel.net.dial import Dial, dial
 from p2ptunnel.net.reflexive import TcpControl, observe_udp
@@ -26,19 +26,18 @@ from p2ptunnel.net.sockets import ANY_IPV4, reset_close
 from p2ptunnel.net.tcp import Listener
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
 from p2ptunnel.net.watch import Watch
-from p2ptunnel.protocol.machine import Datagram, Event, MachineBase, new_mid
+from p2ptunnel.protocol.machine import Event, new_mid
 from p2ptunnel.protocol.punch import own_candidates
 from p2ptunnel.trace import Tracer
+from p2ptunnel.traversal.backquestion import BackQuestion, GotThrough, Over
 from p2ptunnel.traversal.netreport import Filtering, Refusal
 from p2ptunnel.traversal.port import take_number
 from p2ptunnel.types import Address
-from p2ptunnel.wire.messages import Message, Observed, ProbeExtra, ReflexiveAnswer, ReflexiveProbe, encode_padded
+from p2ptunnel.wire.messages import Message, Observed, ProbeExtra, ReflexiveAnswer, ReflexiveProbe
 
 __all__ = ["Strangers", "crosses", "filtering_udp", "hairpins_tcp", "hairpins_udp", "strangers_tcp"]
 
 _OUTCOMES: Final[dict[str, Refusal]] = {"connected": "accept", "refused": "reset", "silent": "drop"}
-_REPEATS: Final = 3  # as many as the server answers
-_REPEAT: Final = 0.3  # seconds between them
 _HAIRPIN: Final = 0.6  # seconds for a packet that only goes to our own router and back
 _SETTLE: Final = 0.05  # seconds in which a SYN of ours has left the NATs, and died
 _HAIRPIN_BYTES: Final = 16
@@ -71,82 +70,6 @@ def _numbers(others: tuple[Address, ...], server: Address) -> tuple[int | None, 
 # --- over UDP ---------------------------------------------------------------------------------------------------------
 
 
-class _Heard(Event, frozen=True):
-    """The observer of this number has got through to us."""
-
-    number: int
-
-
-class _Over(Event, frozen=True):
-    """Nothing more will come; `is_told`: the server knows that we receive, and has not refused."""
-
-    is_told: bool
-
-
-class _BackQuestion(MachineBase):
-    """Asks the server to answer from other addresses, a few times over."""
-
-    def __init__(self, server: Address, numbers: tuple[int, ...], cookie: str, now: float) -> None:
-        super().__init__()
-        self._server = server
-        self._mids = {new_mid(_dice): number for number in numbers}
-        self._missing = set(numbers)
-        self._cookie = cookie
-        self._left = _REPEATS
-        self._due = now
-        self._is_refused = False
-        self.handle_timer(now)
-
-    def receive_datagram(self, data: bytes, source: Address, now: float) -> None:
-        """Take an answer; the first 401 brings the cookie that we lack."""
-        message = self._decode(data)
-        if not isinstance(message, ReflexiveAnswer) or message.mid not in self._mids:
-            self._drop("no answer of ours")
-        elif source == self._server:
-            self._on_refusal(message, now)
-        elif message.code == 200:
-            self._note(self._mids[message.mid])
-
-    def handle_timer(self, now: float) -> None:
-        """Ask again for those that are missing, or end."""
-        if now < self._due or not self._missing:
-            return
-        if self._left == 0:
-            self._end()
-            return
-        self._left -= 1
-        self._due = now + _REPEAT
-        self._datagrams += [self._question(mid, number) for mid, number in self._mids.items() if number in self._missing]
-
-    def next_deadline(self) -> float | None:
-        """When to ask again."""
-        return self._due if self._missing else None
-
-    def _question(self, mid: int, number: int) -> Datagram:
-        probe = ReflexiveProbe(mid=mid, extra=ProbeExtra(op=str(number), cookie=self._cookie))
-        return Datagram(encode_padded(probe, PROBE_PAD_BYTES), self._server)
-
-    def _on_refusal(self, answer: ReflexiveAnswer, now: float) -> None:
-        cookie = (answer.extra or Observed()).cookie
-        if answer.code == 401 and cookie and cookie != self._cookie:
-            self._cookie, self._left, self._due = cookie, _REPEATS, now
-            self.handle_timer(now)
-        elif answer.code != 401 and self._left == _REPEATS - 1:  # else it has answered the first, and the rest was too much
-            self._is_refused = True
-            self._end()
-
-    def _note(self, number: int) -> None:
-        if number in self._missing:
-            self._missing.discard(number)
-            self._events.append(_Heard(number))
-            if not self._missing:
-                self._end()
-
-    def _end(self) -> None:
-        self._missing.clear()
-        self._events.append(_Over(bool(self._cookie) and not self._is_refused))
-
-
 async def filtering_udp(server: Address) -> Filtering:
     """Find out who may send in over UDP; about a second where somebody may not.
 
@@ -166,22 +89,23 @@ async def filtering_udp(server: Address) -> Filtering:
 async def _ask_back(udp: UdpSocket, server: Address, others: tuple[Address, ...]) -> Filtering:
     far, near = _numbers(others, server)
     loop = asyncio.get_running_loop()
-    heard: set[int] = set()
+    heard: set[str] = set()
     over: asyncio.Future[bool] = loop.create_future()
 
     def on_event(event: Event) -> None:
-        if isinstance(event, _Heard):
-            heard.add(event.number)
-        elif isinstance(event, _Over) and not over.done():
+        if isinstance(event, GotThrough):
+            heard.add(event.op)
+        elif isinstance(event, Over) and not over.done():
             over.set_result(event.is_told)
 
     numbers = tuple(number for number in (far, near) if number is not None)
     if not numbers:
         return "unknown"
-    async with UdpDriver(_BackQuestion(server, numbers, "", loop.time()), udp, on_event, clock=loop.time) as driver:
+    question = BackQuestion(server, tuple(ProbeExtra(op=str(number)) for number in numbers), loop.time())
+    async with UdpDriver(question, udp, on_event, clock=loop.time) as driver:
         driver.wake()
         is_told = await over
-    told = {number: number in heard if is_told else None for number in numbers}
+    told = {number: str(number) in heard if is_told else None for number in numbers}
     return _choose_filtering(None if far is None else told[far], None if near is None else told[near])
 
 

@@ -164,9 +164,10 @@ class EpochExtra(_Wire, frozen=True):
 
 
 class ProbeExtra(_Wire, frozen=True):
-    """Body of t=5; `op` asks for a probe back from another observer, by its number in `other`."""
+    """Body of t=5; `op` asks for a probe back from another observer, by its number in `other`, `to` for one to another port."""
 
     op: Annotated[str, Meta(max_length=8)] = ""
+    to: Port = 0  # of the host that asks
     cookie: Blob = ""
     pad: Text = ""
 

@@ -14,8 +14,10 @@ from p2ptunnel.protocol.outlook import Carrier
 from p2ptunnel.server.rendezvous import Rendezvous
 from p2ptunnel.testing.natlab import Lab
 from p2ptunnel.testing.natlab.kinds import KINDS, MATRIX_KINDS
+from p2ptunnel.traversal.lifetime import mapping_lifetime
 from p2ptunnel.traversal.netcheck import netcheck
 from p2ptunnel.traversal.netreport import NetReport, Refusal
+from tests.natlab.test_net_reflexive import beside_a_server
 
 pytestmark = pytest.mark.natlab
 OTHERS: Final = ("cgn_hairpin", "user_sym_addr", "no_simopen_rst")
@@ -121,3 +123,13 @@ def test_a_router_that_nobody_can_ask_is_told_as_one(reports: dict[str, tuple[Ne
     assert mapped is not None
     assert (mapped.protocol, mapped.external) == (None, None)
     assert mapped.text == "tcp not mapped: PCP, NAT-PMP, UPnP: nobody answers"
+
+
+def test_how_long_a_silent_port_is_remembered_is_told_to_a_second(natlab: Lab) -> None:
+    site = natlab.site("pr", udp_timeout=2.0)
+    began = time.monotonic()
+    found = beside_a_server(natlab, site, lambda: mapping_lifetime((natlab.server.ip, 7000), 5.0))
+    assert found is not None
+    assert found.at_least in {1.0, 2.0}  # the kernel counts whole seconds
+    assert found.below in {2.0, 3.0, 4.0}
+    assert time.monotonic() - began < 9

@@ -115,3 +115,45 @@ def test_another_port_of_the_same_source_counts_for_the_same_source(server: Brok
 def test_a_question_without_op_is_answered_as_ever(server: Broker) -> None:
     server.receive_datagram(question(""), ASKER, 0.0)
     assert answer(server).code == 200
+
+
+def to(port: int, cookie: str = "", size: int = PROBE_PAD_BYTES) -> bytes:
+    return encode_padded(ReflexiveProbe(mid=9, extra=ProbeExtra(to=port, cookie=cookie)), size)
+
+
+def test_the_answer_goes_to_another_port_of_the_same_host(server: Broker) -> None:
+    shown = cookie(server)
+    server.receive_datagram(to(42000, shown), ASKER, 0.1)
+    [datagram] = server.datagrams_to_send()
+    assert datagram.destination == (ASKER[0], 42000)
+    assert len(datagram.data) <= PROBE_PAD_BYTES
+    told = decode(datagram.data)
+    assert isinstance(told, ReflexiveAnswer)
+    assert (told.mid, told.code) == (9, 200)
+
+
+def test_nothing_goes_to_another_port_for_who_has_shown_no_cookie(server: Broker) -> None:
+    server.receive_datagram(to(42000), ASKER, 0.1)
+    assert answer(server).code == 401
+
+
+def test_nothing_longer_than_the_question_goes_to_another_port(server: Broker) -> None:
+    shown = cookie(server)
+    server.receive_datagram(to(42000, shown, 0), ASKER, 0.1)
+    assert server.datagrams_to_send() == []
+
+
+@pytest.mark.parametrize("port", [1, 53, 1023, 1900, 5353, 11211])
+def test_no_answer_goes_to_a_port_of_services(server: Broker, port: int) -> None:
+    shown = cookie(server)
+    server.receive_datagram(to(port, shown), ASKER, 0.1)
+    assert answer(server).code == 404
+
+
+def test_over_tcp_there_is_no_other_port(server: Broker) -> None:
+    server.receive_line(to(42000), ASKER, 3, 0.0)
+    [line] = server.events()
+    assert isinstance(line, LineToSend)
+    told = decode(line.line)
+    assert isinstance(told, ReflexiveAnswer)
+    assert told.code == 404

@@ -11,6 +11,8 @@ import pytest
 
 from p2ptunnel.protocol.probing import ProbesBack
 from p2ptunnel.server import Rendezvous, probing
+from p2ptunnel.traversal.lifetime import mapping_lifetime
+from p2ptunnel.traversal.netreport import Lifetime
 from p2ptunnel.traversal.probing import Strangers, crosses, filtering_udp, hairpins_tcp, hairpins_udp, strangers_tcp
 from p2ptunnel.types import Address
 from tests.helpers import run
@@ -66,7 +68,7 @@ def test_what_one_sends_to_its_own_outside_address_comes_back_where_nothing_is_b
 
 
 def test_a_server_that_refuses_is_no_no(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(probes: ProbesBack, probe: object, op: str, cookie: str, source: object, size: int, now: float) -> None:
+    def refuse(probes: ProbesBack, probe: object, extra: object, source: object, size: int, now: float) -> None:
         probes._refuse(probe, 429, "too many probes", source, size)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ProbesBack, "on_probe", refuse)
@@ -91,8 +93,9 @@ def test_a_server_that_is_silent_tells_nothing() -> None:
         strangers_tcp,
         lambda server: hairpins_udp(server, frozenset()),
         lambda server: hairpins_tcp(server, frozenset()),
+        lambda server: mapping_lifetime(server, 0.01),
     ],
-    ids=["filtering", "strangers", "hairpin-udp", "hairpin-tcp"],
+    ids=["filtering", "strangers", "hairpin-udp", "hairpin-tcp", "lifetime"],
 )
 def test_cancelling_leaves_nothing(question: Callable[[Address], Awaitable[object]]) -> None:
     async def main() -> None:
@@ -136,3 +139,12 @@ def test_no_other_program_gets_a_port_that_is_dialled_from() -> None:
                 thief.bind(other)
 
     run(main())
+
+
+def test_where_nothing_is_between_a_silent_port_is_not_forgotten() -> None:
+    assert ask(lambda server: mapping_lifetime(server, 0.5)) == Lifetime(0.5, None)
+
+
+def test_who_is_refused_does_not_know_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ProbesBack, "_is_none", lambda *_: "no such thing")
+    assert ask(lambda server: mapping_lifetime(server, 0.1)) is None
