@@ -22,7 +22,7 @@ def ways(told: Explanation) -> dict[str, set[str]]:
 
 def test_the_call_that_a_stream_runs_over_is_explained_without_another_one(tmp_path: Path) -> None:
     async def main() -> None:
-        async with meeting(tmp_path, "echo") as there, there.home.serve({"echo": echo}):
+        async with meeting(tmp_path, "echo", relay="never") as there, there.home.serve({"echo": echo}):
             async with await there.laptop.connect(HOME, "echo") as stream:
                 told = await there.laptop.explain(HOME)
                 assert there.dials == 1
@@ -82,7 +82,7 @@ def test_a_peer_that_is_away_is_an_explanation_and_no_error(tmp_path: Path) -> N
 
 def test_nothing_that_is_told_is_a_secret_of_the_attempt(tmp_path: Path) -> None:
     async def main() -> None:
-        async with meeting(tmp_path, "echo") as there, there.home.serve({"echo": echo}):
+        async with meeting(tmp_path, "echo", relay="never") as there, there.home.serve({"echo": echo}):
             told = await there.laptop.explain(HOME)
             session = there.laptop._up.session_with(there.laptop._pinned(HOME))
             assert session is not None
@@ -123,7 +123,7 @@ def test_each_ping_tells_how_long_and_over_which_path(tmp_path: Path) -> None:
     heard: list[Pong] = []
 
     async def main() -> None:
-        async with meeting(tmp_path, "echo") as there, there.home.serve({"echo": echo}):
+        async with meeting(tmp_path, "echo", relay="never") as there, there.home.serve({"echo": echo}):
             report = await there.laptop.ping(HOME, count=2, tell=heard.append)
             assert tuple(heard) == report.pongs
             assert [pong.number for pong in report.pongs] == [1, 2]

@@ -381,7 +381,7 @@ def test_ping_tells_each_round_trip_and_over_what(network: Network, served: dict
     done = network.run("laptop", "ping", served["tag"], "-c", "1")
     assert (done.returncode, done.stderr) == (0, "")
     first, last = done.stdout.splitlines()
-    assert re.fullmatch(r"nas: 1: [0-9.]+ ms over lan tcp 127\.0\.0\.1:\d+", first)
+    assert re.fullmatch(r"nas: 1: [0-9.]+ ms over (lan|relay) tcp 127\.0\.0\.1:\d+", first)
     assert last.startswith("nas: 1 of 1 answered; ")
 
 
