@@ -114,6 +114,9 @@ SESSION_TICK: Final = 1.0  # how soon a peer that is no longer admitted is cut o
 PING_ACTIVE: Final = 0.4  # of silence on a channel, while bytes move or wait for their acknowledgement
 PING_IDLE: Final = 4.0  # with streams open and nothing moving
 PING_DORMANT: Final = 15.0  # without a stream for a while: spares radios, and NATs remember for longer
+PING_PAUSE: Final = 1.0  # between two that somebody asks for with `ping`, who has five seconds for each answer
+PING_PATIENCE: Final = 5.0
+PING_TIMEOUT: Final = 30.0  # of `ping --until-direct`: three tries for a direct path from the relay
 SUSPECT_AFTER: Final = 1.0  # of silence, when active: another channel is looked for; 4 round trips where that is more
 DEAD_ACTIVE: Final = 3.0  # of silence: nothing is written to the channel any more
 DEAD_IDLE: Final = 9.0
@@ -219,6 +222,11 @@ CALLS_BURST: Final = 20.0  # a session whose path breaks again and again calls f
 CALLS_PER_SECOND_OF_CALLEE: Final = 20.0  # from all sources together
 CALLS_PER_SECOND_OF_SOURCE: Final = 10.0  # to all callees together: a private server verifies who asks
 CALLS_BURST_OF_SOURCE: Final = 100.0
+
+PROBES_BACK_PER_SECOND: Final = 0.1  # of one source, from one of our addresses, over one transport
+PROBES_BACK_BURST: Final = 12.0  # `netcheck` takes three, ten to watch mappings: datagrams are lost, and people look twice
+PROBES_BACK_MAX: Final = 64  # connections back that are under way, a descriptor each
+PROBE_BACK_PATIENCE: Final = 1.6  # kernels repeat a SYN after one second
 
 # --- tags ---------------------------------------------------------------------------------------------------------------
 TAGS_MAX: Final = 200_000  # owned at one server, about 0.5 KiB each
