@@ -286,6 +286,7 @@ CONTROL_IDLE: Final = 150.0  # peers send a line every 25 s
 CONTROL_KEEPALIVE: Final = 25.0  # NATs keep TCP mappings for longer; what it brings is a cookie, which is good for 30 s
 
 # --- the network around us --------------------------------------------------------------------------------------------
+SPARE_PAUSE: Final = 3.0  # before the next spare port where each new flow takes a port: those of the attempt come first
 OPENER_TTL_MEMORY: Final = 300.0  # the number of our own NATs changes with the network, not from call to call
 CONTROL_GRACE: Final = 3.5  # a server that has answered over UDP gets so much longer over TCP: two lost SYNs cost 3 s
 UDP_GRACE: Final = 0.25  # and over UDP, once it has answered over TCP: two lost datagrams; 2 round trips where those are more
