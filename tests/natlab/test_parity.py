@@ -13,8 +13,8 @@ from p2ptunnel.testing.simnet import KINDS, run_punch
 pytestmark = [pytest.mark.natlab, pytest.mark.timeout(180)]
 
 SEEDS = range(3)
-PATIENCE = 9.0
-"""Seconds for a direct path: two rounds of birthdays and the predictions before them."""
+PATIENCE = 5.0
+"""Seconds for a direct path."""
 
 
 def reached(kinds: Sequence[str], attempts: int) -> set[tuple[str, str]]:
@@ -25,8 +25,8 @@ def reached(kinds: Sequence[str], attempts: int) -> set[tuple[str, str]]:
 
 
 def test_the_kernel_connects_whom_the_network_in_memory_connects() -> None:
-    """A call may miss where ports are guessed: where the two differ, the kernel is asked again."""
-    kinds = tuple(KINDS)
+    """Where the two differ the kernel is asked again: on a busy machine a phase may have been missed."""
+    kinds = tuple(kind for kind in KINDS if KINDS[kind].allocation != "random")  # else it is luck: test_guessing has its share
     pairs = itertools.product(kinds, kinds)
     simulated = {pair for pair in pairs if any(run_punch(*pair, seed=seed).connected for seed in SEEDS)}
     real = reached(kinds, attempts=1)

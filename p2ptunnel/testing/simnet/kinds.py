@@ -64,7 +64,7 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
         "dbl": Kind(carrier=Kind(allocation="random")),
     }
 )
-"""Every kind by its name; of the laboratory's thirteen only `noU` is not here, where machines speak to their server over UDP."""
+"""Every kind by its name; of the laboratory's thirteen only `noU` is missing: these machines reach their server over UDP."""
 
 PUNCHABLE: Final = ("pub", "pubfw", "fc", "ar", "pr", "prR", "prO", "shift")
 """The kinds of at most one router that all connect to one another directly: no port has to be guessed."""
