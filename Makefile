@@ -14,7 +14,8 @@ PYTEST_ARGS ?=
 # most of it waits; the laboratory in two; the rest in turn.
 COUNTS := .pytest_counts
 pytest = $(BIN)/python -m pytest --quiet --junit-xml=$(COUNTS)/$(1).xml
-SIDE_BY_SIDE := --numprocesses=3 --dist=loadfile --timeout=60
+JOBS ?= 3
+SIDE_BY_SIDE := --numprocesses=$(JOBS) --dist=loadfile --timeout=60
 TIGHT := tests/natlab/test_net_tcp.py
 TWO_LABS := --numprocesses=2 --dist=loadfile --ignore=$(TIGHT)
 COVER := --cov --cov-report=

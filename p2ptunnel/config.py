@@ -61,11 +61,13 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         relay: Whether it also carries what peers have no direct path for.
+        relays: Relays on other machines that do so in its place, each `host:port#p2p:KEY`.
         relay_quota: What one key may have carried in a day: `"1GiB/day"`.
         relay_circuits: Of one key at a time.
     """
 
     relay: bool = True
+    relays: tuple[str, ...] = ()
     relay_quota: str | None = None
     relay_circuits: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
@@ -184,6 +186,9 @@ def _understood(table: Mapping[str, Any], path: Path) -> Config:
     with _placed("resume_timeout", path):
         if config.peer.resume_timeout is not None:
             parse_duration(config.peer.resume_timeout)
+    with _placed("relays", path, table="server"):
+        for relay in config.server.relays:
+            parse_server(relay, default_port=RENDEZVOUS_PORT)
     with _placed("relay_quota", path, table="server"):
         if config.server.relay_quota is not None:
             parse_quota(config.server.relay_quota)

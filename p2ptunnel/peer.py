@@ -11,7 +11,7 @@ import math
 import os
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
@@ -71,6 +71,7 @@ from p2ptunnel.net.threads import in_thread
 from p2ptunnel.pairing import Invitation, Redemption, pairing_tag, require_elsewhere, with_host_keys
 from p2ptunnel.protocol.intent import CallSigner, IntentJudge
 from p2ptunnel.serving import Allow, ServiceTable, Serving
+from p2ptunnel.session.greeting import Selector
 from p2ptunnel.session.pairing import PairingChannel
 from p2ptunnel.session.session import (
     Beginning,
@@ -88,9 +89,8 @@ from p2ptunnel.ssh.hostkeys import fetch_host_keys
 from p2ptunnel.started import Started
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.raw import RawStream, RawStreams
-from p2ptunnel.transports.relay import RelayPipe, join_relay
 from p2ptunnel.traversal.answer import Admit, AnsweringPort
-from p2ptunnel.traversal.call import Abortable, Call, Establish
+from p2ptunnel.traversal.call import Abortable, Call, Conkey, Establish
 from p2ptunnel.traversal.lan import LanCall, beside
 from p2ptunnel.traversal.netcheck import NetReport, netcheck
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort
@@ -100,7 +100,7 @@ from p2ptunnel.traversal.servers import Servers
 from p2ptunnel.traversal.warm import WarmPort
 from p2ptunnel.tunnels.local import Forward, open_forward
 from p2ptunnel.tunnels.spec import ServeSpec, Target, parse_target
-from p2ptunnel.types import Address, RelayUse, Role, ServerSpec, Tag, format_address, parse_tag
+from p2ptunnel.types import Address, RelayUse, ServerSpec, Tag, format_address, parse_tag
 
 __all__ = ["Peer"]
 
@@ -337,8 +337,8 @@ class Peer:
     async def _dial(self, pinned: PinnedPeer, relay: RelayUse) -> Session:
         up, beginning = self._up, Beginning()
 
-        async def establish(pipe: Pipe, conkey: str, _: PublicKey | None) -> Beginning:
-            selector = _selector(conkey, pinned.tag)
+        async def establish(pipe: Pipe, conkey: Conkey, _: PublicKey | None) -> Beginning:
+            selector = _later(conkey, pinned.tag)
             await connect_session(
                 pipe,
                 identity=up.identity,
@@ -377,9 +377,9 @@ class Peer:
         """Bring up another channel for a session: one to go on over if it has lost its own, else one to choose."""
         up = self._up
 
-        async def establish(pipe: Pipe, conkey: str, _: PublicKey | None) -> Rejoined:
+        async def establish(pipe: Pipe, conkey: Conkey, _: PublicKey | None) -> Rejoined:
             bring_up = resume_session if session.in_doubt.is_set() else add_channel
-            return await bring_up(session, pipe, identity=up.identity, selector=_selector(conkey, session.tag))
+            return await bring_up(session, pipe, identity=up.identity, selector=_later(conkey, session.tag))
 
         def keep(rejoined: Rejoined, calling: asyncio.Task[Any]) -> None:
             rejoined.session.attend(calling)
@@ -434,14 +434,19 @@ class Peer:
                 await asyncio.gather(reserving, return_exceptions=True)
 
     async def _open_spare(self) -> PunchPort:
-        """Open a port at the server that is asked first."""
-        return await PunchPort.open(await self._servers.numeric(self._servers.specs[0]), self._ttl, tracer=self._trace)
+        """Open a port at the server that is asked first, and a connection to its relay beside."""
+        return await self._opened(await self._servers.numeric(self._servers.specs[0]))
 
     async def _fresh_port(self, server: ServerSpec) -> PunchPort:
         """Return a port for one attempt, which nothing has been punched from: the spare one, or one that is opened now."""
         spare = self._up.spare
         port = None if spare is None else await spare.take(server)
-        return port or await PunchPort.open(server, self._ttl, tracer=self._trace)
+        return port or await self._opened(server)
+
+    async def _opened(self, server: ServerSpec) -> PunchPort:
+        if self._relay != "never":
+            self._up.joining.expect(server.address)
+        return await PunchPort.open(server, self._ttl, ways=self._up.ways, tracer=self._trace)
 
     async def _attempt(
         self,
@@ -461,16 +466,12 @@ class Peer:
             if signer is None or relay == "never":
                 return await call().run()
             head_start = 0.0 if relay == "always" else RELAY_HEAD_START
-            relayed = RelayedCall(self._joining(port, "caller"), establish, head_start=head_start, tracer=self._trace)
+            join = self._up.joining.at(port, "caller")
+            relayed = RelayedCall(join, establish, callee=signer.callee, head_start=head_start, tracer=self._trace)
             return await Race(call(companion=relayed, is_punching=relay != "always"), relayed, keep).run()
         except BaseException:
             port.close()  # it may not have come to the call, whose it is: we may have been closed meanwhile
             raise
-
-    def _joining(self, port: PunchPort, role: Role) -> Callable[[str], Awaitable[RelayPipe]]:
-        """Return what joins the relay of the server of this port."""
-        identity = self._up.identity
-        return lambda token: join_relay(port.server, token, role, identity, server_key=port.server_key)
 
     async def connect_raw(self, tag: str, *, timeout: float | None = CONNECT_TIMEOUT) -> RawStream:
         """Reach a program that speaks the founding protocol only: no key, no encryption, no claim of who answers.
@@ -482,7 +483,7 @@ class Peer:
         """
         self._require_unauthenticated("connect_raw")
 
-        async def establish(pipe: Pipe, conkey: str, _: PublicKey | None) -> RawStream:
+        async def establish(pipe: Pipe, conkey: Conkey, _: PublicKey | None) -> RawStream:
             return await RawStream.over(pipe)
 
         return await _within(timeout, tag, self._call(parse_tag(tag), establish, None, relay="never"))
@@ -735,10 +736,11 @@ class Peer:
 
         turn = asyncio.Lock()  # who comes both ways at once would look like two who try the code
 
-        async def establish(pipe: Pipe, conkey: str, key: PublicKey | None) -> PairingChannel:
+        async def establish(pipe: Pipe, conkey: Conkey, key: PublicKey | None) -> PairingChannel:
             assert key is not None  # the call is signed, so its answer is
+            named = conkey if isinstance(conkey, str) else await asyncio.shield(conkey)
             async with turn:
-                return await redemption.call(pipe, up.identity, key, _selector(conkey, redemption.host))
+                return await redemption.call(pipe, up.identity, key, _selector(named, redemption.host))
 
         check = require_elsewhere if is_named_by_ticket else None
         servers = Servers(specs, default_port=RENDEZVOUS_PORT, tracer=self._trace, check=check)
@@ -944,7 +946,7 @@ class Peer:
 
     async def _registered(self, server: ServerSpec, tag: Tag, judge: IntentJudge, admit: Admit) -> AnsweringPort:
         """Register under a tag at a server, and answer calls there."""
-        port = await PunchPort.open(server, self._ttl, tracer=self._trace)
+        port = await self._opened(server)
         credentials = KeyCredentials(self._up.identity, tag, server_key=server.key, join_token=server.join_token)
 
         def on_server(cause: str) -> None:
@@ -957,7 +959,7 @@ class Peer:
             credentials,
             judge,
             admit,
-            join=None if self._relay == "never" else self._joining(port, "callee"),
+            join=None if self._relay == "never" else self._up.joining.at(port, "callee"),
             is_punching=self._relay != "always",
             is_mapping=self._is_mapping,
             birthdays=self._up.birthdays,
@@ -1012,6 +1014,17 @@ def _end(moment: datetime) -> float:
     if moment.timestamp() <= time.time():
         raise ConfigError(f"{moment:%Y-%m-%d %H:%M} is over already", "Without a time zone it is local time.")
     return moment.timestamp()
+
+
+def _later(conkey: Conkey, source: str) -> Selector:
+    """Return the selector, or what waits for it, where the attempt has no name yet."""
+    if isinstance(conkey, str):
+        return _selector(conkey, source)
+
+    async def known() -> bytes:
+        return _selector(await asyncio.shield(conkey), source)
+
+    return known
 
 
 def _selector(conkey: str, source: str) -> bytes:

@@ -21,6 +21,7 @@ from p2ptunnel.identity.taglock import TagLock
 from p2ptunnel.net.changes import NetworkWatch
 from p2ptunnel.net.descriptors import free_descriptors
 from p2ptunnel.net.lan import Lan
+from p2ptunnel.net.web import WebLinks
 from p2ptunnel.pairing import Invitation
 from p2ptunnel.protocol.approach import Birthdays
 from p2ptunnel.protocol.birthday import BirthdayGate
@@ -29,10 +30,13 @@ from p2ptunnel.protocol.intent import CallSigner, IntentJudge
 from p2ptunnel.serving import ServiceTable
 from p2ptunnel.session.session import Session
 from p2ptunnel.trace import Tracer
+from p2ptunnel.transports.spare import Spares
 from p2ptunnel.traversal.answer import AnsweringPort
+from p2ptunnel.traversal.joining import Joining
 from p2ptunnel.traversal.lan import AdmitLan, LanAnswerer
 from p2ptunnel.traversal.shared import Shared
 from p2ptunnel.traversal.warm import WarmPort
+from p2ptunnel.traversal.ways import Ways
 from p2ptunnel.tunnels.local import Forward
 from p2ptunnel.types import Tag
 
@@ -62,6 +66,10 @@ class Started:
         self.judge: Final = IntentJudge(identity, _dice, is_admitted=self._admits)
         self.dialing: Final[Shared[tuple[Tag, PublicKey, bool], Session]] = Shared()
         self.registering: Final[Shared[None, None]] = Shared()
+        self._links: Final = WebLinks()
+        self.spares: Final = Spares(self._links, tracer)
+        self.ways: Final = Ways(self._links)
+        self.joining: Final = Joining(identity, self.spares, self.ways)
         self.answering: AnsweringPort | None = None
         self.spare: WarmPort | None = None
         """Ready for the next call, where there is a server."""
@@ -204,11 +212,16 @@ class Started:
             self.replacing.cancel()
         self.dialing.cancel()
         self.registering.cancel()
+        spare = () if self.spare is None else (self.spare,)
+        for port in spare:
+            port.abort()
         try:
             await asyncio.gather(
+                *(port.close() for port in spare),
                 *(forward.close() for forward in self._forwards),
                 *(invitation.close() for invitation in self.invitations),
                 self._stop_replacing(),
+                self.spares.close(),
                 self.dialing.close(),
                 self.registering.close(),
             )
@@ -220,9 +233,7 @@ class Started:
             for one in (self.answering, self._lan_answering, self.lan):
                 if one is not None:
                     one.abort()
-            if self.spare is not None:
-                await self.spare.close()
-            await asyncio.gather(*(forward.close() for forward in self._forwards))
+            await asyncio.gather(*(forward.close() for forward in self._forwards), self._links.close())
 
 
 def _is_with(session: Session, pinned: PinnedPeer) -> bool:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.helpers import watch_for_leaks
 
-TIMEOUTS = {"simnet": 60, "natlab": 120, "e2e": 90}
+TIMEOUTS = {"simnet": 180, "natlab": 120, "e2e": 90}
 """Seconds a test may take, by its directory; all others have pyproject's 20."""
 
 LABORATORY = "p2ptunnel.testing.natlab.plugin"

@@ -47,6 +47,7 @@ COMMANDS: Final = (
     "id",
     "peers",
     "rendezvous",
+    "relay",
     "completion",
     "known-hosts",
 )

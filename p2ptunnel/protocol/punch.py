@@ -19,7 +19,7 @@ from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.nat import NatProfile
 from p2ptunnel.types import Address, Candidate, Transport
-from p2ptunnel.wire.messages import NatHints
+from p2ptunnel.wire.messages import NatHints, RelayOffer
 
 __all__ = [
     "AnswerProved",
@@ -54,6 +54,7 @@ class LocalView(msgspec.Struct, frozen=True):
     can_open_low: It can send a SYN that dies on the way and survive the ICMP answer.
     nat: What the NATs before the port do.
     ports: Outside TCP ports that they have given lately, the last one last.
+    can_quic: It can do QUIC over the punched UDP port.
     """
 
     candidates: tuple[Candidate, ...] = ()
@@ -61,22 +62,27 @@ class LocalView(msgspec.Struct, frozen=True):
     can_open_low: bool = True
     nat: NatProfile = NatProfile()
     ports: tuple[int, ...] = ()
+    can_quic: bool = False
 
     @property
     def hints(self) -> NatHints:
         """The wire's `extra.nat`; where our router keeps a way in over TCP and UDP, strangers get in."""
         hints = self.nat.hints(can_open_low=self.can_open_low, rtt=self.rtt)
         is_open = {"tcp", "udp"} == {candidate.proto for candidate in self.candidates if candidate.kind == "mapped"}
-        return msgspec.structs.replace(hints, is_open=True) if is_open else hints
+        return msgspec.structs.replace(hints, is_open=is_open or hints.is_open, quic=self.can_quic)
 
 
 # --- what agents ask for and report ------------------------------------------------------------------------------------
 
 
 class CallOffered(Event, frozen=True):
-    """The server has introduced our signed call: it knows the callee, and under this token the relay knows both."""
+    """The server has introduced our signed call: it knows the callee, and under this token the relay knows both.
+
+    offer: The relay, where it is not the server.
+    """
 
     token: str
+    offer: RelayOffer | None = None
 
 
 class AnswerProved(Event, frozen=True):

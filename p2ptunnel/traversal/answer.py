@@ -57,18 +57,21 @@ from p2ptunnel.protocol.registration import (
     ServerUnproven,
 )
 from p2ptunnel.trace import Tracer
+from p2ptunnel.transports.quic import QuicPipe
+from p2ptunnel.transports.quicport import QuicPort
 from p2ptunnel.transports.relay import RelayPipe
 from p2ptunnel.transports.tcp import TcpPipe, read_preamble
 from p2ptunnel.traversal.attempt import AttemptSockets
 from p2ptunnel.traversal.port import PunchPort
+from p2ptunnel.traversal.quic import QuicAnswers
 from p2ptunnel.traversal.report import ConnectedBy, path_of
 from p2ptunnel.types import Address, Tag, format_address
-from p2ptunnel.wire.messages import PunchNotice
+from p2ptunnel.wire.messages import PunchNotice, RelayOffer
 
 __all__ = ["Admit", "AdmitRaw", "AnsweringPort", "JoinAsCallee"]
 
 Admit: TypeAlias = Callable[[Pipe, str, PublicKey], Awaitable[None]]
-JoinAsCallee: TypeAlias = Callable[[str], Awaitable[RelayPipe]]
+JoinAsCallee: TypeAlias = Callable[[str, RelayOffer | None], Awaitable[RelayPipe]]
 AdmitRaw: TypeAlias = Callable[[Pipe], Awaitable[None]]
 _dice: Final = random.SystemRandom()
 
@@ -132,7 +135,10 @@ class AnsweringPort:
             is_punching=is_punching,
             birthdays=birthdays,
         )
-        self._driver = UdpDriver(self._machine, port.udp, self._on_event)
+        quic = QuicPort(port.udp, tracer=self._trace)
+        self._quic = QuicAnswers(quic, self._trace)
+        self._driver = UdpDriver(self._machine, port.udp, self._on_event, aside=quic)
+        port.serve(self._driver)
         self._listener: Listener | None = None
         self._sockets: dict[str, AttemptSockets] = {}
         self._greetings: set[asyncio.Task[None]] = set()
@@ -191,6 +197,10 @@ class AnsweringPort:
 
     def network_changed(self) -> None:
         """Register anew at once, and look anew at how we are seen: our address may be another."""
+        self._port.is_udp_silent = False  # as far as anybody knows
+        self._register_anew()
+
+    def _register_anew(self) -> None:
         if self._watching is not None and not self._is_closing:
             self._renewed_at = time.monotonic()
             self._is_renewing = True
@@ -207,7 +217,7 @@ class AnsweringPort:
 
     def _renew(self) -> None:
         self._renewal = None
-        self.network_changed()
+        self._register_anew()
 
     async def close(self) -> None:
         """Answer nobody any more, leave server and router (waits two seconds at most), close every socket.
@@ -225,7 +235,7 @@ class AnsweringPort:
         finally:
             self.abort()
             watching = () if self._watching is None else (self._watching,)
-            await asyncio.gather(*self._greetings, *self._relayed, *watching, return_exceptions=True)
+            await asyncio.gather(*self._greetings, *self._relayed, *watching, self._quic.close(), return_exceptions=True)
             await asyncio.gather(*(sockets.wait_closed() for sockets in attempts))
 
     def abort(self) -> None:
@@ -244,6 +254,7 @@ class AnsweringPort:
             agent.abandon()
         for sockets in self._sockets.values():
             sockets.close()
+        self._quic.cancel()
         for task in (*self._greetings, *self._relayed, self._watching):
             if task is not None:
                 task.cancel()
@@ -291,6 +302,8 @@ class AnsweringPort:
                 if event.token in self._sockets:
                     self._sockets.pop(event.token).close()
             case Registered() | RegistrationRefused() | RegistrationLost() | ServerUnproven() | Displaced():
+                if isinstance(event, RegistrationLost):
+                    self._port.udp_lost()
                 self._on_registration(event)
             case AddressChanged():
                 self._port.forget_control()  # the NAT forgot us: what it showed of TCP is old as well
@@ -298,6 +311,7 @@ class AnsweringPort:
             case CallAnswered():
                 self._fruitless += 1
                 self._expect_relayed(event)
+                self._expect_quic(event)
             case Left():
                 self._left.set()
             case _:
@@ -391,11 +405,25 @@ class AnsweringPort:
                 agent.connection_failed(time.monotonic())
             self._driver.wake()
             return
+        self._accepted(chosen)
+
+    def _accepted(self, agent: CalleeAgent) -> None:
+        """A channel stands on a connection of the call."""
         self._connections += 1
         self._fruitless = 0
-        if not chosen.is_over:
-            chosen.channel_accepted(self._connections)
+        if not agent.is_over:
+            agent.channel_accepted(self._connections)
             self._driver.wake()
+
+    def _expect_quic(self, call: CallAnswered) -> None:
+        agent = self._machine.agent(call.token)
+        if agent is not None and agent.expects_quic and not self._is_closing:
+            self._quic.expect(agent, self._admit_quic)
+
+    async def _admit_quic(self, pipe: QuicPipe, agent: CalleeAgent) -> None:
+        assert agent.key is not None  # a program of the founding protocol knows no QUIC
+        await self._admit(pipe, agent.conkey, agent.key)
+        self._accepted(agent)
 
     async def _admit_connection(self, pipe: TcpPipe, sock: socket.socket, remote: Address) -> CalleeAgent:
         raw_agent = self._raw_agent(remote)
@@ -411,14 +439,14 @@ class AnsweringPort:
         """Be there, should the caller come over the relay; punching goes on beside."""
         if self._join is None or call.key is None or self._is_closing or len(self._relayed) >= CALLS_MAX:
             return
-        waiting = asyncio.create_task(self._take_relayed(self._join, call.token, call.selector, call.key))
+        waiting = asyncio.create_task(self._take_relayed(partial(self._join, call.token, call.offer), call.selector, call.key))
         self._relayed.add(waiting)
         waiting.add_done_callback(self._relayed.discard)
 
-    async def _take_relayed(self, join: JoinAsCallee, token: str, selector: str, key: PublicKey) -> None:
+    async def _take_relayed(self, join: Callable[[], Awaitable[RelayPipe]], selector: str, key: PublicKey) -> None:
         """Join the relay for one call, and make the channel if its caller speaks there."""
         try:
-            pipe = await join(token)
+            pipe = await join()
             try:
                 async with asyncio.timeout(RELAY_JOIN_TIMEOUT):
                     await pipe.wait_heard()

@@ -73,6 +73,14 @@ def test_in_words_it_says_so_on_stderr(tmp_path: Path) -> None:
         ("", ["--relay-quota", "10GiB/day", "--relay-circuits", "3"], {"relay_quota_bytes": 10 * 2**30, "relay_circuits": 3}),
         ("relay = false", [], {"relay": False}),
         ("relay = false", ["--relay"], {"relay": True}),
+        (
+            "",
+            ["--relay", f"192.0.2.1:7000#{KEY}", "--relay", f"192.0.2.2#{KEY}"],
+            {"relays": (f"192.0.2.1:7000#{KEY}", f"192.0.2.2#{KEY}")},
+        ),
+        (f'relays = ["192.0.2.1:7000#{KEY}"]', [], {"relay": True, "relays": (f"192.0.2.1:7000#{KEY}",)}),
+        (f'relays = ["192.0.2.1:7000#{KEY}"]', ["--relay"], {"relay": True, "relays": ()}),
+        (f'relays = ["192.0.2.1:7000#{KEY}"]', ["--no-relay"], {"relay": False, "relays": ()}),
         ('relay_quota = "2MiB"\nrelay_circuits = 2', [], {"relay_quota_bytes": 2**21, "relay_circuits": 2}),
         ('relay_quota = "2MiB"', ["--relay-quota", "1MiB"], {"relay_quota_bytes": 2**20}),
     ],
@@ -94,6 +102,38 @@ def test_the_relay_is_as_the_flags_say_and_else_as_the_file_does(
     (tmp_path / "config.toml").write_text(f"[server]\n{written}\n")
     assert call(capsys, "--profile", tmp_path, "rendezvous", "--registry", "memory", *words).code == 2
     assert {name: made[name] for name in expected} == expected
+
+
+def test_a_relay_alone_says_where_it_is_and_what_its_server_needs(tmp_path: Path) -> None:
+    words = ("--json", "--profile", tmp_path, "relay", "--listen", "127.0.0.1:0", "--server", KEY, "--stats", "1")
+    with started(*words) as process:
+        assert process.stdout is not None
+        said = json.loads(process.stdout.readline())
+        assert json.loads(process.stdout.readline())["event"] == "stats"
+        process.send_signal(signal.SIGTERM)
+        last = [json.loads(text) for text in process.stdout][-1]
+        assert process.wait() == 0
+    spec = parse_server(said["spec"], default_port=0)
+    assert (said["event"], list(spec.address), spec.key) == ("listening", said["address"], said["key"])
+    assert spec.key == str(Profile(tmp_path / "server").identity().public)
+    assert (last["connections"], last["dropped"], last["relay"]["circuits"]) == (0, {}, 0)
+
+
+def test_in_words_a_relay_says_so_on_stderr(tmp_path: Path) -> None:
+    words = ("--profile", tmp_path, "relay", "--listen", "127.0.0.1:0", "--server", KEY)
+    with (tmp_path / "err").open("w", encoding="utf-8") as err, started(*words, stderr=err) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("relay on 127.0.0.1:")
+        assert process.stdout.readline().startswith("for its rendezvous server: --relay '127.0.0.1:")
+    said = (tmp_path / "err").read_text(encoding="utf-8")
+    assert "TCP 0; dropped: nothing; circuits 0, carried 0 bytes, refused: nothing; ended: nothing" in said
+
+
+@pytest.mark.parametrize("words", [(), ("--server", "nobody"), ("--server", KEY, "--relay-quota", "none")])
+def test_a_relay_that_could_not_serve_does_not_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    assert call(capsys, "--profile", tmp_path, "relay", "--listen", "127.0.0.1:0", *words).code == 2
 
 
 def test_tags_are_listed_the_longest_unseen_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,7 +71,7 @@ def test_a_call_and_its_answer_give_both_sides_the_same_keys() -> None:
     assert theirs is not None
     values = [[getattr(keys, name) for name in AttemptKeys.__slots__] for keys in (answered.keys, theirs)]
     assert values[0] == values[1]
-    assert len(set(values[0])) == 5
+    assert len(set(values[0])) == 6
     assert not any(value.hex() in repr((answered, call, theirs)) for value in values[0])
 
 

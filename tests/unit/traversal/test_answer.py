@@ -42,6 +42,7 @@ from p2ptunnel.wire.messages import (
 )
 from tests.helpers import run
 from tests.helpers.turns import cancel_at_each_turn, descriptors, settle
+from tests.unit.traversal.test_port import observing as seen
 from tests.unit.traversal.wires import CALLER, LOOPBACK, Caller, credentials, judge, scripted_server
 
 TAG = "home-nas"
@@ -337,7 +338,7 @@ def test_a_server_that_hangs_up_again_and_again_is_asked_ever_more_slowly(monkey
             case Leave():
                 return LeaveAnswer(mid=message.mid, code=200, em="")
             case _:
-                return None
+                return seen(message, source)
 
     async def main() -> None:
         async with scripted_server(welcoming, tcp="hangs up") as server, answering(server.address) as (_, hall):

@@ -17,6 +17,7 @@ from p2ptunnel.protocol.observer import Observer
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.trace import Tracer
 from p2ptunnel.traversal import port as module
+from p2ptunnel.traversal import profile
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort, take_number
 from p2ptunnel.types import Address, Candidate, ServerSpec
 from p2ptunnel.wire.messages import Message, ReflexiveProbe
@@ -58,11 +59,66 @@ def test_udp_and_tcp_have_one_number_and_tcp_is_known_from_outside() -> None:
     run(main())
 
 
+def test_all_observers_of_a_server_are_asked_how_the_port_is_mapped() -> None:
+    async def main() -> None:
+        observers = [("127.0.0.1", 0), ("127.0.0.2", 0)]
+        async with Rendezvous(LOOPBACK, alt_listen=observers) as server:
+            port = await PunchPort.open(server.address, OpenerTtl())
+            nat = port.view.nat
+            assert (nat.tcp.kind, nat.udp.kind) == ("eim", "eim")
+            assert nat.tcp.observed == nat.udp.observed == port.address
+            assert port.view.ports == (port.address[1],) * 3
+            assert (port.view.hints.tcp, port.view.hints.udp) == ("eim", "eim")
+            port.forget_control()
+            assert (port.view.nat.tcp.kind, port.view.ports) == ("unknown", ())
+            port.close()
+
+    run(main())
+
+
+def test_one_observer_cannot_tell() -> None:
+    async def main() -> None:
+        async with Rendezvous(LOOPBACK) as server:
+            port = await PunchPort.open(server.address, OpenerTtl())
+            assert (port.view.nat.tcp.kind, port.view.nat.udp.kind) == ("unknown", "unknown")
+            assert port.view.ports == (port.address[1],)
+            port.close()
+
+    run(main())
+
+
+def test_observers_that_are_out_of_reach_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile, "PHASE_MIN", 0.05)
+
+    async def main() -> None:
+        with silent_server() as silent, socket.socket() as closed:
+            closed.bind(("127.0.0.2", 0))
+            async with Rendezvous(LOOPBACK) as server:
+                others = (silent, closed.getsockname())
+                server._services[0]._broker._observer.others = others  # type: ignore[attr-defined]
+                port = await PunchPort.open(server.address, OpenerTtl())
+                assert (port.view.nat.tcp.kind, port.view.nat.udp.kind) == ("unknown", "unknown")
+                port.close()
+
+    run(main(), timeout=2)
+
+
+def test_a_row_is_seen_from_another_port() -> None:
+    async def main() -> None:
+        async with Rendezvous(LOOPBACK) as server:
+            port = await PunchPort.open(server.address, OpenerTtl())
+            assert await port.observe_row() not in {None, port.address[1]}
+        assert await port.observe_row() is None
+        port.close()
+
+    run(main())
+
+
 def test_a_server_that_refuses_tcp_costs_the_candidate_only() -> None:
     async def main() -> None:
         async with scripted_server(observing) as server:
             port = await PunchPort.open(server.address, OpenerTtl())
-            assert port.view.candidates == ()
+            assert port.view.candidates == (Candidate("srflx", "udp", *port.address),)
             assert port.view.rtt == 0
             assert port.cookie == ""
             assert port.silent_over == "UDP or TCP"

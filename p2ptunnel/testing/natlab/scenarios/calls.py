@@ -51,15 +51,18 @@ def run_calls(network: Network, *, attempts: int, at_once: int = 8, patience: fl
     Raises:
         LaboratoryError: No laboratory can be built here.
     """
-    pairs_count, made = min(at_once, attempts), []
+    pairs_count = min(at_once, attempts)
     with tempfile.TemporaryDirectory() as directory, Lab() as lab, contextlib.ExitStack() as stack:
         server = stack.enter_context(_server(lab, network.server))
         pairs = [_open(stack, lab, network, Path(directory), number, server) for number in range(pairs_count)]
-        turns = itertools.repeat(None, attempts)
+        turns = itertools.repeat(None, attempts)  # shared, so that a pair that is fast makes more of them
+
+        def work(pair: _Pair) -> list[Attempt]:
+            return [_call(pair, server, patience) for _ in turns]
+
         with ThreadPoolExecutor(pairs_count) as pool:
-            for found in pool.map(lambda pair: [_call(pair, server, patience) for _ in turns], pairs):
-                made += found
-    return Calls(network.name, network.summary, tuple(made))
+            made = tuple(itertools.chain.from_iterable(pool.map(work, pairs)))
+    return Calls(network.name, network.summary, made)
 
 
 @contextlib.contextmanager
