@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from p2ptunnel.defaults import RENDEZVOUS_PORT
 from p2ptunnel.errors import P2PTunnelError
 from p2ptunnel.identity.store import Profile
 from p2ptunnel.peer import Peer
@@ -24,7 +23,6 @@ from p2ptunnel.testing.natlab.scenarios.report import Calls
 
 __all__ = ["run_calls"]
 
-_WEB_PORT: Final = 443
 _CALL_TIMEOUT: Final = 30.0  # on the worst lines a call may take as long as this
 
 
@@ -70,9 +68,8 @@ def _server(lab: Lab, place: ServerPlace) -> Generator[str | None]:
     if place == "none":
         yield None
         return
-    port = _WEB_PORT if place == "port 443" else RENDEZVOUS_PORT
-    with rendezvous(lab, port=port, is_ipv6=place == "ipv6") as address:
-        yield address
+    with rendezvous(lab, is_ipv6=place == "ipv6") as line:
+        yield line
 
 
 def _open(stack: contextlib.ExitStack, lab: Lab, network: Network, directory: Path, number: int, server: str | None) -> _Pair:
