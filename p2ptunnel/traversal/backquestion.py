@@ -45,7 +45,7 @@ class BackQuestion(MachineBase):
         super().__init__()
         self._server = server
         self._asked = {new_mid(_dice): extra for extra in asked}
-        self._cookie = ""
+        self._cookie: str = ""
         self._repeats = self._left = repeats
         self._due = now
         self._is_refused = False

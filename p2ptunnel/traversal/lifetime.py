@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Final
+from typing import Any, Final
 
 from p2ptunnel.errors import P2PTunnelError
 from p2ptunnel.net.reflexive import observe_udp
@@ -75,8 +75,8 @@ async def _lets_in(silent: UdpSocket, server: Address, port: int) -> bool | None
     try:
         async with UdpDriver(question, asking, on_event, clock=loop.time) as driver:
             driver.wake()
-            arriving: asyncio.Future[bool] = asyncio.create_task(came.wait())
-            waiting: set[asyncio.Future[bool]] = {arriving, over}
+            arriving = asyncio.create_task(came.wait())
+            waiting: set[asyncio.Future[Any]] = {arriving, over}
             try:
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 if not arriving.done() and over.result():

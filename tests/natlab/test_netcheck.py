@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from concurrent.futures import Future
 from typing import Final
 
 import pytest
@@ -46,7 +45,7 @@ def reports() -> dict[str, tuple[NetReport, float]]:
         serving = lab.server.thread(lambda: asyncio.run(serve()))
         try:
             assert up.wait(10)
-            asking: dict[str, Future[tuple[NetReport, float]]] = {kind: site.host.thread(ask) for kind, site in sites.items()}
+            asking = {kind: site.host.thread(ask) for kind, site in sites.items()}
             return {kind: asked.result(20) for kind, asked in asking.items()}
         finally:
             over.set()
