@@ -35,6 +35,10 @@ ATTEMPTS_MAX: Final = 10_000
 ATTEMPTS_OF_SOURCE_MAX: Final = 64  # of one source at a time; an attempt ends when its caller acknowledges the result
 ATTEMPTS_OF_CALLEE_MAX: Final = 32  # to one callee at a time, until it has answered
 ATTEMPTS_OF_SOURCE_TO_CALLEE_MAX: Final = 4  # of those
+SIGNALS_PER_SECOND: Final = 20.0  # handed on for one side of a call: what it tells, and repetitions on a lossy line
+SIGNALS_BURST: Final = 20.0
+SIGNAL_PAIRS_MAX: Final = 20_000  # whose signals are handed on, about 0.5 KiB each; the oldest go first
+SIGNALS_WAITING_MAX: Final = 20_000  # that are not acknowledged; the oldest go first
 COMPAT_REQUESTS_PER_MINUTE: Final = 3  # cookie-less t=4 and unsigned t=1 of one source, only with --compat seed
 COMPAT_REQUESTS_PER_SECOND: Final = 5  # of all sources together: sources can be forged
 

@@ -97,8 +97,7 @@ from p2ptunnel.traversal.relayed import RelayedCall
 from p2ptunnel.traversal.servers import Servers
 from p2ptunnel.tunnels.local import Forward, open_forward
 from p2ptunnel.tunnels.spec import ServeSpec, Target, parse_target
-from p2ptunnel.types import Address, RelayUse, ServerSpec, Tag, format_address, parse_tag
-from p2ptunnel.wire.messages import RelayRole
+from p2ptunnel.types import Address, RelayUse, Role, ServerSpec, Tag, format_address, parse_tag
 
 __all__ = ["Peer"]
 
@@ -425,7 +424,7 @@ class Peer:
             port.close()  # it may not have come to the call, whose it is: we may have been closed meanwhile
             raise
 
-    def _joining(self, port: PunchPort, role: RelayRole) -> Callable[[str], Awaitable[RelayPipe]]:
+    def _joining(self, port: PunchPort, role: Role) -> Callable[[str], Awaitable[RelayPipe]]:
         """Return what joins the relay of the server of this port."""
         identity = self._up.identity
         return lambda token: join_relay(port.server, token, role, identity, server_key=port.server_key)

@@ -16,6 +16,7 @@ __all__ = [
     "CandidateKind",
     "Path",
     "RelayUse",
+    "Role",
     "ServerSpec",
     "Tag",
     "Transport",
@@ -41,6 +42,9 @@ CandidateKind: TypeAlias = Literal["host", "srflx", "mapped", "prflx", "relay"]
 
 RelayUse: TypeAlias = Literal["auto", "never", "always"]
 """Whether connections go over the server's relay: until there is a direct path, not at all, or in any case."""
+
+Role: TypeAlias = Literal["caller", "callee"]
+"""Which end of a call."""
 
 _SERVER_KEY: Final = re.compile(r"p2p:[a-z2-7]{52}")
 _JOIN: Final = "join:"

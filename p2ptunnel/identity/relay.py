@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from p2ptunnel.identity.judge import relay_payload, to_base64
 from p2ptunnel.identity.keys import Identity
-from p2ptunnel.wire.messages import RelayJoinExtra, RelayRole
+from p2ptunnel.types import Role
+from p2ptunnel.wire.messages import RelayJoinExtra
 
 __all__ = ["relay_extra"]
 
 
-def relay_extra(identity: Identity, token: str, role: RelayRole, *, server_key: str = "") -> RelayJoinExtra:
+def relay_extra(identity: Identity, token: str, role: Role, *, server_key: str = "") -> RelayJoinExtra:
     """Return the body by which one end of a call joins its server's relay.
 
     Args:

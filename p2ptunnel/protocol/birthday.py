@@ -56,6 +56,7 @@ class OpenHoles(Event, frozen=True):
     target: Address
     transport: Transport
     low: bool
+    token: str = ""
 
 
 class SendProbes(Event, frozen=True):
@@ -68,6 +69,7 @@ class SendProbes(Event, frozen=True):
     ports: tuple[int, ...]
     transport: Transport
     patience: float
+    token: str = ""
 
 
 class Tell(Event, frozen=True):
@@ -81,6 +83,7 @@ class BirthdayEnded(Event, frozen=True):
 
     why: str
     probes: int = 0
+    token: str = ""
 
 
 # --- how often -----------------------------------------------------------------------------------------------------------

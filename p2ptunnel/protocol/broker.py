@@ -28,6 +28,7 @@ from p2ptunnel.protocol.attempts import Attempt, Attempts
 from p2ptunnel.protocol.compat import SeedRation
 from p2ptunnel.protocol.limits import Buckets, Rate, SourceLimit, limited_source
 from p2ptunnel.protocol.machine import Datagram, Entropy, Event, new_secret
+from p2ptunnel.protocol.messenger import Messenger
 from p2ptunnel.protocol.observer import Observer
 from p2ptunnel.protocol.registrar import PeerLeft, PeerRegistered, Registered, Registrar
 from p2ptunnel.protocol.relay import Relay, RelayJoined
@@ -55,6 +56,8 @@ from p2ptunnel.wire.messages import (
     RegisterExtra,
     RelayJoin,
     RelayJoinAnswer,
+    Signal,
+    SignalAnswer,
     decode,
     encode,
 )
@@ -112,6 +115,7 @@ class Broker:
             self._replies, judge, TagBook() if tags is None else tags, entropy, self._is_seed_allowed if serves_seed else None
         )
         self._attempts = Attempts()
+        self._messenger = Messenger(self._replies)
         self._answers = AnswerMemory()
         self._of_source = SourceLimit(Rate(SOURCE_DATAGRAMS_PER_SECOND, SOURCE_DATAGRAMS_BURST))
         self._asked = SourceLimit(Rate(CALLS_PER_SECOND_OF_SOURCE, CALLS_BURST_OF_SOURCE))
@@ -170,6 +174,8 @@ class Broker:
                 return self.registrar.is_holder(message.ltag, message.extra.epoch, source)
             case PunchAnswer() | PunchResultAck():
                 return self._attempts.get(message.token) is not None and message.mid == self._mid_of(message.token)
+            case Signal() | SignalAnswer():
+                return self._messenger.knows(message, source, now)
             case _:
                 return False
 
@@ -206,6 +212,10 @@ class Broker:
                 is_known = self._on_punch_answer(message, source, now)
             case PunchResultAck():
                 is_known = self._on_result_ack(message)
+            case Signal():
+                is_known = self._messenger.on_signal(message, source, size, now)
+            case SignalAnswer():
+                is_known = self._messenger.on_answer(message, source, size)
             case RelayJoin() if source.connection is not None:
                 is_known = self._on_relay_join(message, source.host, source.connection, now)
             case _:
@@ -366,6 +376,8 @@ class Broker:
             return True
         host, port = source.address  # what we observe, not what the callee believes: NATs change ports
         said = message.extra
+        if attempt.is_caller_known and said.v:  # both of ours, and both receive where they are
+            self._messenger.introduce(attempt.token, attempt.caller, source, now)
         extra = PunchResultExtra(host=host, port=port, v=said.v, intent=said.intent, cands=said.cands, nat=said.nat)
         self._result(attempt, 200, "", extra, now)
         return True

@@ -15,28 +15,23 @@ from p2ptunnel.defaults import (
     CANDIDATES_MAX,
     FOUNDING_CALLS_BURST,
     FOUNDING_CALLS_PER_SECOND,
-    PHASES,
-    PLAIN_MARGIN,
     PUNCH_TIMEOUT,
     TOKEN_TTL,
     WIRE_VERSION,
 )
 from p2ptunnel.errors import LocalProtocolError
 from p2ptunnel.identity.keys import PublicKey
+from p2ptunnel.protocol.approach import Approach, Birthdays
 from p2ptunnel.protocol.intent import AttemptKeys, Call, CallVerdict, IntentJudge
 from p2ptunnel.protocol.limits import Buckets, Rate
 from p2ptunnel.protocol.machine import Datagram, Entropy, Event, MachineBase, new_secret
 from p2ptunnel.protocol.punch import (
     ConnectionChosen,
-    Dial,
     LocalView,
     PunchStarted,
     StopDialing,
     aim,
     own_candidates,
-    phase_length,
-    sends_low,
-    tcp_targets,
 )
 from p2ptunnel.protocol.registration import Credentials, Registration
 from p2ptunnel.protocol.transaction import AnswerMemory
@@ -47,13 +42,13 @@ from p2ptunnel.wire.messages import (
     HoleAnswer,
     HoleProbe,
     Message,
-    NatHints,
-    Opener,
     OpenTcp,
     OpenTcpAnswer,
     PunchAnswer,
     PunchAnswerExtra,
     PunchNotice,
+    Signal,
+    SignalAnswer,
     encode,
 )
 
@@ -117,6 +112,7 @@ class CalleeAgent(MachineBase):
         udp_port: Our local port.
         signed: What was signed on both sides; None of a program of the founding protocol.
         is_punching: Whether to send anything to the caller.
+        birthdays: What this machine has for a birthday; None: there will be none.
     """
 
     def __init__(
@@ -130,11 +126,12 @@ class CalleeAgent(MachineBase):
         udp_port: int,
         signed: SignedCall | None,
         is_punching: bool = True,
+        birthdays: Birthdays | None = None,
     ) -> None:
         super().__init__()
         self.state = CalleeState.IDLE
         self.token = notice.extra.token
-        self.conkey = new_secret(entropy)
+        self.conkey = signed.keys.selector.hex() if signed else new_secret(entropy)
         self.caller = caller
         self.key = signed.key if signed else None
         """Who called, as its signature has it; it proves itself again in the channel."""
@@ -144,18 +141,25 @@ class CalleeAgent(MachineBase):
         self._answer = signed.answer if signed else ""
         self._sender = KeyedSender(signed.keys.callee_mac) if signed else None
         self._receiver = KeyedReceiver(signed.keys.caller_mac) if signed else None
-        self._is_proven = signed is None
-        self._holds_back = False
         self._is_punching = is_punching
         self._notice = notice
         self._server = server
         self._view = view
         self._udp_port = udp_port
-        self._targets = tcp_targets(notice.extra.cands, caller, server)
-        self._hints = notice.extra.nat or NatHints()
-        self._phase = -1
-        self._phase_ends: float | None = None
         self._expires_at: float | None = None
+        self._approach = Approach(
+            "callee",
+            self.token,
+            server,
+            caller,
+            notice.extra.cands,
+            view,
+            notice.extra.nat,
+            entropy,
+            keys=signed.keys if signed else None,
+            birthdays=birthdays,
+            peer_key=self.key,
+        )
 
     @property
     def is_over(self) -> bool:
@@ -165,7 +169,7 @@ class CalleeAgent(MachineBase):
     @property
     def targets(self) -> tuple[Address, ...]:
         """Where the caller's TCP connection is expected from."""
-        return self._targets
+        return self._approach.targets
 
     def start(self, now: float) -> None:
         """Open our NAT, then answer: SYN and t=30 that die on the way, -10.
@@ -178,16 +182,10 @@ class CalleeAgent(MachineBase):
         self._move(CalleeTrigger.NOTICE)
         self._expires_at = now + PUNCH_TIMEOUT
         if self._is_punching:
-            self._begin_punching(now)
+            self._events.append(PunchStarted(self.token, self.caller))
+            self._approach.start(now, ends_at=self._expires_at)
+            self._collect()
         self.answer_notice()
-
-    def _begin_punching(self, now: float) -> None:
-        self._events.append(PunchStarted(self.token, self.caller))
-        if self._is_low(0):
-            self._begin_phase(0, now)
-        else:  # the caller opens, or nobody can: our SYN must not get there before the caller's own has left on t=11
-            self._phase_ends = now + (self._view.rtt + self._hints.rtt / 1000) / 2 + PLAIN_MARGIN
-        self._open_udp(low=True)
 
     def answer_notice(self) -> None:
         """Answer t=10, once more if it was repeated."""
@@ -214,7 +212,8 @@ class CalleeAgent(MachineBase):
         if self._receiver is not None and not self._receiver.open(data):
             self._drop("replayed" if self._receiver.is_replay else "not keyed")
             return
-        self._prove(now)
+        self._approach.prove(now)
+        self._collect()
         if isinstance(message, HoleProbe):
             answer: Message = HoleAnswer(mid=message.mid, token=self.token)
         elif message.extra.op == 1:
@@ -223,28 +222,55 @@ class CalleeAgent(MachineBase):
             answer = OpenTcpAnswer(mid=message.mid, token=self.token, code=400, em="unknown op")
         self._datagrams.append(Datagram(encode(answer), source))
 
+    def hear(self, message: Signal | SignalAnswer, now: float) -> bool:
+        """Take a t=12 or a -12 of the server; return whether it was for this call."""
+        is_ours = self._approach.hear(message, now)
+        self._collect()
+        return is_ours
+
+    def observed(self, port: int | None, now: float) -> None:
+        """Our sequential NAT has just given `port` to a new TCP flow, or nobody knows: the answer to `ObserveRow`."""
+        self._approach.observed(port, now)
+        self._collect()
+
+    def connection_up(self) -> None:
+        """A connection that may be the caller's is being tried."""
+        self._approach.connection_up()
+
+    def connection_failed(self, now: float) -> None:
+        """It was not, or came to nothing."""
+        self._approach.connection_failed(now)
+        self._collect()
+
     def channel_accepted(self, connection: int) -> None:
         """A channel with the caller stands on `connection`: the attempt is over."""
         self._move(CalleeTrigger.ACCEPTED)
-        self._phase_ends = self._expires_at = None
+        self._end()
         self._events += [ConnectionChosen(self.token, connection), StopDialing(self.token)]
 
     def give_up(self) -> None:
         """End the attempt, as if its time were up."""
         self._move(CalleeTrigger.EXPIRED)
-        self._phase_ends = self._expires_at = None
+        self._end()
         self._events.append(StopDialing(self.token))
+
+    def _end(self) -> None:
+        self._expires_at = None
+        self._approach.stop()
+        self._collect()
 
     def handle_timer(self, now: float) -> None:
         """Begin the next phase or end the attempt."""
         if self._expires_at is not None and now >= self._expires_at:
             self.give_up()
-        elif self._phase_ends is not None and now >= self._phase_ends:
-            self._begin_phase(self._phase + 1, now)
+        else:
+            self._approach.handle_timer(now)
+            self._collect()
 
     def next_deadline(self) -> float | None:
         """Return when something is due."""
-        return min((at for at in (self._phase_ends, self._expires_at) if at is not None), default=None)
+        waits = (self._approach.next_deadline(), self._expires_at)
+        return min((at for at in waits if at is not None), default=None)
 
     def datagrams_to_send(self) -> list[Datagram]:
         """Return and forget the datagrams that wait, in send order; each to the caller is keyed."""
@@ -255,34 +281,9 @@ class CalleeAgent(MachineBase):
             return datagram
         return replace(datagram, data=self._sender.seal(datagram.data))
 
-    def _begin_phase(self, phase: int, now: float) -> None:
-        self._phase = phase
-        is_last = phase == PHASES - 1 or self.is_seed_only  # a program of the seed dials itself: all it needs is the hole
-        length = phase_length(self._view.rtt, self._hints.rtt / 1000)
-        self._phase_ends = None if is_last else now + length
-        self._holds_back = phase > 0 and not (self._is_proven or self._is_low(phase))
-        if not self._holds_back:
-            self._dial(now)
-        if phase > 0:
-            self._open_udp(low=False)
-
-    def _dial(self, now: float) -> None:
-        assert self._expires_at is not None
-        self._events.append(Dial(self.token, self._targets, self._is_low(self._phase), self._expires_at - now))
-
-    def _prove(self, now: float) -> None:
-        """The caller holds the attempt's key, and is where it says: what was held back may go."""
-        self._is_proven = True
-        if self._holds_back:
-            self._holds_back = False
-            self._dial(now)
-
-    def _open_udp(self, *, low: bool) -> None:
-        """Send t=30: first so that it dies on the way, which any system can do over UDP; later so that it does not."""
-        self._datagrams.append(Datagram(encode(Opener()), self.caller, opener=low))
-
-    def _is_low(self, phase: int) -> bool:
-        return sends_low("callee", phase, caller_can=self._hints.low, callee_can=self._view.can_open_low)
+    def _collect(self) -> None:
+        self._datagrams += self._approach.datagrams_to_send()
+        self._events += self._approach.events()
 
     def _move(self, trigger: CalleeTrigger) -> None:
         try:
@@ -324,6 +325,7 @@ class CalleePort(MachineBase):
         screen: Looks at a t=10 before anything else: None lets it go on, a `Refusal` is answered.
         judge: Judges who has signed it; nobody but the server hears of a call that it does not let in.
         is_punching: Whether to send anything to callers; else they reach us over the relay only.
+        birthdays: What this machine has for them; None: there will be none.
     """
 
     def __init__(
@@ -337,6 +339,7 @@ class CalleePort(MachineBase):
         screen: Callable[[PunchNotice], Refusal | None],
         judge: IntentJudge,
         is_punching: bool = True,
+        birthdays: Birthdays | None = None,
     ) -> None:
         super().__init__()
         self.registration = Registration(tag, server, credentials, entropy)
@@ -347,6 +350,7 @@ class CalleePort(MachineBase):
         self._screen = screen
         self._judge = judge
         self._is_punching = is_punching
+        self._birthdays = birthdays
         self._founding_calls = Buckets(Rate(FOUNDING_CALLS_PER_SECOND, FOUNDING_CALLS_BURST), most=1)
         self._agents: dict[str, CalleeAgent] = {}
         self._answered = AnswerMemory(seconds=TOKEN_TTL)
@@ -374,6 +378,8 @@ class CalleePort(MachineBase):
                     self._drop("unknown token")
                 else:
                     agent.receive(message, data, source, now)
+            case Signal() | SignalAnswer():
+                self._on_signal(message, source, now)
             case _:
                 if not self.registration.receive(message, source, now):
                     self._drop("unexpected message")
@@ -400,6 +406,15 @@ class CalleePort(MachineBase):
         """Return and forget what happened, in order."""
         self._collect()
         return super().events()
+
+    def _on_signal(self, message: Signal | SignalAnswer, source: Address, now: float) -> None:
+        if source != self._server:
+            self._drop("signal not from our server")
+            return
+        is_for = message.extra.token if isinstance(message, Signal) else None
+        agents = [agent for agent in self.agents if is_for in {None, agent.token}]
+        if not any(agent.hear(message, now) for agent in agents):
+            self._drop("unknown token" if is_for else "unexpected answer")
 
     def _on_notice(self, message: PunchNotice, source: Address, now: float) -> None:
         if source != self._server:
@@ -474,6 +489,7 @@ class CalleePort(MachineBase):
             udp_port=self._udp_port,
             signed=signed,
             is_punching=self._is_punching or signed is None,
+            birthdays=self._birthdays,
         )
         token = agent.token
         self._agents[token] = agent

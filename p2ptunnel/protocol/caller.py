@@ -8,17 +8,18 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from p2ptunnel.defaults import COOKIELESS_PAD_BYTES, PHASES, PUNCH_TIMEOUT, RETRY_AFTER_MAX, WIRE_VERSION
+from p2ptunnel.defaults import COOKIELESS_PAD_BYTES, PUNCH_TIMEOUT, RETRY_AFTER_MAX, WIRE_VERSION
 from p2ptunnel.errors import InvalidKeyError, LocalProtocolError
 from p2ptunnel.identity.keys import PublicKey
-from p2ptunnel.protocol.intent import AnswerFault, CallSigner
+from p2ptunnel.protocol.approach import Approach, Birthdays
+from p2ptunnel.protocol.birthday import BirthdayEnded
+from p2ptunnel.protocol.intent import Answered, AnswerFault, AttemptKeys, CallSigner
 from p2ptunnel.protocol.machine import Datagram, Entropy, MachineBase, new_mid
 from p2ptunnel.protocol.punch import (
     AnswerProved,
     CallFailed,
     CallOffered,
     ConnectionChosen,
-    Dial,
     FailureKind,
     HoleOpened,
     LocalView,
@@ -27,9 +28,6 @@ from p2ptunnel.protocol.punch import (
     StopDialing,
     aim,
     own_candidates,
-    phase_length,
-    sends_low,
-    tcp_targets,
 )
 from p2ptunnel.protocol.transaction import Requester
 from p2ptunnel.types import Address, Tag, clean
@@ -43,7 +41,6 @@ from p2ptunnel.wire.messages import (
     HoleAnswer,
     HoleProbe,
     Message,
-    NatHints,
     Opener,
     OpenTcp,
     OpenTcpAnswer,
@@ -51,6 +48,8 @@ from p2ptunnel.wire.messages import (
     PunchResult,
     PunchResultAck,
     PunchResultExtra,
+    Signal,
+    SignalAnswer,
     encode,
     encode_padded,
 )
@@ -117,6 +116,7 @@ class CallerAgent(MachineBase):
         server_key: The server's as text, empty while nobody has told.
         join: Makes of a cookie and of the call what shows to a private server that we know its token.
         is_punching: Whether to punch when the callee has answered; else that it has is all there is to learn.
+        birthdays: What this machine has for a birthday; None: there will be none.
     """
 
     def __init__(
@@ -132,6 +132,7 @@ class CallerAgent(MachineBase):
         server_key: str = "",
         join: Callable[[str, str], str] | None = None,
         is_punching: bool = True,
+        birthdays: Birthdays | None = None,
     ) -> None:
         super().__init__()
         self.state = CallerState.IDLE
@@ -148,6 +149,9 @@ class CallerAgent(MachineBase):
         self._join = join
         self._signer = signer
         self._is_punching = is_punching
+        self._birthdays = birthdays
+        self._keys: AttemptKeys | None = None
+        self._approach: Approach | None = None
         self._candidates = view.candidates
         self._sender: KeyedSender | None = None
         self._receiver: KeyedReceiver | None = None
@@ -155,15 +159,10 @@ class CallerAgent(MachineBase):
         self._tokens: set[str] = set()  # this one, and that of the call before it was renewed
         self._early: PunchResult | None = None
         self._conkey: str | None = None
-        self._selector = ""
         self._has_followed = False
         self._peer: Address | None = None
-        self._targets: tuple[Address, ...] = ()
-        self._hints = NatHints()
         self._connections: list[int] = []
         self._nominated: int | None = None
-        self._phase = 0
-        self._phase_ends: float | None = None
         self._gives_up_at: float | None = None
         self._challenges = 0
         self._is_renewed = False
@@ -188,6 +187,7 @@ class CallerAgent(MachineBase):
             return
         if message is not None:
             self._receive(message, source, now)
+            self._collect(now)
 
     def datagrams_to_send(self) -> list[Datagram]:
         """Return and forget the datagrams that wait, in send order; each to the callee is keyed, a repetition anew."""
@@ -197,7 +197,7 @@ class CallerAgent(MachineBase):
         """Take note of a TCP connection on our port, however it was opened; the number is the driver's."""
         if self.state in {CallerState.PUNCHING, CallerState.NOMINATING}:
             self._connections.append(connection)
-            self._nominate_next(now)
+            self._nominate_next()
 
     def channel_up(self, now: float) -> None:
         """The callee has accepted us on the nominated connection."""
@@ -211,7 +211,22 @@ class CallerAgent(MachineBase):
         """No channel came up on the nominated connection: the next one gets its chance."""
         self._move(CallerTrigger.CHANNEL_FAILED)
         self._nominated = None
-        self._nominate_next(now)
+        self._nominate_next()
+        if self._approach is not None:
+            self._approach.connection_failed(now)
+            self._collect(now)
+
+    def observed(self, port: int | None, now: float) -> None:
+        """Our sequential NAT has just given `port` to a new TCP flow, or nobody knows: the answer to `ObserveRow`."""
+        if self._approach is not None:
+            self._approach.observed(port, now)
+            self._collect(now)
+
+    def abandon(self) -> None:
+        """Nobody wants the call any more: leave what is shared with other calls."""
+        if self._approach is not None:
+            self._approach.stop()
+            self._events += self._approach.events()
 
     def handle_timer(self, now: float) -> None:
         """Repeat, give up, begin the next phase: whatever is due."""
@@ -221,14 +236,15 @@ class CallerAgent(MachineBase):
             self._fail("rendezvous-silent", 408, "no answer", now)
         elif self._gives_up_at is not None and now >= self._gives_up_at:
             self._fail("timeout", 408, "no hole opened" if self._is_punching else "nothing came over the relay", now)
-        elif self._phase_ends is not None and now >= self._phase_ends and self.state is CallerState.PUNCHING:
-            self._begin_phase(self._phase + 1, now)
+        elif self._approach is not None:
+            self._approach.handle_timer(now)
+            self._collect(now)
 
     def next_deadline(self) -> float | None:
         """Return when something is due."""
         waits = [self._requester.next_deadline(), self._gives_up_at]
-        if self.state is CallerState.PUNCHING:
-            waits.append(self._phase_ends)
+        if self._approach is not None:
+            waits.append(self._approach.next_deadline())
         return min((at for at in waits if at is not None), default=None)
 
     # --- the conversation with the server -----------------------------------------------------------------------------
@@ -278,6 +294,9 @@ class CallerAgent(MachineBase):
                 self._on_conkey(message, now)
             case Opener():
                 self._follow(source, now)
+            case Signal() | SignalAnswer() if source == self._server and self._approach is not None:
+                if not self._approach.hear(message, now):
+                    self._drop("unexpected answer")
             case _:
                 self._drop("unexpected message")
 
@@ -346,43 +365,57 @@ class CallerAgent(MachineBase):
             if isinstance(answered, AnswerFault):
                 self._fail("key-changed" if answered is AnswerFault.OTHER_KEY else "forged", 401, answered.value, now)
                 return False
-            self.peer_key = answered.key
-            self._sender = KeyedSender(answered.keys.caller_mac)
-            self._receiver = KeyedReceiver(answered.keys.callee_mac)
-            self._selector = answered.keys.selector.hex()
+            self._believe(answered)
         peer = aim((callee.host, callee.port), None if self._signer is None else callee.cands, self._server)
         if isinstance(peer, str):
             self._fail("forged", 401, f"the server names {peer}", now)
             return False
         self._peer = peer
-        self._targets = tcp_targets(callee.cands, peer, self._server)
-        if self.peer_key is not None:
-            self._events.append(AnswerProved(self._selector, self.peer_key))
+        if self.peer_key is not None and self._conkey is not None:
+            self._events.append(AnswerProved(self._conkey, self.peer_key))
         return True
+
+    def _believe(self, answered: Answered) -> None:
+        """Take the attempt's keys; its selector is the conkey as well, which so needs no datagram that gets through."""
+        self.peer_key, self._keys = answered.key, answered.keys
+        self._sender = KeyedSender(answered.keys.caller_mac)
+        self._receiver = KeyedReceiver(answered.keys.callee_mac)
+        self._conkey = answered.keys.selector.hex()
 
     # --- the conversation with the callee -----------------------------------------------------------------------------
 
     def _begin_punching(self, callee: PunchResultExtra, now: float) -> None:
         assert self._peer is not None
-        self._hints = callee.nat or NatHints()
         self._gives_up_at = now + PUNCH_TIMEOUT
         if not self._is_punching:
             return
         self._events.append(PunchStarted(self.token, self._peer))
-        self._begin_phase(0, now)
-        self._probe(self._peer, now)
-        if self._signer is not None:  # a program of the seed wants t=31 and t=32 one after the other
-            self._open_tcp(self._peer, now)
-
-    def _begin_phase(self, phase: int, now: float) -> None:
-        self._phase = phase
-        length = phase_length(self._view.rtt, self._hints.rtt / 1000)
-        self._phase_ends = now + length if phase < PHASES - 1 else None
-        low = self._signer is not None and sends_low(  # a program of the seed never sends a SYN: nothing to open for
-            "caller", phase, caller_can=self._view.can_open_low, callee_can=self._hints.low
+        self._approach = Approach(
+            "caller",
+            self.token,
+            self._server,
+            self._peer,
+            callee.cands,
+            self._view,
+            callee.nat,
+            self._entropy,
+            keys=self._keys,
+            birthdays=self._birthdays,
+            peer_key=self.peer_key,
         )
-        assert self._gives_up_at is not None
-        self._events.append(Dial(self.token, self._targets, low, self._gives_up_at - now))
+        self._approach.start(now, ends_at=self._gives_up_at)
+        self._probe(self._peer, now)
+
+    def _collect(self, now: float) -> None:
+        """Take what the approach wants done; a birthday that has led to nothing was the last thing to try."""
+        if self._approach is None:
+            return
+        self._datagrams += self._approach.datagrams_to_send()
+        events = self._approach.events()
+        self._events += events
+        for ended in (event for event in events if isinstance(event, BirthdayEnded)):
+            if self.state is CallerState.PUNCHING:
+                self._fail("timeout", 408, f"the birthday: {ended.why}", now)
 
     def _is_peer(self, token: str, source: Address) -> bool:
         return self._peer is not None and token == self.token and source[0] == self._peer[0]
@@ -423,8 +456,6 @@ class CallerAgent(MachineBase):
             return
         self._has_followed = True
         self._probe(source, now)
-        if self._signer is not None and self._conkey is None:
-            self._open_tcp(source, now)
 
     def _on_hole(self, message: HoleAnswer, source: Address, now: float) -> None:
         request = self._requester.answered(31, message.mid)
@@ -434,8 +465,7 @@ class CallerAgent(MachineBase):
         self._requester.cancel(31)
         rtt = now - request.sent_at if request.sends == 1 else None
         self._events.append(HoleOpened(self.token, source, rtt))
-        is_moved = source != request.destination
-        if self._conkey is None and (is_moved or self._signer is None):
+        if self._conkey is None:  # a program of the seed tells it; where calls are signed both sides know it already
             self._open_tcp(source, now)
 
     def _on_conkey(self, message: OpenTcpAnswer, now: float) -> None:
@@ -447,14 +477,16 @@ class CallerAgent(MachineBase):
             return
         self._requester.cancel(32)
         self._conkey = message.extra.conkey
-        self._nominate_next(now)
+        self._nominate_next()
 
     # --- which connection counts --------------------------------------------------------------------------------------
 
-    def _nominate_next(self, now: float) -> None:
+    def _nominate_next(self) -> None:
         if self.state is not CallerState.PUNCHING or self._conkey is None or not self._connections:
             return
         self._move(CallerTrigger.CANDIDATE)
+        assert self._approach is not None
+        self._approach.connection_up()
         self._nominated = self._connections.pop(0)
         self._events.append(Nominate(self._nominated, self._conkey))
 
@@ -465,7 +497,8 @@ class CallerAgent(MachineBase):
 
     def _finish(self) -> None:
         self._requester.cancel()
-        self._phase_ends = self._gives_up_at = None
+        self._gives_up_at = None
+        self.abandon()
 
     def _move(self, trigger: CallerTrigger) -> None:
         try:

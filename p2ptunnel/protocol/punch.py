@@ -17,6 +17,7 @@ from p2ptunnel.defaults import PHASE_MIN, PHASE_ROUND_TRIPS, SYN_REPEAT
 from p2ptunnel.errors import InvalidAddressError
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.protocol.machine import Event
+from p2ptunnel.protocol.nat import NatProfile
 from p2ptunnel.types import Address, Candidate, Transport
 from p2ptunnel.wire.messages import NatHints
 
@@ -30,12 +31,12 @@ __all__ = [
     "HoleOpened",
     "LocalView",
     "Nominate",
+    "ObserveRow",
     "PunchStarted",
     "StopDialing",
     "aim",
     "own_candidates",
     "phase_length",
-    "sends_low",
     "tcp_targets",
 ]
 
@@ -48,16 +49,20 @@ class LocalView(msgspec.Struct, frozen=True):
     candidates: TCP and UDP addresses at which others may find this port, best first.
     rtt: Seconds to the rendezvous server and back.
     can_open_low: It can send a SYN that dies on the way and survive the ICMP answer.
+    nat: What the NATs before the port do.
+    ports: Outside TCP ports that they have given lately, the last one last.
     """
 
     candidates: tuple[Candidate, ...] = ()
     rtt: float = 0.0
     can_open_low: bool = True
+    nat: NatProfile = NatProfile()
+    ports: tuple[int, ...] = ()
 
     @property
     def hints(self) -> NatHints:
-        """The same as the wire's `extra.nat`."""
-        return NatHints(low=self.can_open_low, rtt=min(round(self.rtt * 1000), 60_000))
+        """The wire's `extra.nat`."""
+        return self.nat.hints(can_open_low=self.can_open_low, rtt=self.rtt)
 
 
 # --- what agents ask for and report ------------------------------------------------------------------------------------
@@ -95,6 +100,12 @@ class Dial(Event, frozen=True):
     targets: tuple[Address, ...]
     low: bool
     patience: float
+
+
+class ObserveRow(Event, frozen=True):
+    """See which port our sequential NAT gives just now to a new TCP flow, and tell by `observed`: the SYNs wait for that."""
+
+    token: str
 
 
 class StopDialing(Event, frozen=True):
@@ -143,18 +154,6 @@ def phase_length(own_rtt: float, other_rtt: float) -> float:
     round_trip = own_rtt + other_rtt
     length = max(PHASE_MIN, PHASE_ROUND_TRIPS * round_trip)
     return length if length < 0.9 * SYN_REPEAT else max(length, SYN_REPEAT + 1.25 * round_trip)
-
-
-def sends_low(role: Literal["caller", "callee"], phase: int, *, caller_can: bool, callee_can: bool) -> bool:
-    """Tell whether the SYNs of `role` in `phase` must die on the way.
-
-    Phase 0: the callee's, if it can, else the caller's.  Phase 1: the other side's.  Phase 2: nobody's.
-    """
-    if phase >= 2:
-        return False
-    first: Literal["caller", "callee"] = "callee" if callee_can else "caller"
-    opener = first if phase == 0 else ("caller" if first == "callee" else "callee")
-    return role == opener and (caller_can if role == "caller" else callee_can)
 
 
 def aim(named: Address, candidates: tuple[Candidate, ...] | None, server: Address) -> Address | str:

@@ -14,13 +14,12 @@ from typing import Final, Literal, TypeAlias
 import msgspec
 
 from p2ptunnel.protocol.prediction import predict, steps, window
-from p2ptunnel.types import Address, Transport
+from p2ptunnel.types import Address, Role, Transport
 from p2ptunnel.wire.messages import NatHints, PortRow
 from p2ptunnel.wire.signal import FreshPort
 
-__all__ = ["METHODS", "Method", "Part", "Plan", "Role", "Shape", "choose", "shape_of"]
+__all__ = ["METHODS", "Method", "Part", "Plan", "Shape", "choose", "shape_of"]
 
-Role: TypeAlias = Literal["caller", "callee"]
 Part: TypeAlias = Literal["easy", "hard"]
 Shape: TypeAlias = Literal["open", "eim", "seq", "hard"]
 """What the other side can do with a mapping: enter as a stranger, know its port, guess the next one, or none of these."""

@@ -27,8 +27,8 @@ from p2ptunnel.net.sockets import ANY_IPV4, reset_close
 from p2ptunnel.net.watch import Watch
 from p2ptunnel.protocol.machine import new_mid
 from p2ptunnel.transports.tcp import TcpPipe
-from p2ptunnel.types import Address, Path, clean, format_address
-from p2ptunnel.wire.messages import MalformedMessageError, RelayJoin, RelayJoinAnswer, RelayRole, decode, encode
+from p2ptunnel.types import Address, Path, Role, clean, format_address
+from p2ptunnel.wire.messages import MalformedMessageError, RelayJoin, RelayJoinAnswer, decode, encode
 
 __all__ = ["RelayPipe", "join_relay"]
 
@@ -57,7 +57,7 @@ class RelayPipe(TcpPipe):
 async def join_relay(
     server: Address,
     token: str,
-    role: RelayRole,
+    role: Role,
     identity: Identity,
     *,
     server_key: str = "",
@@ -100,7 +100,7 @@ async def join_relay(
         raise
 
 
-def _signed(identity: Identity, token: str, role: RelayRole, server_key: str) -> RelayJoin:
+def _signed(identity: Identity, token: str, role: Role, server_key: str) -> RelayJoin:
     try:
         return RelayJoin(mid=new_mid(_dice), extra=relay_extra(identity, token, role, server_key=server_key))
     except ValueError as error:

@@ -7,7 +7,7 @@ A message is one JSON object of at most 1200 bytes whose `t` says which (docs/pr
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -57,7 +57,6 @@ __all__ = [
     "RelayJoin",
     "RelayJoinAnswer",
     "RelayJoinExtra",
-    "RelayRole",
     "Signal",
     "SignalAnswer",
     "SignalExtra",
@@ -76,8 +75,6 @@ Port: TypeAlias = Annotated[int, Meta(ge=0, le=65535)]
 Host: TypeAlias = Annotated[str, Meta(max_length=64, pattern=r"\A[0-9A-Fa-f:.]*\Z")]  # numeric: it is shown, and sent to
 Counter: TypeAlias = Annotated[int, Meta(ge=0, lt=COUNTER_END)]
 Blob: TypeAlias = Annotated[str, Meta(max_length=512)]  # base64url or hex of something fixed
-RelayRole: TypeAlias = Literal["caller", "callee"]
-"""Which end of a call; on the wire any short text, so that another one is answered and not dropped."""
 
 
 class MalformedMessageError(ValueError):
@@ -232,7 +229,7 @@ class RelayJoinExtra(_Wire, frozen=True):
     """Body of t=6.  `sig` is by `key` over the fixed layout of `identity.judge.relay_payload`."""
 
     token: Token
-    role: Annotated[str, Meta(max_length=8)]
+    role: Annotated[str, Meta(max_length=8)]  # any text, so that one that is no `types.Role` is answered and not dropped
     key: Blob = ""
     sig: Blob = ""
 

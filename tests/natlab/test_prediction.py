@@ -12,9 +12,9 @@ import pytest
 from p2ptunnel.net.dial import Dial, punch_socket
 from p2ptunnel.net.sockets import ANY_IPV4, reset_close
 from p2ptunnel.protocol.nat import Mapping, NatProfile, classify
-from p2ptunnel.protocol.strategy import Method, Plan, Role, choose
+from p2ptunnel.protocol.strategy import Method, Plan, choose
 from p2ptunnel.testing.natlab import Lab, Site
-from p2ptunnel.types import Address
+from p2ptunnel.types import Address, Role
 from p2ptunnel.wire.messages import NatHints
 
 TTL = 2  # dies at the internet's router

@@ -11,16 +11,17 @@ from p2ptunnel.identity.judge import Judge
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.relay import relay_extra
 from p2ptunnel.protocol.relay import Circuit, Relay
-from p2ptunnel.wire.messages import RelayJoin, RelayJoinExtra, RelayRole
+from p2ptunnel.types import Role
+from p2ptunnel.wire.messages import RelayJoin, RelayJoinExtra
 
 QUOTA = 1000
 CIRCUITS = 2
 DAY = 86_400.0
 PEERS = tuple(Identity.from_seed(bytes([number]) * 32) for number in range(3))
-ROLES: tuple[RelayRole, ...] = ("caller", "callee")
+ROLES: tuple[Role, ...] = ("caller", "callee")
 PAIRS = tuple((caller, callee) for caller in range(3) for callee in range(3))
 TOKENS = tuple(f"{number:032x}" for number in range(len(PAIRS)))
-JOINS: dict[tuple[int, RelayRole], RelayJoinExtra] = {
+JOINS: dict[tuple[int, Role], RelayJoinExtra] = {
     (call, role): relay_extra(PEERS[PAIRS[call][end]], TOKENS[call], role)
     for call in range(len(PAIRS))
     for end, role in enumerate(ROLES)
@@ -50,7 +51,7 @@ class World:
         for token, (caller, callee) in zip(TOKENS, PAIRS, strict=True):
             self.relay.introduce(token, str(PEERS[caller].public), str(PEERS[callee].public), self.now)
 
-    def join(self, which: tuple[int, RelayRole]) -> None:
+    def join(self, which: tuple[int, Role]) -> None:
         answer, circuit = self.relay.join(RelayJoin(mid=1, extra=JOINS[which]), f"198.51.100.{which[0]}", self.now)
         assert (answer.code == 200) is (circuit is not None)
         assert answer.code in {200, 404, 409, 429}

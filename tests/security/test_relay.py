@@ -16,7 +16,8 @@ from p2ptunnel.defaults import CONTROL_FIRST_LINE, RELAY_CIRCUITS_OF_PAIR, RELAY
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.testing.natlab import Lab
 from p2ptunnel.testing.natlab.host import Host
-from p2ptunnel.wire.messages import RelayJoin, RelayJoinAnswer, RelayJoinExtra, RelayRole, decode, encode
+from p2ptunnel.types import Role
+from p2ptunnel.wire.messages import RelayJoin, RelayJoinAnswer, RelayJoinExtra, decode, encode
 from tests.helpers import run
 from tests.security.attackers import Server, percentile
 from tests.unit.server.relayed import ALICE, BOB, ENDS, introduced, join_line
@@ -48,7 +49,7 @@ def joining(host: Host, server: Server, line: bytes) -> Generator[tuple[socket.s
         yield sock, answer
 
 
-def signed(server: Server, who: Identity, token: str, role: RelayRole) -> bytes:
+def signed(server: Server, who: Identity, token: str, role: Role) -> bytes:
     return join_line(who, token, role, server_key=server.key)
 
 

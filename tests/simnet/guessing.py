@@ -18,10 +18,10 @@ from p2ptunnel.protocol.holes import HardSide, hole_count
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.nat import NatProfile, classify
 from p2ptunnel.protocol.punch import phase_length
-from p2ptunnel.protocol.strategy import Method, Plan, Role, choose
+from p2ptunnel.protocol.strategy import Method, Plan, choose
 from p2ptunnel.testing.simnet import SYN, Network, Segment, Socket, TcpStack, find_kind
 from p2ptunnel.testing.simnet.network import TTL
-from p2ptunnel.types import Address
+from p2ptunnel.types import Address, Role
 from p2ptunnel.wire.messages import NatHints
 from p2ptunnel.wire.signal import FreshPort, GoAhead, SignalFault, SignalReceiver, SignalSender
 

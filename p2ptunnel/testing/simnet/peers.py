@@ -13,7 +13,7 @@ from p2ptunnel.protocol.callee import CalleeAgent, CalleePort, CalleeState
 from p2ptunnel.protocol.caller import CallerAgent
 from p2ptunnel.protocol.intent import CallSigner, IntentJudge
 from p2ptunnel.protocol.machine import Event
-from p2ptunnel.protocol.punch import CallFailed, ConnectionChosen, Nominate
+from p2ptunnel.protocol.punch import CallFailed, ConnectionChosen, HoleOpened, Nominate
 from p2ptunnel.testing.simnet.driver import Credentials
 from p2ptunnel.testing.simnet.network import Host, Network
 from p2ptunnel.testing.simnet.side import Habits, Side, look_around
@@ -51,17 +51,20 @@ class SimCaller(Side):
         agent: The real one.
         failure: Why the call failed, None unless it has.
         ended_at: When it ended, one way or the other.
+        has_hole: UDP passes both ways.
     """
 
     def __init__(self, network: Network, host: Host, server: Address, wanted: Tag, habits: Habits) -> None:
         """Look around; `start` calls."""
         view = look_around(network, host, server, habits)
         signer = CallSigner(CALLER_IDENTITY, _counter, network.random, callee=CALLEE_IDENTITY.public)
-        self.agent = CallerAgent("caller", wanted, server, view, network.random, signer=signer)
+        birthdays = self.birthdays(habits)
+        self.agent = CallerAgent("caller", wanted, server, view, network.random, signer=signer, birthdays=birthdays)
         self.failure: CallFailed | None = None
         self.ended_at: float | None = None
+        self.has_hole = False
         self._nominated: int | None = None
-        super().__init__(self.agent, network, host, habits)
+        super().__init__(self.agent, network, host, server, habits)
 
     def start(self) -> None:
         """Call."""
@@ -78,6 +81,11 @@ class SimCaller(Side):
         super().socket_down(socket)
         self._give_up(socket.number)
 
+    def row_seen(self, token: str, port: int) -> None:
+        """Tell the agent."""
+        self.agent.observed(port, self._clock.now)
+        self.flush()
+
     def received(self, socket: Socket, payload: str) -> None:
         """Take the acceptance: the channel is up."""
         if socket.number == self._nominated and payload == _ACCEPTED:
@@ -93,6 +101,8 @@ class SimCaller(Side):
                 self._nominate(event)
             case CallFailed():
                 self.failure, self.ended_at, self._nominated = event, self._clock.now, None
+            case HoleOpened():
+                self.has_hole = True
             case ConnectionChosen():
                 self.ended_at = self._clock.now
             case _:
@@ -100,7 +110,7 @@ class SimCaller(Side):
 
     def _nominate(self, event: Nominate) -> None:
         self._nominated = event.connection
-        socket = next((socket for socket in self.stack.sockets if socket.number == event.connection), None)
+        socket = next((socket for socket in self.sockets if socket.number == event.connection), None)
         if socket is None:  # it was reset while it waited for its turn
             self._clock.call_later(0.0, self._give_up, event.connection)
         else:
@@ -109,15 +119,15 @@ class SimCaller(Side):
 
     def _write(self, socket: Socket, conkey: str) -> None:
         if socket.number == self._nominated:
-            self.stack.send(socket, conkey)
+            self.stack_of(socket).send(socket, conkey)
             self._clock.call_later(_REPEAT + 4 * self.host.delay, self._write, socket, conkey)
 
     def _give_up(self, number: int) -> None:
         if number == self._nominated:
             self._nominated = None
-            for socket in self.stack.sockets:
+            for socket in self.sockets:
                 if socket.number == number:
-                    self.stack.reset(socket)
+                    self.stack_of(socket).reset(socket)
             self.agent.channel_failed(self._clock.now)
             self.flush()
 
@@ -133,27 +143,57 @@ class SimCallee(Side):
         """Look around; `start` registers."""
         judge = IntentJudge(CALLEE_IDENTITY, network.random, is_admitted=CALLER_IDENTITY.public.__eq__)
         self.port = CalleePort(
-            tag, server, Credentials("callee's key"), network.random, udp_port=host.port, screen=_let_in, judge=judge
+            tag,
+            server,
+            Credentials("callee's key"),
+            network.random,
+            udp_port=host.port,
+            screen=_let_in,
+            judge=judge,
+            birthdays=self.birthdays(habits),
         )
         self.port.view = look_around(network, host, server, habits)
-        super().__init__(self.port, network, host, habits)
+        super().__init__(self.port, network, host, server, habits)
 
     def start(self) -> None:
         """Register."""
         self.port.registration.start(self._clock.now)
         self.flush()
 
+    def socket_up(self, socket: Socket) -> None:
+        """Tell the agents that it may be for."""
+        for agent in self._agents_from(socket):
+            agent.connection_up()
+
+    def socket_down(self, socket: Socket) -> None:
+        """Tell them that it was not, if it had been up."""
+        super().socket_down(socket)
+        if socket.state == "established":
+            for agent in self._agents_from(socket):
+                agent.connection_failed(self._clock.now)
+            self.flush()
+
+    def _agents_from(self, socket: Socket) -> list[CalleeAgent]:
+        return [agent for agent in self.port.agents if agent.caller[0] == socket.remote[0]]
+
+    def row_seen(self, token: str, port: int) -> None:
+        """Tell the agent of that call."""
+        agent = self.port.agent(token)
+        if agent is not None:
+            agent.observed(port, self._clock.now)
+            self.flush()
+
     def received(self, socket: Socket, payload: str) -> None:
         """Take a conkey: accept the channel that it stands for, or close; a repeated one is answered alike."""
         if socket not in self.chosen.values():
             agent = self._agent_of(payload)
             if agent is None:
-                self.stack.reset(socket)
+                self.stack_of(socket).reset(socket)
                 return
             self.chosen[agent.token] = socket
             agent.channel_accepted(socket.number)
             self.flush()
-        self.stack.send(socket, _ACCEPTED)
+        self.stack_of(socket).send(socket, _ACCEPTED)
 
     def _agent_of(self, conkey: str) -> CalleeAgent | None:
         opened = (agent for agent in self.port.agents if agent.state is CalleeState.OPENED)

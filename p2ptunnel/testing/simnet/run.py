@@ -37,6 +37,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         agreed: The callee has the other end of the same connection; or, without a channel, nothing that the caller still holds.
         seconds: From the call's start to the caller's end of it.
         failure: Why there is no channel.
+        datagrams: UDP passed both ways, too.
         packets: How many were sent, the registration's not counted.
         drops: How many of these ended on the way, by reason.
     """
@@ -45,6 +46,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     agreed: bool
     seconds: float
     failure: CallFailed | None
+    datagrams: bool
     packets: int
     drops: Mapping[str, int]
 
@@ -103,6 +105,7 @@ class Call:
             agreed=self._is_agreed(),
             seconds=clock.now - started if ended is None else ended - started,
             failure=self.caller.failure,
+            datagrams=self.caller.has_hole,
             packets=network.packets - packets,
             drops=network.drops - drops,
         )
@@ -116,7 +119,7 @@ class Call:
     def _is_agreed(self) -> bool:
         ours, theirs = list(self.caller.chosen.values()), list(self.callee.chosen.values())
         if not ours:
-            return not self.caller.stack.sockets
+            return not self.caller.sockets
         return bool(theirs) and (ours[0].peer, ours[0].number) == (theirs[0].number, theirs[0].peer)
 
 

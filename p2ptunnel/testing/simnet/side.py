@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import count
+from typing import Final
+
 import msgspec
 
 from p2ptunnel.defaults import PHASES, REDIAL_MAX, REDIAL_MIN, REDIALS_PER_PHASE
+from p2ptunnel.protocol.approach import Birthdays
+from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes
+from p2ptunnel.protocol.holes import hole_count
 from p2ptunnel.protocol.machine import Event, Machine
-from p2ptunnel.protocol.punch import Dial, LocalView, PunchStarted, StopDialing
+from p2ptunnel.protocol.nat import NatProfile, classify
+from p2ptunnel.protocol.punch import Dial, LocalView, ObserveRow, PunchStarted, StopDialing
 from p2ptunnel.testing.simnet.driver import Driver
 from p2ptunnel.testing.simnet.network import TTL, Host, Network
 from p2ptunnel.testing.simnet.segment import SYN, Segment
@@ -14,6 +21,9 @@ from p2ptunnel.testing.simnet.tcp import Socket, TcpStack
 from p2ptunnel.types import Address, Candidate
 
 __all__ = ["Habits", "Side", "look_around"]
+
+_OTHER_OBSERVER: Final = "203.0.113.2"  # the server's other address
+_FIRST_HOLE: Final = 50_000
 
 
 class Habits(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +37,7 @@ class Habits(msgspec.Struct, frozen=True, kw_only=True):
         keeps_answered: A new phase replaces no dial that the other side has answered already.
         phases: After so many, nothing new is dialled.
         redials: Refusals that are answered by another SYN, in each phase.
+        holes: How many it could open in a birthday.
     """
 
     can_open_low: bool = True
@@ -36,18 +47,32 @@ class Habits(msgspec.Struct, frozen=True, kw_only=True):
     keeps_answered: bool = True
     phases: int = PHASES
     redials: int = REDIALS_PER_PHASE
+    holes: int = hole_count(None)
 
 
 def look_around(network: Network, host: Host, server: Address, habits: Habits) -> LocalView:
-    """Return what a side knows of its port before any call: how the server sees it over UDP and over TCP."""
-    nat, now = host.nat, network.clock.now
-    udp = tcp = host.port
-    if nat is not None:
-        udp = nat.udp_out(host.port, server, now)
-        seen = nat.tcp_out(host.port, server, Segment(SYN, next(network.numbers)), now)
-        tcp = seen if habits.tells_tcp_port and seen is not None else udp
-    candidates = (Candidate("srflx", "tcp", host.address, tcp), Candidate("srflx", "udp", host.address, udp))
-    return LocalView(candidates, network.rtt(host, server), habits.can_open_low)
+    """Return what a side knows of its port before any call: how the server's three observers see it over UDP and over TCP."""
+    observers = (server, (server[0], server[1] + 1), (_OTHER_OBSERVER, server[1]))
+    udp = [_udp_port(network, host, observer) for observer in observers]
+    tcp = [tcp_port(network, host, host.port, observer) for observer in observers]
+    told = tcp[0] if habits.tells_tcp_port else udp[0]
+    candidates = (Candidate("srflx", "tcp", host.address, told), Candidate("srflx", "udp", host.address, udp[0]))
+    over_tcp, over_udp = (classify(*[(host.address, port) for port in ports]) for ports in (tcp, udp))
+    nat = NatProfile(tcp=over_tcp, udp=over_udp)
+    return LocalView(candidates, network.rtt(host, server), habits.can_open_low, nat, tuple(tcp))
+
+
+def _udp_port(network: Network, host: Host, observer: Address) -> int:
+    return host.port if host.nat is None else host.nat.udp_out(host.port, observer, network.clock.now)
+
+
+def tcp_port(network: Network, host: Host, inside: int, observer: Address) -> int:
+    """Return how `observer` sees a new TCP flow from an inside port of `host`."""
+    if host.nat is None:
+        return inside
+    seen = host.nat.tcp_out(inside, observer, Segment(SYN, next(network.numbers)), network.clock.now)
+    assert seen is not None  # nobody has been there from that port
+    return seen
 
 
 class _Attempt:
@@ -62,27 +87,49 @@ class _Attempt:
 
 
 class Side(Driver):
-    """A side that listens, dials, dials again after an RST, and stops.
+    """A side that listens, dials, dials again after an RST, has its part in birthdays, and stops.
 
     Attributes:
-        stack: Its TCP.
+        stack: Its TCP on the port that is punched.
         chosen: The connections on which channels stand, by token.
+        birthdays: What it has for them.
+        probes: How many guesses it has sent.
+        most_open: Sockets at one time.
     """
 
-    def __init__(self, machine: Machine, network: Network, host: Host, habits: Habits) -> None:
+    def __init__(self, machine: Machine, network: Network, host: Host, server: Address, habits: Habits) -> None:
         """Take what arrives at `host`."""
         super().__init__(machine, network, host, ttl_error=habits.ttl_error)
         self.stack = TcpStack(network, host, self)
         self.chosen: dict[str, Socket] = {}
+        self.probes = 0
+        self.most_open = 0
+        self._server = server
         self._habits = habits
         self._attempts: dict[str, _Attempt] = {}
+        self._holes: dict[Socket, TcpStack] = {}
+        self._ports = count(_FIRST_HOLE)
+
+    @staticmethod
+    def birthdays(habits: Habits) -> Birthdays:
+        """Return what a side has for birthdays."""
+        return Birthdays(BirthdayGate(), lambda: habits.holes)
+
+    @property
+    def sockets(self) -> tuple[Socket, ...]:
+        """Every socket of the side, those of holes among them."""
+        return (*self.stack.sockets, *(socket for socket, stack in self._holes.items() if stack.is_open(socket)))
+
+    def stack_of(self, socket: Socket) -> TcpStack:
+        """Return the TCP that a socket belongs to."""
+        return self._holes.get(socket, self.stack)
 
     def socket_up(self, socket: Socket) -> None:
         """Take note of a connection."""
 
     def socket_down(self, socket: Socket) -> None:
-        """Dial again after a pause, if it was refused before it was up."""
-        if not socket.dialled or socket.state == "established":
+        """Dial again after a pause, if it was refused before it was up; a hole is opened once."""
+        if not socket.dialled or socket.state == "established" or socket in self._holes:
             return
         for attempt in self._attempts.values():
             if attempt.redials.get(socket.remote):
@@ -94,6 +141,9 @@ class Side(Driver):
     def received(self, socket: Socket, payload: str) -> None:
         """Take what the other side wrote."""
 
+    def row_seen(self, token: str, port: int) -> None:
+        """Tell the machine which port our NAT gave last."""
+
     def _handle(self, event: Event) -> None:
         match event:
             case PunchStarted():
@@ -101,10 +151,21 @@ class Side(Driver):
                 self.stack.listening = True
             case Dial():
                 self._dial(event)
+            case ObserveRow():
+                seen = tcp_port(self.network, self.host, next(self._ports), self._server)
+                wait = 2 * self.network.rtt(self.host, self._server)  # a handshake and a question
+                self._clock.call_later(wait, self.row_seen, event.token, seen)
+            case OpenHoles():
+                self._open_holes(event)
+            case SendProbes():
+                self._probe(event)
+            case BirthdayEnded():
+                self._close_holes()
             case StopDialing():
                 self._stop(event.token)
             case _:
                 pass
+        self.most_open = max(self.most_open, len(self.sockets))
 
     def _dial(self, event: Dial) -> None:
         attempt = self._attempts[event.token]
@@ -112,9 +173,10 @@ class Side(Driver):
         if attempt.phase >= self._habits.phases:
             return
         attempt.ttl = self.opener_ttl if event.low else TTL
+        replaced = {*attempt.redials, *event.targets}
         attempt.redials = dict.fromkeys(event.targets, self._habits.redials)
         for socket in self.stack.sockets:
-            if socket.remote in attempt.redials and self._is_replaceable(socket):
+            if socket.remote in replaced and self._is_replaceable(socket):
                 self.stack.reset(socket)
         for target in event.targets:
             self.stack.connect(target, ttl=attempt.ttl)
@@ -128,12 +190,35 @@ class Side(Driver):
         if attempt.phase == phase:
             self.stack.connect(target, ttl=attempt.ttl)
 
+    def _open_holes(self, event: OpenHoles) -> None:
+        for _ in event.holes:
+            stack = TcpStack(self.network, self.host, self, port=next(self._ports))
+            socket = stack.connect(event.target, ttl=self.opener_ttl if event.low else TTL)
+            assert socket is not None
+            self._holes[socket] = stack
+
+    def _probe(self, event: SendProbes) -> None:
+        self.probes += len(event.ports)
+        for port in event.ports:
+            socket = self.stack.connect((event.host, port))
+            if socket is not None:
+                self._clock.call_later(event.patience, self._give_up_probe, socket)
+
+    def _give_up_probe(self, socket: Socket) -> None:
+        if socket.state == "syn-sent":
+            self.stack.reset(socket)
+
+    def _close_holes(self) -> None:
+        for socket, stack in self._holes.items():
+            if socket.state != "established":
+                stack.reset(socket)
+
     def _stop(self, token: str) -> None:
         stopped = self._attempts.pop(token, None)
         if stopped is not None:
             stopped.phase = -1
         wanted = {target for attempt in self._attempts.values() for target in attempt.redials}
         self.stack.listening = bool(self._attempts)
-        for socket in self.stack.sockets:
+        for socket in self.sockets:
             if socket.remote not in wanted and socket not in self.chosen.values():
-                self.stack.reset(socket)
+                self.stack_of(socket).reset(socket)

@@ -9,7 +9,7 @@ from p2ptunnel.errors import InvalidKeyError
 from p2ptunnel.identity.judge import Judge, relay_payload, to_base64
 from p2ptunnel.identity.keys import Identity, Purpose, signed_bytes
 from p2ptunnel.identity.relay import relay_extra
-from p2ptunnel.wire.messages import RelayRole
+from p2ptunnel.types import Role
 
 ALICE, SERVER = (Identity.from_seed(bytes([number]) * 32) for number in (1, 9))
 TOKEN = "8f14e45fceea167a5a36dedd4bea2543"
@@ -25,7 +25,7 @@ def test_what_is_signed_has_fixed_places(role: str, byte: bytes, server_key: str
 
 @pytest.mark.parametrize("role", ["caller", "callee"])
 @pytest.mark.parametrize("server", [None, SERVER])
-def test_a_judge_takes_what_is_signed_for_its_server(role: RelayRole, server: Identity | None) -> None:
+def test_a_judge_takes_what_is_signed_for_its_server(role: Role, server: Identity | None) -> None:
     judge = Judge(server)
     extra = relay_extra(ALICE, TOKEN, role, server_key=judge.server_key)
     assert (extra.token, extra.role, extra.key) == (TOKEN, role, str(ALICE.public))

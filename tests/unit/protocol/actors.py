@@ -168,12 +168,26 @@ def conkey_answer(question: OpenTcp, *, code: int = 200, conkey: str = CONKEY) -
     return body.replace(b'"extra":null', b'"extra":{"conkey":"%s"}' % conkey.encode()) if code == 200 else body
 
 
+def asks_for_conkey(*, now: float = 0.0) -> tuple[CallerAgent, OpenTcp]:
+    """Return a caller of the founding protocol whose hole is open, and what it asks for then."""
+    agent = punching(now=now, raw=True)
+    hear(agent, hole_answer(only(HoleProbe, agent.datagrams_to_send())), CALLEE, now)
+    agent.events()
+    return agent, only(OpenTcp, agent.datagrams_to_send())
+
+
 def knows_conkey(*, now: float = 0.0) -> CallerAgent:
-    """Return a caller that punches and has a conkey."""
+    """Return a caller that punches, as whose calls are signed knows the conkey; nothing waits in it."""
     agent = punching(now=now)
-    hear(agent, conkey_answer(only(OpenTcp, agent.datagrams_to_send())), CALLEE, now)
+    agent.datagrams_to_send()
     agent.events()
     return agent
+
+
+def conkey_of(agent: CallerAgent) -> str:
+    """Return the conkey that both sides of a signed call have derived."""
+    assert agent._keys is not None
+    return agent._keys.selector.hex()
 
 
 def nominating(*, now: float = 0.0) -> CallerAgent:

@@ -12,7 +12,7 @@ from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.relay import relay_extra
 from p2ptunnel.protocol.broker import Broker, LineToSend, RelayJoined
 from p2ptunnel.protocol.relay import Relay
-from p2ptunnel.types import Address
+from p2ptunnel.types import Address, Role
 from p2ptunnel.wire.messages import (
     ConnectAnswer,
     ConnectRequest,
@@ -22,7 +22,6 @@ from p2ptunnel.wire.messages import (
     PunchResultAck,
     RelayJoin,
     RelayJoinAnswer,
-    RelayRole,
     decode,
     encode,
 )
@@ -53,7 +52,7 @@ def met(*, has_relay: bool = True, is_signed: bool = True) -> tuple[Broker, str]
     return server, called(server, ALICE, mid=4, now=0.0, is_signed=is_signed)
 
 
-def join(who: Identity, token: str, role: RelayRole) -> bytes:
+def join(who: Identity, token: str, role: Role) -> bytes:
     return encode(RelayJoin(mid=6, extra=relay_extra(who, token, role)))
 
 
@@ -91,7 +90,7 @@ def test_they_may_also_when_the_call_has_come_to_its_end() -> None:
     ("who", "role", "token", "code"),
     [(EVE, "caller", "", 403), (ALICE, "callee", "", 403), (BOB, "caller", "", 403), (ALICE, "caller", TOKEN, 404)],
 )
-def test_for_anybody_else_the_answer_is_the_last_line(who: Identity, role: RelayRole, token: str, code: int) -> None:
+def test_for_anybody_else_the_answer_is_the_last_line(who: Identity, role: Role, token: str, code: int) -> None:
     server, made = met()
     event = answered(server, join(who, token or made, role), CALLER, 1)
     assert isinstance(event, LineToSend)

@@ -636,7 +636,7 @@ def test_what_is_not_keyed_or_comes_again_is_no_sign_of_the_caller(is_replay: bo
         agent.receive(PROBE, data, CALLER, 0.1)
     assert not agent.datagrams_to_send()
     assert agent.dropped == {"replayed" if is_replay else "not keyed": 3}
-    assert agent._is_proven is is_replay
+    assert agent._approach._is_trusted is is_replay
 
 
 def test_what_it_sends_to_the_caller_is_keyed_and_to_the_server_not() -> None:

@@ -43,6 +43,7 @@ from p2ptunnel.wire.messages import (
     PunchResult,
     PunchResultAck,
     PunchResultExtra,
+    Signal,
     decode,
     encode,
 )
@@ -56,7 +57,9 @@ from tests.unit.protocol.actors import (
     STRANGER,
     TOKEN,
     asking,
+    asks_for_conkey,
     conkey_answer,
+    conkey_of,
     event,
     hear,
     hole_answer,
@@ -245,9 +248,9 @@ def test_a_yes_begins_everything_at_once() -> None:
     assert (proof.key, len(bytes.fromhex(proof.selector))) == (BOB.public, 16)
     assert started == PunchStarted(TOKEN, CALLEE)
     assert dial == Dial(TOKEN, ((CALLEE[0], 50002),), low=False, patience=PUNCH_TIMEOUT)
-    acknowledged, probe, opened = agent.datagrams_to_send()
-    assert [type(message) for message in sent([acknowledged, probe, opened])] == [PunchResultAck, HoleProbe, OpenTcp]
-    assert [acknowledged.destination, probe.destination, opened.destination] == [SERVER, CALLEE, CALLEE]
+    acknowledged, probe, told = agent.datagrams_to_send()
+    assert [type(message) for message in sent([acknowledged, probe, told])] == [PunchResultAck, HoleProbe, Signal]
+    assert [acknowledged.destination, probe.destination, told.destination] == [SERVER, CALLEE, SERVER]
 
 
 def test_the_selector_is_shown_to_nobody() -> None:
@@ -352,7 +355,7 @@ def test_an_answered_probe_tells_the_round_trip() -> None:
     agent.events()
     hear(agent, hole_answer(probe), CALLEE, 1.08)
     assert agent.events() == [HoleOpened(TOKEN, CALLEE, pytest.approx(0.08))]
-    assert not agent.datagrams_to_send()  # t=32 is under way already
+    assert not agent.datagrams_to_send()
 
 
 def test_a_repeated_probe_measures_nothing() -> None:
@@ -363,27 +366,28 @@ def test_a_repeated_probe_measures_nothing() -> None:
     assert event(HoleOpened, agent.events()).rtt is None
 
 
-def test_a_hole_at_another_port_is_used_there_and_loses_no_answer_under_way() -> None:
-    agent = punching()
-    datagrams = agent.datagrams_to_send()
-    hear(agent, hole_answer(only(HoleProbe, datagrams)), (CALLEE[0], 51111), 0.1)
-    [again] = agent.datagrams_to_send()
-    assert again.destination == (CALLEE[0], 51111)
-    assert isinstance(decode(again.data), OpenTcp)
-    hear(agent, conkey_answer(only(OpenTcp, datagrams)), (CALLEE[0], 51111), 0.11)
+def test_a_hole_at_another_port_is_used_there() -> None:
+    agent = punching(raw=True)
+    hear(agent, hole_answer(only(HoleProbe, agent.datagrams_to_send())), (CALLEE[0], 51111), 0.1)
+    [question] = agent.datagrams_to_send()
+    assert question.destination == (CALLEE[0], 51111)
+    hear(agent, conkey_answer(only(OpenTcp, [question])), (CALLEE[0], 51111), 0.11)
     agent.connection_up(1, 0.12)
     assert event(Nominate, agent.events()).conkey == CONKEY
-    assert len(agent._requester) == 0  # the second question is not asked on
+    assert len(agent._requester) == 0
+
+
+def test_a_signed_call_asks_for_no_conkey() -> None:
+    agent = punching()
+    hear(agent, hole_answer(only(HoleProbe, agent.datagrams_to_send())), (CALLEE[0], 51111), 0.1)
+    assert not agent.datagrams_to_send()
 
 
 @pytest.mark.parametrize(("source", "token"), [(STRANGER, TOKEN), (SERVER, TOKEN), (CALLEE, "another"), (STRANGER, "another")])
 def test_answers_of_others_change_nothing(source: tuple[str, int], token: str) -> None:
-    agent = punching()
-    datagrams = agent.datagrams_to_send()
-    agent.events()
-    hear(agent, hole_answer(only(HoleProbe, datagrams), token=token), source, 0.1)
-    body = conkey_answer(only(OpenTcp, datagrams)).replace(TOKEN.encode(), token.encode())
-    hear(agent, body, source, 0.1)
+    agent, question = asks_for_conkey()
+    hear(agent, hole_answer(HoleProbe(mid=31, token=TOKEN), token=token), source, 0.1)
+    hear(agent, conkey_answer(question).replace(TOKEN.encode(), token.encode()), source, 0.1)
     agent.connection_up(1, 0.1)
     assert is_quiet(agent)
     assert agent.state is State.PUNCHING
@@ -401,17 +405,19 @@ def test_a_guess_at_a_message_id_is_dropped() -> None:
 
 
 def test_a_callee_that_refuses_a_connection_ends_the_call() -> None:
-    agent = punching()
-    hear(agent, conkey_answer(only(OpenTcp, agent.datagrams_to_send()), code=403), CALLEE, 0.1)
+    agent, question = asks_for_conkey()
+    hear(agent, conkey_answer(question, code=403), CALLEE, 0.1)
     assert event(CallFailed, agent.events()).code == 403
 
 
 def test_duplicates_of_answers_are_dropped() -> None:
-    agent = punching()
-    datagrams = agent.datagrams_to_send()
-    for body in (hole_answer(only(HoleProbe, datagrams)), conkey_answer(only(OpenTcp, datagrams), conkey=CONKEY)):
-        hear(agent, body, CALLEE, 0.1)
-        agent.events()
+    agent = punching(raw=True)
+    probed = hole_answer(only(HoleProbe, agent.datagrams_to_send()))
+    hear(agent, probed, CALLEE, 0.1)
+    asked = conkey_answer(only(OpenTcp, agent.datagrams_to_send()))
+    hear(agent, asked, CALLEE, 0.1)
+    agent.events()
+    for body in (probed, asked):
         hear(agent, body, CALLEE, 0.2)
         assert is_quiet(agent)
     assert agent.dropped == {"unexpected answer": 2}
@@ -426,7 +432,6 @@ def test_an_opening_datagram_from_another_port_of_the_callee_is_followed_once() 
     assert {datagram.destination for datagram in datagrams} == {(CALLEE[0], 51111)}
     hear(agent, hole_answer(only(HoleProbe, datagrams)), (CALLEE[0], 51111), 0.2)
     assert event(HoleOpened, agent.events()).remote == (CALLEE[0], 51111)
-    hear(agent, conkey_answer(only(OpenTcp, datagrams)), (CALLEE[0], 51111), 0.2)
     assert len(agent._requester) == 0
     assert not agent.datagrams_to_send()
 
@@ -458,9 +463,8 @@ def test_outside_punching_no_opening_datagram_is_followed(state: CallerState) ->
 # --- connections ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_connection_waits_for_the_conkey() -> None:
-    agent = punching()
-    question = only(OpenTcp, agent.datagrams_to_send())
+def test_a_connection_waits_for_the_conkey_of_a_program_of_the_seed() -> None:
+    agent, question = asks_for_conkey()
     agent.connection_up(7, 0.1)
     assert agent.state is State.PUNCHING
     hear(agent, conkey_answer(question), CALLEE, 0.2)
@@ -468,20 +472,21 @@ def test_a_connection_waits_for_the_conkey() -> None:
     assert agent.state is State.NOMINATING
 
 
-def test_the_conkey_waits_for_a_connection() -> None:
+def test_a_signed_call_waits_for_nothing_but_a_connection() -> None:
     agent = knows_conkey()
     agent.connection_up(7, 0.1)
-    assert agent.events() == [Nominate(7, CONKEY)]
+    assert agent.events() == [Nominate(7, conkey_of(agent))]
 
 
 def test_connections_are_tried_one_after_the_other() -> None:
     agent = knows_conkey()
+    conkey = conkey_of(agent)
     for connection in (1, 2, 3):
         agent.connection_up(connection, 0.1)
-    assert agent.events() == [Nominate(1, CONKEY)]
+    assert agent.events() == [Nominate(1, conkey)]
     agent.channel_failed(0.2)
     agent.channel_failed(0.3)
-    assert agent.events() == [Nominate(2, CONKEY), Nominate(3, CONKEY)]
+    assert agent.events() == [Nominate(2, conkey), Nominate(3, conkey)]
     agent.channel_failed(0.4)
     assert agent.state is State.PUNCHING
     assert is_quiet(agent)
@@ -725,12 +730,11 @@ def test_who_knows_no_address_of_its_own_signs_the_one_that_the_server_sees() ->
 
 def test_all_that_goes_to_the_callee_is_keyed_and_each_repetition_anew() -> None:
     agent = punching()
-    _, *first = agent.datagrams_to_send()
+    [first] = [datagram for datagram in agent.datagrams_to_send() if datagram.destination == CALLEE]
     agent.handle_timer(0.2)
-    again = agent.datagrams_to_send()
-    counters = [json.loads(datagram.data)["extra"]["s"] for datagram in (*first, *again)]
-    assert counters == [1, 2, 3, 4]
-    assert sorted(map(decode, (d.data for d in again)), key=repr) == sorted(map(decode, (d.data for d in first)), key=repr)
+    [again] = [datagram for datagram in agent.datagrams_to_send() if datagram.destination == CALLEE]
+    assert [json.loads(datagram.data)["extra"]["s"] for datagram in (first, again)] == [1, 2]
+    assert decode(again.data) == decode(first.data)
 
 
 @pytest.mark.parametrize("is_replay", [False, True])

@@ -24,7 +24,8 @@ from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.relay import relay_extra
 from p2ptunnel.protocol import relay as relay_module
 from p2ptunnel.protocol.relay import Circuit, CircuitEnded, Relay
-from p2ptunnel.wire.messages import Observed, RelayJoin, RelayJoinAnswer, RelayJoinExtra, RelayRole
+from p2ptunnel.types import Role
+from p2ptunnel.wire.messages import Observed, RelayJoin, RelayJoinAnswer, RelayJoinExtra
 from tests.unit.protocol.actors import ALICE, BOB, EVE, TOKEN
 
 HERE, THERE = "198.51.100.1", "198.51.100.2"
@@ -40,12 +41,12 @@ def relay(token: str = TOKEN, *, quota_bytes: int = RELAY_QUOTA_BYTES, now: floa
 
 
 def asked(
-    there: Relay, who: Identity, role: RelayRole, token: str = TOKEN, *, host: str = HERE, now: float = 0.0
+    there: Relay, who: Identity, role: Role, token: str = TOKEN, *, host: str = HERE, now: float = 0.0
 ) -> tuple[RelayJoinAnswer, Circuit | None]:
     return there.join(RelayJoin(mid=6, extra=relay_extra(who, token, role)), host, now)
 
 
-def joined(there: Relay, who: Identity, role: RelayRole, token: str = TOKEN, *, host: str = HERE, now: float = 0.0) -> Circuit:
+def joined(there: Relay, who: Identity, role: Role, token: str = TOKEN, *, host: str = HERE, now: float = 0.0) -> Circuit:
     answer, circuit = asked(there, who, role, token, host=host, now=now)
     assert answer == RelayJoinAnswer(mid=6, code=200, em="")
     assert circuit is not None
@@ -66,7 +67,7 @@ def tokens() -> Callable[[], str]:
 
 
 @pytest.mark.parametrize("roles", list(itertools.permutations([(ALICE, "caller"), (BOB, "callee")])), ids=["caller", "callee"])
-def test_whichever_end_comes_first_the_second_one_opens_the_circuit(roles: tuple[tuple[Identity, RelayRole], ...]) -> None:
+def test_whichever_end_comes_first_the_second_one_opens_the_circuit(roles: tuple[tuple[Identity, Role], ...]) -> None:
     there = relay()
     states = []
     for who, role in roles:

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from p2ptunnel.protocol.strategy import METHODS, Method, Plan, Role, Shape, choose, shape_of
-from p2ptunnel.types import Transport
+from p2ptunnel.protocol.strategy import METHODS, Method, Plan, Shape, choose, shape_of
+from p2ptunnel.types import Role, Transport
 from p2ptunnel.wire.messages import NatHints, PortRow
 from p2ptunnel.wire.signal import FreshPort
 

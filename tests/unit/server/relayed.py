@@ -11,14 +11,13 @@ from typing import Final
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.relay import relay_extra
 from p2ptunnel.server import Rendezvous
-from p2ptunnel.types import Address
+from p2ptunnel.types import Address, Role
 from p2ptunnel.wire.messages import (
     ConnectAnswer,
     ConnectRequest,
     ConnectRequestExtra,
     RelayJoin,
     RelayJoinAnswer,
-    RelayRole,
     decode,
     encode,
 )
@@ -29,7 +28,7 @@ __all__ = ["ALICE", "BOB", "ENDS", "LOOPBACK", "End", "circuit", "introduced", "
 
 LOOPBACK: Final[Address] = ("127.0.0.1", 0)
 ALICE, BOB = (Identity.from_seed(bytes([number]) * 32) for number in (1, 2))
-ENDS: Final[tuple[tuple[Identity, RelayRole], ...]] = ((ALICE, "caller"), (BOB, "callee"))
+ENDS: Final[tuple[tuple[Identity, Role], ...]] = ((ALICE, "caller"), (BOB, "callee"))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -87,7 +86,7 @@ class End:
         self.sock.shutdown(socket.SHUT_WR)
 
 
-def join_line(who: Identity, token: str, role: RelayRole, *, server_key: str = "") -> bytes:
+def join_line(who: Identity, token: str, role: Role, *, server_key: str = "") -> bytes:
     """Return a t=6 as it is sent."""
     return encode(RelayJoin(mid=6, extra=relay_extra(who, token, role, server_key=server_key))) + b"\n"
 

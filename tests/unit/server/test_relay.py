@@ -24,7 +24,8 @@ from p2ptunnel.protocol.relay import Relay
 from p2ptunnel.server import Rendezvous, flow
 from p2ptunnel.server.relay import RelayDriver
 from p2ptunnel.trace import TraceEvent, Tracer
-from p2ptunnel.wire.messages import Observed, ReflexiveProbe, RelayJoin, RelayRole, encode
+from p2ptunnel.types import Role
+from p2ptunnel.wire.messages import Observed, ReflexiveProbe, RelayJoin, encode
 from tests.helpers import run
 from tests.unit.server.relayed import ALICE, BOB, ENDS, LOOPBACK, End, circuit, introduced, join, join_line, pair, until
 
@@ -97,7 +98,7 @@ def test_bytes_cross_both_ways_at_once_and_unchanged() -> None:
 @pytest.mark.parametrize("roles", [ENDS, ENDS[::-1]], ids=["caller first", "callee first"])
 @pytest.mark.parametrize("size", [1, 1000, RELAY_EARLY_BYTES, 5 * RELAY_EARLY_BYTES])
 def test_what_is_sent_right_behind_a_join_comes_first_at_the_other_end(
-    roles: tuple[tuple[Identity, RelayRole], ...], size: int
+    roles: tuple[tuple[Identity, Role], ...], size: int
 ) -> None:
     (first, role), (second, other) = roles
     early = noise(size), noise(size, seed=1)
@@ -191,7 +192,7 @@ def test_a_reset_of_either_end_is_one_for_the_other(who: int) -> None:
     [(EVE, "caller", "", 403), (ALICE, "callee", "", 403), (ALICE, "caller", "f" * 32, 404)],
     ids=["a stranger", "the other role", "another call"],
 )
-def test_a_refusal_arrives_whatever_was_sent_behind_the_join(who: Identity, role: RelayRole, token: str, code: int) -> None:
+def test_a_refusal_arrives_whatever_was_sent_behind_the_join(who: Identity, role: Role, token: str, code: int) -> None:
     async def main() -> None:
         async with Rendezvous(LOOPBACK) as server:
             made = await introduced(server.address)

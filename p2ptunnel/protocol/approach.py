@@ -1,0 +1,337 @@
+"""How one side of an attempt gets through to the other: the phases of its plan, what it tells on the way, and the birthday.
+
+Both agents have one from the moment they know of each other.  The caller's and the callee's are alike but for this: the callee
+sends t=30 with its SYNs, and nothing but what dies on the way before the caller has shown that it holds the attempt's key.
+
+Rule: it decides when to send, never whom to believe or which connection counts.  Source: docs/explanation/nat.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Final
+
+import msgspec
+
+from p2ptunnel.defaults import PHASES, PLAIN_MARGIN
+from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes, Tell
+from p2ptunnel.protocol.guessing import EasySide, EasyState
+from p2ptunnel.protocol.holes import HardSide, HardState
+from p2ptunnel.protocol.intent import AttemptKeys
+from p2ptunnel.protocol.machine import Datagram, Entropy, MachineBase
+from p2ptunnel.protocol.punch import Dial, LocalView, ObserveRow, phase_length, tcp_targets
+from p2ptunnel.protocol.signals import Signals
+from p2ptunnel.protocol.strategy import Method, Plan, choose
+from p2ptunnel.types import Address, Candidate, Role
+from p2ptunnel.wire.messages import NatHints, Opener, PortRow, Signal, SignalAnswer, encode
+from p2ptunnel.wire.signal import FreshPort, GoAhead, SignalBody, Sync
+
+__all__ = ["Approach", "Birthdays"]
+
+_NOT_BEGUN: Final = -1
+
+
+class Birthdays(msgspec.Struct, frozen=True):
+    """What a machine has for birthdays: who says whether one may begin, and how many holes it could open just now."""
+
+    gate: BirthdayGate
+    holes: Callable[[], int]
+
+
+class Approach(MachineBase):
+    """One side's way through, from its start until somebody stops it.
+
+    Args:
+        role: Ours.
+        token: The attempt's.
+        server: Hands signals on.
+        peer: The other side's UDP address, as `aim` returned it.
+        candidates: The other side's.
+        view: What we know of our own port.
+        hints: What the other side says of its NATs; None: nothing.
+        entropy: For what is drawn.
+        keys: The attempt's; None: the other side speaks the founding protocol only, and nothing it says of itself counts.
+        birthdays: What we have for one; None: there will be none.
+        peer_key: Whose it would be with.
+
+    Attributes:
+        plan: What is done.
+        targets: Where the other side's TCP is.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        token: str,
+        server: Address,
+        peer: Address,
+        candidates: tuple[Candidate, ...],
+        view: LocalView,
+        hints: NatHints | None,
+        entropy: Entropy,
+        *,
+        keys: AttemptKeys | None,
+        birthdays: Birthdays | None = None,
+        peer_key: Hashable = None,
+    ) -> None:
+        super().__init__()
+        hints = hints or NatHints()
+        self.plan: Plan = choose("tcp", role, view.hints, hints) if keys is not None else _founding_plan(role, view)
+        self.targets: Final = tcp_targets(candidates, peer, server)
+        self._role: Final = role
+        self._token: Final = token
+        self._peer: Final = peer
+        self._view: Final = view
+        self._entropy: Final = entropy
+        self._birthdays: Final = birthdays
+        self._peer_key: Final = peer_key
+        self._round_trip: Final = view.rtt + hints.rtt / 1000
+        self._signals: Final = None if keys is None else _signals(role, token, server, entropy, keys, self._round_trip)
+        self._length: Final = phase_length(view.rtt, hints.rtt / 1000)
+        # A program of the seed dials by itself, in one phase: it needs the hole; one that answers has to be dialled.
+        self._phases: Final = 1 if keys is None and role == "callee" else PHASES
+        self._phase = _NOT_BEGUN
+        self._acts_at: float | None = None
+        self._ends_at = 0.0
+        self._is_trusted = role == "caller" or keys is None
+        self._holds_back = False
+        self._awaits_own_row = False
+        self._awaits_other_row = False
+        self._tried = 0
+        self._is_running = False
+        self._birthday: HardSide | EasySide | None = None
+
+    # --- input --------------------------------------------------------------------------------------------------------
+
+    def start(self, now: float, *, ends_at: float) -> None:
+        """Begin; nothing is dialled for longer than until `ends_at`."""
+        self._ends_at = ends_at
+        self._is_running = True
+        if self._role == "caller" and self._signals is not None:
+            self._signals.tell(Sync(), now)
+        if not self._await_rows(now):
+            self._begin(now)
+        if self._role == "callee":
+            self._open_udp(low=True)
+        self._collect(now)
+
+    def prove(self, now: float) -> None:
+        """The other side holds the attempt's key, and is where it says: what was held back may go."""
+        self._is_trusted = True
+        if self._holds_back:
+            self._holds_back = False
+            self._dial(now)
+
+    def hear(self, message: Signal | SignalAnswer, now: float) -> bool:
+        """Take a t=12 or -12 from the server; return whether it was for us."""
+        if self._signals is None:
+            return False
+        if isinstance(message, SignalAnswer):
+            return self._signals.acknowledged(message)
+        body = self._signals.open(message)
+        if body is not None and self._is_running:
+            self.prove(now)
+            self._take(body, now)
+        self._collect(now)
+        return True
+
+    def observed(self, port: int | None, now: float) -> None:
+        """Our NAT has just given `port` to a new TCP flow, or nobody knows: what `ObserveRow` asked for."""
+        row = self._view.nat.tcp.row
+        if not self._awaits_own_row or row is None:
+            return
+        self._awaits_own_row = False
+        if port is not None and self._signals is not None:
+            self._signals.tell(FreshPort(proto="tcp", row=PortRow(port, row.delta, row.busy)), now)
+        self._begin_with_rows(now)
+        self._collect(now)
+
+    def connection_up(self) -> None:
+        """A connection is being tried: meanwhile there are no more guesses, and the caller begins no other phase."""
+        self._tried += 1
+        if self._birthday is not None:
+            self._birthday.connection_up()
+
+    def connection_failed(self, now: float) -> None:
+        """It came to nothing."""
+        self._tried -= 1
+        if self._tried == 0 and self._birthday is not None and self._is_held:
+            self._birthday.connection_failed(now)
+            self._collect(now)
+
+    def stop(self) -> None:
+        """End everything, whichever way; stopping twice is fine."""
+        self._is_running = False
+        self._acts_at = None
+        if self._signals is not None:
+            self._signals.close()
+        if self._birthday is not None:
+            self._birthday.stop()
+            self._events += [self._left(event) for event in self._birthday.events() if isinstance(event, BirthdayEnded)]
+
+    def handle_timer(self, now: float) -> None:
+        """Begin the next phase or the birthday, repeat, guess: whatever is due."""
+        if self._signals is not None:
+            self._signals.handle_timer(now)
+        if self._birthday is not None:
+            self._birthday.handle_timer(now)
+        elif self._acts_at is not None and now >= self._acts_at and not self._is_paused:
+            self._go_on(now)
+        self._collect(now)
+
+    def next_deadline(self) -> float | None:
+        """Return when something is due."""
+        waits = [None if self._is_paused else self._acts_at]
+        waits += [machine.next_deadline() for machine in (self._signals, self._birthday) if machine is not None]
+        return min((at for at in waits if at is not None), default=None)
+
+    # --- phases -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_paused(self) -> bool:
+        """The caller knows which connection it tries, and does not disturb it; the callee never does."""
+        return self._tried > 0 and self._role == "caller"
+
+    def _begin(self, now: float) -> None:
+        if self.plan.waits(0):  # the other side opens, or nobody: our SYN must not get there before its own has left
+            self._acts_at = now + self._half_way
+        else:
+            self._begin_phase(0, now)
+
+    @property
+    def _half_way(self) -> float:
+        return self._round_trip / 2 + PLAIN_MARGIN
+
+    def _go_on(self, now: float) -> None:
+        if self._phase == 0 and self._begin_birthday(now):
+            return
+        self._begin_phase(self._phase + 1, now)
+
+    def _begin_phase(self, phase: int, now: float) -> None:
+        self._phase = phase
+        self._acts_at = None if phase >= self._phases - 1 else now + self._length
+        self._holds_back = phase > 0 and not (self._is_trusted or self.plan.sends_low(phase))
+        if not self._holds_back:
+            self._dial(now)
+        if phase > 0 and self._role == "callee":
+            self._open_udp(low=False)
+
+    def _dial(self, now: float) -> None:
+        if self.plan.dials(self._phase):
+            targets = self.plan.targets(self.targets, 0)
+            self._events.append(Dial(self._token, targets, self.plan.sends_low(self._phase), self._ends_at - now))
+
+    def _open_udp(self, *, low: bool) -> None:
+        """Send t=30: first so that it dies on the way, which any system can do over UDP; later so that it does not."""
+        self._datagrams.append(Datagram(encode(Opener()), self._peer, opener=low))
+
+    # --- prediction ---------------------------------------------------------------------------------------------------
+
+    def _await_rows(self, now: float) -> bool:
+        """Wait for where sequential NATs stand just now; no longer than a phase, then what the hints say must do."""
+        if self._signals is None or self.plan.method is not Method.PREDICT:
+            return False
+        self._awaits_own_row = self._view.nat.tcp.row is not None
+        self._awaits_other_row = self.plan.row is not None
+        if self._awaits_own_row:
+            self._events.append(ObserveRow(self._token))
+        self._acts_at = now + self._length
+        return True
+
+    def _begin_with_rows(self, now: float) -> None:
+        """Dial once both rows are known; who does not open waits until the other side knows, and has opened."""
+        if self._phase != _NOT_BEGUN or self._awaits_own_row or self._awaits_other_row:
+            return
+        is_told = self._view.nat.tcp.row is not None
+        if is_told and not self.plan.sends_low(0):
+            self._acts_at = now + self._half_way
+        else:
+            self._begin_phase(0, now)
+
+    def _take(self, body: SignalBody, now: float) -> None:
+        match body:
+            case Sync():
+                pass
+            case FreshPort(round=0) if self._awaits_other_row:
+                self._awaits_other_row = False
+                self.plan = self.plan.with_row(body)
+                self._begin_with_rows(now)
+            case GoAhead() if self.plan.part == "easy":
+                self._invited(body, now)
+            case _:
+                self._drop("signal of no use")
+
+    # --- the birthday -------------------------------------------------------------------------------------------------
+
+    def _invited(self, go: GoAhead, now: float) -> None:
+        """Guess; the hard side is through with its first phase, so we are as well."""
+        if self._birthday is None and not self._begin_birthday(now):
+            return
+        if isinstance(self._birthday, EasySide):
+            self._birthday.receive(go, now)
+
+    def _begin_birthday(self, now: float) -> bool:
+        """Begin our part, if there is one and it may be; what the first phase has sent is of no use any more."""
+        here = self._birthdays
+        if here is None or self._signals is None or self.plan.part is None or not self._is_trusted:
+            return False
+        holes = here.holes() if self.plan.part == "hard" else 0
+        refusal = "too few descriptors" if self.plan.part == "hard" and not holes else here.gate.enter(self._peer_key, now)
+        if refusal is not None:
+            self._drop(f"no birthday: {refusal}")
+            return False
+        self._acts_at = None
+        self._events.append(Dial(self._token, (), low=False, patience=self._ends_at - now))
+        self._birthday = self._part(holes)
+        self._birthday.start(now)
+        if self._tried:
+            self._birthday.connection_up()
+        return True
+
+    def _part(self, holes: int) -> HardSide | EasySide:
+        if self.plan.part == "hard":
+            return HardSide(self.targets[0], self._round_trip, ports=self._view.ports, holes=holes)
+        return EasySide(self._peer[0], self._round_trip, self._entropy)
+
+    @property
+    def _is_held(self) -> bool:
+        return self._birthday is not None and self._birthday.state in {HardState.HOLDING, EasyState.HOLDING}
+
+    def _collect(self, now: float) -> None:
+        if self._birthday is not None:
+            self._collect_birthday(self._birthday, now)
+        if self._signals is not None:
+            self._datagrams += self._signals.datagrams_to_send()
+
+    def _collect_birthday(self, machine: HardSide | EasySide, now: float) -> None:
+        for event in machine.events():
+            match event:
+                case Tell(body=body):
+                    assert self._signals is not None
+                    self._signals.tell(body, now)
+                case BirthdayEnded():
+                    self._events.append(self._left(event))
+                case OpenHoles() | SendProbes():
+                    self._events.append(msgspec.structs.replace(event, token=self._token))
+                case _:
+                    self._events.append(event)
+
+    def _left(self, ended: BirthdayEnded) -> BirthdayEnded:
+        """Let others have theirs."""
+        assert self._birthdays is not None
+        self._birthday = None
+        self._birthdays.gate.leave()
+        return msgspec.structs.replace(ended, token=self._token)
+
+
+def _signals(role: Role, token: str, server: Address, entropy: Entropy, keys: AttemptKeys, round_trip: float) -> Signals:
+    ours, theirs = keys.caller_seal, keys.callee_seal
+    if role == "callee":
+        ours, theirs = theirs, ours
+    return Signals(token, server, entropy, sends=ours, hears=theirs, round_trip=round_trip)
+
+
+def _founding_plan(role: Role, view: LocalView) -> Plan:
+    """Return the plan with a program of the founding protocol, of whose NATs nothing is known; as a callee it never dials."""
+    own = NatHints(low=role == "callee" and view.can_open_low)
+    return choose("tcp", role, own, NatHints())
