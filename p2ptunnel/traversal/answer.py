@@ -120,7 +120,7 @@ class AnsweringPort:
             is_punching=is_punching,
         )
         self._driver = UdpDriver(self._machine, port.udp, self._on_event)
-        self._listener: Listener | None = None
+        self._listeners: tuple[Listener, ...] = ()
         self._dialers: dict[str, Dialer] = {}
         self._greetings: set[asyncio.Task[None]] = set()
         self._relayed: set[asyncio.Task[None]] = set()
@@ -165,7 +165,7 @@ class AnsweringPort:
         self._registered = asyncio.get_running_loop().create_future()
         self._registered.add_done_callback(_retrieve)  # whoever waits may have been cancelled in this very turn
         if self._is_punching:
-            self._listener = Listener(self._port.address, self._on_accepted, is_limited=False, tracer=self._trace)
+            self._listeners = self._port.listen(self._on_accepted, is_limited=False)
         self._take_view()
         self._driver.start()
         self._machine.registration.start(time.monotonic())
@@ -220,8 +220,8 @@ class AnsweringPort:
         self._is_closing = True
         if self._renewal is not None:
             self._renewal.cancel()
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         for dialer in self._dialers.values():
             dialer.close()
         for task in (*self._greetings, *self._relayed, self._watching):
@@ -281,13 +281,13 @@ class AnsweringPort:
 
     def _dial(self, wanted: Dial) -> None:
         raw_hosts = [agent.caller[0] for agent in self._machine.agents if agent.is_seed_only]
-        if self._listener is not None and raw_hosts:  # whose own side we know nothing of
-            self._listener.expect(raw_hosts)
+        for listener in self._listeners if raw_hosts else ():  # whose own side we know nothing of
+            listener.expect(raw_hosts)
         dialer = self._dialers.get(wanted.token)
         if dialer is None:
             dialer = Dialer(self._port.address, self._greet_soon, tracer=self._trace)
             self._dialers[wanted.token] = dialer
-        dialer.start(wanted.targets, low_ttl=self._port.udp.opener_ttl if wanted.low else None, patience=wanted.patience)
+        self._port.dial(dialer, wanted)
 
     def _on_registration(self, event: Registered | RegistrationRefused | RegistrationLost | ServerUnproven) -> None:
         if self._registered is None or self._registered.done():
@@ -333,7 +333,7 @@ class AnsweringPort:
 
     def _greet_soon(self, sock: socket.socket, remote: Address, how: ConnectedBy) -> None:
         agents = self._machine.agents
-        is_expected = any(agent.caller[0] == remote[0] for agent in agents)
+        is_expected = any(remote[0] in agent.hosts for agent in agents)
         if self._is_closing or not is_expected or len(self._greetings) >= PENDING_CONNECTIONS * len(agents):
             self._trace("traversal", "stranger_cut_off", remote=format_address(remote))
             reset_close(sock)
@@ -394,7 +394,7 @@ class AnsweringPort:
     def _agent_of(self, selector: bytes, host: str) -> CalleeAgent:
         """Return the call from that host whose conkey this is; compared in constant time."""
         for agent in self._machine.agents:
-            is_from_there = not agent.is_seed_only and agent.caller[0] == host
+            is_from_there = not agent.is_seed_only and host in agent.hosts
             if is_from_there and hmac.compare_digest(bytes.fromhex(agent.conkey), selector):
                 return agent
         raise ChannelClosedError("us: a preamble of no call of ours")

@@ -39,7 +39,6 @@ from p2ptunnel.protocol.punch import (
     Dial,
     HoleOpened,
     Nominate,
-    PunchStarted,
     StopDialing,
 )
 from p2ptunnel.trace import Tracer
@@ -128,7 +127,7 @@ class Call(Generic[T]):
         )
         self._driver = UdpDriver(self._agent, port.udp, self._on_event)
         self._dialer = Dialer(port.address, self._add, tracer=self._trace)
-        self._listener: Listener | None = None
+        self._listeners: tuple[Listener, ...] = ()
         self._connections: dict[int, TcpPipe] = {}
         self._last_connection = 0
         self._rtt: float | None = None
@@ -136,7 +135,6 @@ class Call(Generic[T]):
         self._result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._pinned = signer.callee if signer else None
         self._is_raw = signer is None
-        self._peer_host = ""
         self._broken: list[str] = []
         self._changed_key: PeerKeyChangedError | None = None
         self._patience: asyncio.TimerHandle | None = None
@@ -157,7 +155,7 @@ class Call(Generic[T]):
         """
         try:
             if self.is_punching:
-                self._listener = Listener(self._port.address, self._on_accepted, is_limited=self._is_raw, tracer=self._trace)
+                self._listeners = self._port.listen(self._on_accepted, is_limited=self._is_raw)
             self._driver.start()
             self._agent.start(time.monotonic())
             self._driver.wake()
@@ -172,8 +170,8 @@ class Call(Generic[T]):
     async def _close(self) -> None:
         self._result.cancel()
         self._dialer.close()
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         if self._patience is not None:
             self._patience.cancel()
         for pipe in self._connections.values():
@@ -190,7 +188,7 @@ class Call(Generic[T]):
         self._add(sock, remote, "accept")
 
     def _add(self, sock: socket.socket, remote: Address, how: ConnectedBy) -> None:
-        is_wanted = self._agent.state in {CallerState.PUNCHING, CallerState.NOMINATING} and remote[0] == self._peer_host
+        is_wanted = self._agent.state in {CallerState.PUNCHING, CallerState.NOMINATING} and remote[0] in self._agent.hosts
         if not is_wanted or len(self._connections) >= PENDING_CONNECTIONS:
             self._trace("traversal", "stranger_cut_off", remote=format_address(remote))
             reset_close(sock)
@@ -210,11 +208,8 @@ class Call(Generic[T]):
                 self._companion.offered(event.token)
             case AnswerProved() if self._companion is not None:
                 self._companion.proved(event.selector, event.key)
-            case PunchStarted():
-                self._peer_host = event.peer[0]
             case Dial():
-                ttl = self._port.udp.opener_ttl if event.low else None
-                self._dialer.start(event.targets, low_ttl=ttl, patience=event.patience)
+                self._port.dial(self._dialer, event)
             case StopDialing():
                 self._dialer.close()
             case HoleOpened():

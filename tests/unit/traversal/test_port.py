@@ -13,7 +13,7 @@ from p2ptunnel.net.hops import Hops
 from p2ptunnel.protocol.observer import Observer
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.traversal import port as module
-from p2ptunnel.traversal.port import OpenerTtl, PunchPort
+from p2ptunnel.traversal.port import Opener, OpenerTtl, PunchPort
 from p2ptunnel.types import Address, Candidate
 from p2ptunnel.wire.messages import Message, ReflexiveProbe
 from tests.helpers import run
@@ -127,13 +127,14 @@ def test_the_hops_are_counted_once_per_server_and_a_while(monkeypatch: pytest.Mo
 
     async def opener_ttl(server: Address) -> Hops:
         asked.append(server)
-        return Hops(2, {1: "192.168.1.1", 2: "198.51.100.1"})
+        return Hops(2, {1: "192.168.1.1", 2: "198.51.100.1"}, 0.01)
 
     monkeypatch.setattr(module, "opener_ttl", opener_ttl)
 
     async def main() -> None:
         ttl = OpenerTtl()
-        assert [await ttl.towards(AFAR), await ttl.towards(AFAR), await ttl.towards(("203.0.113.2", 7000))] == [2, 2, 2]
+        told = [await ttl.towards(server) for server in (AFAR, AFAR, ("203.0.113.2", 7000))]
+        assert told == [Opener(2, 0.01)] * 3
         assert asked == [AFAR, ("203.0.113.2", 7000)]
         monkeypatch.setattr(module, "OPENER_TTL_MEMORY", 0)
         await ttl.towards(AFAR)
@@ -150,7 +151,7 @@ def test_hops_that_do_not_answer_are_guessed_and_those_of_loopback_never_asked(m
     monkeypatch.setattr(module, "opener_ttl", opener_ttl)
 
     async def main() -> None:
-        assert await OpenerTtl().towards(AFAR) == OPENER_TTL_UNKNOWN
-        assert await OpenerTtl().towards(("127.0.0.1", 7000)) == OPENER_TTL_UNKNOWN
+        assert await OpenerTtl().towards(AFAR) == Opener(OPENER_TTL_UNKNOWN, 0.0)
+        assert await OpenerTtl().towards(("127.0.0.1", 7000)) == Opener(OPENER_TTL_UNKNOWN, 0.0)
 
     run(main())
