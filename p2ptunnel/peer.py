@@ -414,7 +414,10 @@ class Peer:
     ) -> A:
         """Make one attempt from a fresh port, which it closes."""
         try:
-            call = partial(Call[A], port, self._own_name, tag, establish, signer=signer, tracer=self._trace)
+            birthdays = self._up.birthdays
+            call = partial(
+                Call[A], port, self._own_name, tag, establish, signer=signer, birthdays=birthdays, tracer=self._trace
+            )
             if signer is None or relay == "never":
                 return await call().run()
             head_start = 0.0 if relay == "always" else RELAY_HEAD_START
@@ -910,6 +913,7 @@ class Peer:
             admit,
             join=None if self._relay == "never" else self._joining(port, "callee"),
             is_punching=self._relay != "always",
+            birthdays=self._up.birthdays,
             on_server=on_server,
             tracer=self._trace,
         )

@@ -19,7 +19,11 @@ from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.store import PeerStore, PinnedPeer
 from p2ptunnel.identity.taglock import TagLock
 from p2ptunnel.net.changes import NetworkWatch
+from p2ptunnel.net.descriptors import free_descriptors
 from p2ptunnel.pairing import Invitation
+from p2ptunnel.protocol.approach import Birthdays
+from p2ptunnel.protocol.birthday import BirthdayGate
+from p2ptunnel.protocol.holes import hole_count
 from p2ptunnel.protocol.intent import CallSigner, IntentJudge
 from p2ptunnel.serving import ServiceTable
 from p2ptunnel.session.session import Session
@@ -44,6 +48,7 @@ class Started:
         self.counter: Final = counter
         self.store: Final = store
         self.table: Final = table
+        self.birthdays: Final = Birthdays(BirthdayGate(), lambda: hole_count(free_descriptors()))
         self.judge: Final = IntentJudge(identity, _dice, is_admitted=self._admits)
         self.dialing: Final[Shared[tuple[Tag, PublicKey, bool], Session]] = Shared()
         self.registering: Final[Shared[None, None]] = Shared()
@@ -112,6 +117,7 @@ class Started:
 
     def network_changed(self) -> None:
         """Look at every path anew."""
+        self.birthdays.gate.network_changed()
         for session in self._sessions:
             session.network_changed()
         if self.answering is not None:

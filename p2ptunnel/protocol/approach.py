@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from p2ptunnel.defaults import PHASES, PLAIN_MARGIN
+from p2ptunnel.defaults import BIRTHDAY_RENEWAL, PHASES, PLAIN_MARGIN
 from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes, Tell
 from p2ptunnel.protocol.guessing import EasySide, EasyState
 from p2ptunnel.protocol.holes import HardSide, HardState
@@ -169,7 +169,7 @@ class Approach(MachineBase):
     def connection_failed(self, now: float) -> None:
         """It came to nothing."""
         self._tried -= 1
-        if self._tried == 0 and self._birthday is not None and self._is_held:
+        if self._is_running and self._tried == 0 and self._birthday is not None and self._is_held:
             self._birthday.connection_failed(now)
             self._collect(now)
 
@@ -220,13 +220,17 @@ class Approach(MachineBase):
         return self._round_trip / 2 + PLAIN_MARGIN
 
     def _go_on(self, now: float) -> None:
-        if self._phase == 0 and self._begin_birthday(now):
+        if self._phase >= 0 and self.plan.part == "hard" and self._begin_birthday(now):
             return
-        self._begin_phase(self._phase + 1, now)
+        if self._phase < self._phases - 1:
+            self._begin_phase(self._phase + 1, now)
+        else:
+            self._acts_at = now + BIRTHDAY_RENEWAL  # others have theirs now, or have just had one
 
     def _begin_phase(self, phase: int, now: float) -> None:
         self._phase = phase
-        self._acts_at = None if phase >= self._phases - 1 else now + self._length
+        is_last = phase == self._phases - 1 and not self._hopes_for_birthday
+        self._acts_at = None if is_last else now + self._length
         self._holds_back = phase > 0 and not (self._is_trusted or self.plan.sends_low(phase))
         if not self._holds_back:
             self._dial(now)
@@ -273,15 +277,19 @@ class Approach(MachineBase):
                 self._awaits_other_row = False
                 self.plan = self.plan.with_row(body)
                 self._begin_with_rows(now)
-            case GoAhead() if self.plan.part == "easy":
+            case GoAhead(round=0) if self.plan.part == "easy":
                 self._invited(body, now)
             case _:
                 self._drop("signal of no use")
 
     # --- the birthday -------------------------------------------------------------------------------------------------
 
+    @property
+    def _hopes_for_birthday(self) -> bool:
+        return self.plan.part == "hard" and self._birthdays is not None and self._signals is not None
+
     def _invited(self, go: GoAhead, now: float) -> None:
-        """Guess; the hard side is through with its first phase, so we are as well."""
+        """Guess; or wait for the next one, if there may be no birthday just now."""
         if self._birthday is None and not self._begin_birthday(now):
             return
         if isinstance(self._birthday, EasySide):

@@ -259,10 +259,14 @@ class CalleeAgent(MachineBase):
         self._end()
         self._events.append(StopDialing(self.token))
 
-    def _end(self) -> None:
-        self._expires_at = None
+    def abandon(self) -> None:
+        """Nobody wants the call any more: leave what is shared with other calls."""
         self._approach.stop()
         self._collect()
+
+    def _end(self) -> None:
+        self._expires_at = None
+        self.abandon()
 
     def handle_timer(self, now: float) -> None:
         """Begin the next phase or end the attempt."""

@@ -12,6 +12,7 @@ import random
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, TypeAlias
 
 from p2ptunnel.abc import Pipe
@@ -37,12 +38,14 @@ from p2ptunnel.errors import (
 )
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.net.backoff import Backoff
-from p2ptunnel.net.tcp import Dialer, Listener, reset_close
+from p2ptunnel.net.tcp import Listener, reset_close
 from p2ptunnel.net.udp import UdpDriver
+from p2ptunnel.protocol.approach import Birthdays
+from p2ptunnel.protocol.birthday import BirthdayEnded, OpenHoles, SendProbes
 from p2ptunnel.protocol.callee import CallAnswered, CalleeAgent, CalleePort, Refusal
 from p2ptunnel.protocol.intent import IntentJudge
 from p2ptunnel.protocol.machine import Event
-from p2ptunnel.protocol.punch import Dial, StopDialing
+from p2ptunnel.protocol.punch import Dial, ObserveRow, StopDialing
 from p2ptunnel.protocol.registration import (
     AddressChanged,
     Credentials,
@@ -55,6 +58,7 @@ from p2ptunnel.protocol.registration import (
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.relay import RelayPipe
 from p2ptunnel.transports.tcp import TcpPipe, read_preamble
+from p2ptunnel.traversal.attempt import AttemptSockets
 from p2ptunnel.traversal.port import PunchPort
 from p2ptunnel.traversal.report import ConnectedBy, path_of
 from p2ptunnel.types import Address, Tag, format_address
@@ -81,6 +85,7 @@ class AnsweringPort:
             What comes over the relay is admitted in the same way, with the attempt's selector in the place of a conkey.
         join: Joins the relay for a call that is answered, by its token; None: nobody reaches us there.
         is_punching: Whether to punch; else callers reach us over the relay only.
+        birthdays: What this machine has for them; None: there will be none.
         on_server: Called with the reason when the server is lost after all had been well, and with nothing when it is back.
 
     Attributes:
@@ -97,6 +102,7 @@ class AnsweringPort:
         *,
         join: JoinAsCallee | None = None,
         is_punching: bool = True,
+        birthdays: Birthdays | None = None,
         on_server: Callable[[str], None] | None = None,
         tracer: Tracer | None = None,
     ) -> None:
@@ -118,10 +124,11 @@ class AnsweringPort:
             screen=self._screen,
             judge=judge,
             is_punching=is_punching,
+            birthdays=birthdays,
         )
         self._driver = UdpDriver(self._machine, port.udp, self._on_event)
         self._listeners: tuple[Listener, ...] = ()
-        self._dialers: dict[str, Dialer] = {}
+        self._sockets: dict[str, AttemptSockets] = {}
         self._greetings: set[asyncio.Task[None]] = set()
         self._relayed: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
@@ -199,6 +206,7 @@ class AnsweringPort:
         Cancelling skips the leaving; closing twice is fine.
         """
         is_registered = self._registered is not None and not self._is_closing
+        attempts = tuple(self._sockets.values())
         self._stop_answering()
         try:
             if is_registered:
@@ -209,6 +217,7 @@ class AnsweringPort:
             self.abort()
             watching = () if self._watching is None else (self._watching,)
             await asyncio.gather(*self._greetings, *self._relayed, *watching, return_exceptions=True)
+            await asyncio.gather(*(sockets.wait_closed() for sockets in attempts))
 
     def abort(self) -> None:
         """Close every socket at once; the server forgets us when it has heard nothing for long enough."""
@@ -222,8 +231,10 @@ class AnsweringPort:
             self._renewal.cancel()
         for listener in self._listeners:
             listener.close()
-        for dialer in self._dialers.values():
-            dialer.close()
+        for agent in self._machine.agents:
+            agent.abandon()
+        for sockets in self._sockets.values():
+            sockets.close()
         for task in (*self._greetings, *self._relayed, self._watching):
             if task is not None:
                 task.cancel()
@@ -262,11 +273,11 @@ class AnsweringPort:
     def _on_event(self, event: Event) -> None:
         self._trace("punch", type(event).__name__, **event.facts())
         match event:
-            case Dial() if not self._is_closing:
-                self._dial(event)
+            case Dial() | ObserveRow() | OpenHoles() | SendProbes() | BirthdayEnded() if not self._is_closing:
+                self._sockets_of(event.token).take(event)
             case StopDialing():
-                if event.token in self._dialers:
-                    self._dialers.pop(event.token).close()
+                if event.token in self._sockets:
+                    self._sockets.pop(event.token).close()
             case Registered() | RegistrationRefused() | RegistrationLost() | ServerUnproven():
                 self._on_registration(event)
             case AddressChanged():
@@ -279,15 +290,20 @@ class AnsweringPort:
             case _:
                 pass
 
-    def _dial(self, wanted: Dial) -> None:
+    def _sockets_of(self, token: str) -> AttemptSockets:
         raw_hosts = [agent.caller[0] for agent in self._machine.agents if agent.is_seed_only]
         for listener in self._listeners if raw_hosts else ():  # whose own side we know nothing of
             listener.expect(raw_hosts)
-        dialer = self._dialers.get(wanted.token)
-        if dialer is None:
-            dialer = Dialer(self._port.address, self._greet_soon, tracer=self._trace)
-            self._dialers[wanted.token] = dialer
-        self._port.dial(dialer, wanted)
+        if token not in self._sockets:
+            on_row = partial(self._on_row, token)
+            self._sockets[token] = AttemptSockets(self._port, self._greet_soon, on_row, tracer=self._trace)
+        return self._sockets[token]
+
+    def _on_row(self, token: str, port: int | None) -> None:
+        agent = self._machine.agent(token)
+        if agent is not None:
+            agent.observed(port, time.monotonic())
+            self._driver.wake()
 
     def _on_registration(self, event: Registered | RegistrationRefused | RegistrationLost | ServerUnproven) -> None:
         if self._registered is None or self._registered.done():
@@ -347,17 +363,23 @@ class AnsweringPort:
 
     async def _greet(self, pipe: TcpPipe, sock: socket.socket, remote: Address) -> None:
         """Find out which call a connection belongs to, and make the channel."""
+        tried = [agent for agent in self._machine.agents if agent.caller[0] == remote[0]]
+        for agent in tried:
+            agent.connection_up()
         try:
             async with asyncio.timeout(PREAMBLE_TIMEOUT):
-                agent = await self._admit_connection(pipe, sock, remote)
+                chosen = await self._admit_connection(pipe, sock, remote)
         except (P2PTunnelError, OSError) as error:  # a stranger, a withdrawn connection, a peer we do not admit
             reason = str(error) or f"not admitted in {PREAMBLE_TIMEOUT:g} s"  # the end of the time has no text of its own
             self._trace("traversal", "connection_refused", remote=format_address(remote), reason=reason)
+            for agent in tried:
+                agent.connection_failed(time.monotonic())
+            self._driver.wake()
             return
         self._connections += 1
         self._fruitless = 0
-        if not agent.is_over:
-            agent.channel_accepted(self._connections)
+        if not chosen.is_over:
+            chosen.channel_accepted(self._connections)
             self._driver.wake()
 
     async def _admit_connection(self, pipe: TcpPipe, sock: socket.socket, remote: Address) -> CalleeAgent:

@@ -27,8 +27,10 @@ from p2ptunnel.errors import (
     ServerPrivateError,
 )
 from p2ptunnel.identity.keys import PublicKey
-from p2ptunnel.net.tcp import Dialer, Listener, reset_close
+from p2ptunnel.net.tcp import Listener, reset_close
 from p2ptunnel.net.udp import UdpDriver
+from p2ptunnel.protocol.approach import Birthdays
+from p2ptunnel.protocol.birthday import BirthdayEnded
 from p2ptunnel.protocol.caller import CallerAgent, CallerState
 from p2ptunnel.protocol.intent import CallSigner
 from p2ptunnel.protocol.machine import Event
@@ -36,13 +38,12 @@ from p2ptunnel.protocol.punch import (
     AnswerProved,
     CallFailed,
     CallOffered,
-    Dial,
     HoleOpened,
     Nominate,
-    StopDialing,
 )
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.tcp import TcpPipe
+from p2ptunnel.traversal.attempt import AttemptSockets
 from p2ptunnel.traversal.port import PunchPort
 from p2ptunnel.traversal.report import ConnectedBy, attempt_lines, path_of
 from p2ptunnel.types import Address, Tag, format_address
@@ -89,6 +90,7 @@ class Call(Generic[T]):
         signer: Signs the call, and knows who is to answer; None: the callee speaks the founding protocol only.
         companion: Told what the call learns.
         is_punching: Whether to punch; else the call only finds out for its companion who answers.
+        birthdays: What this machine has for them; None: there will be none.
 
     Attributes:
         wanted: As it was given.
@@ -105,6 +107,7 @@ class Call(Generic[T]):
         signer: CallSigner | None,
         companion: Companion | None = None,
         is_punching: bool = True,
+        birthdays: Birthdays | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         self._port = port
@@ -124,13 +127,15 @@ class Call(Generic[T]):
             server_key=port.server_key,
             join=port.join,
             is_punching=is_punching,
+            birthdays=birthdays,
         )
         self._driver = UdpDriver(self._agent, port.udp, self._on_event)
-        self._dialer = Dialer(port.address, self._add, tracer=self._trace)
+        self._sockets = AttemptSockets(port, self._add, self._on_row, tracer=self._trace)
         self._listeners: tuple[Listener, ...] = ()
         self._connections: dict[int, TcpPipe] = {}
         self._last_connection = 0
         self._rtt: float | None = None
+        self._tried: TcpPipe | None = None
         self._nominating: asyncio.Task[None] | None = None
         self._result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._pinned = signer.callee if signer else None
@@ -169,7 +174,8 @@ class Call(Generic[T]):
 
     async def _close(self) -> None:
         self._result.cancel()
-        self._dialer.close()
+        self._agent.abandon()
+        self._sockets.close()
         for listener in self._listeners:
             listener.close()
         if self._patience is not None:
@@ -181,6 +187,7 @@ class Call(Generic[T]):
         if self._nominating is not None and not self._nominating.done():
             self._nominating.cancel()
             await asyncio.gather(self._nominating, return_exceptions=True)
+        await self._sockets.wait_closed()
 
     # --- connections --------------------------------------------------------------------------------------------------
 
@@ -208,24 +215,33 @@ class Call(Generic[T]):
                 self._companion.offered(event.token)
             case AnswerProved() if self._companion is not None:
                 self._companion.proved(event.selector, event.key)
-            case Dial():
-                self._port.dial(self._dialer, event)
-            case StopDialing():
-                self._dialer.close()
             case HoleOpened():
                 self._rtt = event.rtt
+                if self._tried is not None:
+                    self._tell_rtt(self._tried)
             case Nominate():
                 self._nominate_soon(self._connections.pop(event.connection), event.conkey)
             case CallFailed():
                 self._fail(self._error(event))
+            case BirthdayEnded():
+                self._broken.append(f"birthday: {event.why}" + (f", {event.probes} guesses" if event.probes else ""))
+                self._sockets.take(event)
             case _:
-                pass
+                self._sockets.take(event)
+
+    def _on_row(self, port: int | None) -> None:
+        self._agent.observed(port, time.monotonic())
+        self._driver.wake()
 
     def _nominate_soon(self, pipe: TcpPipe, conkey: str) -> None:
-        pipe.path = msgspec.structs.replace(pipe.path, rtt=self._rtt)
+        self._tried = pipe
+        self._tell_rtt(pipe)
         self._nominating = asyncio.create_task(self._nominate(pipe, conkey))
         self._nominating.add_done_callback(self._on_nominated)
         self._nominating.add_done_callback(lambda _: pipe.abort())  # also of one that was cancelled before it began
+
+    def _tell_rtt(self, pipe: TcpPipe) -> None:
+        pipe.path = msgspec.structs.replace(pipe.path, rtt=self._rtt)
 
     async def _nominate(self, pipe: Pipe, conkey: str) -> None:
         try:
@@ -297,4 +313,4 @@ class Call(Generic[T]):
                 return RendezvousError(server, failed.text, failed.code)
 
     def _attempts(self) -> tuple[str, ...]:
-        return (*attempt_lines(self._dialer.records), *self._broken)
+        return (*attempt_lines(self._sockets.records), *self._broken)

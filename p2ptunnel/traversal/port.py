@@ -12,26 +12,21 @@ import socket
 from collections.abc import Callable
 from typing import Final, NamedTuple, Self, TypeAlias
 
-from p2ptunnel.defaults import (
-    CONTROL_GRACE,
-    OPENER_HOPS_IPV6,
-    OPENER_TTL_MEMORY,
-    OPENER_TTL_UNKNOWN,
-    REDIALS_PER_PHASE,
-    TRANSACTION_TIMEOUT,
-)
-from p2ptunnel.errors import BindError, RendezvousError, RendezvousTimeoutError
+from p2ptunnel.defaults import CONTROL_GRACE, OPENER_HOPS_IPV6, OPENER_TTL_MEMORY, OPENER_TTL_UNKNOWN, TRANSACTION_TIMEOUT
+from p2ptunnel.errors import BindError, P2PTunnelError, RendezvousError, RendezvousTimeoutError
 from p2ptunnel.identity.judge import join_proof
 from p2ptunnel.net.dial import punch_socket
 from p2ptunnel.net.hops import Hops, opener_ttl
 from p2ptunnel.net.interfaces import global_ipv6, source_address
-from p2ptunnel.net.reflexive import TcpControl, observe_udp
+from p2ptunnel.net.reflexive import TcpControl, observe_tcp, observe_udp
 from p2ptunnel.net.sockets import ANY_IPV4, ANY_IPV6, can_open_low, family_of, is_loopback
-from p2ptunnel.net.tcp import Dialer, Listener
+from p2ptunnel.net.tcp import Listener
 from p2ptunnel.net.udp import UdpSocket
 from p2ptunnel.protocol.ipv6 import ipv6_candidates
-from p2ptunnel.protocol.punch import Dial, LocalView, own_candidates
+from p2ptunnel.protocol.nat import NatProfile
+from p2ptunnel.protocol.punch import LocalView, own_candidates
 from p2ptunnel.trace import Tracer
+from p2ptunnel.traversal.profile import observe_profile
 from p2ptunnel.types import Address, ServerSpec, format_address
 
 __all__ = ["Opener", "OpenerTtl", "PunchPort", "take_number"]
@@ -102,10 +97,12 @@ class PunchPort:
         self._opener = Opener()
         self._control_lost = asyncio.Event()
         self._seen_udp: Address | None = None
+        self._nat = NatProfile()
+        self._ports: tuple[int, ...] = ()
 
     @classmethod
     async def open(cls, at: ServerSpec | Address, ttl: OpenerTtl, *, tracer: Tracer | None = None) -> Self:
-        """Take a free number and learn how it looks from outside over TCP.
+        """Take a free number and learn how it looks from outside over TCP, and what the NATs before it do.
 
         A server that cannot be reached over TCP costs the candidate, not the port.
 
@@ -159,22 +156,14 @@ class PunchPort:
             first.close()
             raise
 
-    def dial(self, dialer: Dialer, wanted: Dial) -> None:
-        """Have a dialer of this port send the SYNs that an agent wants; those that die on the way do so outside our network.
+    def opener(self, host: str) -> Opener:
+        """Return how far SYNs to a numeric host may travel to leave our own network and die there.
 
-        Over a family in which we speak to no server nobody has told how far that is: there are no NATs in IPv6, and the way out
-        takes as long as over the other.
+        Over a family in which we speak to no server nobody has told: there are no NATs in IPv6, and the way out takes as long
+        as over the other.
         """
-        opener = self._opener
-        if wanted.targets and family_of(wanted.targets[0][0]) != family_of(self.server[0]):
-            opener = opener._replace(ttl=OPENER_HOPS_IPV6)
-        dialer.start(
-            wanted.targets,
-            low_ttl=opener.ttl if wanted.low else None,
-            hop_rtt=opener.rtt,
-            patience=wanted.patience,
-            redials=0 if wanted.is_unseen and not wanted.low else REDIALS_PER_PHASE,
-        )
+        is_beside = family_of(host) not in (None, family_of(self.server[0]))
+        return self._opener._replace(ttl=OPENER_HOPS_IPV6) if is_beside else self._opener
 
     @property
     def view(self) -> LocalView:
@@ -183,7 +172,8 @@ class PunchPort:
         over_tcp = () if control is None else own_candidates("tcp", control.observed, self.server)
         over_udp = () if self._seen_udp is None else own_candidates("udp", self._seen_udp, self.server)
         over_ipv6 = ipv6_candidates(global_ipv6(), self.address[1]) if self._has_ipv6 else ()
-        return LocalView((*over_tcp, *over_udp, *over_ipv6), 0.0 if control is None else control.rtt, can_open_low())
+        rtt = 0.0 if control is None else control.rtt
+        return LocalView((*over_tcp, *over_udp, *over_ipv6), rtt, can_open_low(), self._nat, self._ports)
 
     @property
     def silent_over(self) -> str:
@@ -215,7 +205,10 @@ class PunchPort:
             return None
 
     async def observe(self, *, timeout: float = TRANSACTION_TIMEOUT) -> bool:
-        """Open the standing TCP connection to the server, anew if there is one; return whether there is one now."""
+        """Open the standing TCP connection to the server, anew if there is one; return whether there is one now.
+
+        Where the server has other observers they are asked as well, which takes two round trips more.
+        """
         self.forget_control()
         try:
             self.control = await TcpControl.open(
@@ -226,7 +219,20 @@ class PunchPort:
             return False
         self._control_lost.clear()
         self._trace("traversal", "tcp_observed", address=format_address(self.control.observed))
+        self._nat, self._ports = await observe_profile(self.address, self.control)
+        self._trace("traversal", "nat_seen", tcp=self._nat.tcp.kind, udp=self._nat.udp.kind)
         return True
+
+    async def observe_row(self) -> int | None:
+        """Return the outside port that a new TCP flow has just been given, None if nobody tells.
+
+        Not from this port: a NAT that remembers an earlier flow from here to the server would show that one.
+        """
+        try:
+            return (await observe_tcp(0, self.server)).address[1]
+        except (P2PTunnelError, OSError) as error:
+            self._trace("traversal", "row_unobserved", reason=str(error))
+            return None
 
     async def _observe_first(self) -> None:
         """Observe over TCP, and ask over UDP meanwhile whether the server is there at all, so that nobody waits for both."""
@@ -261,6 +267,7 @@ class PunchPort:
             self.control.abort()
             self.control = None
         self._seen_udp = None
+        self._nat, self._ports = NatProfile(), ()
         self._control_lost.set()
 
     def close(self) -> None:

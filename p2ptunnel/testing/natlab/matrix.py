@@ -124,7 +124,9 @@ class _Profiles:
 
 @contextlib.contextmanager
 def _server(lab: Lab, address: Address) -> Generator[None]:
-    with living(lab.server, lambda: Rendezvous(address)):
+    one, other = lab.server.ips
+    observers = [(one, address[1] + 1), (other, address[1])]  # so that peers know how their NATs map
+    with living(lab.server, lambda: Rendezvous(address, alt_listen=observers)):
         yield
 
 

@@ -71,12 +71,17 @@ Establish = Callable[[Pipe, str, PublicKey | None], Awaitable[Channel]]
 
 
 async def at_once(pipe: Pipe, conkey: str, key: PublicKey | None) -> Channel:
-    assert conkey == CONKEY
+    assert (conkey == CONKEY) is (key is None)  # a signed call has its own
     return Channel(pipe)
 
 
 async def never(pipe: Pipe, conkey: str, key: PublicKey | None) -> Channel:
     raise AssertionError("no connection should come up")
+
+
+async def never_done(pipe: Pipe, conkey: str, key: PublicKey | None) -> Channel:
+    await asyncio.Event().wait()
+    raise AssertionError("unreachable")
 
 
 class Callee:
@@ -141,8 +146,14 @@ async def undo(channel: Channel) -> None:
 def test_a_call_ends_with_what_was_established_and_one_open_socket() -> None:
     async def main() -> None:
         async with there(2) as (server, callee):
-            before = descriptors()
-            channel = await reach(server)
+            before, opened = descriptors(), asyncio.Event()
+
+            async def once_open(pipe: Pipe, conkey: str, key: PublicKey | None) -> Channel:
+                await opened.wait()
+                return await at_once(pipe, conkey, key)
+
+            tracer = Tracer(lambda event: opened.set() if event.name == "HoleOpened" else None)
+            channel = await reach(server, once_open, tracer=tracer)
             path = channel.pipe.path
             assert path.remote in [("127.0.0.1", port) for port in callee.ports]
             assert (path.kind, path.transport, path.why) == ("lan", "tcp", "our SYN reached it")
@@ -436,14 +447,14 @@ def test_so_many_connections_wait_and_no_more() -> None:
             return None
 
         async with there(callee=listen_for_the_caller) as (server, _):
-            calling = asyncio.create_task(reach(server, never, tracer=Tracer(events.append)))
+            calling = asyncio.create_task(reach(server, never_done, tracer=Tracer(events.append)))
             address = await port_known
             with contextlib.ExitStack() as stack:
                 for _ in range(PENDING_CONNECTIONS + 2):
                     stack.enter_context(socket.create_connection(address))
                 while not any(event.name == "stranger_cut_off" for event in events):
                     await asyncio.sleep(0)
-            assert sum(event.name == "connection_up" for event in events) == PENDING_CONNECTIONS
+            assert sum(event.name == "connection_up" for event in events) == PENDING_CONNECTIONS + 1  # that is tried
             calling.cancel()
             await asyncio.gather(calling, return_exceptions=True)
 
