@@ -105,6 +105,8 @@ class Approach(MachineBase):
         self._acts_at: float | None = None
         self._ends_at = 0.0
         self._is_trusted = role == "caller" or keys is None
+        self._comes_directly = _is_known_port(self.plan) and _is_known_port(choose("udp", role, view.hints, hints))
+        """Keyed datagrams get through: they show where the other side is, for which signals have the server's word only."""
         self._holds_back = False
         self._awaits_own_row = False
         self._awaits_other_row = False
@@ -144,7 +146,8 @@ class Approach(MachineBase):
             return self._signals.acknowledged(message)
         body = self._signals.open(message)
         if body is not None and self._is_running:
-            self.prove(now)
+            if not self._comes_directly:
+                self.prove(now)
             self._take(body, now)
         self._collect(now)
         return True
@@ -348,6 +351,10 @@ class Approach(MachineBase):
         self._birthday = None
         self._birthdays.gate.leave()
         return msgspec.structs.replace(ended, token=self._token)
+
+
+def _is_known_port(plan: Plan) -> bool:
+    return plan.method in {Method.CONNECT, Method.PUNCH}
 
 
 def _signals(role: Role, token: str, server: Address, entropy: Entropy, keys: AttemptKeys, round_trip: float) -> Signals:

@@ -2,7 +2,7 @@
 
 | taken away | where | cells that turn red |
 | --- | --- | --- |
-| openers die on the way | anywhere | none; UDP of prO as caller with pubfw, pr, prR, prO, shift: the early t=30 moves its mapping |
+| openers die on the way | anywhere | none; UDP of prO with the filtered: the early t=30 moves its mapping |
 | the same | no delay at all | prR-prR and prR-prO, mostly: the early SYN's RST kills the hole it should have met |
 | roles swap in later phases | the callee's openers die before its own NAT | each whose callee is filtered, ar included |
 | the TCP port is seen over TCP | anywhere | shift with pubfw, pr, prR, prO, shift, both orders |

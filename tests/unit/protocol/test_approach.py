@@ -1,0 +1,393 @@
+"""The way through, side by side: two approaches that hear each other's signals, on one clock, without a network."""
+
+from __future__ import annotations
+
+import random
+from typing import TypeVar
+
+import pytest
+from msgspec.structs import replace
+
+from p2ptunnel.defaults import (
+    BIRTHDAY_CREDIT,
+    BIRTHDAY_HOLES,
+    BIRTHDAY_PAUSE,
+    BIRTHDAY_RENEWAL,
+    PHASES,
+    PLAIN_MARGIN,
+    PUNCH_TIMEOUT,
+)
+from p2ptunnel.protocol.approach import Approach, Birthdays
+from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes
+from p2ptunnel.protocol.machine import Event
+from p2ptunnel.protocol.nat import Mapping, MappingClass, NatProfile
+from p2ptunnel.protocol.punch import Dial, LocalView, ObserveRow, phase_length
+from p2ptunnel.protocol.strategy import Method
+from p2ptunnel.types import Address, Candidate, Role
+from p2ptunnel.wire.messages import NatHints, PortRow, Signal, SignalAnswer, SignalExtra, decode
+from p2ptunnel.wire.signal import FreshPort, GoAhead, SignalBody, SignalReceiver, SignalSender, Sync
+from tests.unit.protocol.actors import CALLEE, CALLER, SERVER, TOKEN, answer_intent, signer
+
+E = TypeVar("E", bound=Event)
+RTT = 0.05
+W = phase_length(RTT, RTT)
+HALF_WAY = RTT + PLAIN_MARGIN
+KEYS = answer_intent(signer().sign(()), ())[1]
+OTHER: dict[Role, Address] = {"caller": CALLEE, "callee": CALLER}
+OWN_PORTS = (40_000, 40_001, 40_002)
+
+
+def nat_of(kind: MappingClass) -> NatProfile:
+    return NatProfile(tcp=Mapping(kind, ("198.51.100.9", OWN_PORTS[-1]), OWN_PORTS[-1], 1 if kind == "seq" else 0))
+
+
+def hints_of(kind: MappingClass, *, low: bool = True) -> NatHints:
+    return nat_of(kind).hints(can_open_low=low, rtt=RTT)
+
+
+class Side:
+    """One approach, the other side's voice, and a clock."""
+
+    def __init__(
+        self,
+        role: Role,
+        own: MappingClass = "eim",
+        other: MappingClass = "eim",
+        *,
+        holes: int = BIRTHDAY_HOLES,
+        gate: BirthdayGate | None = None,
+        low: bool = True,
+        is_founding: bool = False,
+        udp: MappingClass = "eim",
+    ) -> None:
+        self.now = 0.0
+        self.gate = gate or BirthdayGate()
+        self.approach = Approach(
+            role,
+            TOKEN,
+            SERVER,
+            OTHER[role],
+            (Candidate("srflx", "tcp", OTHER[role][0], 50_000),),
+            LocalView(rtt=RTT, can_open_low=low, nat=nat_of(own), ports=OWN_PORTS),
+            replace(hints_of(other), udp=udp),
+            random.Random(1),
+            keys=None if is_founding else KEYS,
+            birthdays=Birthdays(self.gate, lambda: holes),
+            peer_key="other",
+        )
+        theirs = (KEYS.callee_seal, KEYS.caller_seal) if role == "caller" else (KEYS.caller_seal, KEYS.callee_seal)
+        self._voice, self._ear = SignalSender(theirs[0]), SignalReceiver(theirs[1])
+        self._mid = 0
+
+    def start(self) -> Side:
+        self.approach.start(self.now, ends_at=PUNCH_TIMEOUT)
+        return self
+
+    def tell(self, body: SignalBody) -> None:
+        """Let the other side say something."""
+        self._mid += 1
+        self.approach.hear(Signal(mid=self._mid, extra=SignalExtra(token=TOKEN, sealed=self._voice.seal(body))), self.now)
+
+    def told(self) -> list[SignalBody]:
+        """What it has said since, each once."""
+        found: list[SignalBody] = []
+        for datagram in self.approach.datagrams_to_send():
+            message = decode(datagram.data)
+            if isinstance(message, Signal):
+                body = self._ear.open(message.extra.sealed)
+                found += [body] if isinstance(body, Sync | FreshPort | GoAhead) else []
+                self.approach.hear(SignalAnswer(mid=message.mid, code=200), self.now)
+        return found
+
+    def advance(self, until: float) -> list[Event]:
+        """Run the clock; return what happened."""
+        happened = self.approach.events()
+        while (at := self.approach.next_deadline()) is not None and at <= until:
+            self.now = max(self.now, at)
+            self.approach.handle_timer(self.now)
+            happened += self.approach.events()
+            self.told()
+        self.now = until
+        return happened
+
+
+def only(kind: type[E], events: list[Event]) -> E:
+    [found] = [event for event in events if isinstance(event, kind)]
+    return found
+
+
+def dials(events: list[Event]) -> list[Dial]:
+    return [event for event in events if isinstance(event, Dial)]
+
+
+# --- phases ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("role", "low"), [("caller", [False, True, False]), ("callee", [True, False, False])])
+def test_the_phases_follow_the_plan(role: Role, low: list[bool]) -> None:
+    side = Side(role).start()
+    side.approach.prove(0.0)
+    happened = dials(side.advance(PUNCH_TIMEOUT))
+    assert [dial.low for dial in happened] == low
+    assert {dial.targets for dial in happened} == {((OTHER[role][0], 50_000),)}
+
+
+def test_a_callee_whose_syns_the_other_must_not_see_first_waits_for_half_a_round_trip() -> None:
+    side = Side("callee", low=False).start()
+    assert not dials(side.advance(HALF_WAY - 0.001))
+    assert not only(Dial, side.advance(HALF_WAY)).low
+
+
+@pytest.mark.parametrize("method", ["eim", "rnd"])
+def test_of_a_program_of_the_seed_nothing_is_believed(method: MappingClass) -> None:
+    side = Side("caller", "rnd", method, is_founding=True).start()
+    happened = side.advance(PUNCH_TIMEOUT)
+    assert [dial.low for dial in dials(happened)] == [False] * PHASES
+    assert not side.told()
+    assert not any(isinstance(event, OpenHoles | ObserveRow) for event in happened)
+
+
+def test_where_nothing_leads_through_one_syn_is_sent_all_the_same() -> None:
+    assert len(dials(Side("caller", "rnd", "rnd").start().advance(PUNCH_TIMEOUT))) == 1
+
+
+def test_where_no_datagram_shows_where_the_caller_is_its_signals_lift_what_is_held_back() -> None:
+    side = Side("callee", udp="rnd").start()
+    assert [dial.low for dial in dials(side.advance(W))] == [True]  # the second phase's is plain
+    side.tell(Sync())
+    assert [dial.low for dial in dials(side.advance(W))] == [False]
+
+
+def test_where_datagrams_get_through_they_alone_do() -> None:
+    side = Side("callee").start()
+    side.advance(W)
+    side.tell(Sync())
+    assert not dials(side.advance(W))
+    side.approach.prove(W)
+    assert [dial.low for dial in dials(side.advance(W))] == [False]
+
+
+def test_a_forged_signal_lifts_nothing() -> None:
+    side = Side("callee", udp="rnd").start()
+    side.advance(W)
+    forged = SignalSender(KEYS.callee_seal).seal(Sync())
+    assert side.approach.hear(Signal(mid=1, extra=SignalExtra(token=TOKEN, sealed=forged)), W)
+    assert not dials(side.advance(W))
+
+
+def test_the_caller_tells_that_it_hears() -> None:
+    assert Side("caller").start().told() == [Sync()]
+    assert Side("callee").start().told() == []
+
+
+@pytest.mark.parametrize(("role", "pauses"), [("caller", True), ("callee", False)])
+def test_only_the_caller_pauses_for_what_it_tries(role: Role, pauses: bool) -> None:
+    side = Side(role).start()
+    side.approach.prove(0.0)
+    side.advance(0.0)
+    side.approach.connection_up()
+    assert (not dials(side.advance(W))) is pauses
+    side.approach.connection_failed(W)
+    assert bool(dials(side.advance(W))) is pauses
+
+
+def test_stopped_it_does_and_believes_nothing_more() -> None:
+    side = Side("caller", "eim", "rnd").start()
+    side.advance(0.0)
+    side.approach.stop()
+    side.approach.stop()
+    side.tell(GoAhead())
+    assert not side.advance(PUNCH_TIMEOUT)
+    assert side.approach.next_deadline() is None
+
+
+# --- prediction -----------------------------------------------------------------------------------------------------------
+
+
+def ports(dial: Dial) -> list[int]:
+    return [port for _, port in dial.targets]
+
+
+@pytest.mark.parametrize("role", ["caller", "callee"])
+def test_ports_are_predicted_from_where_the_other_sides_nat_stands_now(role: Role) -> None:
+    side = Side(role, "eim", "seq").start()
+    assert side.approach.plan.method is Method.PREDICT
+    assert not dials(side.advance(0.1))
+    side.tell(FreshPort(proto="tcp", row=PortRow(45_000, 2)))
+    dial = only(Dial, side.advance(0.1))
+    assert ports(dial) == [45_002, 45_004, 45_006, 45_008, 45_010]
+    assert dial.low is (role == "callee")
+
+
+def test_what_the_hints_say_must_do_where_nobody_tells_more() -> None:
+    side = Side("caller", "eim", "seq").start()
+    assert ports(dials(side.advance(W))[0]) == [OWN_PORTS[-1] + step for step in range(1, 6)]
+    side.tell(FreshPort(proto="tcp", row=PortRow(45_000, 1)))  # late: the next phase has it
+    assert ports(dials(side.advance(2 * W))[0])[0] == 45_001
+
+
+def test_only_the_first_row_counts() -> None:
+    side = Side("caller", "eim", "seq").start()
+    for last in (45_000, 46_000):
+        side.tell(FreshPort(proto="tcp", row=PortRow(last, 1)))
+    assert all(ports(dial)[0] == 45_001 for dial in dials(side.advance(PUNCH_TIMEOUT)))
+    assert side.approach.dropped == {"signal of no use": 1}
+
+
+def test_who_opens_looks_where_its_own_nat_stands_tells_that_and_dials() -> None:
+    side = Side("callee", "seq", "eim").start()
+    assert [type(event) for event in side.advance(0.1)] == [ObserveRow]
+    side.approach.observed(41_000, 0.1)
+    assert side.told() == [FreshPort(proto="tcp", row=PortRow(41_000, 1))]
+    assert only(Dial, side.advance(0.1)).low
+
+
+def test_who_does_not_open_waits_until_the_other_side_has() -> None:
+    side = Side("caller", "seq", "eim").start()
+    side.advance(0.1)
+    side.approach.observed(41_000, 0.1)
+    assert not dials(side.advance(0.1 + HALF_WAY - 0.001))
+    assert len(dials(side.advance(0.1 + HALF_WAY))) == 1
+
+
+def test_between_two_sequential_nats_both_rows_are_waited_for() -> None:
+    side = Side("callee", "seq", "seq").start()
+    side.approach.observed(41_000, 0.1)
+    assert not dials(side.advance(0.1))
+    side.tell(FreshPort(proto="tcp", row=PortRow(45_000, 1)))
+    assert ports(only(Dial, side.advance(0.1))) == [45_001, 45_002, 45_003, 45_004, 45_005]
+
+
+def test_nobody_who_knows_the_row_is_no_obstacle() -> None:
+    side = Side("callee", "seq", "eim").start()
+    side.approach.observed(None, 0.1)
+    side.approach.observed(41_000, 0.2)  # too late
+    assert side.told() == []
+    assert len(dials(side.advance(0.2))) == 1
+
+
+# --- the birthday ---------------------------------------------------------------------------------------------------------
+
+
+def hard(role: Role = "caller", *, gate: BirthdayGate | None = None, holes: int = BIRTHDAY_HOLES) -> Side:
+    side = Side(role, "rnd", "eim", gate=gate, holes=holes).start()
+    side.approach.prove(0.0)
+    return side
+
+
+@pytest.mark.parametrize("role", ["caller", "callee"])
+def test_the_hard_side_opens_holes_when_the_first_phase_is_over(role: Role) -> None:
+    side = hard(role)
+    side.advance(W - 0.001)
+    happened = side.advance(W + 1.0)
+    assert dials(happened)[-1].targets == ()  # what waits of the first phase is closed
+    opened = [event for event in happened if isinstance(event, OpenHoles)]
+    assert sum(len(event.holes) for event in opened) == BIRTHDAY_HOLES
+    assert {(event.target, event.token) for event in opened} == {((OTHER[role][0], 50_000), TOKEN)}
+
+
+def test_it_invites_with_the_ports_that_were_seen() -> None:
+    side = hard()
+    side.told()
+    side.advance(W)
+    side.approach.datagrams_to_send()
+    while not (told := side.told()):
+        at = side.approach.next_deadline()
+        assert at is not None
+        side.now = at
+        side.approach.handle_timer(at)
+    assert told == [GoAhead(ports=OWN_PORTS)]
+
+
+def test_a_callee_opens_no_holes_for_whom_it_has_not_heard() -> None:
+    side = Side("callee", "rnd", "eim").start()
+    assert not any(isinstance(event, OpenHoles) for event in side.advance(W + 0.1))
+
+
+@pytest.mark.parametrize("role", ["caller", "callee"])
+@pytest.mark.parametrize("at", [0.0, W / 2, 1.0])
+def test_the_easy_side_guesses_when_it_is_invited(role: Role, at: float) -> None:
+    side = Side(role, "eim", "rnd").start()
+    assert not any(isinstance(event, SendProbes) for event in side.advance(at))
+    side.tell(GoAhead())
+    sent = [event for event in side.advance(at + 2.0) if isinstance(event, SendProbes)]
+    assert sum(len(event.ports) for event in sent) == BIRTHDAY_CREDIT
+    assert {(event.host, event.token) for event in sent} == {(OTHER[role][0], TOKEN)}
+
+
+@pytest.mark.parametrize(("own", "other"), [("eim", "eim"), ("rnd", "eim"), ("eim", "seq"), ("rnd", "rnd")])
+def test_who_is_not_the_easy_side_is_not_made_to_guess(own: MappingClass, other: MappingClass) -> None:
+    side = Side("callee", own, other).start()
+    side.tell(GoAhead())
+    assert not any(isinstance(event, SendProbes) for event in side.advance(PUNCH_TIMEOUT))
+
+
+def test_a_go_ahead_of_another_round_begins_nothing() -> None:
+    side = Side("caller", "eim", "rnd").start()
+    side.tell(GoAhead(round=1))
+    assert not any(isinstance(event, SendProbes) for event in side.advance(1.0))
+    assert side.gate.enter("others", 1.0) is None
+
+
+@pytest.mark.parametrize("holes", [0, 64])
+def test_so_many_holes_as_there_are_descriptors_for(holes: int) -> None:
+    happened = hard(holes=holes).advance(W + 1.0)
+    assert sum(len(event.holes) for event in happened if isinstance(event, OpenHoles)) == holes
+
+
+def test_one_birthday_at_a_time_and_the_next_when_that_is_over() -> None:
+    gate = BirthdayGate()
+    assert gate.enter("others", 0.0) is None
+    side = hard(gate=gate)
+    assert not any(isinstance(event, OpenHoles) for event in side.advance(4 * W))
+    gate.leave()
+    assert any(isinstance(event, OpenHoles) for event in side.advance(4 * W + BIRTHDAY_RENEWAL + 1e-6))
+
+
+@pytest.mark.parametrize("how", ["stopped", "spent"])
+def test_its_end_is_told_and_lets_others_have_theirs(how: str) -> None:
+    side = hard()
+    happened = side.advance(W)
+    if how == "stopped":
+        side.approach.stop()
+        happened += side.approach.events()
+    else:
+        happened += side.advance(PUNCH_TIMEOUT)
+    assert only(BirthdayEnded, happened).token == TOKEN
+    assert side.gate.enter("others", PUNCH_TIMEOUT) is None
+
+
+def test_an_attempt_has_one_birthday() -> None:
+    side = Side("callee", "eim", "rnd").start()
+    side.tell(GoAhead())
+    assert only(BirthdayEnded, side.advance(BIRTHDAY_PAUSE - 0.1)).why == "no go-ahead"
+    side.tell(GoAhead())
+    assert not any(isinstance(event, SendProbes) for event in side.advance(PUNCH_TIMEOUT))
+    assert any("no birthday" in reason for reason in side.approach.dropped)
+
+
+@pytest.mark.parametrize("part", ["hard", "easy"])
+def test_while_a_connection_is_tried_nobody_guesses_and_nobody_is_invited(part: str) -> None:
+    side = hard() if part == "hard" else Side("caller", "eim", "rnd").start()
+    if part == "easy":
+        side.tell(GoAhead())
+    side.advance(W + 0.2)
+    for _ in range(2):
+        side.approach.connection_up()
+    side.told()
+    assert not any(isinstance(event, SendProbes | OpenHoles) for event in side.advance(W + 0.3))
+    assert side.told() == []
+    side.approach.connection_failed(side.now)
+    assert not side.advance(W + 0.4)  # the other one is tried still
+    side.approach.connection_failed(side.now)
+    side.tell(GoAhead())
+    happened = side.advance(W + 1.0)
+    assert part == "hard" or any(isinstance(event, SendProbes) for event in happened)
+
+
+def test_a_connection_from_before_the_birthday_ends_no_birthday() -> None:
+    side = hard("callee")
+    side.approach.connection_up()
+    side.advance(W + 0.1)
+    side.approach.connection_failed(side.now)
+    assert only(BirthdayEnded, side.advance(PUNCH_TIMEOUT)).why == "nothing came through"
