@@ -123,6 +123,7 @@ class Approach(MachineBase):
         if self._role == "caller" and self._signals is not None:
             self._signals.tell(Sync(), now)
         self._ipv6.start(now, ends_at=ends_at)
+        self._events += self._ipv6.events()
         if not self._await_rows(now):
             self._begin(now)
         if self._role == "callee":
