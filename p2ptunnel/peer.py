@@ -95,6 +95,7 @@ from p2ptunnel.traversal.port import OpenerTtl, PunchPort
 from p2ptunnel.traversal.race import Keep, Race
 from p2ptunnel.traversal.relayed import RelayedCall
 from p2ptunnel.traversal.servers import Servers
+from p2ptunnel.traversal.warm import WarmPort
 from p2ptunnel.tunnels.local import Forward, open_forward
 from p2ptunnel.tunnels.spec import ServeSpec, Target, parse_target
 from p2ptunnel.types import Address, RelayUse, Role, ServerSpec, Tag, format_address, parse_tag
@@ -183,6 +184,9 @@ class Peer:
             counter = ProfileCounter(self.profile.directory / "counter")
             table = ServiceTable(store, self._trace, self._events, issuer=identity.public)
             self._started = Started(identity, counter, store, table, self._trace)
+            if self._servers.specs:
+                self._started.spare = WarmPort(self._open_spare, tracer=self._trace)
+                self._started.spare.start()
 
     async def close(self) -> None:
         """Leave the server, close tunnels, sessions and sockets; waits at most about two seconds.  Closing twice is fine."""
@@ -388,7 +392,7 @@ class Peer:
         reserving = asyncio.create_task(in_thread(self._up.counter.reserve))  # beside all else: a disk may be slow
 
         async def at(server: ServerSpec) -> A:
-            port = await PunchPort.open(server, self._ttl, tracer=self._trace)
+            port = await self._fresh_port(server)
             try:
                 await asyncio.shield(reserving)
             except BaseException:
@@ -402,6 +406,16 @@ class Peer:
             if not reserving.done():  # else what came up would be lost to whoever cancels us in the turn that is waited
                 reserving.cancel()
                 await asyncio.gather(reserving, return_exceptions=True)
+
+    async def _open_spare(self) -> PunchPort:
+        """Open a port at the server that is asked first."""
+        return await PunchPort.open(await self._servers.numeric(self._servers.specs[0]), self._ttl, tracer=self._trace)
+
+    async def _fresh_port(self, server: ServerSpec) -> PunchPort:
+        """Return a port for one attempt, which nothing has been punched from: the spare one, or one that is opened now."""
+        spare = self._up.spare
+        port = None if spare is None else await spare.take(server)
+        return port or await PunchPort.open(server, self._ttl, tracer=self._trace)
 
     async def _attempt(
         self,
@@ -805,8 +819,11 @@ class Peer:
         self._events(event)
         up = self._started
         match event:
-            case PathSuspected() if up is not None and up.answering is not None:
-                self._reach_anew(up, up.answering)
+            case PathSuspected() if up is not None:
+                if up.spare is not None:
+                    up.spare.renew()
+                if up.answering is not None:
+                    self._reach_anew(up, up.answering)
             case ChannelLost() | SessionExpired() if up is not None:
                 asyncio.get_running_loop().call_soon(up.tidy)  # not now: the session is in the middle of something
             case _:

@@ -30,6 +30,7 @@ from p2ptunnel.session.session import Session
 from p2ptunnel.trace import Tracer
 from p2ptunnel.traversal.answer import AnsweringPort
 from p2ptunnel.traversal.shared import Shared
+from p2ptunnel.traversal.warm import WarmPort
 from p2ptunnel.tunnels.local import Forward
 from p2ptunnel.types import Tag
 
@@ -53,6 +54,8 @@ class Started:
         self.dialing: Final[Shared[tuple[Tag, PublicKey, bool], Session]] = Shared()
         self.registering: Final[Shared[None, None]] = Shared()
         self.answering: AnsweringPort | None = None
+        self.spare: WarmPort | None = None
+        """Ready for the next call, where there is a server."""
         self.replacing: asyncio.Task[None] | None = None
         self.invitations: Final[WeakSet[Invitation]] = WeakSet()
         self.answered_for = 0
@@ -120,6 +123,8 @@ class Started:
         self.birthdays.gate.network_changed()
         for session in self._sessions:
             session.network_changed()
+        if self.spare is not None:
+            self.spare.renew()
         if self.answering is not None:
             self.answering.network_changed()
 
@@ -186,6 +191,8 @@ class Started:
         finally:
             for session in self._sessions:
                 session.abort()
+            if self.spare is not None:
+                await self.spare.close()
             if self.answering is not None:
                 self.answering.abort()
             await asyncio.gather(*(forward.close() for forward in self._forwards))

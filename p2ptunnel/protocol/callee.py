@@ -131,7 +131,7 @@ class CalleeAgent(MachineBase):
         super().__init__()
         self.state = CalleeState.IDLE
         self.token = notice.extra.token
-        self.conkey = signed.keys.selector.hex() if signed else new_secret(entropy)
+        self.conkey = signed.keys.conkey.hex() if signed else new_secret(entropy)
         self.caller = caller
         self.key = signed.key if signed else None
         """Who called, as its signature has it; it proves itself again in the channel."""

@@ -376,16 +376,16 @@ class CallerAgent(MachineBase):
             self._fail("forged", 401, f"the server names {peer}", now)
             return False
         self._peer = peer
-        if self.peer_key is not None and self._conkey is not None:
-            self._events.append(AnswerProved(self._conkey, self.peer_key))
+        if self.peer_key is not None and self._keys is not None:
+            self._events.append(AnswerProved(self._keys.selector.hex(), self.peer_key))
         return True
 
     def _believe(self, answered: Answered) -> None:
-        """Take the attempt's keys; its selector is the conkey as well, which so needs no datagram that gets through."""
+        """Take the attempt's keys; its conkey is among them, and so needs no datagram that gets through."""
         self.peer_key, self._keys = answered.key, answered.keys
         self._sender = KeyedSender(answered.keys.caller_mac)
         self._receiver = KeyedReceiver(answered.keys.callee_mac)
-        self._conkey = answered.keys.selector.hex()
+        self._conkey = answered.keys.conkey.hex()
 
     # --- the conversation with the callee -----------------------------------------------------------------------------
 

@@ -71,19 +71,20 @@ class AttemptKeys:
         callee_mac: 32 bytes, of those that the callee sends.
         caller_seal: 32 bytes, of what the caller tells through the server.
         callee_seal: 32 bytes, of what the callee does.
-        selector: 16 bytes, of the TCP connections of this attempt.
+        selector: 16 bytes, of the connections over the relay.
+        conkey: 16 bytes, of the direct ones.
     """
 
-    __slots__ = ("callee_mac", "callee_seal", "caller_mac", "caller_seal", "selector")
+    __slots__ = ("callee_mac", "callee_seal", "caller_mac", "caller_seal", "conkey", "selector")
 
     def __init__(self, shared: bytes, call: Intent, answer: Intent) -> None:
         salt = Hash(SHA256())
         salt.update(call.raw + answer.raw)
-        length = 2 * _MAC_KEY_BYTES + 2 * _SEAL_KEY_BYTES + _SELECTOR_BYTES
+        length = 2 * _MAC_KEY_BYTES + 2 * _SEAL_KEY_BYTES + 2 * _SELECTOR_BYTES
         material = HKDF(SHA256(), length, salt=salt.finalize(), info=_PURPOSE).derive(shared)
         self.caller_mac, self.callee_mac = material[:32], material[32:64]
         self.caller_seal, self.callee_seal = material[64:96], material[96:128]
-        self.selector = material[128:]
+        self.selector, self.conkey = material[128:144], material[144:]
 
 
 # --- the caller --------------------------------------------------------------------------------------------------------

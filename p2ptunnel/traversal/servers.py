@@ -78,12 +78,18 @@ class Servers:
         *others, last = self.specs
         for spec in others:
             try:
-                return await use(await self._numeric(spec))
+                return await use(await self.numeric(spec))
             except (RendezvousTimeoutError, PeerOfflineError, ResolveError) as error:
                 self._trace("rendezvous", "next_server", server=format_address(spec.address), reason=str(error))
-        return await use(await self._numeric(last))
+        return await use(await self.numeric(last))
 
-    async def _numeric(self, spec: ServerSpec) -> ServerSpec:
+    async def numeric(self, spec: ServerSpec) -> ServerSpec:
+        """Return a server with its name looked up.
+
+        Raises:
+            ResolveError: It has no address.
+            P2PTunnelError: It is not to be spoken to.
+        """
         address = await _looked_up(spec.address)
         if self._check is not None:
             self._check(address)

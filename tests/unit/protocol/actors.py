@@ -187,7 +187,7 @@ def knows_conkey(*, now: float = 0.0) -> CallerAgent:
 def conkey_of(agent: CallerAgent) -> str:
     """Return the conkey that both sides of a signed call have derived."""
     assert agent._keys is not None
-    return agent._keys.selector.hex()
+    return agent._keys.conkey.hex()
 
 
 def nominating(*, now: float = 0.0) -> CallerAgent:
