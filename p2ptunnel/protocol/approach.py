@@ -147,6 +147,7 @@ class Approach(MachineBase):
             return self._signals.acknowledged(message)
         body = self._signals.open(message)
         if body is not None and self._is_running:
+            self._ipv6.prove(now)  # where the other side is there, no datagram would show either
             if not self._comes_directly:
                 self.prove(now)
             self._take(body, now)

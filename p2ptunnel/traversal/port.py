@@ -159,11 +159,11 @@ class PunchPort:
     def opener(self, host: str) -> Opener:
         """Return how far SYNs to a numeric host may travel to leave our own network and die there.
 
-        Over a family in which we speak to no server nobody has told: there are no NATs in IPv6, and the way out takes as long
-        as over the other.
+        Over a family in which we speak to no server nobody has told.  The way out is then taken to be as long as over the
+        other: most often the same routers are on it.
         """
         is_beside = family_of(host) not in (None, family_of(self.server[0]))
-        return self._opener._replace(ttl=OPENER_HOPS_IPV6) if is_beside else self._opener
+        return self._opener._replace(ttl=max(OPENER_HOPS_IPV6, self._opener.ttl)) if is_beside else self._opener
 
     @property
     def view(self) -> LocalView:

@@ -112,6 +112,46 @@ def test_a_peer_that_has_no_ipv6_is_met_over_ipv4(natlab: Lab, tmp_path: Path, k
     assert path.remote[0] == home.wan_address
 
 
+@pytest.mark.parametrize("is_known", [True, False], ids=["two routers to pass", "one router to pass"])
+def test_two_firewalls_one_behind_the_other_are_passed(
+    natlab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    """Over IPv4 they are two NATs, which tells how far an opener must go; else it dies too early, and the last phase opens."""
+    if not is_known:
+        monkeypatch.setattr(port.PunchPort, "opener", lambda *_: port.Opener(2, 0.0))
+    homes: list[Host] = []
+    for _ in range(2):
+        provider = natlab.site("v6_drop", hosts=0)
+        home = natlab.site("v6_drop", upstream=provider).host
+        assert provider.upper_end is not None
+        natlab.inet.namespace.netlink.add_route(f"{prefix_of(home)}::/64", provider.upper_end[1], via="fe80::2")
+        homes.append(home)
+    peers = Rendezvoused(tmp_path, (natlab.server.ip, 7000))
+    with peers.serving(natlab.server, homes[0]):
+        seconds, path = peers.call(homes[1])
+    assert path.remote[0] == homes[0].ip6
+    assert (seconds < 1) is is_known
+
+
+def test_the_lasting_address_is_spoken_from_though_the_system_prefers_a_temporary_one(natlab: Lab, tmp_path: Path) -> None:
+    home, laptop = natlab.site("v6_drop"), natlab.site("v6_drop")
+    for host in (home.host, laptop.host):
+        for setting, value in (("use_tempaddr", 2), ("accept_dad", 0)):
+            host.namespace.configure(f"ipv6/conf/eth0/{setting}", value)
+        host.run(["ip", "-6", "address", "change", f"{host.ip6}/64", "dev", "eth0", "mngtmpaddr"])
+        chosen = host.run(["ip", "-6", "route", "get", "2001:db8:ffff::1"]).stdout
+        assert f"src {host.ip6} " not in chosen
+    peers = Rendezvoused(tmp_path, (natlab.server.ip, 7000))
+    with peers.serving(natlab.server, home.host):
+        _, path = peers.call(laptop.host)
+    assert (path.local[0], path.remote[0]) == (laptop.host.ip6, home.host.ip6)
+
+
+def prefix_of(host: Host) -> str:
+    """Return what all addresses of its site begin with."""
+    return str(host.ip6).rpartition("::")[0]
+
+
 # --- what a peer that lies can do with it -----------------------------------------------------------------------------
 
 
