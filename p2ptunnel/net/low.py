@@ -36,7 +36,7 @@ class LowConnect:
             loop: The loop that runs.
             sock: Not connected; the caller keeps owning it and calls `stop` before it is closed or handed over.
             ttl: Of the SYNs, 1 to 255.
-            hop_rtt: Seconds to the hop where they die and back, 0 if unknown; only IPv6 needs it, and where UDP is blocked.
+            hop_rtt: Seconds to the hop where they die and back, 0 if unknown; for IPv6, which waits no longer.
         """
         self._loop = loop
         self._socket = sock

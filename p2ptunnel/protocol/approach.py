@@ -79,7 +79,9 @@ class Approach(MachineBase):
         super().__init__()
         hints = hints or NatHints()
         self.plan: Plan = choose("tcp", role, view.hints, hints) if keys is not None else _founding_plan(role, view)
-        self.targets: Final = tcp_targets(candidates, peer, server) if keys is None or ":" not in peer[0] else ()
+        self.targets: Final[tuple[Address, ...]] = (
+            tcp_targets(candidates, peer, server) if keys is None or ":" not in peer[0] else ()
+        )
         self._role: Final = role
         self._token: Final = token
         self._peer: Final = peer
