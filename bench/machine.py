@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.results import Machine
 
-__all__ = ["describe_machine"]
+__all__ = ["describe_machine", "machine_line"]
 
 
 def describe_machine() -> Machine:
@@ -25,6 +25,14 @@ def describe_machine() -> Machine:
         openssl=ssl.OPENSSL_VERSION,
         load=os.getloadavg()[0],
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+    )
+
+
+def machine_line(machine: Machine) -> str:
+    """Return it in a sentence or two."""
+    return (
+        f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib:.0f} GiB; {machine.kernel}; Python {machine.python} with "
+        f"{machine.openssl}; {machine.date}, load {machine.load:.1f} at the beginning."
     )
 
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from bench.contest import BenchError, Kind
 from bench.install import environment
+from bench.machine import machine_line
 from bench.results import Report
 from bench.table import render_spread, render_table, render_trouble
 from bench.visit import FULL, QUICK
@@ -99,7 +100,7 @@ def write_docs(report: Report) -> None:
 
 def render_page(report: Report) -> str:
     """Return the page."""
-    machine, effort = report.machine, QUICK if report.is_quick else FULL
+    effort = QUICK if report.is_quick else FULL
     tables = ""
     for kind, heading, text in _HEADINGS:
         if results := report.of_kind(kind):
@@ -109,8 +110,7 @@ def render_page(report: Report) -> str:
             if trouble := render_trouble(results):
                 tables += f"\nMissing figures:\n\n```text\n{trouble}\n```\n"
     return _PAGE.format(
-        machine=f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib:.0f} GiB; {machine.kernel}; Python "
-        f"{machine.python} with {machine.openssl}; {machine.date}, load {machine.load:.1f} at the beginning.",
+        machine=machine_line(report.machine),
         picture=_PICTURE,
         tables=tables,
         rounds=max((len(result.rounds) for result in report.results), default=0),

@@ -24,13 +24,21 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.utils import CryptographyDeprecationWarning
+from websockets.client import ClientProtocol
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+from websockets.uri import parse_uri
 
+from fuzz.quic import DATAGRAMS, FRAMES, HELLOS, QuicDatagramReader, QuicFrameReader, read_hello
 from p2ptunnel import addresses, config, types
+from p2ptunnel.defaults import WEB_FRAME_MAX_BYTES
 from p2ptunnel.errors import AuthenticationError, ConfigError, P2PTunnelError
 from p2ptunnel.identity import capability, tls
-from p2ptunnel.identity.judge import Judge
+from p2ptunnel.identity.grant import Grants, Offers
+from p2ptunnel.identity.judge import Judge, from_base64
 from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.store import PeerStore
+from p2ptunnel.net.bridge import Frames
 from p2ptunnel.net.lines import MessageLines
 from p2ptunnel.protocol.broker import Broker
 from p2ptunnel.protocol.portmap import PortMapClient
@@ -290,7 +298,56 @@ _HOSTS: Final = (
 )
 _ADDRESSES: Final = ("rv.example:7000", "[2001:db8::1]:7", "198.51.100.1", "192.0.2.1:0", "a:b:c")
 
+_REQUEST: Final = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+def _websocket(data: bytes) -> None:
+    """A server reads it as a request, and behind a good one as frames; so does a client read it as the answer."""
+    server = ServerProtocol(max_size=WEB_FRAME_MAX_BYTES)
+    server.receive_data(_REQUEST)
+    [request] = server.events_received()
+    assert isinstance(request, Request)
+    server.send_response(server.accept(request))
+    frames_of = Frames(server)
+    frames_of.unwrap(data)
+    frames_of.unwrap(data[: len(data) // 2])
+    ServerProtocol(max_size=WEB_FRAME_MAX_BYTES).receive_data(data)
+    client = ClientProtocol(parse_uri("wss://rv.example/"), max_size=WEB_FRAME_MAX_BYTES)
+    client.send_request(client.connect())
+    client.receive_data(data)
+
+
+class _GrantReader:
+    """A relay is shown it as a grant; what was changed anywhere is none."""
+
+    def __init__(self) -> None:
+        self._grants: Final = Grants(IDENTITY.public, [IDENTITY.public], lambda: 1_800_000_000.0)
+        offers = Offers(IDENTITY, [(("192.0.2.1", 7000), KEY)], lambda: 1_800_000_000.0)
+        made = offers.make("0" * 32, KEY, KEY)
+        assert made is not None
+        self.grant: Final = made.grant.encode()
+
+    def __call__(self, data: bytes) -> object:
+        """Read it."""
+        text = data.decode("utf-8", "surrogateescape")
+        granted = self._grants.read("0" * 32, text)
+        if granted is not None and from_base64(text) != from_base64(self.grant.decode()):
+            raise AssertionError("a grant that was never given")
+        return granted
+
+
+_GRANTS: Final = _GrantReader()
+
 TARGETS: Final[dict[str, Target]] = {
+    "grants": Target(_GRANTS, (_GRANTS.grant, b"", b"A" * 182), ()),
+    "websocket": Target(
+        _websocket,
+        (_REQUEST, b"\x82\x83\0\0\0\0abc", b"\x89\x80\0\0\0\0", b"\x88\x82\0\0\0\0\x03\xe8", b"HTTP/1.1 101 x\r\n\r\n"),
+        (),
+    ),
     "messages": Target(_message, _WIRE, (messages.MalformedMessageError,)),
     "lines": Target(_lines, tuple(wire + b"\n" for wire in _WIRE), ()),
     "broker": Target(_BrokerReader(), _WIRE, ()),
@@ -311,6 +368,9 @@ TARGETS: Final[dict[str, Target]] = {
         (stun.encode_response(bytes(12), ("192.0.2.1", 7)), stun.encode_response(bytes(12), ("2001:db8::1", 7))),
         (stun.MalformedStunError,),
     ),
+    "quic-datagrams": Target(QuicDatagramReader(), DATAGRAMS, ()),
+    "quic-hellos": Target(read_hello, HELLOS, ()),
+    "quic-frames": Target(QuicFrameReader(), FRAMES, ()),
     "pcp": Target(pcp.decode, _pcp_answers(), (pcp.MalformedPcpError,)),
     "nat-pmp": Target(natpmp.decode, _natpmp_answers(), (natpmp.MalformedNatPmpError,)),
     "routers": Target(_RouterReader(), (*_pcp_answers(), *_natpmp_answers()), ()),

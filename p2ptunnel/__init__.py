@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from p2ptunnel.identity.store import PeerStore, Profile
     from p2ptunnel.pairing import Invitation
     from p2ptunnel.peer import Peer
+    from p2ptunnel.server.relaying import RelayServer
     from p2ptunnel.server.rendezvous import Rendezvous
     from p2ptunnel.serving import Serving
     from p2ptunnel.snapshot import PeerStatus, Snapshot
@@ -87,6 +88,7 @@ __all__ = [
     "Profile",
     "PublicKey",
     "RawStream",
+    "RelayServer",
     "Rendezvous",
     "ServeSpec",
     "ServerFound",
@@ -135,6 +137,7 @@ _HOMES: Final = {
     "Profile": "identity.store",
     "PublicKey": "identity.keys",
     "RawStream": "transports.raw",
+    "RelayServer": "server.relaying",
     "Rendezvous": "server.rendezvous",
     "ServeSpec": "tunnels.spec",
     "Serving": "serving",

@@ -20,6 +20,7 @@ __all__ = [
     "Scope",
     "Source",
     "canonical",
+    "lan_refusal",
     "probe_refusal",
     "scope_of",
     "source_of",
@@ -184,6 +185,28 @@ def probe_refusal(
         return f"a {scope} address"
     if address in broadcasts:
         return "a broadcast address"
+    return _service_refusal(address, port)
+
+
+def lan_refusal(address: IPAddress, port: int, *, is_on_link: bool, on_loopback: bool = False) -> str | None:
+    """Return why no probe may go to an address that somebody in our network announced, None if it may.
+
+    Nobody has signed it.  So it leads nowhere but into networks like ours: private ranges, and what is on our link.
+
+    Args:
+        address: Canonical.
+        port: Of UDP and TCP.
+        is_on_link: No router is between.
+        on_loopback: We look for peers on loopback: a test does.
+    """
+    scope = scope_of(address)
+    is_linked = is_on_link and scope in {"public", "link-local"}
+    if not (is_linked or scope == "private" or (scope == "loopback" and on_loopback)):
+        return f"a {scope} address"
+    return _service_refusal(address, port)
+
+
+def _service_refusal(address: IPAddress, port: int) -> str | None:
     if address in _METADATA:
         return "a metadata service"
     return port_refusal(port)

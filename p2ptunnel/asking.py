@@ -26,7 +26,7 @@ from p2ptunnel.types import Path, Tag
 __all__ = ["AccessRequest", "Answer", "Approvals", "AskCallback", "Decision"]
 
 Decision: TypeAlias = Literal["once", "hour", "always", "no"]
-"""`once`: what waits now, until it ends; `hour`, `always`: the service is granted, which `p2ptunnel peers deny` takes back."""
+"""`once`: what waits now, until it ends; `hour`, `always`: the service is granted.  `p2ptunnel peers deny` takes each back."""
 
 _ids: Final = itertools.count(1)
 
@@ -165,6 +165,7 @@ class Approvals:
             self._refusals[request.key] = refusals
         elif answer.decision == "no":
             self._muted_until[request.key] = self._clock() + ASK_MUTE
+            self._trace("access", "muted", peer=request.tag, seconds=ASK_MUTE)
         decision, by, service = answer.decision, answer.by, request.service
         self._trace("access", "decided", peer=request.tag, id=request.id, service=service, decision=decision, by=by)
         self._tell(AccessDecided(tag=request.tag, id=request.id, service=service, decision=decision, by=by))

@@ -44,12 +44,16 @@ class PeerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rendezvous: Its servers in order of preference, `host:port` or the whole line that the server's operator has given.
         resume_timeout: How long a lost connection is waited for: `"10m"`, or a number of seconds.
         relay: Whether connections go over the server's relay: `"auto"`, `"never"` or `"always"`.
+        lan: Whether pinned peers in the same network are found there, and find us, with no server.
+        port_mapping: Whether our router is asked for a way in while we serve.
     """
 
     tag: str | None = None
     rendezvous: tuple[str, ...] = ()
     resume_timeout: str | float | None = None
     relay: RelayUse = "auto"
+    lan: bool = True
+    port_mapping: bool = True
 
 
 class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,11 +61,13 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         relay: Whether it also carries what peers have no direct path for.
+        relays: Relays on other machines that do so in its place, each `host:port#p2p:KEY`.
         relay_quota: What one key may have carried in a day: `"1GiB/day"`.
         relay_circuits: Of one key at a time.
     """
 
     relay: bool = True
+    relays: tuple[str, ...] = ()
     relay_quota: str | None = None
     relay_circuits: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
@@ -180,6 +186,9 @@ def _understood(table: Mapping[str, Any], path: Path) -> Config:
     with _placed("resume_timeout", path):
         if config.peer.resume_timeout is not None:
             parse_duration(config.peer.resume_timeout)
+    with _placed("relays", path, table="server"):
+        for relay in config.server.relays:
+            parse_server(relay, default_port=RENDEZVOUS_PORT)
     with _placed("relay_quota", path, table="server"):
         if config.server.relay_quota is not None:
             parse_quota(config.server.relay_quota)

@@ -134,6 +134,8 @@ TARGET_TIMEOUT: Final = 10.0  # connecting to what a service stands for
 CLOCK_MIN: Final = 1_767_225_600.0  # seconds since 1970, 2026: a clock that shows less was never set, and ends no grant rightly
 ACCESS_TICK: Final = 0.5  # how soon the streams of a grant end that was taken back
 STREAMS_OF_SERVICE_MAX: Final = 200  # of one peer, unless the service says otherwise
+LOOKUPS_MAX: Final = 64  # names looked up at a time for peers; each that a resolver does not answer holds a thread
+LOOKUPS_OF_PEER_MAX: Final = 16  # of one peer
 OPENS_PER_SECOND: Final = 200.0  # of one peer
 OPENS_BURST: Final = 400.0
 SESSIONS_OF_PEER_MAX: Final = 8  # that one peer has with us, by its own calls; first those end that wait for a channel
@@ -160,6 +162,14 @@ FRUITLESS_CALLS: Final = 3  # answered without a channel while a session waits: 
 RENEWAL_PAUSE: Final = 2.0  # between renewals of a registration because a path was silent
 REDIAL_STAGGER: Final = 2.0  # after which a fresh attempt begins beside one that has not come up yet
 REDIALS_AT_ONCE: Final = 3
+
+# --- QUIC over a punched UDP port -------------------------------------------------------------------------------------
+QUIC_DATAGRAM_BYTES: Final = 1200  # the most that QUIC may count on anywhere; nothing larger is tried, DF is set
+QUIC_WINDOW_BYTES: Final = 4 * 1024 * 1024  # what may come before it is taken: a tenth of a second at the most it can move
+QUIC_RECEIVE_BYTES: Final = 4 * 1024 * 1024  # of the kernel's memory for what has not been read yet
+CONSENT_EVERY: Final = 5.0  # x 0.8 to 1.2 (RFC 7675): NATs remember UDP for 30 s
+CONSENT_TIMEOUT: Final = 10.0  # without an answer, after which nothing but the question is sent
+CONSENT_PROBE_PAUSE: Final = 1.0  # between questions to where the peer seems to have moved
 
 # --- choosing between channels ----------------------------------------------------------------------------------------
 PING_STANDBY: Final = 15.0  # x 0.8 to 1.2, of silence on a channel that waits for its turn: NATs remember for longer
@@ -232,6 +242,8 @@ RELAY_EARLY_BYTES: Final = 16 * 1024  # taken from who waits for the other end: 
 RELAY_BUFFER_BYTES: Final = 256 * 1024  # carried at a time, in one buffer for all; 64 KiB at a time cost a third more
 RELAY_STALLED: Final = 2.0  # in which an end that bytes wait for acknowledges none
 RELAY_IDLE: Final = 120.0  # without a byte either way; a session's standby pings every 15 s
+GRANT_SKEW: Final = 300.0  # by which the clocks of a relay and of the rendezvous server that names it may differ
+RELAY_SPARES_MAX: Final = 4  # relays that a peer keeps an idle connection to; the oldest go first
 RELAY_TICK: Final = 0.25  # how exactly these are kept
 RELAY_CIRCUITS_OF_KEY: Final = 16  # at a time
 RELAY_CIRCUITS_OF_PAIR: Final = 4  # of two keys: who is let in by a machine cannot keep its other peers from the relay
@@ -240,6 +252,16 @@ RELAY_CIRCUITS_MAX: Final = 1024  # two descriptors each
 RELAY_QUOTA_BYTES: Final = 2**30  # of one key and day, both directions of all its circuits
 RELAY_CALLS_MAX: Final = 20_000  # whose two keys are known, about 0.5 KiB each; the oldest go first
 RELAY_ACCOUNTS_MAX: Final = 65_536  # keys that have used some of their quota; those go first whose day began first
+
+# --- through what only lets the web through ---------------------------------------------------------------------------
+WEB_PORT: Final = 443  # TCP, of a server: what every network lets out
+WEB_FRAME_MAX_BYTES: Final = 512 * 1024  # of WebSocket; ours hold what one read has brought, 256 KiB
+WEB_HEAD_MAX_BYTES: Final = 16 * 1024  # of an HTTP request or answer
+WEB_HEAD_START: Final = 1.0  # of the server's own port: a lost SYN is repeated by then
+WEB_STAGGER: Final = 0.5  # of TLS before WebSocket inside it, which few networks ask for
+WEB_MEMORY: Final = 300.0  # for which what has worked last goes first
+WEB_HANDSHAKES_MAX: Final = 256  # TLS handshakes under way at a server
+WEB_HANDSHAKES_OF_SOURCE_MAX: Final = 16
 
 # --- TCP connections of the rendezvous server -------------------------------------------------------------------------
 CONTROL_CONNECTIONS_MAX: Final = 20_000
@@ -255,12 +277,13 @@ CONTROL_PENALTY: Final = 90.0  # for a source whose connections began with junk,
 CONTROL_JUNK_BURST: Final = 10.0  # after so many: a web page asks a few times, behind the NAT of many peers,
 CONTROL_JUNK_PER_MINUTE: Final = 10.0  # or ever more than so many
 CONTROL_FIRST_LINE: Final = 5.0  # who says nothing by then is cut off
-CONTROL_IDLE: Final = 150.0  # peers send a line every 45 s
-CONTROL_KEEPALIVE: Final = 45.0
+CONTROL_IDLE: Final = 150.0  # peers send a line every 25 s
+CONTROL_KEEPALIVE: Final = 25.0  # NATs keep TCP mappings for longer; what it brings is a cookie, which is good for 30 s
 
 # --- the network around us --------------------------------------------------------------------------------------------
 OPENER_TTL_MEMORY: Final = 300.0  # the number of our own NATs changes with the network, not from call to call
 CONTROL_GRACE: Final = 3.5  # a server that has answered over UDP gets so much longer over TCP: two lost SYNs cost 3 s
+UDP_GRACE: Final = 0.25  # and over UDP, once it has answered over TCP: two lost datagrams; 2 round trips where those are more
 NETWORK_TICK: Final = 1.0  # how often clocks are compared
 NETWORK_SETTLE: Final = 0.2  # news of addresses come in bursts: a change of uplink is a dozen messages
 NETWORK_POLL: Final = 2.0  # where nobody tells of changes
@@ -287,3 +310,20 @@ IGD_ANSWER_MAX_BYTES: Final = 64 * 1024  # head and body; descriptions of router
 IGD_ELEMENTS_MAX: Final = 4096  # of one XML text
 IGD_DEPTH_MAX: Final = 32
 IGD_TRIES: Final = 4  # external ports, before a router with all of them taken counts as one that refuses
+
+# --- peers in the same network, without a server ------------------------------------------------------------------------
+LAN_PATIENCE: Final = 4.0  # until nobody is taken to be there: three questions by multicast, of which Wi-Fi loses many
+LAN_GRACE: Final = 0.5  # for a neighbour, after a call with a server's help has failed: discovery takes up to 0.25
+LAN_PROBES: Final = 3  # to one announced address, which anybody may have made up
+LAN_PROBE_FIRST: Final = 0.1  # then x 2; the last one is waited for as long again
+LAN_TARGETS_AT_ONCE: Final = 16
+LAN_TARGETS_MAX: Final = 64  # of one call; 16 of one service
+LAN_STAGGER: Final = 1.0  # after which the next address that answered is tried beside one that has not come to a channel
+LAN_MEETINGS_MAX: Final = 4  # at once
+LAN_DIAL_PATIENCE: Final = 2.5  # of TCP to who has just answered: one lost SYN costs 1 s
+LAN_SERVICES_MAX: Final = 1024  # announced ones that are remembered; the oldest go first
+LAN_CONKEY_TTL: Final = 10.0
+LAN_CONKEYS_MAX: Final = 64  # that are good at one time
+LAN_CONKEYS_OF_SOURCE_MAX: Final = 8
+LAN_DATAGRAMS_PER_SECOND: Final = 20.0  # of one source, before anything of them is read
+LAN_DATAGRAMS_BURST: Final = 64.0

@@ -6,7 +6,7 @@ from the attributes, is pinned by a test, and never holds a token, conkey, key m
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 __all__ = [
     "AccessDeniedError",
@@ -27,9 +27,11 @@ __all__ = [
     "InvalidKeyError",
     "InvalidSpecError",
     "InvalidTagError",
+    "InvitationExpiredError",
     "KeyKnownError",
     "LaboratoryError",
     "LocalProtocolError",
+    "LookupsBusyError",
     "MissingExtraError",
     "NameTakenError",
     "NoPathError",
@@ -37,6 +39,7 @@ __all__ = [
     "P2PTunnelError",
     "PairingError",
     "PeerKeyChangedError",
+    "PeerNotNearError",
     "PeerOfflineError",
     "PeerRefusedError",
     "ProtocolError",
@@ -59,6 +62,10 @@ __all__ = [
     "TunnelError",
     "UnknownPeerError",
 ]
+
+
+_NAMES_SHOWN: Final = 12
+"""Of a list that a peer has sent."""
 
 
 class P2PTunnelError(Exception):
@@ -298,6 +305,21 @@ class PeerOfflineError(RendezvousError):
         return f"no peer is registered as {self.tag!r}{own}"
 
 
+class PeerNotNearError(PeerOfflineError):
+    """Nobody in our own network is the peer, and there was no server to ask; `reason` tells what kept us from looking."""
+
+    def __init__(self, tag: str, reason: str = "") -> None:
+        super().__init__(tag)
+        self.reason = reason
+        self.args = (tag, reason)
+        self.hint = (
+            f"Is `p2ptunnel serve` running on {tag}, in this very network? A server reaches further: --rendezvous host:7000."
+        )
+
+    def __str__(self) -> str:
+        return f"{self.tag!r} is not to be found in this network" + (f": {self.reason}" if self.reason else "")
+
+
 class TagInUseError(RendezvousError):
     """Another key owns the tag."""
 
@@ -515,8 +537,20 @@ class PairingError(AuthenticationError):
         return f"pairing failed: {self.reason}"
 
 
+class InvitationExpiredError(PairingError, TimeoutError):
+    """Nobody came to an invitation in its time, or not everybody for whom it was."""
+
+    def __init__(self, lasted: str) -> None:
+        super().__init__(f"nobody came in {lasted}", "`p2ptunnel pair` makes a new invitation.")
+        self.lasted = lasted
+        self.args = (lasted,)
+
+
 class AccessDeniedError(P2PTunnelError):
-    """The service does not exist there or is not ours: the two look the same."""
+    """The service does not exist there or is not ours: the two look the same.
+
+    `granted` are all services that are ours; the hint names the first of them, since it is the peer that says how many.
+    """
 
     layer = "access"
     code = 403
@@ -526,7 +560,8 @@ class AccessDeniedError(P2PTunnelError):
         self.tag = tag
         self.service = service
         self.granted = granted
-        self.hint = f"Served to you: {', '.join(granted) or 'nothing'}."
+        more = [f"and {len(granted) - _NAMES_SHOWN} more"] if len(granted) > _NAMES_SHOWN else []
+        self.hint = f"Served to you: {', '.join([*granted[:_NAMES_SHOWN], *more]) or 'nothing'}."
 
     def __str__(self) -> str:
         return f"{self.tag} does not serve {self.service!r} to this machine"
@@ -687,6 +722,17 @@ class TargetRefusedError(TunnelError):
 
     def __str__(self) -> str:
         return f"{self.service!r} on {self.tag} cannot be reached: {self.reason}"
+
+
+class LookupsBusyError(TunnelError):
+    """As many names are being looked up for peers as may be at a time; the resolver is slow, or a peer asks for too much."""
+
+    layer = "target"
+    code = 503
+    hint = "Try again; or give the target by its address instead of a name."
+
+    def __str__(self) -> str:
+        return "too many names are being looked up"
 
 
 class SSHError(P2PTunnelError):

@@ -23,6 +23,7 @@ from p2ptunnel.errors import (
     ConfigError,
     InvalidAddressError,
     InvalidCodeError,
+    InvitationExpiredError,
     NameTakenError,
     P2PTunnelError,
     PairingError,
@@ -158,8 +159,10 @@ class Invitation:
         self._guests: asyncio.Queue[PinnedPeer | PairingError] = asyncio.Queue()
         self._leave: Callable[[], Awaitable[None]] | None = None
         self._leaving: asyncio.Task[None] | None = None
-        self._expiring = asyncio.get_running_loop().call_later(expires, self._end, f"nobody came in {format_duration(expires)}")
+        self._expiring = asyncio.get_running_loop().call_later(expires, self._expire, format_duration(expires))
         self._over = ""
+        self._refusal: PairingError | None = None
+        """Why it is over, where that is more than its text."""
         self._storing: Final[set[Pipe]] = set()
         """Those whose guests have proved themselves and are being pinned, which nothing stops."""
 
@@ -206,7 +209,8 @@ class Invitation:
         """Wait for the next guest, and return it; it is pinned on both sides by then.
 
         Raises:
-            PairingError: Nobody came in time, too many wrong codes did, or the invitation was closed.
+            InvitationExpiredError: Nobody came in time; a PairingError as well.
+        PairingError: Too many wrong codes came, or the invitation was closed.
         """
         guest = await self._guests.get()
         if isinstance(guest, PairingError):
@@ -306,10 +310,14 @@ class Invitation:
         self._dismiss()
         self._leave_soon()
 
+    def _expire(self, lasted: str) -> None:
+        self._refusal = InvitationExpiredError(lasted)
+        self._end(self._refusal.reason)
+
     def _dismiss(self) -> None:
         """When it is over, say so to whoever waits for guests; not before the last one is pinned."""
         if self._over and not self._storing:
-            self._guests.put_nowait(PairingError(self._over, _RENEW))
+            self._guests.put_nowait(self._refusal or PairingError(self._over, _RENEW))
 
     def _leave_soon(self) -> None:
         if self._leave is not None and self._leaving is None:
@@ -317,7 +325,7 @@ class Invitation:
 
     def _require_open(self) -> None:
         if not self.is_open:
-            raise PairingError(self._over or "it is over", _RENEW)
+            raise self._refusal or PairingError(self._over or "it is over", _RENEW)
 
 
 # --- the guest --------------------------------------------------------------------------------------------------------

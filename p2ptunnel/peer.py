@@ -11,7 +11,7 @@ import math
 import os
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
@@ -66,10 +66,12 @@ from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.identity.registration import KeyCredentials
 from p2ptunnel.identity.store import PeerStore, PinnedPeer, Profile
 from p2ptunnel.identity.taglock import TagLock
+from p2ptunnel.net.lan import Lan
 from p2ptunnel.net.threads import in_thread
 from p2ptunnel.pairing import Invitation, Redemption, pairing_tag, require_elsewhere, with_host_keys
 from p2ptunnel.protocol.intent import CallSigner, IntentJudge
 from p2ptunnel.serving import Allow, ServiceTable, Serving
+from p2ptunnel.session.greeting import Selector
 from p2ptunnel.session.pairing import PairingChannel
 from p2ptunnel.session.session import (
     Beginning,
@@ -87,9 +89,9 @@ from p2ptunnel.ssh.hostkeys import fetch_host_keys
 from p2ptunnel.started import Started
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.raw import RawStream, RawStreams
-from p2ptunnel.transports.relay import RelayPipe, join_relay
 from p2ptunnel.traversal.answer import Admit, AnsweringPort
-from p2ptunnel.traversal.call import Abortable, Call, Establish
+from p2ptunnel.traversal.call import Abortable, Call, Conkey, Establish
+from p2ptunnel.traversal.lan import LanCall, beside
 from p2ptunnel.traversal.netcheck import NetReport, netcheck
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort
 from p2ptunnel.traversal.race import Keep, Race
@@ -98,7 +100,7 @@ from p2ptunnel.traversal.servers import Servers
 from p2ptunnel.traversal.warm import WarmPort
 from p2ptunnel.tunnels.local import Forward, open_forward
 from p2ptunnel.tunnels.spec import ServeSpec, Target, parse_target
-from p2ptunnel.types import Address, RelayUse, Role, ServerSpec, Tag, format_address, parse_tag
+from p2ptunnel.types import Address, RelayUse, ServerSpec, Tag, format_address, parse_tag
 
 __all__ = ["Peer"]
 
@@ -118,13 +120,17 @@ class Peer:
         tag: Our name; needed to serve.
         rendezvous: The server's `host:port` (port 7000 if left out), or the whole line that its operator has given
             (`host:port#p2p:KEY`, `#join:TOKEN` behind it): then no other server can pass for it.  Or several, of which the
-            first that answers is used; who calls asks the next one also if nobody is registered there under the tag.
+            first that answers is used; who calls asks the next one also if nobody is registered there under the tag.  None:
+            only peers in our own network are reached, and reach us.
         profile: Where key and pinned peers are kept: a directory, or None for the user's own.
         relay: Whether connections may go over the server's relay, which carries what it cannot read.  "auto": until there is a
             direct path, which is looked for at the same time and afterwards.  "never": no relay is asked for.  "always":
             nothing is punched.
         allow_unauthenticated: Also reach, and be reached by, programs that speak the founding protocol only, by `connect_raw`
             and `listen_raw`; nothing else changes.
+        lan: Pinned peers in our own network are also found there, by multicast, and find us while we serve, with no server;
+            False sends nothing there, nor does a peer that always uses the relay.
+        port_mapping: While we serve, our router is asked for a way in, by PCP, NAT-PMP or UPnP, which is taken back in the end.
         resume_timeout: Seconds for which streams wait, when the connection to a peer is lost, until there is another one; both
             sides have their own. 0: streams end with their connection.
         resume_buffer: Bytes sent and not acknowledged that are kept for each peer, 512 KiB at least; more wait with their
@@ -146,6 +152,8 @@ class Peer:
         profile: Profile | str | os.PathLike[str] | None = None,
         relay: RelayUse = "auto",
         allow_unauthenticated: bool = False,
+        lan: bool = True,
+        port_mapping: bool = True,
         resume_timeout: float = RESUME_TIMEOUT,
         resume_buffer: int = RESUME_BUFFER_BYTES,
         tracer: Tracer | None = None,
@@ -155,6 +163,8 @@ class Peer:
         self.profile: Final = profile if isinstance(profile, Profile) else Profile(profile)
         self._relay: Final[RelayUse] = relay
         self._allow_unauthenticated = allow_unauthenticated
+        self._has_lan: Final = lan and relay != "always"
+        self._is_mapping: Final = port_mapping
         self._trace = tracer or Tracer()
         servers = (rendezvous,) if isinstance(rendezvous, str) else rendezvous or ()
         self._servers = Servers(servers, default_port=RENDEZVOUS_PORT, tracer=self._trace)
@@ -183,7 +193,8 @@ class Peer:
         if self._started is None:  # others may have started it, too
             counter = ProfileCounter(self.profile.directory / "counter")
             table = ServiceTable(store, self._trace, self._events, issuer=identity.public)
-            self._started = Started(identity, counter, store, table, self._trace)
+            lan = Lan(tracer=self._trace) if self._has_lan else None
+            self._started = Started(identity, counter, store, table, self._trace, lan=lan)
             if self._servers.specs:
                 self._started.spare = WarmPort(self._open_spare, tracer=self._trace)
                 self._started.spare.start()
@@ -284,7 +295,7 @@ class Peer:
             ConfigError: A direct path is required of a peer that always uses the relay.
             InvalidSpecError: `service` is a number and no port.
             UnknownPeerError: No key is pinned for the tag.
-            PeerOfflineError: Nobody is registered under the tag.
+            PeerOfflineError: Nobody is registered under the tag; without a server, nobody in our own network is the peer.
             RendezvousTimeoutError: No server answers.
             ResolveError: The server's name has no address.
             NoPathError: No connection came up.
@@ -326,9 +337,9 @@ class Peer:
     async def _dial(self, pinned: PinnedPeer, relay: RelayUse) -> Session:
         up, beginning = self._up, Beginning()
 
-        async def establish(pipe: Pipe, conkey: str, _: PublicKey | None) -> Session:
-            selector = _selector(conkey, pinned.tag)
-            return await connect_session(
+        async def establish(pipe: Pipe, conkey: Conkey, _: PublicKey | None) -> Beginning:
+            selector = _later(conkey, pinned.tag)
+            await connect_session(
                 pipe,
                 identity=up.identity,
                 tag=pinned.tag,
@@ -338,13 +349,20 @@ class Peer:
                 options=self._options,
                 tracer=self._trace,
             )
+            return beginning
+
+        def keep(_: Beginning, calling: asyncio.Task[Any]) -> None:
+            assert beginning.session is not None  # that came up over the relay
+            beginning.session.attend(calling)
 
         try:
-            session = await self._call_known(pinned, establish, relay, Session.attend)
+            await self._call_known(pinned, establish, relay, keep)
         except BaseException:
             if beginning.session is not None:  # it came up in the very turn in which nobody wanted it any more
                 beginning.session.abort("cancelled")
             raise
+        session = beginning.session
+        assert session is not None  # one of the ways has begun it
         up.keep_called(session, is_direct=relay == "never")
         for ticket in pinned.tickets:
             session.show(ticket.raw)
@@ -359,9 +377,9 @@ class Peer:
         """Bring up another channel for a session: one to go on over if it has lost its own, else one to choose."""
         up = self._up
 
-        async def establish(pipe: Pipe, conkey: str, _: PublicKey | None) -> Rejoined:
+        async def establish(pipe: Pipe, conkey: Conkey, _: PublicKey | None) -> Rejoined:
             bring_up = resume_session if session.in_doubt.is_set() else add_channel
-            return await bring_up(session, pipe, identity=up.identity, selector=_selector(conkey, session.tag))
+            return await bring_up(session, pipe, identity=up.identity, selector=_later(conkey, session.tag))
 
         def keep(rejoined: Rejoined, calling: asyncio.Task[Any]) -> None:
             rejoined.session.attend(calling)
@@ -370,6 +388,14 @@ class Peer:
         await self._call_known(pinned or PinnedPeer(session.tag, session.peer_key), establish, relay, keep)
 
     async def _call_known(self, pinned: PinnedPeer, establish: Establish[A], relay: RelayUse, keep: Keep[A]) -> A:
+        """Call with a server's help, and beside it in our own network: what comes up first counts."""
+        lan, call = self._up.lan, partial(self._call_by_name, pinned, establish, relay, keep)
+        if lan is None or (lan.trouble and self._servers.specs):
+            return await call()
+        near = LanCall(lan, pinned.key, pinned.tag, establish, tracer=self._trace)
+        return await (beside(call(), near.run()) if self._servers.specs else near.run())
+
+    async def _call_by_name(self, pinned: PinnedPeer, establish: Establish[A], relay: RelayUse, keep: Keep[A]) -> A:
         """Call a peer by the tag under which the server knows it; errors name it as it is called here."""
         try:
             return await self._call(pinned.wanted, establish, self._up.signer(pinned.key), relay=relay, keep=keep)
@@ -408,14 +434,19 @@ class Peer:
                 await asyncio.gather(reserving, return_exceptions=True)
 
     async def _open_spare(self) -> PunchPort:
-        """Open a port at the server that is asked first."""
-        return await PunchPort.open(await self._servers.numeric(self._servers.specs[0]), self._ttl, tracer=self._trace)
+        """Open a port at the server that is asked first, and a connection to its relay beside."""
+        return await self._opened(await self._servers.numeric(self._servers.specs[0]))
 
     async def _fresh_port(self, server: ServerSpec) -> PunchPort:
         """Return a port for one attempt, which nothing has been punched from: the spare one, or one that is opened now."""
         spare = self._up.spare
         port = None if spare is None else await spare.take(server)
-        return port or await PunchPort.open(server, self._ttl, tracer=self._trace)
+        return port or await self._opened(server)
+
+    async def _opened(self, server: ServerSpec) -> PunchPort:
+        if self._relay != "never":
+            self._up.joining.expect(server.address)
+        return await PunchPort.open(server, self._ttl, ways=self._up.ways, tracer=self._trace)
 
     async def _attempt(
         self,
@@ -435,16 +466,12 @@ class Peer:
             if signer is None or relay == "never":
                 return await call().run()
             head_start = 0.0 if relay == "always" else RELAY_HEAD_START
-            relayed = RelayedCall(self._joining(port, "caller"), establish, head_start=head_start, tracer=self._trace)
+            join = self._up.joining.at(port, "caller")
+            relayed = RelayedCall(join, establish, callee=signer.callee, head_start=head_start, tracer=self._trace)
             return await Race(call(companion=relayed, is_punching=relay != "always"), relayed, keep).run()
         except BaseException:
             port.close()  # it may not have come to the call, whose it is: we may have been closed meanwhile
             raise
-
-    def _joining(self, port: PunchPort, role: Role) -> Callable[[str], Awaitable[RelayPipe]]:
-        """Return what joins the relay of the server of this port."""
-        identity = self._up.identity
-        return lambda token: join_relay(port.server, token, role, identity, server_key=port.server_key)
 
     async def connect_raw(self, tag: str, *, timeout: float | None = CONNECT_TIMEOUT) -> RawStream:
         """Reach a program that speaks the founding protocol only: no key, no encryption, no claim of who answers.
@@ -456,7 +483,7 @@ class Peer:
         """
         self._require_unauthenticated("connect_raw")
 
-        async def establish(pipe: Pipe, conkey: str, _: PublicKey | None) -> RawStream:
+        async def establish(pipe: Pipe, conkey: Conkey, _: PublicKey | None) -> RawStream:
             return await RawStream.over(pipe)
 
         return await _within(timeout, tag, self._call(parse_tag(tag), establish, None, relay="never"))
@@ -477,6 +504,8 @@ class Peer:
         answering = await self._register(up)
         streams = RawStreams()
         try:
+            if answering is None:
+                raise ConfigError("raw streams come with the help of a server", "Peer(rendezvous='host:7000', …)")
             if answering.admit_raw is not None:
                 raise ConfigError("raw streams are listened for already", "End the other listen_raw first.")
             answering.admit_raw = streams.admit
@@ -583,7 +612,7 @@ class Peer:
         return await open_ssh(self, tag, known_host_keys=keys, username=username, service=service, **options)
 
     async def netcheck(self, *, timeout: float = 5.0) -> NetReport:
-        """Find out what our NAT does, as far as the server can help.
+        """Find out what our NAT does, as far as the server can help, and the router if it may be asked (`port_mapping`).
 
         Args:
             timeout: Seconds for each question.
@@ -594,7 +623,7 @@ class Peer:
         """
 
         async def at(server: ServerSpec) -> NetReport:
-            return await netcheck(server.address, timeout=timeout)
+            return await netcheck(server.address, timeout=timeout, asks_router=self._is_mapping)
 
         return await self._servers.first(at)
 
@@ -707,10 +736,11 @@ class Peer:
 
         turn = asyncio.Lock()  # who comes both ways at once would look like two who try the code
 
-        async def establish(pipe: Pipe, conkey: str, key: PublicKey | None) -> PairingChannel:
+        async def establish(pipe: Pipe, conkey: Conkey, key: PublicKey | None) -> PairingChannel:
             assert key is not None  # the call is signed, so its answer is
+            named = conkey if isinstance(conkey, str) else await asyncio.shield(conkey)
             async with turn:
-                return await redemption.call(pipe, up.identity, key, _selector(conkey, redemption.host))
+                return await redemption.call(pipe, up.identity, key, _selector(named, redemption.host))
 
         check = require_elsewhere if is_named_by_ticket else None
         servers = Servers(specs, default_port=RENDEZVOUS_PORT, tracer=self._trace, check=check)
@@ -880,8 +910,8 @@ class Peer:
         if self._relay == "always":
             raise ConfigError(f"{what} needs a direct path, and the relay is always used", 'Peer(relay="auto").')
 
-    async def _register(self, up: Started) -> AnsweringPort:
-        """Be registered and answer calls until `up.leave`; all services share one registration."""
+    async def _register(self, up: Started) -> AnsweringPort | None:
+        """Be found and answer calls until `up.leave`; all services share one registration, None where there is no server."""
         tag = self._required_tag()
         up.answered_for += 1
         try:
@@ -892,11 +922,10 @@ class Peer:
         except BaseException:
             await up.leave()
             raise
-        assert up.answering is not None  # it stays as long as it is needed
-        return up.answering
+        return up.answering  # it stays as long as it is needed
 
     async def _answer(self, up: Started, tag: Tag) -> None:
-        async def admit(pipe: Pipe, conkey: str, key: PublicKey) -> None:
+        async def admit(pipe: Pipe, conkey: str, key: PublicKey | None = None) -> None:
             selector = _selector(conkey, "this machine")
             session = await accept_session(
                 pipe,
@@ -911,11 +940,13 @@ class Peer:
             )
             up.keep(session)
 
-        up.answering = await self._servers.first(lambda server: self._registered(server, tag, up.judge, admit))
+        up.answer_lan(admit)
+        if up.lan is None or self._servers.specs:
+            up.answering = await self._servers.first(lambda server: self._registered(server, tag, up.judge, admit))
 
     async def _registered(self, server: ServerSpec, tag: Tag, judge: IntentJudge, admit: Admit) -> AnsweringPort:
         """Register under a tag at a server, and answer calls there."""
-        port = await PunchPort.open(server, self._ttl, tracer=self._trace)
+        port = await self._opened(server)
         credentials = KeyCredentials(self._up.identity, tag, server_key=server.key, join_token=server.join_token)
 
         def on_server(cause: str) -> None:
@@ -928,8 +959,9 @@ class Peer:
             credentials,
             judge,
             admit,
-            join=None if self._relay == "never" else self._joining(port, "callee"),
+            join=None if self._relay == "never" else self._up.joining.at(port, "callee"),
             is_punching=self._relay != "always",
+            is_mapping=self._is_mapping,
             birthdays=self._up.birthdays,
             on_server=on_server,
             tracer=self._trace,
@@ -982,6 +1014,17 @@ def _end(moment: datetime) -> float:
     if moment.timestamp() <= time.time():
         raise ConfigError(f"{moment:%Y-%m-%d %H:%M} is over already", "Without a time zone it is local time.")
     return moment.timestamp()
+
+
+def _later(conkey: Conkey, source: str) -> Selector:
+    """Return the selector, or what waits for it, where the attempt has no name yet."""
+    if isinstance(conkey, str):
+        return _selector(conkey, source)
+
+    async def known() -> bytes:
+        return _selector(await asyncio.shield(conkey), source)
+
+    return known
 
 
 def _selector(conkey: str, source: str) -> bytes:

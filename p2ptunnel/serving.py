@@ -5,6 +5,7 @@ Rule: the spec that the access check found is the one that is connected to; noth
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from functools import partial
@@ -14,7 +15,15 @@ import msgspec
 
 from p2ptunnel.asking import Answer, Approvals, AskCallback
 from p2ptunnel.defaults import ASK_GRANT, CLOCK_MIN, STREAMS_OF_SERVICE_MAX
-from p2ptunnel.errors import AccessDeniedError, ConfigError, NoSuchPeerError, P2PTunnelError, TargetRefusedError
+from p2ptunnel.errors import (
+    AccessDeniedError,
+    ConfigError,
+    LookupsBusyError,
+    NoSuchPeerError,
+    P2PTunnelError,
+    StoreError,
+    TargetRefusedError,
+)
 from p2ptunnel.events import PeerEvent
 from p2ptunnel.identity.acl import AccessList
 from p2ptunnel.identity.keys import PublicKey
@@ -249,17 +258,23 @@ class ServiceTable:
         return True
 
     async def _remember(self, request: OpenRequest, found: _Found, answer: Answer) -> None:
-        pinned = self._store.by_key(request.peer_key)
-        if pinned is None or answer.decision == "once":
+        pinned, key = self._store.by_key(request.peer_key), request.peer_key
+        if pinned is None:
             return
         now = self._clock()
-        if answer.decision == "always":
-            await in_thread(self._store.allow, pinned.tag, found.name)
-        elif now >= CLOCK_MIN:  # else no end would hold: the stream is all that was granted
-            await in_thread(self._store.allow, pinned.tag, found.name, until=now + ASK_GRANT)
-        else:
+        if answer.decision == "once" or (answer.decision == "hour" and now < CLOCK_MIN):  # by such a clock no end would hold
+            with contextlib.suppress(StoreError):  # what cannot be noted cannot be denied, and ends with the stream
+                await in_thread(self._store.note_once, pinned.tag, found.name, now)
+                request.hold_while(partial(self._is_noted, key, found.name))
             return
-        request.hold_while(partial(self._is_granted, request.peer_key, found.name, found.service))
+        until = None if answer.decision == "always" else now + ASK_GRANT
+        await in_thread(self._store.allow, pinned.tag, found.name, until=until)
+        request.hold_while(partial(self._is_granted, key, found.name, found.service))
+
+    def _is_noted(self, key: PublicKey, name: str) -> bool:
+        """Tell whether the store has a grant of `name` to a pinned peer, be it one that has ended."""
+        peer = self._store.by_key(key)
+        return peer is not None and name in peer.services
 
     async def _serve_told(self, request: OpenRequest, found: _Found) -> None:
         peer = self.name_of(request.peer_key)
@@ -274,6 +289,9 @@ class ServiceTable:
             elif isinstance(error, AccessDeniedError) and not request.is_decided:
                 event, reason = "target_denied", clean(request.service)
                 request.refuse(ResetCode.NOT_YOURS)
+            elif isinstance(error, LookupsBusyError) and not request.is_decided:
+                event = "over_quota"
+                request.refuse(ResetCode.BUSY, reason)
             self._trace("serving", event, peer=peer, service=found.name, reason=reason)
         else:
             self._trace("serving", "stream_closed", peer=peer, service=found.name)
@@ -284,9 +302,9 @@ class ServiceTable:
                 await found.service.handler(stream)
             return
         if found.destination is None:
-            sock = await open_target(found.service.spec)
+            sock = await open_target(found.service.spec, asker=request.peer_key)
         else:
-            sock = await open_destination(found.service.spec, found.destination, self.own_listeners())
+            sock = await open_destination(found.service.spec, found.destination, self.own_listeners(), asker=request.peer_key)
         try:
             stream = request.accept()
         except BaseException:

@@ -20,6 +20,8 @@ from p2ptunnel.identity.store import PeerStore, PinnedPeer
 from p2ptunnel.identity.taglock import TagLock
 from p2ptunnel.net.changes import NetworkWatch
 from p2ptunnel.net.descriptors import free_descriptors
+from p2ptunnel.net.lan import Lan
+from p2ptunnel.net.web import WebLinks
 from p2ptunnel.pairing import Invitation
 from p2ptunnel.protocol.approach import Birthdays
 from p2ptunnel.protocol.birthday import BirthdayGate
@@ -28,9 +30,13 @@ from p2ptunnel.protocol.intent import CallSigner, IntentJudge
 from p2ptunnel.serving import ServiceTable
 from p2ptunnel.session.session import Session
 from p2ptunnel.trace import Tracer
+from p2ptunnel.transports.spare import Spares
 from p2ptunnel.traversal.answer import AnsweringPort
+from p2ptunnel.traversal.joining import Joining
+from p2ptunnel.traversal.lan import AdmitLan, LanAnswerer
 from p2ptunnel.traversal.shared import Shared
 from p2ptunnel.traversal.warm import WarmPort
+from p2ptunnel.traversal.ways import Ways
 from p2ptunnel.tunnels.local import Forward
 from p2ptunnel.types import Tag
 
@@ -43,7 +49,14 @@ class Started:
     """What a peer holds between start and close."""
 
     def __init__(
-        self, identity: Identity, counter: ProfileCounter, store: PeerStore, table: ServiceTable, tracer: Tracer
+        self,
+        identity: Identity,
+        counter: ProfileCounter,
+        store: PeerStore,
+        table: ServiceTable,
+        tracer: Tracer,
+        *,
+        lan: Lan | None = None,
     ) -> None:
         self.identity: Final = identity
         self.counter: Final = counter
@@ -53,10 +66,16 @@ class Started:
         self.judge: Final = IntentJudge(identity, _dice, is_admitted=self._admits)
         self.dialing: Final[Shared[tuple[Tag, PublicKey, bool], Session]] = Shared()
         self.registering: Final[Shared[None, None]] = Shared()
+        self._links: Final = WebLinks()
+        self.spares: Final = Spares(self._links, tracer)
+        self.ways: Final = Ways(self._links)
+        self.joining: Final = Joining(identity, self.spares, self.ways)
         self.answering: AnsweringPort | None = None
         self.spare: WarmPort | None = None
         """Ready for the next call, where there is a server."""
         self.replacing: asyncio.Task[None] | None = None
+        self.lan: Final = lan
+        self._lan_answering: LanAnswerer | None = None
         self.invitations: Final[WeakSet[Invitation]] = WeakSet()
         self.answered_for = 0
         """How many `Serving`s and `listen_raw`s need the registration."""
@@ -70,6 +89,8 @@ class Started:
         table.own_listeners = lambda: tuple(forward.local for forward in self._forwards)
         self._watch: Final = NetworkWatch(lambda _: self.network_changed(), tracer=tracer)
         self._watch.start()
+        if lan is not None:
+            lan.start()
 
     def signer(self, callee: PublicKey | None) -> CallSigner:
         """Return what signs one call to the peer with this key, or to one whose key is to be learnt."""
@@ -127,6 +148,19 @@ class Started:
             self.spare.renew()
         if self.answering is not None:
             self.answering.network_changed()
+        if self.lan is not None:
+            self.lan.network_changed()
+
+    def answer_lan(self, admit: AdmitLan) -> None:
+        """Be found in our own network as well until `leave`, if we are to be; doing so twice is fine.
+
+        Raises:
+            BindError: No port can be had.
+        """
+        if self.lan is not None and self._lan_answering is None:
+            answering = LanAnswerer(self.lan, self.identity.public, admit, tracer=self._trace)
+            answering.start()
+            self._lan_answering = answering
 
     def tidy(self) -> None:
         """Forget sessions that have ended; keep few of one peer: those that wait for a channel go first, and older ones."""
@@ -153,11 +187,11 @@ class Started:
             return
         answering, self.answering = self.answering, None
         self._release_tag()
+        lan_answering, self._lan_answering = self._lan_answering, None
         try:
             await self._stop_replacing()  # which would leave a port that nobody closes
         finally:
-            if answering is not None:
-                await answering.close()
+            await asyncio.gather(*(one.close() for one in (answering, lan_answering) if one is not None))
 
     def _release_tag(self) -> None:
         lock, self.tag_lock = self.tag_lock, None
@@ -178,24 +212,28 @@ class Started:
             self.replacing.cancel()
         self.dialing.cancel()
         self.registering.cancel()
+        spare = () if self.spare is None else (self.spare,)
+        for port in spare:
+            port.abort()
         try:
             await asyncio.gather(
+                *(port.close() for port in spare),
                 *(forward.close() for forward in self._forwards),
                 *(invitation.close() for invitation in self.invitations),
                 self._stop_replacing(),
+                self.spares.close(),
                 self.dialing.close(),
                 self.registering.close(),
             )
-            answering = () if self.answering is None else (self.answering.close(),)
-            await asyncio.gather(*(session.close() for session in self._sessions), *answering)
+            answering = (one for one in (self.answering, self._lan_answering, self.lan) if one is not None)
+            await asyncio.gather(*(session.close() for session in self._sessions), *(one.close() for one in answering))
         finally:
             for session in self._sessions:
                 session.abort()
-            if self.spare is not None:
-                await self.spare.close()
-            if self.answering is not None:
-                self.answering.abort()
-            await asyncio.gather(*(forward.close() for forward in self._forwards))
+            for one in (self.answering, self._lan_answering, self.lan):
+                if one is not None:
+                    one.abort()
+            await asyncio.gather(*(forward.close() for forward in self._forwards), self._links.close())
 
 
 def _is_with(session: Session, pinned: PinnedPeer) -> bool:

@@ -144,11 +144,13 @@ class ServerSpec(msgspec.Struct, frozen=True):
         address: `(host, port)`; the host may be a name.
         key: Its public key as text; empty: whoever answers there is believed.
         join_token: What a private server wants of its members; a secret, and in no text.
+        name: The host as it was written, once `address` is numeric.
     """
 
     address: Address
     key: str = ""
     join_token: str = ""
+    name: str = ""
 
     def __repr__(self) -> str:
         return f"ServerSpec({format_address(self.address)}{f', {self.key}' if self.key else ''})"

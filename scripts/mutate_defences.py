@@ -220,7 +220,7 @@ def failed_in(output: str) -> list[str]:
 def main() -> int:
     """Do the mutations of the rows that are named, or of all; 1 if one went unnoticed."""
     parser = argparse.ArgumentParser(prog="python -m scripts.mutate_defences", description=__doc__)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help="T1 to T38; none: all")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="T1 to T39; none: all")
     parser.add_argument("--page", action="store_true", help="write the page only")
     arguments = parser.parse_args()
     unnoticed = 0 if arguments.page else _run(set(arguments.rows))

@@ -19,7 +19,7 @@ import click
 
 from p2ptunnel import defaults, errors
 from p2ptunnel.cli.main import root
-from p2ptunnel.protocol import callee, caller, guessing, holes, pairing, portmap, registration
+from p2ptunnel.protocol import callee, caller, guessing, holes, lan, pairing, portmap, registration
 
 __all__ = ["PARTS", "outdated", "write"]
 
@@ -45,6 +45,7 @@ def machines() -> Iterator[str]:
     for title, table in (
         ("Caller, one call", caller.TRANSITIONS),
         ("Callee, one answered call", callee.TRANSITIONS),
+        ("Own network, one announced address", lan.TRANSITIONS),
         ("Registration", registration.TRANSITIONS),
         ("Birthday, the hard side", holes.TRANSITIONS),
         ("Birthday, the easy side", guessing.TRANSITIONS),

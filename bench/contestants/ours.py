@@ -57,7 +57,7 @@ async def _serve(stream: Stream) -> None:
 async def _far(directory: Path) -> None:
     async with (
         Rendezvous((FAR, STREAM_PORT)),
-        Peer(_FAR, rendezvous=_SERVER, profile=directory / _FAR) as peer,
+        Peer(_FAR, rendezvous=_SERVER, profile=directory / _FAR, lan=False) as peer,
         peer.serve({"stream": _serve, "sink": f"{LOOPBACK}:{SINK_PORT}"}, allow=[_NEAR]),
     ):
         probe.tell("serving")
@@ -80,7 +80,7 @@ async def _session(directory: Path) -> AsyncGenerator[Callable[[], Awaitable[Str
 
 
 def _caller(directory: Path) -> Peer:
-    return Peer(rendezvous=_SERVER, profile=directory / _NEAR)
+    return Peer(rendezvous=_SERVER, profile=directory / _NEAR, lan=False)
 
 
 if __name__ == "__main__":

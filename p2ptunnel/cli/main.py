@@ -24,6 +24,7 @@ from p2ptunnel.errors import (
     AccessRevokedError,
     AuthenticationError,
     ConfigError,
+    InvitationExpiredError,
     P2PTunnelError,
     RendezvousError,
     ServerPrivateError,
@@ -46,6 +47,7 @@ COMMANDS: Final = (
     "id",
     "peers",
     "rendezvous",
+    "relay",
     "completion",
     "known-hosts",
 )
@@ -53,9 +55,10 @@ COMMANDS: Final = (
 COMPLETE_VARIABLE: Final = "_P2PTUNNEL_COMPLETE"
 """The environment variable by which a shell's completion script asks this program."""
 
-DONE, FAILED, MISUSE, RETRY, DENIED, INTERRUPTED, READER_GONE = 0, 1, 2, 4, 5, 130, 141
+DONE, FAILED, MISUSE, RETRY, DENIED, ALONE, INTERRUPTED, READER_GONE = 0, 1, 2, 4, 5, 6, 130, 141
 
 _EXIT_CODES: Final = (
+    (InvitationExpiredError, ALONE),
     (ConfigError, MISUSE),
     (AuthenticationError, DENIED),
     (AccessDeniedError, DENIED),

@@ -51,6 +51,7 @@ def _text(report: NetReport) -> str:
         "UDP": _transport(report.udp),
         "TCP": _transport(report.tcp),
         "same port for both": _yes_no(report.tcp_port_equals_udp, "yes", "no"),
+        "router": report.router or "not asked",
         "hops to leave our NATs": "not known" if report.opener_ttl is None else str(report.opener_ttl),
     }
     return "\n".join((*(f"{name + ':':<24}{value}" for name, value in facts.items()), report.verdict))

@@ -3,29 +3,50 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from p2ptunnel.cli.commands import Group
 from p2ptunnel.cli.settings import Settings
+from p2ptunnel.cli.table import table
 from p2ptunnel.errors import ConfigError
 
 if TYPE_CHECKING:
+    from p2ptunnel.cli.output import Output
+    from p2ptunnel.identity.keys import Identity
+    from p2ptunnel.protocol.tags import TagRecord
     from p2ptunnel.server import Rendezvous
     from p2ptunnel.server.registry import SqliteTags
+    from p2ptunnel.server.rendezvous import RelayStats
+    from p2ptunnel.server.web import Web
+    from p2ptunnel.trace import Sink, TraceEvent
     from p2ptunnel.types import Address
 
-__all__ = ["command"]
+__all__ = [
+    "Quota",
+    "address_of",
+    "command",
+    "counts",
+    "public_address",
+    "relay_text",
+    "server_identity",
+    "tell_every",
+    "tls_options",
+    "web_of",
+]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 _EVERYWHERE: Final = "0.0.0.0"  # noqa: S104  # a server is there to be reached
 _DIRECTORY: Final = "server"
 _TAGS: Final = "tags.sqlite"
+_HERE: Final = "here"
 
 
-class _Quota(click.ParamType[str]):
+class Quota(click.ParamType[str]):
     """A quota, as it was written."""
 
     name = "quota"
@@ -41,6 +62,21 @@ class _Quota(click.ParamType[str]):
         return str(value)
 
 
+def tls_options(command: _F) -> _F:
+    """Give a command the options of a TLS port."""
+    of_cert = "PEM; without one, the server's own key shows who it is."
+    command = click.option("--tls-key", metavar="FILE", help="The certificate's key, where it is not in the same file.")(
+        command
+    )
+    command = click.option("--tls-cert", metavar="FILE", help=f"A certificate chain of the web's for it, {of_cert}")(command)
+    return click.option(
+        "--tls-port",
+        metavar="PORT",
+        type=click.IntRange(0, 65535),
+        help="Serve TCP inside TLS and WebSocket as well, best on 443, for networks that let nothing else out.",
+    )(command)
+
+
 @click.group(
     "rendezvous",
     cls=Group,
@@ -52,6 +88,8 @@ class _Quota(click.ParamType[str]):
         "p2ptunnel rendezvous --listen [2001:db8::7]:7000",
         "p2ptunnel rendezvous --join-token-file join.token",
         "p2ptunnel rendezvous --relay-quota 10GiB/day",
+        "p2ptunnel rendezvous --relay relay.example:7000#p2p:kd4w…",
+        "p2ptunnel rendezvous --tls-port 443",
         "p2ptunnel rendezvous tags list",
     ),
 )
@@ -63,9 +101,18 @@ class _Quota(click.ParamType[str]):
 )
 @click.option("--join-token-file", metavar="FILE", help="Serve only who knows the token in it; made if it is missing.")
 @click.option("--allow-keys", metavar="FILE", help="Serve only these public keys, one a line.")
-@click.option("--relay/--no-relay", default=None, help="Also carry what peers find no direct path for; by default it does.")
-@click.option("--relay-quota", metavar="SIZE", type=_Quota(), help="Carried of one key in a day.  [default: 1GiB/day]")
+@click.option(
+    "--relay",
+    metavar="[HOST:PORT#KEY]",
+    multiple=True,
+    is_flag=False,
+    flag_value=_HERE,
+    help="Also carry what peers find no direct path for, as it does by default; or have that relay do so, or several.",
+)
+@click.option("--no-relay", is_flag=True, help="Introduce peers only.")
+@click.option("--relay-quota", metavar="SIZE", type=Quota(), help="Carried of one key in a day.  [default: 1GiB/day]")
 @click.option("--relay-circuits", metavar="N", type=click.IntRange(min=1), help="Of one key at a time.  [default: 16]")
+@tls_options
 @click.option("--stats", metavar="S", type=click.FloatRange(min=1), help="Tell every S seconds how the server stands.")
 @click.pass_context
 def command(context: click.Context, /, **options: Any) -> None:
@@ -94,17 +141,36 @@ def tags() -> None:
 @tags.command("list", short_help="List them.", examples=("p2ptunnel rendezvous tags list",))
 @click.pass_obj
 def list_tags(settings: Settings) -> None:
-    """List the tags that are owned, the longest unseen first."""
-    import datetime
+    """List the tags that are owned, the longest unseen first.
 
-    from p2ptunnel.types import format_address
+    Not those under which machines wait for others to pair with; with --json these, too.
+    """
+    from p2ptunnel.types import paired_tag
 
     with _tags(settings) as store:
-        for record in store.records():
-            seen = datetime.datetime.fromtimestamp(record.seen_at, datetime.UTC).isoformat(timespec="minutes")
-            where = format_address(record.address) if record.address else "offline"
-            facts = {"tag": record.tag, "key": record.key, "seen_at": seen, "address": record.address}
-            settings.output.data(f"{record.tag}  {record.key}  {seen}  {where}", event="tag", **facts)
+        records = store.records()
+    if settings.output.as_json:
+        for record in records:
+            facts = {"tag": record.tag, "key": record.key, "seen_at": _seen(record), "address": record.address}
+            settings.output.data("", event="tag", **facts)
+        return
+    if shown := [record for record in records if not paired_tag(record.tag)]:
+        rows = [(record.tag, record.key, _seen(record), _where(record)) for record in shown]
+        settings.output.data(table(("TAG", "KEY", "SEEN", "AT"), rows))
+    else:
+        settings.output.say("No key owns a tag here")
+
+
+def _seen(record: TagRecord) -> str:
+    import datetime
+
+    return datetime.datetime.fromtimestamp(record.seen_at, datetime.UTC).isoformat(timespec="minutes")
+
+
+def _where(record: TagRecord) -> str:
+    from p2ptunnel.types import format_address
+
+    return format_address(record.address) if record.address else "offline"
 
 
 @tags.command("free", short_help="Free one.", examples=("p2ptunnel rendezvous tags free old-nas",))
@@ -148,46 +214,82 @@ async def _serve(
     registry: str,
     join_token_file: str | None,
     allow_keys: str | None,
-    relay: bool | None,
+    relay: tuple[str, ...],
+    no_relay: bool,
     relay_quota: str | None,
     relay_circuits: int | None,
     stats: float | None,
+    **tls: Any,
 ) -> None:
     from p2ptunnel.config import parse_quota
     from p2ptunnel.defaults import RELAY_CIRCUITS_OF_KEY, RELAY_QUOTA_BYTES
-    from p2ptunnel.identity.store import Profile
     from p2ptunnel.server import Rendezvous
     from p2ptunnel.server.members import KeyList, join_token
 
-    identity = Profile(settings.profile.directory / _DIRECTORY).identity()
+    identity = server_identity(settings)
     token = join_token(Path(join_token_file)) if join_token_file else ""
-    members = KeyList(Path(allow_keys)) if allow_keys else None
     written = settings.config.server
     quota = relay_quota or written.relay_quota
+    elsewhere = tuple(text for text in relay if text != _HERE)
     with settings.tracer() as tracer:
+        tracer.add(_tell_members(settings.output))
+        members = KeyList(Path(allow_keys), tracer) if allow_keys else None
         server = Rendezvous(
-            _address(listen),
-            alt_listen=[_address(text) for text in alt_listen],
+            address_of(listen),
+            alt_listen=[address_of(text) for text in alt_listen],
             compat_seed=compat == "seed",
             identity=identity,
             store=_store(settings) if registry == "sqlite" else None,
             join_token=token,
             members=members,
-            relay=written.relay if relay is None else relay,
+            relay=not no_relay and (written.relay or bool(relay)),
+            relays=() if no_relay else elsewhere or (() if relay else written.relays),
             relay_quota_bytes=parse_quota(quota) if quota else RELAY_QUOTA_BYTES,
             relay_circuits=relay_circuits or written.relay_circuits or RELAY_CIRCUITS_OF_KEY,
+            web=web_of(address_of(listen), **tls),
             tracer=tracer,
         )
         async with server:
             _announce(settings, server, str(identity.public), token)
             try:
-                await _tell_every(stats, settings, server)
+                await tell_every(stats, lambda: _tell(settings, server))
             finally:
                 _tell(settings, server)
 
 
-async def _tell_every(seconds: float | None, settings: Settings, server: Rendezvous) -> None:
-    """Say every so many seconds, None: never, how the server stands; ends with the program."""
+def web_of(listen: Address, *, tls_port: int | None, tls_cert: str | None, tls_key: str | None) -> Web | None:
+    """Return where to serve inside TLS, None: nowhere.
+
+    Raises:
+        ConfigError: There is a certificate and no port for it, or a key and no certificate.
+    """
+    from p2ptunnel.server.web import Web
+
+    if (tls_cert and tls_port is None) or (tls_key and not tls_cert):
+        raise ConfigError("part of what TLS needs is missing", "--tls-port 443 --tls-cert FILE [--tls-key FILE]")
+    return None if tls_port is None else Web((listen[0], tls_port), tls_cert or "", tls_key or "")
+
+
+def server_identity(settings: Settings) -> Identity:
+    """Return the key of the servers of this profile, made on the first start of one."""
+    from p2ptunnel.identity.store import Profile
+
+    return Profile(settings.profile.directory / _DIRECTORY).identity()
+
+
+def _tell_members(output: Output) -> Sink:
+    """Return a sink that says when the list of members cannot be read, and when it can again."""
+
+    def tell(event: TraceEvent) -> None:
+        if event.layer == "members":
+            is_lost = event.name == "unreadable"
+            output.say(f"{event.facts['reason']}; the list holds as it was" if is_lost else "the list of members is read again")
+
+    return tell
+
+
+async def tell_every(seconds: float | None, tell: Callable[[], None]) -> None:
+    """Say every so many seconds, None: never, how a server stands; ends with the program."""
     import asyncio
 
     if seconds is None:
@@ -195,18 +297,25 @@ async def _tell_every(seconds: float | None, settings: Settings, server: Rendezv
         return
     while True:
         await asyncio.sleep(seconds)
-        _tell(settings, server)
+        tell()
 
 
 def _announce(settings: Settings, server: Rendezvous, key: str, token: str) -> None:
     """Say where the server is, and the line that peers configure: the one place that shows the token."""
     from p2ptunnel.types import format_address
 
-    host, port = server.address
-    address = format_address(server.address)
-    line = f"{format_address(('HOST' if host == _EVERYWHERE else host, port))}#{key}{f'#join:{token}' if token else ''}"
-    text = f"rendezvous server on {address}, UDP and TCP\nfor its peers: --rendezvous '{line}'"
-    settings.output.data(text, event="listening", address=server.address, key=key, spec=line)
+    line = f"{public_address(server.address)}#{key}{f'#join:{token}' if token else ''}"
+    also = f", and on {format_address(server.web_address)}, TLS" if server.web_address else ""
+    text = f"rendezvous server on {format_address(server.address)}, UDP and TCP{also}\nfor its peers: --rendezvous '{line}'"
+    facts = {"address": server.address, "tls_address": server.web_address, "key": key, "spec": line}
+    settings.output.data(text, event="listening", **facts)
+
+
+def public_address(address: Address) -> str:
+    """Return where others reach a server, as text; what it is called outside, only its operator knows."""
+    from p2ptunnel.types import format_address
+
+    return format_address(("HOST" if address[0] == _EVERYWHERE else address[0], address[1]))
 
 
 def _tell(settings: Settings, server: Rendezvous) -> None:
@@ -216,24 +325,33 @@ def _tell(settings: Settings, server: Rendezvous) -> None:
     stats = server.stats
     text = (
         f"online {stats.online}, tags {stats.tags}, introducing {stats.attempts}, TCP {stats.connections}, "
-        f"UDP received {stats.received} sent {stats.sent}; dropped: {_counts(stats.dropped)}"
+        f"UDP received {stats.received} sent {stats.sent}; dropped: {counts(stats.dropped)}"
     )
     if stats.relay is not None:
-        text += (
-            f"; relay: circuits {stats.relay.circuits}, carried {stats.relay.carried_bytes} bytes, "
-            f"refused: {_counts(stats.relay.refused)}; ended: {_counts(stats.relay.ended)}"
-        )
+        text += f"; relay: {relay_text(stats.relay)}"
+    if stats.members:
+        text += f"; members as they were: {stats.members}"
     if settings.output.as_json:
         settings.output.data("", event="stats", **msgspec.to_builtins(stats))
     else:
         settings.output.say(text)
 
 
-def _counts(by_reason: dict[str, int]) -> str:
+def relay_text(stats: RelayStats) -> str:
+    """Return how a relay stands, in words."""
+    return (
+        f"circuits {stats.circuits}, carried {stats.carried_bytes} bytes, "
+        f"refused: {counts(stats.refused)}; ended: {counts(stats.ended)}"
+    )
+
+
+def counts(by_reason: dict[str, int]) -> str:
+    """Return counts in words."""
     return ", ".join(f"{why} {count}" for why, count in sorted(by_reason.items())) or "nothing"
 
 
-def _address(text: str) -> Address:
+def address_of(text: str) -> Address:
+    """Return where to listen, as `--listen` has it: everywhere, if there is no host."""
     from p2ptunnel.defaults import RENDEZVOUS_PORT
     from p2ptunnel.types import parse_address
 

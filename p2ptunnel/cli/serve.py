@@ -97,11 +97,12 @@ async def _serve(
     from p2ptunnel.cli.ask import TerminalAsk
     from p2ptunnel.cli.connection import tell_connections
     from p2ptunnel.cli.living import telling_status
-    from p2ptunnel.cli.talk import tell_streams, tell_visitors
+    from p2ptunnel.cli.talk import tell_limits, tell_streams, tell_visitors
 
     async with contextlib.AsyncExitStack() as stack:
         terminal = await stack.enter_async_context(TerminalAsk(settings.output)) if ask else None
         tracer = stack.enter_context(settings.tracer())
+        tracer.add(tell_limits(settings.output))
         tracer.add((tell_streams if settings.verbose else tell_visitors)(settings.output))
         async with settings.peer(tracer, is_serving=True) as peer:
             events = peer.events()
@@ -122,7 +123,8 @@ def _tell(settings: Settings, peer: Peer) -> None:
 
     now = peer.snapshot()
     seen = format_address(now.observed) if now.observed else "no address"
-    text = f"serving {', '.join(now.serving)} as {now.tag} ({seen} seen by {', '.join(now.rendezvous)})"
+    where = f"{seen} seen by {', '.join(now.rendezvous)}" if now.rendezvous else "in this network only: no server is configured"
+    text = f"serving {', '.join(now.serving)} as {now.tag} ({where})"
     settings.output.data(
         text, event="serving", services=now.serving, tag=now.tag, observed=now.observed, rendezvous=now.rendezvous
     )

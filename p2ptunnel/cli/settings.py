@@ -125,6 +125,24 @@ class Settings:
         return servers
 
     @property
+    def lan(self) -> bool:
+        """Whether peers in the same network are found there, with no server.
+
+        Raises:
+            ConfigError: config.toml cannot be understood.
+        """
+        return bool(self.flags.get("lan", self.config.peer.lan))
+
+    @property
+    def port_mapping(self) -> bool:
+        """Whether our router is asked for a way in while we serve.
+
+        Raises:
+            ConfigError: config.toml cannot be understood.
+        """
+        return bool(self.flags.get("port_mapping", self.config.peer.port_mapping))
+
+    @property
     def for_ssh(self) -> tuple[str, ...]:
         """The flags that a program started by ssh needs again, to find what this one found."""
         given: list[str] = []
@@ -133,6 +151,8 @@ class Settings:
                 given += [f"--{name.replace('_', '-')}", str(self.flags[name])]
         for server in () if self.for_ssh_in_secret else self.flags.get("rendezvous", ()):
             given += ["--rendezvous", server]
+        if "lan" in self.flags:
+            given.append("--lan" if self.flags["lan"] else "--no-lan")
         return (*given, *["-v"] * self.verbose)
 
     @property
@@ -156,11 +176,11 @@ class Settings:
         """Return this machine's peer, which has sent nothing yet.
 
         Raises:
-            ConfigError: No server is configured, or no tag to be found by.
+            ConfigError: There is neither a server nor our own network to be used, or no tag to be found by.
         """
         from p2ptunnel.peer import Peer
 
-        if needs_server and not self.rendezvous:
+        if needs_server and not (self.rendezvous or self.lan):
             hint = "--rendezvous HOST:PORT, P2PTUNNEL_RENDEZVOUS, or rendezvous under [peer] in config.toml."
             raise ConfigError("no rendezvous server is configured", hint)
         if is_serving and self.tag is None:
@@ -171,6 +191,8 @@ class Settings:
             rendezvous=self.rendezvous,
             profile=self.profile,
             relay=self.relay,
+            lan=self.lan,
+            port_mapping=self.port_mapping,
             resume_timeout=self.resume_timeout,
             tracer=tracer,
         )
@@ -247,6 +269,10 @@ def global_options(*, is_root: bool) -> list[click.Parameter]:
         option("--profile", metavar="DIR", help="Where identity, peers and config.toml are."),
         option("--tag", metavar="NAME", help="This machine's own tag."),
         option("--rendezvous", metavar="HOST:PORT", multiple=True, help="A rendezvous server; may be repeated."),
+        option("--lan/--no-lan", default=None, help="Find peers in the same network there, with no server (the default)."),
+        option(
+            "--port-mapping/--no-port-mapping", default=None, help="Ask the router for a way in while serving (the default)."
+        ),
         option("--timeout", metavar="S", type=click.FloatRange(min=0, min_open=True), help="Seconds to wait for a peer."),
         option(
             "--resume-timeout", metavar="TIME", type=Duration(), help="How long a lost connection is waited for: 30s, 10m, 0."

@@ -1,4 +1,4 @@
-"""What is said while a command carries streams: who is there, and with -v what comes and goes."""
+"""What is said while a command carries streams: who is there, who asks for too much, and with -v what comes and goes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import Final
 
 from p2ptunnel.cli.output import Output
 from p2ptunnel.trace import Sink, TraceEvent
+from p2ptunnel.types import format_duration
 
-__all__ = ["tell_streams", "tell_visitors"]
+__all__ = ["tell_limits", "tell_streams", "tell_visitors"]
 
 _VISIT: Final = 600.0
 """Seconds: who opened a service so long ago and not since is told of again."""
@@ -55,3 +56,30 @@ def tell_visitors(output: Output) -> Sink:
             output.say("{} uses {}".format(*visit))
 
     return tell
+
+
+def tell_limits(output: Output) -> Sink:
+    """Return a sink that says whose calls are cut short here, and why; once a visit, however often it tries."""
+    last_told: dict[tuple[object, str], float] = {}
+
+    def tell(event: TraceEvent) -> None:
+        if not (limited := _limited(event)):
+            return
+        told, last_told[limited] = last_told.get(limited), event.at  # few: pinned peers, and our own words
+        if told is None or event.at - told > _VISIT:
+            output.say("{}: {}".format(*limited))
+
+    return tell
+
+
+def _limited(event: TraceEvent) -> tuple[object, str] | None:
+    """Return who is limited, and how; None: nobody."""
+    match event.layer, event.name, event.facts:
+        case "access", "muted", {"peer": peer, "seconds": float(seconds)}:
+            return peer, f"refused again and again; you are not asked about it for {format_duration(seconds)}"
+        case "serving", "over_quota", {"peer": peer, "service": service, "reason": reason}:
+            return peer, f"turned away from {service}: {reason}"
+        case "session", "stream_denied", {"tag": peer, "code": "BUSY", "reason": reason}:
+            return peer, f"turned away: {reason}"
+        case _:
+            return None

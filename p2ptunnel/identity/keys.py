@@ -57,6 +57,7 @@ class Purpose(bytes, enum.Enum):
     SERVER = b"p2pt-server-1"
     JOIN = b"p2pt-join-1"
     MEMBER = b"p2pt-member-1"
+    GRANT = b"p2pt-grant-1"
 
 
 class PublicKey(msgspec.Struct, frozen=True, order=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Generator, Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -43,7 +44,7 @@ from p2ptunnel.identity.pinned import (
 )
 from p2ptunnel.types import Tag, clean, parse_tag
 
-__all__ = ["IssuedTicket", "PeerStore", "PinnedPeer", "Profile"]
+__all__ = ["IssuedTicket", "PeerStore", "PinnedPeer", "Profile", "as_last_read"]
 
 
 class Profile:
@@ -109,6 +110,22 @@ def _load_identity(path: Path) -> Identity:
 
 
 _Version: TypeAlias = tuple[int, int, int] | None
+
+
+_last_read_counts: Final = ContextVar("last_read_counts", default=False)
+
+
+@contextlib.contextmanager
+def as_last_read() -> Generator[None]:
+    """Have stores answer, while the block lasts, from what they could read last where the file cannot be read now.
+
+    It is for judging what runs already, which goes on, though no longer than it was granted.  Nothing new is let in by it.
+    """
+    token = _last_read_counts.set(True)
+    try:
+        yield
+    finally:
+        _last_read_counts.reset(token)
 
 
 class PeerStore:
@@ -232,6 +249,22 @@ class PeerStore:
         with self._change() as peers:
             peers[tag] = with_services(_known(peers, tag), (service,), until)
 
+    def note_once(self, tag: Tag, service: str, now: float) -> None:
+        """Note that the peer was let into `service` just now, and no longer: a grant that has ended, which `deny` takes away.
+
+        Args:
+            tag: Of the peer.
+            service: What it was let into; what is noted or granted already stays as it is.
+            now: Seconds since 1970.
+
+        Raises:
+            NoSuchPeerError: It is not pinned; an UnknownPeerError as well.
+        """
+        with self._change() as peers:
+            pinned = _known(peers, tag)
+            if service not in pinned.services:
+                peers[tag] = with_services(pinned, (service,), now)
+
     def deny(self, tag: Tag, service: str) -> None:
         """Take `service` from the peer; it need not have had it.
 
@@ -338,11 +371,15 @@ class PeerStore:
         return self._current_contents().peers
 
     def _current_contents(self) -> Contents:
-        version = self._version_on_disk()
         known, contents = self._state
-        if version != known:
-            contents = self._load()
-            self._state = (version, contents)  # in one step: two threads may ask at once
+        try:
+            version = self._version_on_disk()
+            if version != known:
+                contents = self._load()
+                self._state = (version, contents)  # in one step: two threads may ask at once
+        except StoreError:
+            if not _last_read_counts.get():
+                raise
         return contents
 
     def _version_on_disk(self) -> _Version:

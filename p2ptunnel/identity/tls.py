@@ -29,11 +29,22 @@ from cryptography.x509.oid import NameOID
 from p2ptunnel.errors import AuthenticationError
 from p2ptunnel.identity.keys import Identity, PublicKey
 
-__all__ = ["ALPN", "PAIRING_ALPN", "Proof", "callee_context", "caller_context", "leaf_key", "prove"]
+__all__ = [
+    "ALPN",
+    "PAIRING_ALPN",
+    "Proof",
+    "callee_context",
+    "caller_context",
+    "leaf_key",
+    "prove",
+    "web_client_context",
+    "web_server_context",
+]
 
 ALPN: Final = "p2pt/1"
 PAIRING_ALPN: Final = "p2pt-pair/1"
 """Under it only pairing frames are legal, and the keys are those that each side claims: nobody is admitted to anything."""
+_WEB_ALPN: Final = "http/1.1"
 _NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME: a board that wakes in 1970 works
 _BEGIN: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _END: Final = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
@@ -90,6 +101,48 @@ def callee_context(identity: Identity, admitted: tuple[PublicKey, ...], alpn: st
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = 0  # no resumption: each channel proves its keys anew
     _pin(context, identity, tuple(key for key in admitted if key != identity.public), alpn)
+    return context
+
+
+def web_server_context(identity: Identity | None, certificate: str = "", key: str = "") -> ssl.SSLContext:
+    """Return the context of a server's TLS port, which asks its clients for nothing.
+
+    Args:
+        identity: The server's own, which certifies what it shows.
+        certificate: A file with a certificate chain of the web's, to be shown instead.
+        key: The file with its key; empty: it is in the same.
+
+    Raises:
+        OSError: A file cannot be read, or does not hold what it should.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2 if certificate else ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols([_WEB_ALPN])
+    if certificate or identity is None:
+        context.load_cert_chain(certificate, key or None)
+    else:
+        _load_leaf(context, _leaf(identity))
+    return context
+
+
+@functools.lru_cache(_CONTEXTS_KEPT)
+def web_client_context(server: PublicKey | None, *, is_public: bool = False) -> ssl.SSLContext:
+    """Return the context for a server's TLS port.
+
+    Args:
+        server: The key that must have certified what it shows; None: whoever answers will do.
+        is_public: Instead, a certificate of the web's for the name that is asked for.
+    """
+    if is_public:
+        context = ssl.create_default_context()
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False  # before verify_mode; the key is the name
+        context.verify_mode = ssl.CERT_NONE if server is None else ssl.CERT_REQUIRED
+    if server is not None:
+        context.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VerifyFlags(_NO_CHECK_TIME)
+        context.load_verify_locations(cadata=_anchor_certificate(server))
+    context.set_alpn_protocols([_WEB_ALPN])
     return context
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import socket
+from collections.abc import Iterable
 from typing import Final
 
 from p2ptunnel.addresses import canonical, scope_of
@@ -18,7 +19,16 @@ from p2ptunnel.net.sockets import LINUX, family_of, is_loopback, prefer_lasting
 from p2ptunnel.net.threads import in_thread
 from p2ptunnel.types import clean
 
-__all__ = ["global_ipv6", "is_on_link", "local_addresses", "resolve", "source_address", "speaks_ipv6_only"]
+__all__ = [
+    "global_ipv6",
+    "is_on_link",
+    "lan_hosts",
+    "local_addresses",
+    "on_link",
+    "resolve",
+    "source_address",
+    "speaks_ipv6_only",
+]
 
 _SOMEWHERE_IPV4, _SOMEWHERE_IPV6 = "192.0.2.1", "2001:db8::1"
 _SOMEWHERE: Final = {_SOMEWHERE_IPV4: 32, _SOMEWHERE_IPV6: 128}
@@ -76,14 +86,34 @@ def speaks_ipv6_only() -> bool:
     return False
 
 
+def lan_hosts() -> tuple[str, ...]:
+    """Return our IPv4 addresses in private and link-local ranges: where neighbours may look for us.
+
+    A machine that has public ones only stands among strangers, and shows itself to none of them; off Linux, where nobody keeps
+    strangers from the socket that is open on all interfaces, one public address is enough.
+    """
+    hosts = [address.host for address in _known_addresses() if ":" not in address.host]
+    near = tuple(host for host in hosts if scope_of(canonical(host)) in {"private", "link-local"})
+    return near if LINUX or not any(scope_of(canonical(host)) == "public" for host in hosts) else ()
+
+
 def is_on_link(host: str) -> bool:
     """Tell whether a numeric host is this machine or in the network of one of its interfaces, so that no router is between."""
-    if is_loopback(host):
-        return True
-    if family_of(host) is None:
-        return False
-    bare = host.partition("%")[0]
-    return any(own.is_near(bare) for own in _known_addresses())
+    return host in on_link((host,))
+
+
+def on_link(hosts: Iterable[str]) -> frozenset[str]:
+    """Return those of some numeric hosts that `is_on_link` is true of; the system is asked once."""
+    near: set[str] = set()
+    known: tuple[InterfaceAddress, ...] | None = None
+    for host in hosts:
+        if is_loopback(host):
+            near.add(host)
+        elif family_of(host) is not None:
+            known = _known_addresses() if known is None else known
+            if any(own.is_near(host.partition("%")[0]) for own in known):
+                near.add(host)
+    return frozenset(near)
 
 
 async def resolve(host: str, *, family: int = socket.AF_UNSPEC) -> str:

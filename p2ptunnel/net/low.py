@@ -90,7 +90,7 @@ class LowConnect:
         if self._is_ipv6 and self._target is not None:
             self._hold_timer = self._loop.call_later(self._hold, self._hear)
             with contextlib.suppress(OSError):  # no descriptor is left: the time tells
-                self._witness = Witness(self._target, self._low, self._hear)
+                self._witness = Witness(self._socket.getsockname()[0], self._target, self._low, self._hear)
             if self._witness is not None and self._witness.is_back:
                 self._hear()
 

@@ -113,6 +113,12 @@ class PortMapper:
         else:
             self._asking.ask()
 
+    def abort(self) -> None:
+        """Take back what was mapped, as far as that can be done without waiting; closing twice is fine."""
+        self._is_closed = True
+        self._outcomes.clear()
+        self._drop_router()
+
     async def aclose(self) -> None:
         """Take back what was mapped, waiting for the router two seconds at most; closing twice is fine."""
         self._is_closed = True
@@ -151,13 +157,16 @@ class PortMapper:
             self._asking.ask()
 
     def _leave(self) -> None:
+        self._drop_router()
+        self._unmap(filter(self.mapped, self._transports), "the network has changed")
+
+    def _drop_router(self) -> None:
         """Take back what can be without waiting, and forget the router."""
         self._stop_igd()
         if self._asking is not None:
             self._asking.take_back_now()
             self._asking.close()
             self._asking = None
-        self._unmap(filter(self.mapped, self._transports), "the network has changed")
 
     def _start_igd(self, gateway: Gateway) -> None:
         def take(event: PortMapEvent) -> None:

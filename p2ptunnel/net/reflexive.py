@@ -11,8 +11,8 @@ import asyncio
 import random
 import socket
 import struct
-from collections.abc import Callable
-from typing import Final, cast
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias, cast
 
 import msgspec
 
@@ -20,7 +20,7 @@ from p2ptunnel.defaults import CONTROL_KEEPALIVE, PROBE_PAD_BYTES, TRANSACTION_T
 from p2ptunnel.errors import DialError, InvalidAddressError, RendezvousError, RendezvousTimeoutError
 from p2ptunnel.net.dial import dial
 from p2ptunnel.net.lines import MessageLines
-from p2ptunnel.net.sockets import ANY_IPV4, family_of, is_sendable, keep_alive
+from p2ptunnel.net.sockets import ANY_IPV4, family_of, is_sendable, keep_alive, local_address
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
 from p2ptunnel.protocol.machine import Entropy, Event, MachineBase, new_mid
 from p2ptunnel.protocol.transaction import Requester
@@ -28,8 +28,9 @@ from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Address, clean, format_address
 from p2ptunnel.wire.messages import Message, Observed, ProbeExtra, ReflexiveAnswer, ReflexiveProbe, encode, encode_padded
 
-__all__ = ["Observation", "TcpControl", "observe_tcp", "observe_udp"]
+__all__ = ["Connect", "Observation", "TcpControl", "observe_tcp", "observe_udp"]
 
+Connect: TypeAlias = Callable[[], Awaitable[socket.socket]]
 _WRITE_BUFFER_BYTES: Final = 64 * 1024  # a server that reads nothing for so long is lost
 
 
@@ -90,6 +91,7 @@ class TcpControl:
         *,
         on_message: Callable[[Message], None] | None = None,
         on_lost: Callable[[str], None] | None = None,
+        connect: Connect | None = None,
         rng: Entropy | None = None,
         tracer: Tracer | None = None,
     ) -> TcpControl:
@@ -101,6 +103,7 @@ class TcpControl:
             timeout: Seconds, > 0, for all of it.
             on_message: Gets every message but the answers to our own t=5.
             on_lost: Told once, with the reason, when the connection ends and nobody here closed it.
+            connect: Makes the connection by another way than from the shared port.
             rng: Draws message ids.
             tracer: Told of the end.
 
@@ -115,7 +118,7 @@ class TcpControl:
         limit = asyncio.timeout(timeout)
         try:
             async with limit:
-                await control._open(local_port, timeout)
+                await control._open(connect or (lambda: _dialled(local_port, server, control._rng, timeout)))
         except BaseException as error:
             control.abort()
             if isinstance(error, TimeoutError) and limit.expired():
@@ -123,9 +126,18 @@ class TcpControl:
             raise
         return control
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection has not ended."""
+        return self._protocol.is_open
+
     def send(self, message: Message) -> bool:
         """Send a message as a line; False if the connection is gone, or its far end has long not read."""
-        return self._protocol.send(encode(message))
+        return self.send_line(encode(message))
+
+    def send_line(self, line: bytes) -> bool:
+        """Send a message that is encoded already; False as `send`."""
+        return self._protocol.send(line)
 
     def abort(self) -> None:
         """Close by RST, which leaves no TIME_WAIT on the port; `on_lost` is not called.  Aborting twice is fine."""
@@ -139,15 +151,9 @@ class TcpControl:
         self.abort()
         await self._protocol.wait_closed()
 
-    async def _open(self, local_port: int, timeout: float) -> None:
-        local = (ANY_IPV4 if family_of(self.server[0]) == socket.AF_INET else "::", local_port)
-        try:
-            sock = await dial(local, self.server, rng=self._rng, patience=timeout, redials=0)
-        except DialError as error:
-            if error.outcome == "silent":
-                raise RendezvousTimeoutError(format_address(self.server), timeout) from error
-            raise RendezvousError(format_address(self.server), error.reason, 503) from error
-        self.local = cast("Address", sock.getsockname()[:2])
+    async def _open(self, connect: Connect) -> None:
+        sock = await connect()
+        self.local = local_address(sock)
         await self._protocol.take(sock)
         self._ask()
         await self._first
@@ -200,6 +206,16 @@ class TcpControl:
             self._timer = None
 
 
+async def _dialled(local_port: int, server: Address, rng: Entropy, timeout: float) -> socket.socket:
+    local = (ANY_IPV4 if family_of(server[0]) == socket.AF_INET else "::", local_port)
+    try:
+        return await dial(local, server, rng=rng, patience=timeout, redials=0)
+    except DialError as error:
+        if error.outcome == "silent":
+            raise RendezvousTimeoutError(format_address(server), timeout) from error
+        raise RendezvousError(format_address(server), error.reason, 503) from error
+
+
 class _LineProtocol(asyncio.Protocol):
     """The connection: bytes to messages, and the end of it to one reason in words."""
 
@@ -240,6 +256,10 @@ class _LineProtocol(asyncio.Protocol):
         if not self._closed.done():
             self._closed.set_result(None)
         self._on_lost(self._reason or (str(exc) if exc else "the server closed the connection"))
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
 
     def send(self, line: bytes) -> bool:
         if self._transport is None or self._transport.is_closing():

@@ -31,9 +31,11 @@ __all__ = [
     "is_half_open",
     "is_loopback",
     "is_sendable",
+    "is_tcp",
     "keep_alive",
     "limit_segments",
     "limit_unsent",
+    "local_address",
     "prefer_lasting",
     "progress",
     "reset_close",
@@ -206,8 +208,20 @@ def limit_segments(sock: socket.socket, mss_bytes: int) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, option, mss_bytes)
 
 
+def is_tcp(sock: socket.socket | TransportSocket) -> bool:
+    """Tell whether a stream socket is the connection itself, and not one end of what carries its bytes inside this process."""
+    return sock.family in (socket.AF_INET, socket.AF_INET6)
+
+
+def local_address(sock: socket.socket) -> Address:
+    """Return our end; where the connection is carried by something else, nobody knows it."""
+    return sock.getsockname()[:2] if is_tcp(sock) else ("", 0)
+
+
 def keep_alive(sock: socket.socket) -> None:
     """Let the kernel find a dead peer on its own, idle or with data under way, where the system has the options."""
+    if not is_tcp(sock):
+        return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE:
         option: int | None = getattr(socket, name, None)
@@ -217,7 +231,7 @@ def keep_alive(sock: socket.socket) -> None:
 
 def limit_unsent(sock: socket.socket | TransportSocket, limit_bytes: int) -> None:
     """Let the kernel queue no more than this beyond what the path takes, where it can: a small frame waits behind all of it."""
-    if _NOTSENT_LOWAT is not None:
+    if _NOTSENT_LOWAT is not None and is_tcp(sock):
         sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, limit_bytes)
 
 

@@ -8,18 +8,20 @@ Source: docs/explanation/architecture.md.
 from __future__ import annotations
 
 import asyncio
+import copy
 import errno
 import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from p2ptunnel.defaults import OPENER_TTL_UNKNOWN
 from p2ptunnel.errors import BindError, InvalidAddressError
 from p2ptunnel.net.filter import attach_filter
+from p2ptunnel.net.segments import bursts, send_segments
 from p2ptunnel.net.sockets import (
     family_of,
     forbid_fragments,
@@ -36,7 +38,7 @@ from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Address, format_address
 from p2ptunnel.wire.messages import message_number
 
-__all__ = ["UdpDriver", "UdpSocket", "attach_filter"]
+__all__ = ["Aside", "UdpDriver", "UdpSocket", "attach_filter"]
 
 _BATCH: Final = 64  # datagrams a wake-up; asyncio's own transport takes one, and drowns at 30 000/s
 _RECEIVE_BYTES: Final = 2048  # more than a legal datagram, so that a longer one still shows that it is too long
@@ -80,7 +82,7 @@ class UdpSocket:
         self.sent = self.send_failures = self.received = 0
         self._on_refused: Final = on_refused
         self._trace: Final = tracer or Tracer()
-        self._socket: Final = _bound_socket(local, remote, shared=shared)
+        self._socket = _bound_socket(local, remote, shared=shared)
         self._ttl: Final = get_ttl(self._socket)
         self.address: Final[Address] = self._socket.getsockname()[:2]
 
@@ -93,6 +95,17 @@ class UdpSocket:
     def is_closed(self) -> bool:
         """Whether `close` was called."""
         return self._socket.fileno() < 0
+
+    def duplicate(self) -> Self:
+        """Return the same socket once more: it is open until both are closed, and only one of the two is read.
+
+        Raises:
+            OSError: There is no descriptor left.
+        """
+        twin = copy.copy(self)
+        twin._socket = self._socket.dup()  # noqa: SLF001 - of our own class
+        twin._socket.setblocking(False)  # noqa: SLF001
+        return twin
 
     def send(self, data: bytes, destination: Address, *, opener: bool = False) -> bool:
         """Send one datagram, with `opener` so that it dies on the way; return whether the system took it."""
@@ -109,6 +122,25 @@ class UdpSocket:
                 "wire", "sent", t=message_number(data), peer=format_address(destination), bytes=len(data), opener=opener
             )
         return True
+
+    def send_all(self, datagrams: Sequence[bytes], destination: Address) -> None:
+        """Send datagrams to one address, in as few calls as the system allows; what it does not take is lost."""
+        for burst in bursts(datagrams):
+            if len(burst) == 1 or self._trace.is_active or not self._send_burst(burst, destination):
+                for datagram in burst:
+                    self.send(datagram, destination)
+
+    def _send_burst(self, burst: Sequence[bytes], destination: Address) -> bool:
+        """Send a burst in one call; return False if its datagrams are to be sent one by one."""
+        try:
+            is_sent = is_sendable(destination, self._socket.family) and send_segments(self._socket, burst, destination)
+        except BlockingIOError:
+            self.send_failures += len(burst)
+            return True
+        except OSError:  # whatever it is: the datagrams find out, one by one
+            return False
+        self.sent += len(burst) if is_sent else 0
+        return is_sent
 
     def _send(self, data: bytes, destination: Address, ttl: int) -> None:
         if not is_sendable(destination, self._socket.family):
@@ -177,6 +209,22 @@ def _bound_socket(local: Address, remote: Address | None, *, shared: bool) -> so
     return sock
 
 
+def _no_detour(_data: bytes, _destination: Address) -> bool:
+    return False
+
+
+class Aside(Protocol):
+    """Whatever else lives on the port of a machine."""
+
+    def take(self, data: bytes, source: Address) -> bool:
+        """Take a datagram; False leaves it to the machine."""
+        ...
+
+    def outlive(self) -> None:
+        """Read the socket on its own from now on, if it still needs it: who has read it so far closes it now."""
+        ...
+
+
 class UdpDriver:
     """Runs one machine over one socket, on the loop that runs when `start` is called.
 
@@ -190,6 +238,7 @@ class UdpDriver:
         on_event: Callable[[Event], None],
         *,
         clock: Callable[[], float] = time.monotonic,
+        aside: Aside | None = None,
     ) -> None:
         """Take over `udp`, which `close` closes.
 
@@ -198,11 +247,15 @@ class UdpDriver:
             udp: Nobody else reads from it.
             on_event: Called with every event, in order; it may call the machine, `wake` and `close`.
             clock: Monotonic seconds.
+            aside: Gets each datagram first.
         """
+        self._aside = aside
         self._machine = machine
         self._udp = udp
         self._on_event = on_event
         self._clock = clock
+        self.detour: Callable[[bytes, Address], bool] = _no_detour
+        """Given each datagram and its destination; whether it has taken it, over something else than UDP."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watch: Watch | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -246,7 +299,14 @@ class UdpDriver:
 
     def _flush(self) -> None:
         for datagram in () if self._is_closed else self._machine.datagrams_to_send():
-            self._udp.send(datagram.data, datagram.destination, opener=datagram.opener)
+            if not self.detour(datagram.data, datagram.destination):
+                self._udp.send(datagram.data, datagram.destination, opener=datagram.opener)
+
+    def receive(self, data: bytes, source: Address) -> None:
+        """Take what has come from `source` over something else than UDP."""
+        if not self._is_closed:
+            self._machine.receive_datagram(data, source, self._clock())
+            self.wake()
 
     def _arm(self, now: float) -> None:
         """Keep exactly one timer, at the machine's next deadline."""
@@ -271,7 +331,8 @@ class UdpDriver:
 
     def _read(self) -> None:
         for data, source in self._udp.receive():
-            self._machine.receive_datagram(data, source, self._clock())
+            if self._aside is None or not self._aside.take(data, source):
+                self._machine.receive_datagram(data, source, self._clock())
         self.run(self._clock())
 
     def close(self) -> None:
@@ -283,6 +344,8 @@ class UdpDriver:
         self._timer = self._armed_for = None
         if self._watch is not None:
             self._watch.stop()
+        if self._aside is not None and not self._udp.is_closed:
+            self._aside.outlive()
         self._udp.close()
 
     async def __aenter__(self) -> Self:

@@ -26,10 +26,11 @@ class Witness:
         is_back: Whether word of it came while it was sent, as it does from a router next door; then nobody is called.
     """
 
-    def __init__(self, target: Address, ttl: int, on_word: Callable[[], None]) -> None:
+    def __init__(self, source: str, target: Address, ttl: int, on_word: Callable[[], None]) -> None:
         """Send it.
 
         Args:
+            source: Numeric host that the SYN left from: word to another one may come later.
             target: Numeric; where the SYN went.
             ttl: The SYN's.
             on_word: Called once, in a later turn, when a router has told of its death; never where none does.
@@ -41,7 +42,7 @@ class Witness:
         self._watch: Watch | None = None
         self._socket: Final = socket.socket(socket.AF_INET6 if ":" in target[0] else socket.AF_INET, socket.SOCK_DGRAM)
         try:
-            self.is_back: Final = self._send(target, ttl)
+            self.is_back: Final = self._send(source, target, ttl)
             if not self.is_back:
                 self._watch = Watch(self._socket, self._hear)
         except BaseException:
@@ -54,11 +55,12 @@ class Witness:
             self._watch.stop()
         self._socket.close()
 
-    def _send(self, target: Address, ttl: int) -> bool:
+    def _send(self, source: str, target: Address, ttl: int) -> bool:
         self._socket.setblocking(False)
         with contextlib.suppress(OSError):  # no route, a local firewall, no word yet
             self._socket.setsockopt(*RECVERR[self._socket.family], 1)
             set_ttl(self._socket, ttl)
+            self._socket.bind((source, 0))
             self._socket.connect(target)
             self._socket.send(b"")
             self._socket.recvmsg(1, 0, _MSG_ERRQUEUE)

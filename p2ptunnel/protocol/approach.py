@@ -20,7 +20,7 @@ from p2ptunnel.protocol.holes import HardSide, HardState
 from p2ptunnel.protocol.intent import AttemptKeys
 from p2ptunnel.protocol.ipv6 import Ipv6Approach, ipv6_targets
 from p2ptunnel.protocol.machine import Datagram, Entropy, MachineBase
-from p2ptunnel.protocol.punch import Dial, LocalView, ObserveRow, phase_length, tcp_targets
+from p2ptunnel.protocol.punch import Dial, LocalView, ObserveRow, phase_length, tcp_targets, udp_targets
 from p2ptunnel.protocol.signals import Signals
 from p2ptunnel.protocol.strategy import Method, Plan, choose
 from p2ptunnel.types import Address, Candidate, Role
@@ -58,6 +58,7 @@ class Approach(MachineBase):
     Attributes:
         plan: What is done.
         targets: Where the other side's TCP is, but for IPv6.
+        udp_targets: Where its UDP is.
         hosts: Where connections of the other side may come from.
     """
 
@@ -82,6 +83,7 @@ class Approach(MachineBase):
         self.targets: Final[tuple[Address, ...]] = (
             tcp_targets(candidates, peer, server) if keys is None or ":" not in peer[0] else ()
         )
+        self.udp_targets: Final = udp_targets(candidates, peer, server)
         self._role: Final = role
         self._token: Final = token
         self._peer: Final = peer
@@ -251,7 +253,7 @@ class Approach(MachineBase):
 
     def _open_udp(self, *, low: bool) -> None:
         """Send t=30: first so that it dies on the way, which any system can do over UDP; later so that it does not."""
-        self._datagrams.append(Datagram(encode(Opener()), self._peer, opener=low))
+        self._datagrams += [Datagram(encode(Opener()), target, opener=low) for target in self.udp_targets]
 
     # --- prediction ---------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final
 
+from msgspec.structs import replace
+
 from p2ptunnel.defaults import (
     CALLS_BURST,
     CALLS_BURST_OF_SOURCE,
@@ -23,6 +25,7 @@ from p2ptunnel.defaults import (
     TOKEN_TTL,
     TRANSACTION_TIMEOUT,
 )
+from p2ptunnel.identity.grant import Offers
 from p2ptunnel.identity.judge import Judge
 from p2ptunnel.protocol.attempts import Attempt, Attempts
 from p2ptunnel.protocol.compat import SeedRation
@@ -88,6 +91,7 @@ class Broker:
             a few requests per source and minute, never under a tag that a key owns.  Nobody where only members are served.
         observer: Answers t=5 and STUN on the broker's own port.
         relay: Learns who may meet there, and answers t=6; None: there is no relay here.
+        offers: Names relays elsewhere, which then take the place of ours; None: there are none.
 
     Attributes:
         registrar: The registering half.
@@ -103,9 +107,11 @@ class Broker:
         compat_seed: bool = False,
         observer: Observer | None = None,
         relay: Relay | None = None,
+        offers: Offers | None = None,
     ) -> None:
         self._observer = observer or Observer()
         self._relay = relay
+        self._offers = offers
         self._entropy = entropy
         self._judge = judge
         self._replies = Replies(secret, entropy, judge.server_key)
@@ -311,19 +317,26 @@ class Broker:
         said = PunchNoticeExtra(
             token=token, host=host, port=port, v=extra.v, intent=extra.intent, cands=extra.cands, nat=extra.nat
         )
-        notice = encode(PunchNotice(mid=self._mid_of(token), extra=said))
+        offer = None if self._offers is None else self._offers.make(token, caller, callee.key)
+        notice = self._notice(token, replace(said, relay=offer))
+        if len(notice) > DATAGRAM_MAX_BYTES:  # a direct path may still come up
+            offer, notice = None, self._notice(token, said)
         if len(notice) > DATAGRAM_MAX_BYTES:
             return ConnectAnswer(mid=message.mid, code=413, em="too long to hand on")
         answer_by, expires_at = now + TRANSACTION_TIMEOUT, now + TOKEN_TTL
         self._make_room(source, callee.endpoint)
         self._attempts.add(Attempt(token, source, message.ltag, callee.endpoint, extra.rtag, answer_by, expires_at, is_known))
-        if self._relay is not None:
+        if self._relay is not None and offer is None:
             self._relay.introduce(token, caller, callee.key, now)
         if callee.is_validated:
             self._replies.request(10, self._mid_of(token), notice, callee.endpoint, now)
         else:  # once: it may be a victim's address
             self._replies.send(notice, callee.endpoint)
-        return ConnectAnswer(mid=message.mid, code=200, em="", extra=ConnectAnswerExtra(token=token, host=host, port=port))
+        answer = ConnectAnswerExtra(token=token, host=host, port=port, relay=offer)
+        return ConnectAnswer(mid=message.mid, code=200, em="", extra=answer)
+
+    def _notice(self, token: str, said: PunchNoticeExtra) -> bytes:
+        return encode(PunchNotice(mid=self._mid_of(token), extra=said))
 
     def _absent(self, message: ConnectRequest, now: float) -> ConnectAnswer:
         """Answer who asks for a peer that is not online."""

@@ -22,6 +22,7 @@ from p2ptunnel.defaults import (
 from p2ptunnel.errors import LocalProtocolError
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.protocol.approach import Approach, Birthdays
+from p2ptunnel.protocol.consent import Consent
 from p2ptunnel.protocol.intent import AttemptKeys, Call, CallVerdict, IntentJudge
 from p2ptunnel.protocol.limits import Buckets, Rate
 from p2ptunnel.protocol.machine import Datagram, Entropy, Event, MachineBase, new_secret
@@ -42,11 +43,13 @@ from p2ptunnel.wire.messages import (
     HoleAnswer,
     HoleProbe,
     Message,
+    NatHints,
     OpenTcp,
     OpenTcpAnswer,
     PunchAnswer,
     PunchAnswerExtra,
     PunchNotice,
+    RelayOffer,
     Signal,
     SignalAnswer,
     encode,
@@ -100,8 +103,8 @@ class CalleeAgent(MachineBase):
     """One answered call: from t=10 to an accepted channel, on the registered port.
 
     It is fed with decoded messages (`receive`), since all calls to a peer share its registered port.  Until the caller has
-    shown there that it holds the attempt's key, two datagrams of ours get further than our own NAT and no SYN; on systems that
-    cannot send a SYN that dies on the way, the first one does.
+    shown there that it holds the attempt's key, two datagrams of ours get further than our own NAT, two more to the way in that
+    its router keeps, and no SYN; on systems that cannot send a SYN that dies on the way, the first one does.
 
     Args:
         notice: The t=10.
@@ -146,6 +149,8 @@ class CalleeAgent(MachineBase):
         self._server = server
         self._view = view
         self._udp_port = udp_port
+        self._entropy = entropy
+        self._hints = notice.extra.nat or NatHints()
         self._expires_at: float | None = None
         self._approach = Approach(
             "callee",
@@ -165,6 +170,21 @@ class CalleeAgent(MachineBase):
     def is_over(self) -> bool:
         """The attempt has ended, one way or the other."""
         return self.state in {CalleeState.CHOSEN, CalleeState.OVER}
+
+    @property
+    def expects_quic(self) -> bool:
+        """Whether the caller may turn to QUIC: both sides can."""
+        return self._is_punching and self._sender is not None and self._hints.quic and self._view.can_quic
+
+    def consent(self) -> Consent:
+        """Return what keeps asking the caller, keyed like all that goes there.
+
+        Raises:
+            LocalProtocolError: Nobody has called with a key.
+        """
+        if self._sender is None or self._receiver is None:
+            raise LocalProtocolError("there is no key to ask for consent with")
+        return Consent(self.token, self.caller, self._sender, self._receiver, self._entropy)
 
     @property
     def targets(self) -> tuple[Address, ...]:
@@ -313,6 +333,7 @@ class CallAnswered(Event, frozen=True):
     Attributes:
         key: Who has signed it; None of a program of the founding protocol.
         selector: Of the attempt, 32 hex characters: what the caller shows over the relay; empty where nobody has signed.
+        offer: The relay, where it is not the server.
     """
 
     token: str
@@ -320,6 +341,7 @@ class CallAnswered(Event, frozen=True):
     is_seed_only: bool
     key: PublicKey | None = None
     selector: str = ""
+    offer: RelayOffer | None = None
 
 
 class CalleePort(MachineBase):
@@ -504,7 +526,7 @@ class CalleePort(MachineBase):
         self._agents[token] = agent
         self._answered.remember(token, b"", now)  # a late repetition of t=10 must not begin it anew
         selector = signed.keys.selector.hex() if signed else ""
-        self._events.append(CallAnswered(token, agent.caller, agent.is_seed_only, agent.key, selector))
+        self._events.append(CallAnswered(token, agent.caller, agent.is_seed_only, agent.key, selector, message.extra.relay))
         agent.start(now)
 
     def _make_room(self) -> None:

@@ -13,6 +13,8 @@ from p2ptunnel.errors import InvalidKeyError, LocalProtocolError
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.protocol.approach import Approach, Birthdays
 from p2ptunnel.protocol.birthday import BirthdayEnded
+from p2ptunnel.protocol.consent import Consent
+from p2ptunnel.protocol.detour import Detour
 from p2ptunnel.protocol.intent import Answered, AnswerFault, AttemptKeys, CallSigner
 from p2ptunnel.protocol.machine import Datagram, Entropy, MachineBase, new_mid
 from p2ptunnel.protocol.punch import (
@@ -41,6 +43,7 @@ from p2ptunnel.wire.messages import (
     HoleAnswer,
     HoleProbe,
     Message,
+    NatHints,
     Opener,
     OpenTcp,
     OpenTcpAnswer,
@@ -145,7 +148,7 @@ class CallerAgent(MachineBase):
         self._view = view
         self._entropy = entropy
         self._cookie = cookie
-        self._server_key = server_key
+        self._server_key = self._given_server_key = server_key
         self._join = join
         self._signer = signer
         self._is_punching = is_punching
@@ -166,6 +169,17 @@ class CallerAgent(MachineBase):
         self._gives_up_at: float | None = None
         self._challenges = 0
         self._is_renewed = False
+        self._detour = Detour()
+
+    def consent(self, remote: Address) -> Consent:
+        """Return what keeps asking the callee at `remote`, keyed like all that goes there.
+
+        Raises:
+            LocalProtocolError: Nobody has answered with a key.
+        """
+        if self._sender is None or self._receiver is None:
+            raise LocalProtocolError("there is no key to ask for consent with")
+        return Consent(self.token, remote, self._sender, self._receiver, self._entropy)
 
     # --- input --------------------------------------------------------------------------------------------------------
 
@@ -244,10 +258,11 @@ class CallerAgent(MachineBase):
         elif self._approach is not None:
             self._approach.handle_timer(now)
             self._collect(now)
+        self._events += self._detour.due(self.token, now)
 
     def next_deadline(self) -> float | None:
         """Return when something is due."""
-        waits = [self._requester.next_deadline(), self._gives_up_at]
+        waits = [self._requester.next_deadline(), self._gives_up_at, self._detour.next_deadline()]
         if self._approach is not None:
             waits.append(self._approach.next_deadline())
         return min((at for at in waits if at is not None), default=None)
@@ -313,9 +328,11 @@ class CallerAgent(MachineBase):
             self._move(CallerTrigger.OFFERED)
             self._gives_up_at = now + PUNCH_TIMEOUT
             if self._signer is not None:
-                self._events.append(CallOffered(self.token))
+                self._events.append(CallOffered(self.token, extra.relay))
             if self._early is not None and self._early.token == self.token:
                 self._on_result(self._early, now)
+        elif message.code == 401 and extra.cookie and self._given_server_key not in {"", extra.key}:
+            self._fail("another-server", 401, "it has another key than was given for it", now)
         elif message.code == 401 and extra.cookie and self._challenges < 2:
             self._challenges += 1
             self._cookie, self._server_key = extra.cookie, self._server_key or extra.key
@@ -386,6 +403,7 @@ class CallerAgent(MachineBase):
         self._sender = KeyedSender(answered.keys.caller_mac)
         self._receiver = KeyedReceiver(answered.keys.callee_mac)
         self._conkey = answered.keys.conkey.hex()
+        self._detour.told(self._conkey)
 
     # --- the conversation with the callee -----------------------------------------------------------------------------
 
@@ -409,7 +427,10 @@ class CallerAgent(MachineBase):
             peer_key=self.peer_key,
         )
         self._approach.start(now, ends_at=self._gives_up_at)
-        self._probe(self._peer, now)
+        if self._keys is not None:
+            self._detour.start(self._view.hints, callee.nat or NatHints(), now)
+        for target in self._approach.udp_targets:
+            self._probe(target, now)
 
     def _collect(self, now: float) -> None:
         """Take what the approach wants done; a birthday that has led to nothing was the last thing to try."""
@@ -470,6 +491,8 @@ class CallerAgent(MachineBase):
         self._requester.cancel(31)
         rtt = now - request.sent_at if request.sends == 1 else None
         self._events.append(HoleOpened(self.token, source, rtt))
+        self._detour.opened(source)
+        self._events += self._detour.due(self.token, now)
         if self._conkey is None:  # a program of the seed tells it; where calls are signed both sides know it already
             self._open_tcp(source, now)
 
@@ -502,6 +525,7 @@ class CallerAgent(MachineBase):
 
     def _finish(self) -> None:
         self._requester.cancel()
+        self._detour.stop()
         self._gives_up_at = None
         self.abandon()
 

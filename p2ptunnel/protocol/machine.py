@@ -30,7 +30,7 @@ class Datagram(msgspec.Struct, frozen=True):
         return f"Datagram({len(self.data)} bytes, {self.destination!r}, opener={self.opener})"
 
 
-_SECRET_FIELDS = frozenset({"token", "conkey", "selector", "line"})
+_SECRET_FIELDS = frozenset({"token", "conkey", "selector", "line", "offer"})
 
 
 class Event(msgspec.Struct, frozen=True):

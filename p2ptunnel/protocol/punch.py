@@ -19,7 +19,7 @@ from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.nat import NatProfile
 from p2ptunnel.types import Address, Candidate, Transport
-from p2ptunnel.wire.messages import NatHints
+from p2ptunnel.wire.messages import NatHints, RelayOffer
 
 __all__ = [
     "AnswerProved",
@@ -38,19 +38,23 @@ __all__ = [
     "own_candidates",
     "phase_length",
     "tcp_targets",
+    "udp_targets",
 ]
 
-FailureKind: TypeAlias = Literal["rendezvous-silent", "offline", "refused", "rate-limited", "timeout", "forged", "key-changed"]
+FailureKind: TypeAlias = Literal[
+    "rendezvous-silent", "another-server", "offline", "refused", "rate-limited", "timeout", "forged", "key-changed"
+]
 
 
 class LocalView(msgspec.Struct, frozen=True):
     """What a side knows of its own port when an attempt begins.
 
-    candidates: TCP and UDP addresses at which others may find this port, best first.
+    candidates: TCP and UDP addresses at which others may find this port: as the server sees it, then as our router says.
     rtt: Seconds to the rendezvous server and back.
     can_open_low: It can send a SYN that dies on the way and survive the ICMP answer.
     nat: What the NATs before the port do.
     ports: Outside TCP ports that they have given lately, the last one last.
+    can_quic: It can do QUIC over the punched UDP port.
     """
 
     candidates: tuple[Candidate, ...] = ()
@@ -58,20 +62,27 @@ class LocalView(msgspec.Struct, frozen=True):
     can_open_low: bool = True
     nat: NatProfile = NatProfile()
     ports: tuple[int, ...] = ()
+    can_quic: bool = False
 
     @property
     def hints(self) -> NatHints:
-        """The wire's `extra.nat`."""
-        return self.nat.hints(can_open_low=self.can_open_low, rtt=self.rtt)
+        """The wire's `extra.nat`; where our router keeps a way in over TCP and UDP, strangers get in."""
+        hints = self.nat.hints(can_open_low=self.can_open_low, rtt=self.rtt)
+        is_open = {"tcp", "udp"} == {candidate.proto for candidate in self.candidates if candidate.kind == "mapped"}
+        return msgspec.structs.replace(hints, is_open=is_open or hints.is_open, quic=self.can_quic)
 
 
 # --- what agents ask for and report ------------------------------------------------------------------------------------
 
 
 class CallOffered(Event, frozen=True):
-    """The server has introduced our signed call: it knows the callee, and under this token the relay knows both."""
+    """The server has introduced our signed call: it knows the callee, and under this token the relay knows both.
+
+    offer: The relay, where it is not the server.
+    """
 
     token: str
+    offer: RelayOffer | None = None
 
 
 class AnswerProved(Event, frozen=True):
@@ -201,7 +212,22 @@ def tcp_targets(candidates: tuple[Candidate, ...], peer: Address, server: Addres
         peer: What `aim` returned.
         server: As we reach it.
     """
-    named = (candidate.address for candidate in candidates if candidate.proto == "tcp")
-    aimed = (aim(address, candidates, server) for address in named)
-    targets = tuple(dict.fromkeys(address for address in aimed if not isinstance(address, str) and address[0] == peer[0]))
-    return targets or (peer,)
+    named = tuple(candidate for candidate in candidates if candidate.proto == "tcp")
+    return _aimed_at(named, peer, server) or (peer,)
+
+
+def udp_targets(candidates: tuple[Candidate, ...], peer: Address, server: Address) -> tuple[Address, ...]:
+    """Return where to send datagrams: where the server has seen the peer, and the one way in that its router keeps open there.
+
+    Args:
+        candidates: The peer's.
+        peer: What `aim` returned.
+        server: As we reach it.
+    """
+    mapped = tuple(candidate for candidate in candidates if (candidate.kind, candidate.proto) == ("mapped", "udp"))
+    return tuple(dict.fromkeys((peer, *_aimed_at(mapped, peer, server)[:1])))
+
+
+def _aimed_at(named: tuple[Candidate, ...], peer: Address, server: Address) -> tuple[Address, ...]:
+    aimed = (aim(candidate.address, named, server) for candidate in named)
+    return tuple(dict.fromkeys(address for address in aimed if not isinstance(address, str) and address[0] == peer[0]))

@@ -59,7 +59,10 @@ class PeerLeft(Event, frozen=True):
 
 
 class Registered(msgspec.Struct):
-    """One registration; `is_validated`: it has shown that it receives there, which only a program of the seed need not."""
+    """One registration; `is_validated`: it has shown that it receives there, which only a program of the seed need not.
+
+    `displaced` is the epoch of the one by the same key, from another address, in whose place it came; 0: there was none.
+    """
 
     tag: Tag
     endpoint: Endpoint
@@ -68,6 +71,7 @@ class Registered(msgspec.Struct):
     epoch: int
     expires_at: float
     is_validated: bool
+    displaced: int = 0
 
 
 class Registrar:
@@ -208,10 +212,11 @@ class Registrar:
         self._replies.answer(RegisterAnswer(mid=message.mid, code=401, em="ts too low", extra=body), source)
 
     def _enter(self, tag: Tag, extra: RegisterExtra, source: Endpoint, now: float, *, is_validated: bool) -> Registered:
-        if tag in self.online:
+        if (before := self.online.get(tag)) is not None:
             self.remove(tag, "replaced")
-        epoch = new_mid(self._entropy)
-        entered = Registered(tag, source, extra.key, extra.ts, epoch, now + REGISTRATION_TTL, is_validated)
+        is_displaced = before is not None and before.key == extra.key and before.endpoint.address != source.address
+        displaced, epoch = before.epoch if before is not None and is_displaced else 0, new_mid(self._entropy)
+        entered = Registered(tag, source, extra.key, extra.ts, epoch, now + REGISTRATION_TTL, is_validated, displaced)
         self.online[tag] = entered
         if source.connection is not None:
             self._of_connection.setdefault(source.connection, set()).add(tag)
@@ -235,6 +240,10 @@ class Registrar:
     def on_heartbeat(self, message: Heartbeat, source: Endpoint, size: int, now: float) -> bool:
         """Take a t=2; return whether it was one of a registered peer."""
         held = self._holder(message.ltag, message.extra.epoch, source)
+        if held is None and self._is_displaced(message.ltag, message.extra.epoch):
+            answer = HeartbeatAnswer(mid=message.mid, code=409, em="registered from elsewhere since")
+            self._replies.answer_stranger(answer, source, size)
+            return False
         if held is None:
             self._replies.challenge(HeartbeatAnswer, message.mid, source, size, now)
             return False
@@ -268,6 +277,11 @@ class Registrar:
     def _holder(self, tag: str, epoch: int, source: Endpoint) -> Registered | None:
         held = self.online.get(tag)
         return held if held is not None and (held.epoch, held.endpoint) == (epoch, source) else None
+
+    def _is_displaced(self, tag: str, epoch: int) -> bool:
+        """Tell whether who asks has had the tag until now, which nobody else can show: the epoch was told to it alone."""
+        held = self.online.get(tag)
+        return held is not None and 0 < epoch == held.displaced
 
     def remove(self, tag: Tag, why: str) -> None:
         """End a registration; the tag stays its owner's."""

@@ -41,6 +41,7 @@ __all__ = [
     "TRANSITIONS",
     "AddressChanged",
     "Credentials",
+    "Displaced",
     "Left",
     "Registered",
     "Registration",
@@ -127,6 +128,10 @@ class RegistrationLost(Event, frozen=True):
     """The server has not answered for a whole transaction; the next try is in `retry_in` seconds."""
 
     retry_in: float
+
+
+class Displaced(Event, frozen=True):
+    """Another program has registered our tag by our key from elsewhere; we take it back."""
 
 
 class ServerUnproven(Event, frozen=True):
@@ -332,6 +337,8 @@ class Registration(MachineBase):
         if message.code == 200:
             self._observe(extra, now)
         else:
+            if message.code == 409:
+                self._events.append(Displaced())
             self._move(RegistrationTrigger.UNKNOWN)
             self._register(now)
 

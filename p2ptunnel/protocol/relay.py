@@ -31,6 +31,7 @@ from p2ptunnel.defaults import (
     SITE_FACTOR,
     TOKEN_TTL,
 )
+from p2ptunnel.identity.grant import Grants
 from p2ptunnel.identity.judge import Judge
 from p2ptunnel.protocol.limits import limited_source
 from p2ptunnel.protocol.machine import Event
@@ -150,6 +151,7 @@ class Relay:
         judge: Of signatures.
         quota_bytes: What one key may have carried in a day, which begins with its first circuit.
         circuits_of_key: At a time.
+        grants: Knows the calls that servers elsewhere have introduced; None: there are none but those that are introduced here.
 
     Attributes:
         circuits: Those that wait or are open, by number.
@@ -159,13 +161,19 @@ class Relay:
     """
 
     def __init__(
-        self, judge: Judge, *, quota_bytes: int = RELAY_QUOTA_BYTES, circuits_of_key: int = RELAY_CIRCUITS_OF_KEY
+        self,
+        judge: Judge,
+        *,
+        quota_bytes: int = RELAY_QUOTA_BYTES,
+        circuits_of_key: int = RELAY_CIRCUITS_OF_KEY,
+        grants: Grants | None = None,
     ) -> None:
         self.circuits: Final[dict[int, Circuit]] = {}
         self.carried_bytes = 0
         self.refused: Final[Counter[str]] = Counter()
         self.ended: Final[Counter[str]] = Counter()
         self._judge = judge
+        self._grants = grants
         self._quota_bytes = quota_bytes
         self._circuits_of_key = circuits_of_key
         self._calls: dict[str, _Call] = {}  # in the order in which they expire
@@ -180,17 +188,27 @@ class Relay:
 
     def introduce(self, token: str, caller_key: str, callee_key: str, now: float) -> None:
         """Let these two keys meet here while the token lives; who has no key has nothing to join with."""
-        if not (caller_key and callee_key):
-            return
+        if caller_key and callee_key:
+            self._admit(token, caller_key, callee_key, now + TOKEN_TTL, now)
+
+    def _admit(self, token: str, caller_key: str, callee_key: str, expires_at: float, now: float) -> _Call:
         for oldest, call in tuple(itertools.islice(self._calls.items(), 2)):  # two for each new one: the table only shrinks
             if call.expires_at <= now or len(self._calls) >= RELAY_CALLS_MAX:
                 del self._calls[oldest]
-        self._calls[token] = _Call({"caller": caller_key, "callee": callee_key}, now + TOKEN_TTL)
+        call = self._calls[token] = _Call({"caller": caller_key, "callee": callee_key}, expires_at)
+        return call
+
+    def _granted(self, extra: RelayJoinExtra, now: float) -> _Call:
+        """Return the call that a server elsewhere has introduced; it is remembered for as long as its grant counts."""
+        granted = None if self._grants is None else self._grants.read(extra.token, extra.grant)
+        if granted is None:
+            return _NO_CALL
+        return self._admit(extra.token, granted.caller, granted.callee, now + granted.seconds, now)
 
     def join(self, message: RelayJoin, host: str, now: float) -> tuple[RelayJoinAnswer, Circuit | None]:
         """Return the answer to a t=6 from a numeric host, and the circuit that its sender is an end of from now on."""
         extra = message.extra
-        call = self._calls.get(extra.token, _NO_CALL)
+        call = self._calls.get(extra.token) or self._granted(extra, now)
         source = limited_source(host) if extra.role == "caller" else None  # a callee joins at the wish of others
         if refusal := self._refusal(call, extra, now) or self._excess(call, extra.key, source, now):
             self.refused[refusal.why] += 1

@@ -60,10 +60,14 @@ class ControlConnections:
     def __len__(self) -> int:
         return len(self._open)
 
-    def make(self) -> ControlConnection:
-        """Return the protocol for one more connection: what `loop.create_server` wants."""
+    def make(self, source: Address | None = None) -> ControlConnection:
+        """Return the protocol for one more connection: what `loop.create_server` wants.
+
+        Args:
+            source: Where it comes from, where its socket does not tell.
+        """
         self._last += 1
-        return ControlConnection(self, self._last)
+        return ControlConnection(self, self._last, source)
 
     def send(self, connection: int, line: bytes, *, is_last: bool = False) -> None:
         """Write a line, `is_last`: and close; a connection that is gone is no error."""
@@ -128,9 +132,9 @@ class ControlConnections:
 class ControlConnection(asyncio.BufferedProtocol):
     """One connection: splits lines, cuts off who is silent, slow, sends junk or does not read."""
 
-    def __init__(self, connections: ControlConnections, number: int) -> None:
+    def __init__(self, connections: ControlConnections, number: int, source: Address | None = None) -> None:
         self.number = number
-        self.source: Address = ("", 0)
+        self.source: Address = source or ("", 0)
         self._connections = connections
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -150,7 +154,8 @@ class ControlConnection(asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=0)  # so that we hear of the first byte that is not taken
-        self.source = transport.get_extra_info("peername")[:2]
+        if not self.source[0]:
+            self.source = transport.get_extra_info("peername")[:2]
         self._timer = self._loop.call_later(CONTROL_QUIET, self._on_quiet)
         self._connections.opened(self)
 

@@ -10,6 +10,7 @@ from typing import Final
 from p2ptunnel.errors import ConfigError, InvalidKeyError, StoreError
 from p2ptunnel.identity.files import OTHERS_READ_OR_WRITE, OTHERS_WRITE, read_private, write_private
 from p2ptunnel.identity.keys import PublicKey
+from p2ptunnel.trace import Tracer
 from p2ptunnel.types import clean
 
 __all__ = ["KeyList", "join_token"]
@@ -39,8 +40,11 @@ def join_token(path: Path) -> str:
 class KeyList:
     """The public keys in a file, one a line, with what stands behind a `#` left out; read again when it has changed.
 
+    A file that cannot be read any more lists whom it listed last: a slip of an editor cuts nobody off.
+
     Args:
         path: The file.
+        tracer: Told when it cannot be read, and when it can again.
 
     Raises:
         ConfigError: A line is no key.
@@ -48,21 +52,37 @@ class KeyList:
         StoreError: It cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tracer: Tracer | None = None) -> None:
         self._path: Final = path
+        self._trace: Final = tracer or Tracer()
         self._version = self._version_on_disk()
         self._keys = self._read()
+        self._problem = ""
 
     def __contains__(self, key: object) -> bool:
-        """Tell whether the key is listed; a file that cannot be read any more lists nobody."""
-        version = self._version_on_disk()
-        if version != self._version:
-            self._version = version
-            try:
-                self._keys = self._read()
-            except ConfigError:
-                self._keys = frozenset[str]()
+        """Tell whether the key is listed."""
+        self._refresh()
         return key in self._keys
+
+    @property
+    def problem(self) -> str:
+        """Why the file cannot be read as it is now; empty if it can."""
+        self._refresh()
+        return self._problem
+
+    def _refresh(self) -> None:
+        version = self._version_on_disk()
+        if version == self._version:
+            return
+        self._version, was = version, self._problem
+        try:
+            self._keys, self._problem = self._read(), ""
+        except ConfigError as error:
+            self._problem = str(error)
+            self._trace("members", "unreadable", reason=self._problem)
+        else:
+            if was:
+                self._trace("members", "readable")
 
     def _version_on_disk(self) -> tuple[int, int, int] | None:
         try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
-import errno
 import random
 import secrets
 import socket
@@ -22,9 +21,11 @@ import msgspec
 
 from p2ptunnel.defaults import FLOOD_ROOM_BYTES, RELAY_CIRCUITS_OF_KEY, RELAY_QUOTA_BYTES, RENDEZVOUS_PORT
 from p2ptunnel.errors import AddressInUseError, BindError, ConfigError, LocalProtocolError
+from p2ptunnel.identity.grant import Offers
 from p2ptunnel.identity.judge import Judge
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.net.filter import attach_filter
+from p2ptunnel.net.interfaces import resolve
 from p2ptunnel.net.sockets import widen_receiving
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
 from p2ptunnel.protocol.broker import Broker, LineToSend, RelayJoined
@@ -34,15 +35,17 @@ from p2ptunnel.protocol.relay import Relay
 from p2ptunnel.protocol.tags import TagBook
 from p2ptunnel.server.control import ControlConnections
 from p2ptunnel.server.keeper import TagKeeper
+from p2ptunnel.server.listening import BACKLOG, bind_error, listening_socket
+from p2ptunnel.server.members import KeyList
 from p2ptunnel.server.registry import TagStore
 from p2ptunnel.server.relay import RelayDriver
+from p2ptunnel.server.web import Web, WebFront
 from p2ptunnel.trace import Tracer
-from p2ptunnel.types import Address, format_address
+from p2ptunnel.types import Address, format_address, parse_server
 
-__all__ = ["RelayStats", "Rendezvous", "ServerStats"]
+__all__ = ["RelayStats", "Rendezvous", "ServerStats", "relay_stats"]
 
 _PORT_TRIES: Final = 16
-_BACKLOG: Final = 1024
 _EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - what nobody can be told to ask
 
 
@@ -75,6 +78,7 @@ class ServerStats(msgspec.Struct, frozen=True):
         unwritten: How often the store could not be written.
         dropped: What was not taken and who was cut off, by reason.
         relay: None where there is none.
+        members: Why the list of members cannot be read, and holds as it was read last; empty: it can, or there is none.
     """
 
     online: int
@@ -86,6 +90,7 @@ class ServerStats(msgspec.Struct, frozen=True):
     unwritten: int
     dropped: dict[str, int]
     relay: RelayStats | None
+    members: str = ""
 
 
 class Rendezvous:
@@ -100,15 +105,20 @@ class Rendezvous:
         identity: The server's own key, which registrations are signed for; None: nobody can tell it from another.
         store: Where owned tags outlive the server; None: nowhere.  Closed with the server.
         join_token: What members must know; empty: everybody is served.
-        members: The public keys, as text, of whom it serves; None: everybody.
+        members: The public keys, as text, of whom it serves, such as a `KeyList`; None: everybody.
         relay: Also carry, as they are, the bytes of peers that it has introduced and that find no direct path.
+        relays: Relays on other machines that do so in its place, each `host:port#p2p:KEY` as it has announced itself; one of
+            them, by lot, is named for each call.  A name is looked up at the start.
+        web: Where its TCP side is served inside TLS as well, and inside WebSocket over TLS; None: nowhere.
         relay_quota_bytes: What one key may have carried in a day.
         relay_circuits: Of one key at a time.
         tracer: Gets every event of the broker.
 
     Raises:
         ConfigError: One of `alt_listen` is no single address, or programs that cannot show who they are would be served with
-            members only, or the relay could carry nothing.
+            members only, or the relay could carry nothing, or relays elsewhere have no key, or there is none to sign for them,
+            or TLS has no certificate.
+        InvalidAddressError: One of `relays` is no address of a relay.
     """
 
     def __init__(
@@ -124,6 +134,8 @@ class Rendezvous:
         relay: bool = True,
         relay_quota_bytes: int = RELAY_QUOTA_BYTES,
         relay_circuits: int = RELAY_CIRCUITS_OF_KEY,
+        relays: Sequence[str] = (),
+        web: Web | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         for address in alt_listen:
@@ -137,11 +149,14 @@ class Rendezvous:
         self._trace = tracer or Tracer()
         self._observer = Observer()
         self._tags = TagBook()
+        self._members = members
         judge = Judge(identity, join_token=join_token, members=members)
         if compat_seed and judge.is_private:
             hint = "Serve those programs at a server of their own."
             raise ConfigError("a program of the founding document cannot show that it is a member", hint)
-        self._relay = Relay(judge, quota_bytes=relay_quota_bytes, circuits_of_key=relay_circuits) if relay else None
+        is_relaying = relay and not relays
+        self._relay = Relay(judge, quota_bytes=relay_quota_bytes, circuits_of_key=relay_circuits) if is_relaying else None
+        self._offers = _offers(identity, relays) if relays else None
         self._broker = Broker(
             secrets.token_bytes(32),
             random.SystemRandom(),
@@ -150,7 +165,11 @@ class Rendezvous:
             compat_seed=compat_seed,
             observer=self._observer,
             relay=self._relay,
+            offers=self._offers,
         )
+        self._web = web
+        self._web_context = None if web is None else web.context(identity)
+        self._front: WebFront | None = None
         self._keeper = None if store is None else TagKeeper(store)
         self._services: list[_Service] = []
 
@@ -164,6 +183,11 @@ class Rendezvous:
         if not self._services:
             raise LocalProtocolError("the rendezvous server is not up: use `async with Rendezvous(…)`")
         return self._services[0].address
+
+    @property
+    def web_address(self) -> Address | None:
+        """Where its TCP side is served inside TLS, None: nowhere."""
+        return None if self._front is None else self._front.address
 
     @property
     def registered(self) -> tuple[str, ...]:
@@ -190,7 +214,8 @@ class Rendezvous:
             sent=sum(service.driver.udp.sent for service in self._services),
             unwritten=0 if self._keeper is None else self._keeper.failures,
             dropped=dict(self.dropped),
-            relay=None if self._relay is None else _relay_stats(self._relay),
+            relay=None if self._relay is None else relay_stats(self._relay),
+            members=self._members.problem if isinstance(self._members, KeyList) else "",
         )
 
     async def start(self) -> None:
@@ -200,6 +225,7 @@ class Rendezvous:
             AddressInUseError: Another program has a port, for UDP or for TCP; nothing stays open.
             BindError: An address is not ours; nothing stays open.
             InvalidAddressError: An address is not numeric.
+            ResolveError: The name of a relay has no address.
             StoreError: The store cannot be read.
         """
         if self._services:
@@ -207,13 +233,19 @@ class Rendezvous:
         try:
             if self._keeper is not None:
                 await self._keeper.load(self._tags)
+            if self._offers is not None:
+                await self._offers.look_up(_numeric)
             relay = RelayDriver(self._relay, self._trace) if self._relay else None
             self._services.append(_BrokerService(self._broker, relay, *_bind_both(self._listen, self._trace), self._trace))
             for address in self._alt_listen:
                 self._services.append(_ObserverService(Observer(), *_bind_both(address, self._trace)))
             self._observer.others = tuple(service.address for service in self._services[1:])
+            if self._web is not None and self._web_context is not None:
+                self._front = self._web.front(self._web_context, self._services[0].connections)
             for service in self._services:
                 await service.start()
+            if self._front is not None:
+                self._front.start()
             if self._keeper is not None:
                 self._keeper.start(self._broker.registrar)
                 self._services[0].driver.wake()
@@ -224,8 +256,11 @@ class Rendezvous:
     async def close(self) -> None:
         """Stop serving, and write what is to be kept; closing twice is fine."""
         services, self._services = self._services, []
+        front, self._front = self._front, None
         for service in services:
             service.close()
+        if front is not None:
+            await front.close()
         for service in services:
             await service.wait_closed()
         if self._keeper is not None:
@@ -264,7 +299,7 @@ class _Service(abc.ABC):
         make = self.connections.make
         # Served in a second step: cancelled in the middle of a first one, there would be nobody to stop it.
         self._server = await asyncio.get_running_loop().create_server(
-            make, sock=self._listener, backlog=_BACKLOG, start_serving=False
+            make, sock=self._listener, backlog=BACKLOG, start_serving=False
         )
         await self._server.start_serving()
 
@@ -366,7 +401,21 @@ class _ObserverService(_Service):
         """Nothing is kept of a connection."""
 
 
-def _relay_stats(relay: Relay) -> RelayStats:
+def _offers(identity: Identity | None, relays: Sequence[str]) -> Offers:
+    """Read the relays that there are elsewhere."""
+    specs = [parse_server(relay, default_port=RENDEZVOUS_PORT) for relay in relays]
+    if identity is None or not all(spec.key for spec in specs):
+        raise ConfigError("a relay elsewhere that has no key, or no server's key to sign for it", "host:port#p2p:KEY.")
+    return Offers(identity, [(spec.address, spec.key) for spec in specs], time.time)
+
+
+async def _numeric(host: str) -> str:
+    """Look a relay's name up; every peer has IPv4."""
+    return await resolve(host, family=socket.AF_UNSPEC if ":" in host else socket.AF_INET)
+
+
+def relay_stats(relay: Relay) -> RelayStats:
+    """Return how a relay stands."""
     return RelayStats(len(relay.circuits), relay.carried_bytes, dict(relay.refused), dict(relay.ended))
 
 
@@ -383,31 +432,9 @@ def _bind_once(listen: Address, trace: Tracer) -> tuple[UdpSocket, socket.socket
     try:
         udp = UdpSocket(listen, shared=False, tracer=trace)
     except BindError as error:
-        raise _bind_error(listen, error.__cause__, error.reason) from error
+        raise bind_error(listen, error.__cause__, error.reason) from error
     try:
-        return udp, _listening_socket(udp.address)
+        return udp, listening_socket(udp.address)
     except OSError as error:
         udp.close()
-        raise _bind_error(udp.address, error, error.strerror or str(error)) from error
-
-
-def _bind_error(address: Address, cause: BaseException | None, reason: str) -> BindError:
-    if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
-        return AddressInUseError(format_address(address))
-    return BindError(format_address(address), reason)
-
-
-def _listening_socket(address: Address) -> socket.socket:
-    sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart need not wait for TIME_WAIT
-        if sock.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
-        sock.bind(address)
-        sock.listen(_BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return sock
+        raise bind_error(udp.address, error, error.strerror or str(error)) from error

@@ -261,7 +261,9 @@ class Channel(asyncio.BufferedProtocol):
         """Learn that the transport is gone."""
         if self._room is not None:
             self._room.close()
-        self._finish(ChannelLostError(str(exc) if exc else "the connection ended without a goodbye"))
+        lost = ChannelLostError(str(exc) if exc else "the connection ended without a goodbye")
+        lost.__cause__ = exc
+        self._finish(lost)
         self._sealed = self._plain = memoryview(b"")
         self._arrived.set()
         self.gone.set()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hmac
 import os
 import ssl
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -28,7 +29,10 @@ from p2ptunnel.session.channel import Channel
 from p2ptunnel.types import Path, Tag
 from p2ptunnel.wire.frames import FRAMES_VERSION, Accept, Hello, encode, preamble
 
-__all__ = ["greet", "preface", "shake", "welcome"]
+__all__ = ["Selector", "greet", "preface", "selected", "shake", "welcome"]
+
+Selector: TypeAlias = bytes | Callable[[], Awaitable[bytes]]
+"""16 bytes that name the attempt; over the relay they may become known during the handshake only."""
 
 _NONCE_BYTES: Final = 16
 
@@ -58,6 +62,13 @@ class _Transcript(msgspec.Struct, frozen=True):
 def preface(path: Path, selector: bytes) -> bytes:
     """Return what goes ahead of TLS on a fresh connection; nothing over the relay, where the token has selected the peer."""
     return b"" if path.kind == "relay" else preamble(selector)
+
+
+async def selected(channel: Channel, tag: Tag, peer_key: PublicKey, path: Path, selector: Selector) -> bytes:
+    """Finish TLS as `shake`, and return the selector, which has to be known before only where it goes ahead of TLS."""
+    known = selector if isinstance(selector, bytes) else b"" if path.kind == "relay" else await selector()
+    await shake(channel, tag, peer_key, preface(path, known))
+    return known or (selector if isinstance(selector, bytes) else await selector())
 
 
 async def shake(channel: Channel, tag: Tag, peer_key: PublicKey, first: bytes) -> None:

@@ -52,6 +52,7 @@ from p2ptunnel.events import (
 )
 from p2ptunnel.identity.acl import Access
 from p2ptunnel.identity.keys import PublicKey
+from p2ptunnel.identity.store import as_last_read
 from p2ptunnel.protocol.limits import Buckets, Rate
 from p2ptunnel.protocol.link import ACTIVE, DORMANT, Health
 from p2ptunnel.protocol.mux import Drained, Mux, Source
@@ -877,7 +878,7 @@ class Session:
             self.spawn(answer(self._on_open, OpenRequest(self, stream)))
 
     def _turn_away(self, frame: Open, code: ResetCode, reason: str = "") -> None:
-        self._trace("session", "stream_denied", tag=self.tag, service=frame.service, code=code.name)
+        self._trace("session", "stream_denied", tag=self.tag, service=frame.service, code=code.name, reason=reason)
         self._mux.reset(frame.stream_id, code, reason)
         self.settle(frame.stream_id)
 
@@ -938,11 +939,11 @@ class Session:
     def _check_access(self, access: Access) -> None:
         """End the session of a peer that is no longer admitted, and the streams of grants that hold no more."""
         try:
-            is_admitted = self.peer_key in access.admitted()
-            revoked = [stream for stream in self._streams.values() if not (stream.is_ours or self._holds(access, stream))]
-        except StoreError as error:  # what runs goes on; nothing new is let in
+            is_admitted, revoked = self._judge(access)
+        except StoreError as error:  # nothing new is let in; what runs goes on for as long as it was granted
             self._trace("session", "access_unreadable", reason=str(error))
-            return
+            with as_last_read():
+                is_admitted, revoked = self._judge(access)
         if not is_admitted:
             self._go_away(GoAwayCode.REVOKED, "access was revoked")
             self._leave()
@@ -950,6 +951,11 @@ class Session:
         for stream in revoked:
             self._trace("session", "stream_revoked", tag=self.tag, service=stream.service)
             stream.refuse(ResetCode.NOT_YOURS, "access was revoked")
+
+    def _judge(self, access: Access) -> tuple[bool, list[SessionStream]]:
+        """Return whether the peer is admitted, and its streams whose grants hold no more."""
+        revoked = [stream for stream in self._streams.values() if not (stream.is_ours or self._holds(access, stream))]
+        return self.peer_key in access.admitted(), revoked
 
     def _check_known(self, is_known: Callable[[], bool]) -> None:
         """End a session that we called, if its peer is not pinned here any more."""

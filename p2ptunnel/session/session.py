@@ -16,7 +16,7 @@ from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.tls import callee_context, caller_context
 from p2ptunnel.net.threads import in_thread
 from p2ptunnel.session.channel import Channel
-from p2ptunnel.session.greeting import greet, preface, shake, welcome
+from p2ptunnel.session.greeting import Selector, greet, selected, welcome
 from p2ptunnel.session.live import Session, SessionOptions
 from p2ptunnel.session.request import OnOpen, OpenRequest
 from p2ptunnel.trace import Tracer
@@ -57,6 +57,9 @@ class Beginning:
         self.turn: Final = asyncio.Lock()
         """Of saying HELLO for a session that does not exist yet: two at one time would make two sessions."""
 
+    def abort(self, reason: str = "") -> None:
+        """End nothing: that one way is not wanted any more is no reason to end what another one may have begun."""
+
     @contextlib.asynccontextmanager
     async def patience(self) -> AsyncGenerator[None]:
         """Limit the time for which a channel has the turn: a way that goes silent must not keep a good one from beginning."""
@@ -76,7 +79,7 @@ async def connect_session(
     identity: Identity,
     tag: Tag,
     peer_key: PublicKey,
-    selector: bytes,
+    selector: Selector,
     beginning: Beginning | None = None,
     options: SessionOptions | None = None,
     tracer: Tracer | None = None,
@@ -106,14 +109,14 @@ async def connect_session(
     """
     beginning = beginning or Beginning()
     async with fresh_channel(pipe, _pinned(identity, peer_key), callee=False) as channel:
-        await shake(channel, tag, peer_key, preface(pipe.path, selector))
+        conkey = await selected(channel, tag, peer_key, pipe.path, selector)
         async with beginning.turn:
             if beginning.session is None:
                 async with beginning.patience():
-                    granted = await greet(channel, identity, tag, peer_key, selector)
+                    granted = await greet(channel, identity, tag, peer_key, conkey)
                 beginning.session = Session(
                     channel,
-                    session_id=selector,
+                    session_id=conkey,
                     is_caller=True,
                     tag=tag,
                     peer_key=peer_key,
@@ -126,7 +129,7 @@ async def connect_session(
         if pipe.path.kind == "relay":  # nobody waits for that any more
             channel.abort()
             raise ChannelClosedError("us: another way was faster")
-        await _stand_by(beginning.session, channel, pipe, identity, selector)
+        await _stand_by(beginning.session, channel, pipe, identity, conkey)
         return beginning.session
 
 
@@ -136,7 +139,7 @@ async def _stand_by(session: Session, channel: Channel, pipe: Pipe, identity: Id
     return session.stand_by(channel, pipe.path)
 
 
-async def resume_session(session: Session, pipe: Pipe, *, identity: Identity, selector: bytes) -> Rejoined:
+async def resume_session(session: Session, pipe: Pipe, *, identity: Identity, selector: Selector) -> Rejoined:
     """Bring up another channel for a session that we called, and ask the peer to go on over it; in at most 5 s.
 
     The pipe is spent, whatever happens.  The session moves when the peer answers; until then it stays where it is.
@@ -152,14 +155,14 @@ async def resume_session(session: Session, pipe: Pipe, *, identity: Identity, se
         OSError: The pipe was broken before.
     """
     async with fresh_channel(pipe, _pinned(identity, session.peer_key), callee=False) as channel:
-        await shake(channel, session.tag, session.peer_key, preface(pipe.path, selector))
+        conkey = await selected(channel, session.tag, session.peer_key, pipe.path, selector)
         try:
             number, behind = await session.join()  # only now: whoever joins keeps the others waiting
         except ChannelClosedError:  # the session ended meanwhile
             channel.abort()
             raise
         try:
-            await greet(channel, identity, session.tag, session.peer_key, selector, session=session.session_id, behind=behind)
+            await greet(channel, identity, session.tag, session.peer_key, conkey, session=session.session_id, behind=behind)
             session.adopt(channel, pipe.path, number)
         except BaseException:
             session.withdraw(number)
@@ -167,7 +170,7 @@ async def resume_session(session: Session, pipe: Pipe, *, identity: Identity, se
     return Rejoined(session, number)
 
 
-async def add_channel(session: Session, pipe: Pipe, *, identity: Identity, selector: bytes) -> Rejoined:
+async def add_channel(session: Session, pipe: Pipe, *, identity: Identity, selector: Selector) -> Rejoined:
     """Bring up another channel for a session that we called, which stays where it is until that is better; in at most 5 s.
 
     The pipe is spent, whatever happens.
@@ -184,8 +187,8 @@ async def add_channel(session: Session, pipe: Pipe, *, identity: Identity, selec
         OSError: The pipe was broken before.
     """
     async with fresh_channel(pipe, _pinned(identity, session.peer_key), callee=False) as channel:
-        await shake(channel, session.tag, session.peer_key, preface(pipe.path, selector))
-        return Rejoined(session, await _stand_by(session, channel, pipe, identity, selector))
+        conkey = await selected(channel, session.tag, session.peer_key, pipe.path, selector)
+        return Rejoined(session, await _stand_by(session, channel, pipe, identity, conkey))
 
 
 class Rejoined:

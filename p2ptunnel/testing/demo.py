@@ -77,6 +77,7 @@ class Machine:
     def p2ptunnel(self, *arguments: str) -> list[str]:
         """Return the command line of our program with this machine's profile."""
         options = ["--profile", str(self.directory / "profile"), "--trace", str(self.trace), "--tag", self.name]
+        options.append("--no-lan")  # two machines that are one would find each other without a hole
         return [sys.executable, "-m", "p2ptunnel", *options, *arguments]
 
     def start(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[str]:

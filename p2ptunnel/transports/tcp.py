@@ -10,7 +10,7 @@ from typing import Final
 from p2ptunnel.abc import Pipe
 from p2ptunnel.defaults import PREAMBLE_TIMEOUT, UNSENT_MAX_BYTES, USER_TIMEOUT
 from p2ptunnel.errors import LocalProtocolError, RemoteProtocolError
-from p2ptunnel.net.sockets import keep_alive, limit_unsent, reset_close
+from p2ptunnel.net.sockets import is_tcp, keep_alive, limit_unsent, reset_close
 from p2ptunnel.types import Path
 from p2ptunnel.wire.frames import PREAMBLE_BYTES, parse_preamble
 
@@ -62,6 +62,8 @@ class TcpPipe(Pipe):
 
 def _prepare(sock: socket.socket) -> None:
     sock.setblocking(False)
+    if not is_tcp(sock):  # what carries it has done so
+        return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else Nagle and delayed acks cost an echo 40 to 90 ms
     keep_alive(sock)
     if _USER_TIMEOUT is not None:  # it also runs while a stopped peer's window is closed, so it must not be the first judge

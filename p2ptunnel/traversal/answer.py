@@ -49,6 +49,7 @@ from p2ptunnel.protocol.punch import Dial, ObserveRow, StopDialing
 from p2ptunnel.protocol.registration import (
     AddressChanged,
     Credentials,
+    Displaced,
     Left,
     Registered,
     RegistrationLost,
@@ -56,20 +57,25 @@ from p2ptunnel.protocol.registration import (
     ServerUnproven,
 )
 from p2ptunnel.trace import Tracer
+from p2ptunnel.transports.quic import QuicPipe
+from p2ptunnel.transports.quicport import QuicPort
 from p2ptunnel.transports.relay import RelayPipe
 from p2ptunnel.transports.tcp import TcpPipe, read_preamble
 from p2ptunnel.traversal.attempt import AttemptSockets
 from p2ptunnel.traversal.port import PunchPort
+from p2ptunnel.traversal.quic import QuicAnswers
 from p2ptunnel.traversal.report import ConnectedBy, path_of
 from p2ptunnel.types import Address, Tag, format_address
-from p2ptunnel.wire.messages import PunchNotice
+from p2ptunnel.wire.messages import PunchNotice, RelayOffer
 
 __all__ = ["Admit", "AdmitRaw", "AnsweringPort", "JoinAsCallee"]
 
 Admit: TypeAlias = Callable[[Pipe, str, PublicKey], Awaitable[None]]
-JoinAsCallee: TypeAlias = Callable[[str], Awaitable[RelayPipe]]
+JoinAsCallee: TypeAlias = Callable[[str, RelayOffer | None], Awaitable[RelayPipe]]
 AdmitRaw: TypeAlias = Callable[[Pipe], Awaitable[None]]
 _dice: Final = random.SystemRandom()
+
+_ServerNews: TypeAlias = Registered | RegistrationRefused | RegistrationLost | ServerUnproven | Displaced
 
 
 class AnsweringPort:
@@ -85,6 +91,7 @@ class AnsweringPort:
             What comes over the relay is admitted in the same way, with the attempt's selector in the place of a conkey.
         join: Joins the relay for a call that is answered, by its token; None: nobody reaches us there.
         is_punching: Whether to punch; else callers reach us over the relay only.
+        is_mapping: Whether to ask our router for a way in as well, if we punch.
         birthdays: What this machine has for them; None: there will be none.
         on_server: Called with the reason when the server is lost after all had been well, and with nothing when it is back.
 
@@ -102,6 +109,7 @@ class AnsweringPort:
         *,
         join: JoinAsCallee | None = None,
         is_punching: bool = True,
+        is_mapping: bool = False,
         birthdays: Birthdays | None = None,
         on_server: Callable[[str], None] | None = None,
         tracer: Tracer | None = None,
@@ -114,6 +122,7 @@ class AnsweringPort:
         self._admit = admit
         self._join = join
         self._is_punching = is_punching
+        self._is_mapping = is_mapping and is_punching
         self._trace = tracer or Tracer()
         self._machine = CalleePort(
             tag,
@@ -126,7 +135,10 @@ class AnsweringPort:
             is_punching=is_punching,
             birthdays=birthdays,
         )
-        self._driver = UdpDriver(self._machine, port.udp, self._on_event)
+        quic = QuicPort(port.udp, tracer=self._trace)
+        self._quic = QuicAnswers(quic, self._trace)
+        self._driver = UdpDriver(self._machine, port.udp, self._on_event, aside=quic)
+        port.serve(self._driver)
         self._listeners: tuple[Listener, ...] = ()
         self._sockets: dict[str, AttemptSockets] = {}
         self._greetings: set[asyncio.Task[None]] = set()
@@ -179,14 +191,21 @@ class AnsweringPort:
         self._driver.wake()
         observed = await self._registered
         self._watching = asyncio.create_task(self._watch_control())
+        if self._is_mapping:
+            self._port.ask_router(self._take_mapping)
         return observed
 
     def network_changed(self) -> None:
         """Register anew at once, and look anew at how we are seen: our address may be another."""
+        self._port.is_udp_silent = False  # as far as anybody knows
+        self._register_anew()
+
+    def _register_anew(self) -> None:
         if self._watching is not None and not self._is_closing:
             self._renewed_at = time.monotonic()
             self._is_renewing = True
             self._port.forget_control()
+            self._port.ask_router_anew()
             self._machine.registration.network_changed(self._renewed_at)
             self._driver.wake()
 
@@ -198,10 +217,10 @@ class AnsweringPort:
 
     def _renew(self) -> None:
         self._renewal = None
-        self.network_changed()
+        self._register_anew()
 
     async def close(self) -> None:
-        """Answer nobody any more, leave the server (waits at most a second), close every socket.
+        """Answer nobody any more, leave server and router (waits two seconds at most), close every socket.
 
         Cancelling skips the leaving; closing twice is fine.
         """
@@ -212,11 +231,11 @@ class AnsweringPort:
             if is_registered:
                 self._machine.registration.leave(time.monotonic())
                 self._driver.wake()
-                await self._left.wait()
+                await asyncio.gather(self._left.wait(), self._port.leave_router())
         finally:
             self.abort()
             watching = () if self._watching is None else (self._watching,)
-            await asyncio.gather(*self._greetings, *self._relayed, *watching, return_exceptions=True)
+            await asyncio.gather(*self._greetings, *self._relayed, *watching, self._quic.close(), return_exceptions=True)
             await asyncio.gather(*(sockets.wait_closed() for sockets in attempts))
 
     def abort(self) -> None:
@@ -235,6 +254,7 @@ class AnsweringPort:
             agent.abandon()
         for sockets in self._sockets.values():
             sockets.close()
+        self._quic.cancel()
         for task in (*self._greetings, *self._relayed, self._watching):
             if task is not None:
                 task.cancel()
@@ -245,6 +265,9 @@ class AnsweringPort:
         self._machine.view = self._port.view
         self._machine.registration.cookie = self._port.cookie
         self._machine.registration.server_key = self._port.server_key
+
+    def _take_mapping(self) -> None:
+        self._machine.view = self._port.view
 
     async def _watch_control(self) -> None:
         """Keep the standing TCP connection open; what ended it may have ended the registration or changed our address."""
@@ -278,13 +301,17 @@ class AnsweringPort:
             case StopDialing():
                 if event.token in self._sockets:
                     self._sockets.pop(event.token).close()
-            case Registered() | RegistrationRefused() | RegistrationLost() | ServerUnproven():
+            case Registered() | RegistrationRefused() | RegistrationLost() | ServerUnproven() | Displaced():
+                if isinstance(event, RegistrationLost):
+                    self._port.udp_lost()
                 self._on_registration(event)
             case AddressChanged():
                 self._port.forget_control()  # the NAT forgot us: what it showed of TCP is old as well
+                self._port.ask_router_anew()  # so may be the outside address of its ways in
             case CallAnswered():
                 self._fruitless += 1
                 self._expect_relayed(event)
+                self._expect_quic(event)
             case Left():
                 self._left.set()
             case _:
@@ -305,7 +332,7 @@ class AnsweringPort:
             agent.observed(port, time.monotonic())
             self._driver.wake()
 
-    def _on_registration(self, event: Registered | RegistrationRefused | RegistrationLost | ServerUnproven) -> None:
+    def _on_registration(self, event: _ServerNews) -> None:
         if self._registered is None or self._registered.done():
             self._tell_server(event)
             return
@@ -326,7 +353,7 @@ class AnsweringPort:
             case RegistrationLost():
                 self._registered.set_exception(RendezvousTimeoutError(server, TRANSACTION_TIMEOUT, self._port.silent_over))
 
-    def _tell_server(self, event: Registered | RegistrationRefused | RegistrationLost | ServerUnproven) -> None:
+    def _tell_server(self, event: _ServerNews) -> None:
         """Say that nobody finds us any more, or that they do again; once each."""
         is_found = isinstance(event, Registered)
         if self._on_server is None or is_found == self._is_found or self._is_closing:
@@ -341,6 +368,8 @@ class AnsweringPort:
                 self._on_server("no answer")
             case ServerUnproven():
                 self._on_server("whoever answers has not proved the server's key")
+            case Displaced():
+                self._on_server(f"another program has registered {self._tag} by this machine's key; is its profile a copy?")
 
     # --- connections --------------------------------------------------------------------------------------------------
 
@@ -376,11 +405,25 @@ class AnsweringPort:
                 agent.connection_failed(time.monotonic())
             self._driver.wake()
             return
+        self._accepted(chosen)
+
+    def _accepted(self, agent: CalleeAgent) -> None:
+        """A channel stands on a connection of the call."""
         self._connections += 1
         self._fruitless = 0
-        if not chosen.is_over:
-            chosen.channel_accepted(self._connections)
+        if not agent.is_over:
+            agent.channel_accepted(self._connections)
             self._driver.wake()
+
+    def _expect_quic(self, call: CallAnswered) -> None:
+        agent = self._machine.agent(call.token)
+        if agent is not None and agent.expects_quic and not self._is_closing:
+            self._quic.expect(agent, self._admit_quic)
+
+    async def _admit_quic(self, pipe: QuicPipe, agent: CalleeAgent) -> None:
+        assert agent.key is not None  # a program of the founding protocol knows no QUIC
+        await self._admit(pipe, agent.conkey, agent.key)
+        self._accepted(agent)
 
     async def _admit_connection(self, pipe: TcpPipe, sock: socket.socket, remote: Address) -> CalleeAgent:
         raw_agent = self._raw_agent(remote)
@@ -396,14 +439,14 @@ class AnsweringPort:
         """Be there, should the caller come over the relay; punching goes on beside."""
         if self._join is None or call.key is None or self._is_closing or len(self._relayed) >= CALLS_MAX:
             return
-        waiting = asyncio.create_task(self._take_relayed(self._join, call.token, call.selector, call.key))
+        waiting = asyncio.create_task(self._take_relayed(partial(self._join, call.token, call.offer), call.selector, call.key))
         self._relayed.add(waiting)
         waiting.add_done_callback(self._relayed.discard)
 
-    async def _take_relayed(self, join: JoinAsCallee, token: str, selector: str, key: PublicKey) -> None:
+    async def _take_relayed(self, join: Callable[[], Awaitable[RelayPipe]], selector: str, key: PublicKey) -> None:
         """Join the relay for one call, and make the channel if its caller speaks there."""
         try:
-            pipe = await join(token)
+            pipe = await join()
             try:
                 async with asyncio.timeout(RELAY_JOIN_TIMEOUT):
                     await pipe.wait_heard()

@@ -24,6 +24,7 @@ from p2ptunnel.errors import (
     RateLimitedError,
     RendezvousError,
     RendezvousTimeoutError,
+    ServerKeyError,
     ServerPrivateError,
 )
 from p2ptunnel.identity.keys import PublicKey
@@ -32,6 +33,7 @@ from p2ptunnel.net.udp import UdpDriver
 from p2ptunnel.protocol.approach import Birthdays
 from p2ptunnel.protocol.birthday import BirthdayEnded
 from p2ptunnel.protocol.caller import CallerAgent, CallerState
+from p2ptunnel.protocol.detour import OpenQuic, QuicRuledOut
 from p2ptunnel.protocol.intent import CallSigner
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.punch import (
@@ -42,13 +44,16 @@ from p2ptunnel.protocol.punch import (
     Nominate,
 )
 from p2ptunnel.trace import Tracer
+from p2ptunnel.transports.quicport import QuicPort
 from p2ptunnel.transports.tcp import TcpPipe
 from p2ptunnel.traversal.attempt import AttemptSockets
 from p2ptunnel.traversal.port import PunchPort
+from p2ptunnel.traversal.quic import QuicCall
 from p2ptunnel.traversal.report import ConnectedBy, attempt_lines, path_of
 from p2ptunnel.types import Address, Tag, format_address
+from p2ptunnel.wire.messages import RelayOffer
 
-__all__ = ["Abortable", "Call", "Companion", "Establish"]
+__all__ = ["Abortable", "Call", "Companion", "Conkey", "Establish"]
 
 
 class Abortable(Protocol):
@@ -62,8 +67,8 @@ class Abortable(Protocol):
 class Companion(Protocol):
     """What goes beside a call, and learns of it what it needs; neither method may wait or raise."""
 
-    def offered(self, token: str) -> None:
-        """Learn the token of the call, once more if the call was renewed."""
+    def offered(self, token: str, offer: RelayOffer | None) -> None:
+        """Learn the token of the call and which relay is for it, once more if the call was renewed; None: the server's own."""
         ...
 
     def proved(self, selector: str, key: PublicKey) -> None:
@@ -72,7 +77,10 @@ class Companion(Protocol):
 
 
 T = TypeVar("T", bound=Abortable)
-Establish: TypeAlias = Callable[[Pipe, str, PublicKey | None], Awaitable[T]]
+Conkey: TypeAlias = str | asyncio.Future[str]
+"""What names the attempt to whoever takes a connection; over the relay it may become known during the handshake only."""
+
+Establish: TypeAlias = Callable[[Pipe, Conkey, PublicKey | None], Awaitable[T]]
 _KEY_CHANGED_PATIENCE: Final = 1.0
 """Seconds: somebody with another key answered; the right one may still come up beside it, but nobody waits long for that."""
 
@@ -129,13 +137,16 @@ class Call(Generic[T]):
             is_punching=is_punching,
             birthdays=birthdays,
         )
-        self._driver = UdpDriver(self._agent, port.udp, self._on_event)
+        quic = QuicPort(port.udp, tracer=self._trace)
+        self._quic = QuicCall(quic, self._keep, self._trace)
+        self._driver = UdpDriver(self._agent, port.udp, self._on_event, aside=quic)
+        port.serve(self._driver)
         self._sockets = AttemptSockets(port, self._add, self._on_row, tracer=self._trace)
         self._listeners: tuple[Listener, ...] = ()
-        self._connections: dict[int, TcpPipe] = {}
+        self._connections: dict[int, Pipe] = {}
         self._last_connection = 0
         self._rtt: float | None = None
-        self._tried: TcpPipe | None = None
+        self._tried: Pipe | None = None
         self._nominating: asyncio.Task[None] | None = None
         self._result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._pinned = signer.callee if signer else None
@@ -180,10 +191,12 @@ class Call(Generic[T]):
             listener.close()
         if self._patience is not None:
             self._patience.cancel()
+        self._quic.cancel()
         for pipe in self._connections.values():
             pipe.abort()
         self._driver.close()
         self._port.close()
+        await self._quic.close()
         if self._nominating is not None and not self._nominating.done():
             self._nominating.cancel()
             await asyncio.gather(self._nominating, return_exceptions=True)
@@ -200,9 +213,12 @@ class Call(Generic[T]):
             self._trace("traversal", "stranger_cut_off", remote=format_address(remote))
             reset_close(sock)
             return
-        self._last_connection += 1
-        self._connections[self._last_connection] = TcpPipe(sock, path_of(sock, remote, how))
         self._trace("traversal", "connection_up", remote=format_address(remote), how=how)
+        self._keep(TcpPipe(sock, path_of(sock, remote, how)))
+
+    def _keep(self, pipe: Pipe) -> None:
+        self._last_connection += 1
+        self._connections[self._last_connection] = pipe
         self._agent.connection_up(self._last_connection, time.monotonic())
         self._driver.wake()
 
@@ -212,13 +228,17 @@ class Call(Generic[T]):
         self._trace("punch", type(event).__name__, **event.facts())
         match event:
             case CallOffered() if self._companion is not None:
-                self._companion.offered(event.token)
+                self._companion.offered(event.token, event.offer)
             case AnswerProved() if self._companion is not None:
                 self._companion.proved(event.selector, event.key)
             case HoleOpened():
                 self._rtt = event.rtt
                 if self._tried is not None:
                     self._tell_rtt(self._tried)
+            case OpenQuic():
+                self._quic.begin(event.conkey, self._agent.consent(event.remote), self._rtt)
+            case QuicRuledOut():
+                self._quic.rule_out(event.reason)
             case Nominate():
                 self._nominate_soon(self._connections.pop(event.connection), event.conkey)
             case CallFailed():
@@ -233,14 +253,14 @@ class Call(Generic[T]):
         self._agent.observed(port, time.monotonic())
         self._driver.wake()
 
-    def _nominate_soon(self, pipe: TcpPipe, conkey: str) -> None:
+    def _nominate_soon(self, pipe: Pipe, conkey: str) -> None:
         self._tried = pipe
         self._tell_rtt(pipe)
         self._nominating = asyncio.create_task(self._nominate(pipe, conkey))
         self._nominating.add_done_callback(self._on_nominated)
         self._nominating.add_done_callback(lambda _: pipe.abort())  # also of one that was cancelled before it began
 
-    def _tell_rtt(self, pipe: TcpPipe) -> None:
+    def _tell_rtt(self, pipe: Pipe) -> None:
         pipe.path = msgspec.structs.replace(pipe.path, rtt=self._rtt)
 
     async def _nominate(self, pipe: Pipe, conkey: str) -> None:
@@ -290,6 +310,8 @@ class Call(Generic[T]):
                 return PeerOfflineError(self.wanted, server)
             case "rendezvous-silent":
                 return RendezvousTimeoutError(server, TRANSACTION_TIMEOUT, self._port.silent_over)
+            case "another-server":
+                return ServerKeyError(server)
             case "rate-limited":
                 return RateLimitedError(server, failed.retry_after)
             case "timeout":
@@ -313,4 +335,4 @@ class Call(Generic[T]):
                 return RendezvousError(server, failed.text, failed.code)
 
     def _attempts(self) -> tuple[str, ...]:
-        return (*attempt_lines(self._sockets.records), *self._broken)
+        return (*attempt_lines(self._sockets.records), *self._quic.lines, *self._broken)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
 from p2ptunnel.errors import P2PTunnelError, RendezvousError, RendezvousTimeoutError
 from p2ptunnel.net.hops import Hops, opener_ttl
 from p2ptunnel.net.interfaces import local_addresses, source_address
+from p2ptunnel.net.portmap import PortMapper
 from p2ptunnel.net.reflexive import Observation, observe_tcp, observe_udp
-from p2ptunnel.net.sockets import ANY_IPV4, can_open_low
+from p2ptunnel.net.sockets import ANY_IPV4, can_open_low, is_loopback
 from p2ptunnel.protocol.nat import Mapping, NatProfile, classify, describe
+from p2ptunnel.protocol.portmapping import PortMapEvent, PortMapped, double_nat
 from p2ptunnel.trace import Tracer
 from p2ptunnel.traversal.port import take_number
 from p2ptunnel.types import Address, format_address
@@ -39,6 +42,8 @@ class NetReport(msgspec.Struct, frozen=True):
     observers: How many of the server's addresses answered; mapping needs two, telling address-dependent apart three.
     rtt: Seconds to the server and back.  opener_ttl: How far a packet travels to leave our own NATs.
     descriptors: How many files this process may have open.
+    is_let_in: Whether our router lets others in when it is asked to, as far as peers can make use of that.  router: What it
+    said, in words; empty if it was not asked.
     """
 
     server: Address
@@ -53,15 +58,18 @@ class NetReport(msgspec.Struct, frozen=True):
     can_open_low: bool
     hops: dict[int, str]
     descriptors: int | None
+    is_let_in: bool | None
+    router: str
     verdict: str
 
 
-async def netcheck(server: Address, *, timeout: float = 5.0) -> NetReport:
-    """Ask the server's observers over UDP and TCP from one fresh port, and the hops on the way.
+async def netcheck(server: Address, *, timeout: float = 5.0, asks_router: bool = False) -> NetReport:
+    """Ask the server's observers over UDP and TCP from one fresh port, the hops on the way, and our router.
 
     Args:
         server: Numeric address of the rendezvous server.
         timeout: Seconds for each question.
+        asks_router: Whether to ask our router for a way in, which is taken back at once; not for a server on loopback.
 
     Raises:
         RendezvousTimeoutError: It answers over neither transport.
@@ -74,13 +82,15 @@ async def netcheck(server: Address, *, timeout: float = 5.0) -> NetReport:
             hops = group.create_task(_ask_hops(server))
             udp = group.create_task(_observe_all(partial(_ask_udp, number), server, timeout))
             tcp = group.create_task(_observe_all(partial(_ask_tcp, number[1]), server, timeout))
+            router = group.create_task(_ask_router(number, timeout)) if asks_router and not is_loopback(server[0]) else None
     finally:
         udp_socket.close()
         tcp_socket.close()
     if not udp.result() and not tcp.result():
         raise RendezvousTimeoutError(format_address(server), timeout)
     local = (source_address(server[0]), number[1])
-    return _report(server, local, udp.result(), tcp.result(), hops.result())
+    report = _report(server, local, udp.result(), tcp.result(), hops.result())
+    return report if router is None else _with_router(report, router.result())
 
 
 _Ask: TypeAlias = Callable[[Address, float], Awaitable[Observation | None]]
@@ -123,6 +133,29 @@ async def _ask_tcp(local_port: int, observer: Address, timeout: float) -> Observ
         return None
 
 
+async def _ask_router(local: Address, timeout: float) -> tuple[PortMapEvent | None, ...]:
+    """Return what has come of it over TCP and UDP."""
+    async with PortMapper(local) as mapper:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await mapper.settle()
+        return mapper.outcome("tcp"), mapper.outcome("udp")
+
+
+def _with_router(report: NetReport, outcomes: tuple[PortMapEvent | None, ...]) -> NetReport:
+    mapped = [outcome.mapping for outcome in outcomes if isinstance(outcome, PortMapped)]
+    if len(mapped) < len(outcomes):
+        failed = next(outcome for outcome in outcomes if not isinstance(outcome, PortMapped))
+        return msgspec.structs.replace(report, is_let_in=False, router="no answer" if failed is None else str(failed))
+    seen = report.tcp.observed or report.udp.observed
+    why = double_nat(mapped[0].external[0], seen[0] if seen else "")
+    if why:
+        return msgspec.structs.replace(report, is_let_in=False, router=f"maps ports by {mapped[0].protocol}, but {why}")
+    router = f"lets others in by {mapped[0].protocol}"
+    is_reached = report.behind_nat and report.tcp.works and report.udp.works
+    return msgspec.structs.replace(report, is_let_in=True, router=router, verdict=_LET_IN if is_reached else report.verdict)
+
+
 def _report(server: Address, local: Address, udp: _Observations, tcp: _Observations, hops: Hops) -> NetReport:
     nat = NatProfile(tcp=_mapping(tcp), udp=_mapping(udp))
     seen = nat.tcp.observed or nat.udp.observed
@@ -140,6 +173,8 @@ def _report(server: Address, local: Address, udp: _Observations, tcp: _Observati
         can_open_low=can_open_low(),
         hops=hops.hops,
         descriptors=_descriptors(),
+        is_let_in=None,
+        router="",
         verdict="",
     )
     return msgspec.structs.replace(report, verdict=_verdict(report, nat.tcp))
@@ -153,6 +188,11 @@ def _mapping(seen: _Observations) -> Mapping:
 def _transport(mapping: Mapping, local: Address) -> TransportReport:
     preserved = mapping.is_preserved(local[1])
     return TransportReport(mapping.observed is not None, mapping.observed, describe(mapping.kind), mapping.delta, preserved)
+
+
+_LET_IN: Final = (
+    "Behind a NAT whose router lets others in when it is asked: while you serve, expect direct TCP with every peer that calls."
+)
 
 
 def _verdict(report: NetReport, tcp: Mapping) -> str:

@@ -9,25 +9,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final, NamedTuple, Self, TypeAlias
 
-from p2ptunnel.defaults import CONTROL_GRACE, OPENER_HOPS_IPV6, OPENER_TTL_MEMORY, OPENER_TTL_UNKNOWN, TRANSACTION_TIMEOUT
+from p2ptunnel.defaults import (
+    CONTROL_GRACE,
+    OPENER_HOPS_IPV6,
+    OPENER_TTL_MEMORY,
+    OPENER_TTL_UNKNOWN,
+    TRANSACTION_TIMEOUT,
+    UDP_GRACE,
+)
 from p2ptunnel.errors import BindError, P2PTunnelError, RendezvousError, RendezvousTimeoutError
 from p2ptunnel.identity.judge import join_proof
 from p2ptunnel.net.dial import punch_socket
 from p2ptunnel.net.hops import Hops, opener_ttl
 from p2ptunnel.net.interfaces import global_ipv6, source_address
+from p2ptunnel.net.portmap import PortMapper
 from p2ptunnel.net.reflexive import TcpControl, observe_tcp, observe_udp
 from p2ptunnel.net.sockets import ANY_IPV4, ANY_IPV6, can_open_low, family_of, is_loopback
 from p2ptunnel.net.tcp import Listener
-from p2ptunnel.net.udp import UdpSocket
+from p2ptunnel.net.udp import UdpDriver, UdpSocket
+from p2ptunnel.net.web import WebLinks, WebRoute
 from p2ptunnel.protocol.ipv6 import ipv6_candidates
 from p2ptunnel.protocol.nat import NatProfile
 from p2ptunnel.protocol.punch import LocalView, own_candidates
 from p2ptunnel.trace import Tracer
+from p2ptunnel.transports.quic import can_quic
 from p2ptunnel.traversal.profile import observe_profile
-from p2ptunnel.types import Address, ServerSpec, format_address
+from p2ptunnel.traversal.ways import Ways
+from p2ptunnel.types import Address, Candidate, ServerSpec, format_address
+from p2ptunnel.wire.messages import Message, encode
 
 __all__ = ["Opener", "OpenerTtl", "PunchPort", "take_number"]
 
@@ -84,24 +97,38 @@ def _take_once(host: str, tracer: Tracer) -> tuple[UdpSocket, socket.socket]:
 
 
 class PunchPort:
-    """A port that is ready for an attempt; whoever opens it closes it."""
+    """A port that is ready for an attempt; whoever opens it closes it.
 
-    def __init__(self, number: tuple[UdpSocket, socket.socket], spec: ServerSpec, tracer: Tracer) -> None:
+    Attributes:
+        web: How the standing connection goes through the web; None: straight from this port to the server's own.
+        is_udp_silent: Whether the server does not hear us over UDP, so that its messages go over the standing TCP connection.
+    """
+
+    def __init__(
+        self, number: tuple[UdpSocket, socket.socket], spec: ServerSpec, tracer: Tracer, ways: Ways | None = None
+    ) -> None:
         self.udp: Final = number[0]
         self.spec: Final = spec
         self.server: Final = spec.address
         self.control: TcpControl | None = None
+        self.web: WebRoute | None = None
+        self._ways: Final = ways or Ways(WebLinks())
         self._reserved: Final = number[1]
         self._trace = tracer
         self._beside: Final = self._reserve_ipv6()
         self._opener = Opener()
         self._control_lost = asyncio.Event()
         self._seen_udp: Address | None = None
+        self.is_udp_silent = False
+        self._driver: UdpDriver | None = None
+        self._mapper: PortMapper | None = None
         self._nat = NatProfile()
         self._ports: tuple[int, ...] = ()
 
     @classmethod
-    async def open(cls, at: ServerSpec | Address, ttl: OpenerTtl, *, tracer: Tracer | None = None) -> Self:
+    async def open(
+        cls, at: ServerSpec | Address, ttl: OpenerTtl, *, ways: Ways | None = None, tracer: Tracer | None = None
+    ) -> Self:
         """Take a free number and learn how it looks from outside over TCP, and what the NATs before it do.
 
         A server that cannot be reached over TCP costs the candidate, not the port.
@@ -109,6 +136,7 @@ class PunchPort:
         Args:
             at: The server; its address is numeric.
             ttl: Knows how far a packet goes to leave our own NATs.
+            ways: Knows how the server was reached last.
             tracer: Gets what happens.
 
         Raises:
@@ -119,7 +147,7 @@ class PunchPort:
         spec = at if isinstance(at, ServerSpec) else ServerSpec(at)
         server = spec.address
         local = source_address(server[0]) if is_loopback(server[0]) else ANY_IPV4 if ":" not in server[0] else ANY_IPV6
-        port = cls(take_number(local, trace), spec, trace)
+        port = cls(take_number(local, trace), spec, trace, ways)
         hops = asyncio.create_task(ttl.towards(server))
         try:
             await port._observe_first()
@@ -171,9 +199,16 @@ class PunchPort:
         control = self.control
         over_tcp = () if control is None else own_candidates("tcp", control.observed, self.server)
         over_udp = () if self._seen_udp is None else own_candidates("udp", self._seen_udp, self.server)
+        seen = (*over_tcp, *over_udp)
+        mapped = self._mapped({candidate.host for candidate in seen})
         over_ipv6 = ipv6_candidates(global_ipv6(), self.address[1]) if self._has_ipv6 else ()
         rtt = 0.0 if control is None else control.rtt
-        return LocalView((*over_tcp, *over_udp, *over_ipv6), rtt, can_open_low(), self._nat, self._ports)
+        return LocalView((*seen, *mapped, *over_ipv6), rtt, can_open_low(), self._nat, self._ports, can_quic())
+
+    def _mapped(self, seen: set[str]) -> Iterator[Candidate]:
+        """Yield the ways in that our router keeps open, unless another NAT stands above it."""
+        mappings = [] if self._mapper is None else [self._mapper.mapped("tcp"), self._mapper.mapped("udp")]
+        yield from (mapping.candidate for mapping in mappings if mapping is not None and mapping.external[0] in seen)
 
     @property
     def silent_over(self) -> str:
@@ -182,8 +217,13 @@ class PunchPort:
 
     @property
     def cookie(self) -> str:
-        """The server's cookie for our address, empty if it has given none."""
-        return "" if self.control is None else self.control.cookie
+        """The server's cookie for our address, empty if it has given none.
+
+        Nor is there one from a server of another key than was given to us: asked without, it says again who it is, and that is
+        the failure then, and not what such a server refuses.
+        """
+        is_another = self.control is not None and self.spec.key not in {"", self.control.server_key}
+        return "" if self.control is None or is_another else self.control.cookie
 
     @property
     def server_key(self) -> str:
@@ -211,17 +251,30 @@ class PunchPort:
         """
         self.forget_control()
         try:
-            self.control = await TcpControl.open(
-                self.address[1], self.server, timeout, on_lost=lambda _: self.forget_control(), tracer=self._trace
-            )
-        except (RendezvousError, OSError) as error:
+            self.control, self.web = await self._ways.first(self.spec, lambda web: self._open_control(web, timeout))
+        except (P2PTunnelError, OSError) as error:
             self._trace("traversal", "tcp_unobserved", server=format_address(self.server), reason=str(error))
             return False
         self._control_lost.clear()
-        self._trace("traversal", "tcp_observed", address=format_address(self.control.observed))
-        self._nat, self._ports = await observe_profile(self.address, self.control)
-        self._trace("traversal", "nat_seen", tcp=self._nat.tcp.kind, udp=self._nat.udp.kind)
+        way = "tcp" if self.web is None else self.web.way
+        self._trace("traversal", "tcp_observed", address=format_address(self.control.observed), way=way)
+        if not self.control.is_open:  # it ended before it was ours
+            self.forget_control()
+        elif self.web is None:
+            self._nat, self._ports = await observe_profile(self.address, self.control)
+            self._trace("traversal", "nat_seen", tcp=self._nat.tcp.kind, udp=self._nat.udp.kind)
         return True
+
+    async def _open_control(self, web: WebRoute | None, timeout: float) -> TcpControl:
+        return await TcpControl.open(
+            self.address[1],
+            self.server,
+            timeout,
+            on_message=self._on_message,
+            on_lost=lambda _: self.forget_control(),
+            connect=None if web is None else partial(self._ways.links.connect, web),
+            tracer=self._trace,
+        )
 
     async def observe_row(self) -> int | None:
         """Return the outside port that a new TCP flow has just been given, None if nobody tells.
@@ -242,6 +295,7 @@ class PunchPort:
                 asking = asyncio.create_task(self._hear(heard, patience))
                 try:
                     await self.observe(timeout=2 * TRANSACTION_TIMEOUT)
+                    await self._wait_for_udp(asking, heard)
                 finally:
                     asking.cancel()
                     await asyncio.gather(asking, return_exceptions=True)
@@ -256,6 +310,54 @@ class PunchPort:
             self._seen_udp = (await observe_udp(self.address, self.server)).address
             heard.set()
             patience.reschedule(asyncio.get_running_loop().time() + CONTROL_GRACE)
+
+    async def _wait_for_udp(self, asking: asyncio.Task[None], heard: asyncio.Event) -> None:
+        """Give UDP, which was asked earlier and has a round trip less to make, the time of two lost datagrams."""
+        rtt = 0.0 if self.control is None else self.control.rtt
+        if self.web is None:  # else it has had longer already
+            await asyncio.wait({asking}, timeout=max(UDP_GRACE, 2 * rtt))
+        self.is_udp_silent = not heard.is_set() and self.control is not None
+        if self.is_udp_silent:
+            self._trace("traversal", "udp_silent", server=format_address(self.server))
+
+    def serve(self, driver: UdpDriver) -> None:
+        """Let a machine speak with the server over TCP, wherever that does not answer over UDP."""
+        self._driver = driver
+        driver.detour = self._over_tcp
+
+    def udp_lost(self) -> None:
+        """Take note that the server is silent on the way that was used: whoever has the other one tries that."""
+        self.is_udp_silent = not self.is_udp_silent and self.control is not None
+
+    def _over_tcp(self, data: bytes, destination: Address) -> bool:
+        if not self.is_udp_silent or destination != self.server or self.control is None:
+            return False
+        self.control.send_line(data)
+        return True
+
+    def _on_message(self, message: Message) -> None:
+        if self._driver is not None:
+            self._driver.receive(encode(message), self.server)
+
+    def ask_router(self, on_change: Callable[[], None]) -> None:
+        """Ask our router for a way in, unless the server is on loopback; nobody waits for what it says.
+
+        Args:
+            on_change: Called when `view` has another one; may be at once.
+        """
+        if self._mapper is None and not is_loopback(self.server[0]):
+            self._mapper = PortMapper(self.address, on_change=lambda _: on_change(), tracer=self._trace)
+            self._mapper.start()
+
+    def ask_router_anew(self) -> None:
+        """Ask whatever router is there now, as if the network had changed."""
+        if self._mapper is not None:
+            self._mapper.refresh()
+
+    async def leave_router(self) -> None:
+        """Take back what the router was asked for; waits for it two seconds at most."""
+        if self._mapper is not None:
+            await self._mapper.aclose()
 
     async def wait_control_lost(self) -> None:
         """Wait until there is no standing TCP connection."""
@@ -273,6 +375,8 @@ class PunchPort:
     def close(self) -> None:
         """Close every socket of the port; closing twice is fine."""
         self.forget_control()
+        if self._mapper is not None:
+            self._mapper.abort()
         self._reserved.close()
         if self._beside is not None:
             self._beside.close()

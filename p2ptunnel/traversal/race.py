@@ -91,8 +91,7 @@ class Race(Generic[T]):
 
     def _without_path(self, attempts: tuple[str, ...]) -> P2PTunnelError:
         """Return the error of an attempt in which nothing came up."""
-        outcome = self._relayed.outcome
-        error = outcome.exception() if outcome.done() else None
+        error = self._relayed.failure
         if isinstance(error, PeerKeyChangedError):
             return error
         return NoPathError(self._call.wanted, attempts if error is None else (*attempts, f"relay: {error}"))

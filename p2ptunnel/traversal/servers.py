@@ -93,7 +93,7 @@ class Servers:
         address = await _looked_up(spec.address)
         if self._check is not None:
             self._check(address)
-        return replace(spec, address=address)
+        return replace(spec, address=address, name=spec.name or spec.address[0])
 
 
 async def _looked_up(address: Address) -> Address:

@@ -65,15 +65,19 @@ class WarmPort:
         self._gone.set()
         self._backoff.hurry()
 
-    async def close(self) -> None:
-        """Keep none any more; closing twice is fine."""
-        keeping, self._keeping = self._keeping, None
-        if keeping is not None:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
+    def abort(self) -> None:
+        """Keep none any more; aborting twice is fine."""
+        if self._keeping is not None:
+            self._keeping.cancel()
         if self._opening is not None and not self._opening.done():
             self._opening.set_result(None)
         self._drop()
+
+    async def close(self) -> None:
+        """Abort, and wait until nothing of it runs; closing twice is fine."""
+        self.abort()
+        if self._keeping is not None:
+            await asyncio.gather(self._keeping, return_exceptions=True)
 
     async def _keep(self) -> None:
         loop = asyncio.get_running_loop()
@@ -113,6 +117,7 @@ class WarmPort:
         finally:
             for wait in waits:
                 wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
         if self._spare is port:
             self._drop()
         return self._gone.is_set()

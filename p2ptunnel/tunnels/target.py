@@ -10,15 +10,15 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Awaitable, Collection
+from collections.abc import Awaitable, Collection, Hashable
 from typing import Any, Final, TypeAlias
 
 from p2ptunnel.abc import Stream
 from p2ptunnel.addresses import IPAddress, canonical, scope_of
 from p2ptunnel.defaults import TARGET_TIMEOUT
 from p2ptunnel.errors import AccessDeniedError, InvalidAddressError, TargetRefusedError
+from p2ptunnel.net.lookups import Lookups
 from p2ptunnel.net.pump import pump
-from p2ptunnel.net.threads import in_thread
 from p2ptunnel.tunnels.reach import covers, may_reach
 from p2ptunnel.tunnels.spec import ServeSpec
 from p2ptunnel.types import Address
@@ -41,24 +41,31 @@ _REASONS: Final = {
 }
 
 
-async def open_target(spec: ServeSpec, *, timeout: float = TARGET_TIMEOUT) -> socket.socket:
+async def open_target(spec: ServeSpec, *, asker: Hashable = None, timeout: float = TARGET_TIMEOUT) -> socket.socket:
     """Connect to what a service stands for.
 
     Args:
         spec: The service that was asked for and is granted.
+        asker: Whose look-up of a name it is.
         timeout: Seconds for look-up and connection together.
 
     Returns:
         A connected, non-blocking socket, which is the caller's to close.
 
     Raises:
+        LookupsBusyError: Too many names are being looked up.
         TargetRefusedError: Nobody answers there; `reason` says so in words that may be told to the peer.
     """
-    return await _open(_addresses(spec.target), spec.name, timeout)
+    return await _open(_addresses(spec.target, asker), spec.name, timeout)
 
 
 async def open_destination(
-    spec: ServeSpec, destination: Address, own: Collection[Address] = (), *, timeout: float = TARGET_TIMEOUT
+    spec: ServeSpec,
+    destination: Address,
+    own: Collection[Address] = (),
+    *,
+    asker: Hashable = None,
+    timeout: float = TARGET_TIMEOUT,
 ) -> socket.socket:
     """Connect to what a peer asks for through a service with `reach`; every address that a name resolves to must be reached.
 
@@ -66,6 +73,7 @@ async def open_destination(
         spec: The service.
         destination: Asked for, and parsed once.
         own: Where this peer itself listens: nothing is connected to that.
+        asker: Whose look-up of a name it is.
         timeout: Seconds for look-up and connection together.
 
     Returns:
@@ -73,9 +81,10 @@ async def open_destination(
 
     Raises:
         AccessDeniedError: It is not reached, or one of its addresses is not.
+        LookupsBusyError: Too many names are being looked up.
         TargetRefusedError: Nobody answers there.
     """
-    return await _open(_reached(spec, destination, own), spec.name, timeout)
+    return await _open(_reached(spec, destination, own, asker), spec.name, timeout)
 
 
 async def _open(finding: Awaitable[list[_Endpoint]], name: str, timeout: float) -> socket.socket:
@@ -98,21 +107,21 @@ async def serve_target(stream: Stream, sock: socket.socket) -> None:
     await pump(stream, sock)
 
 
-async def _addresses(target: Address | str) -> list[_Endpoint]:
+async def _addresses(target: Address | str, asker: Hashable) -> list[_Endpoint]:
     if isinstance(target, str):
         return [(socket.AF_UNIX, target)]
     with contextlib.suppress(socket.gaierror):  # a name is no error here, it only takes longer
         return _look_up(target, socket.AI_NUMERICHOST)
-    return await in_thread(_look_up, target)
+    return await _lookups.find(target, asker)
 
 
-async def _reached(spec: ServeSpec, destination: Address, own: Collection[Address]) -> list[_Endpoint]:
+async def _reached(spec: ServeSpec, destination: Address, own: Collection[Address], asker: Hashable) -> list[_Endpoint]:
     """Resolve a destination once; return the numeric addresses to connect to, each of which was checked."""
     host, port = destination
     if not covers(spec.reach, destination):  # before a look-up, which strangers to the grant would see
         raise AccessDeniedError("this machine", spec.name)
     endpoints: list[_Endpoint] = []
-    for _, where in await _addresses(destination):
+    for _, where in await _addresses(destination, asker):
         try:
             address = canonical(where[0])
         except InvalidAddressError:  # it has a zone
@@ -132,6 +141,10 @@ def _is_own(address: IPAddress, port: int, own: Collection[Address]) -> bool:
 def _look_up(address: Address, flags: int = 0) -> list[_Endpoint]:
     found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=flags)
     return [(family, where) for family, _, _, _, where in found]
+
+
+_lookups: Final[Lookups[Address, list[_Endpoint]]] = Lookups(_look_up)
+"""Of this process: its threads are one heap, however many peers it has."""
 
 
 async def _dial(endpoints: list[_Endpoint]) -> socket.socket:

@@ -57,6 +57,7 @@ __all__ = [
     "RelayJoin",
     "RelayJoinAnswer",
     "RelayJoinExtra",
+    "RelayOffer",
     "Signal",
     "SignalAnswer",
     "SignalExtra",
@@ -105,7 +106,7 @@ class NatHints(_Wire, frozen=True):
 
     tcp, udp: mapping class `eim`, `adm`, `seq`, `rnd` or `none`.  low: can send a SYN that dies on the way.
     rtt: round trip to the server in ms.  tcp_row, udp_row: where a `seq` stands.  so: its NAT lets a SYN in that meets one
-    of ours.  open: strangers get in.  Null or absent: not known.
+    of ours.  open: strangers get in.  quic: it can do QUIC over the punched UDP port.  Null or absent: not known, or no.
     """
 
     tcp: Annotated[str, Meta(max_length=4)] = ""
@@ -116,6 +117,7 @@ class NatHints(_Wire, frozen=True):
     udp_row: PortRow | None = None
     crosses: bool | None = field(default=None, name="so")
     is_open: bool | None = field(default=None, name="open")
+    quic: bool = False
 
 
 Candidates: TypeAlias = Annotated[tuple[Candidate, ...], Meta(max_length=CANDIDATES_MAX)]
@@ -181,6 +183,15 @@ class ConnectRequestExtra(_Wire, frozen=True):
     pad: Text = ""
 
 
+class RelayOffer(_Wire, frozen=True):
+    """`extra.relay`: the relay of this call, where it is not the server itself; `grant` is of `identity.grant`."""
+
+    host: Host
+    port: Port
+    key: Blob
+    grant: Blob
+
+
 class ConnectAnswerExtra(_Wire, frozen=True):
     """Body of -4: the token on success, a cookie or a wait on refusal."""
 
@@ -190,6 +201,7 @@ class ConnectAnswerExtra(_Wire, frozen=True):
     cookie: Blob = ""
     key: Blob = ""  # the server's public key, where it has one
     retry_after: Annotated[float, Meta(ge=0, le=86_400)] = 0
+    relay: RelayOffer | None = None
 
 
 class PunchNoticeExtra(_Wire, frozen=True):
@@ -202,6 +214,7 @@ class PunchNoticeExtra(_Wire, frozen=True):
     intent: Blob = ""
     cands: Candidates = ()
     nat: NatHints | None = None
+    relay: RelayOffer | None = None
 
 
 class PunchAnswerExtra(_Wire, frozen=True):
@@ -232,6 +245,7 @@ class RelayJoinExtra(_Wire, frozen=True):
     role: Annotated[str, Meta(max_length=8)]  # any text, so that one that is no `types.Role` is answered and not dropped
     key: Blob = ""
     sig: Blob = ""
+    grant: Blob = ""  # to a relay that is not the server: as the server has given it
 
 
 class SignalExtra(_Wire, frozen=True):

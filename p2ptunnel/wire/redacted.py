@@ -8,7 +8,7 @@ from msgspec import Struct
 
 __all__ = ["Redacted"]
 
-_SECRET: Final = frozenset({"token", "conkey", "cookie", "nonce", "sig", "intent", "join", "rekey", "sealed"})
+_SECRET: Final = frozenset({"token", "conkey", "cookie", "nonce", "sig", "intent", "join", "rekey", "sealed", "grant"})
 
 
 class Redacted(Struct, frozen=True):

@@ -15,6 +15,7 @@ import pytest
 from p2ptunnel.errors import (
     ConfigError,
     InvalidCodeError,
+    InvitationExpiredError,
     PairingError,
     PeerKeyChangedError,
     PeerOfflineError,
@@ -178,9 +179,9 @@ def test_three_wrong_codes_end_the_invitation(tmp_path: Path, monkeypatch: pytes
 def test_an_invitation_ends_with_its_time(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with strangers(tmp_path) as there, await there.home.invite(expires=0.05) as invitation:
-            with pytest.raises(PairingError, match=r"nobody came in 0\.05 s"):
+            with pytest.raises(InvitationExpiredError, match=r"nobody came in 0\.05 s"):
                 await invitation.paired()
-            with pytest.raises(PairingError, match="nobody came"):  # whoever asks again
+            with pytest.raises(InvitationExpiredError, match="nobody came"):  # whoever asks again
                 await invitation.paired()
 
     run(scenario(), timeout=60)

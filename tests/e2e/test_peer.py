@@ -354,7 +354,7 @@ def test_a_peer_that_is_offline_is_named(tmp_path: Path) -> None:
 
 def test_without_a_server_it_is_said_how_to_name_one(tmp_path: Path) -> None:
     async def main() -> None:
-        async with Peer(LAPTOP, profile=tmp_path) as laptop, Peer(HOME, profile=tmp_path / "home") as home:
+        async with Peer(LAPTOP, profile=tmp_path, lan=False) as laptop, Peer(HOME, profile=tmp_path / "home") as home:
             laptop.peers.add(HOME, home.key)
             for work in (laptop.connect(HOME), laptop.netcheck(), laptop.serve({"echo": echo})):
                 await refused(
@@ -422,18 +422,18 @@ def swallow(*_: object) -> None:
     """What a network does with datagrams that blocks UDP."""
 
 
-def test_a_server_that_answers_over_tcp_alone_is_given_up_as_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_answers_over_tcp_alone_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2ptunnel.net.udp.UdpSocket._send", swallow)
+
     async def main() -> None:
-        async with Rendezvous(("127.0.0.1", 0)) as server:
-            monkeypatch.setattr("p2ptunnel.net.udp.UdpSocket._send", swallow)
-            async with without_server(tmp_path, server.address[1]) as laptop:
-                text = f"127.0.0.1:{server.address[1]} did not answer over UDP in 5 s"
-                began = time.monotonic()
-                await asyncio.gather(
-                    refused(laptop.connect(HOME), RendezvousTimeoutError, text, UNREACHABLE),
-                    refused(laptop.serve({"echo": echo}), RendezvousTimeoutError, text, UNREACHABLE),
-                )
-                assert time.monotonic() - began < 6
+        async with meeting(tmp_path, "echo") as there, there.home.serve({"echo": echo}):
+            began = time.monotonic()
+            stream = await there.laptop.connect(HOME, "echo")
+            assert time.monotonic() - began < 2
+            assert stream.path.kind == "relay"
+            assert await conversation(stream) == HELLO
+            assert there.server.stats.received == 0
+            assert [event.name for event in there.home_events.all].count("udp_silent") == 1
 
     run(main())
 

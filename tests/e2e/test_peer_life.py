@@ -52,7 +52,8 @@ async def echo(stream):
     await stream.write_eof()
 
 async def main():
-    async with Peer("home-nas", rendezvous=sys.argv[1], profile=sys.argv[2]) as peer, peer.serve({"echo": echo}):
+    peer = Peer("home-nas", rendezvous=sys.argv[1], profile=sys.argv[2], lan=False)
+    async with peer, peer.serve({"echo": echo}):
         print("ready", flush=True)
         await asyncio.Event().wait()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import AsyncGenerator, Container
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from p2ptunnel.identity.store import Profile
 from p2ptunnel.peer import Peer
 from p2ptunnel.protocol import registration
 from p2ptunnel.server import Rendezvous
-from p2ptunnel.types import format_address
+from p2ptunnel.types import RelayUse, format_address
 from tests.helpers import run
 from tests.helpers.meeting import HELLO, HOME, LAPTOP, conversation, echo, introduce
 
@@ -109,6 +110,21 @@ def test_who_lacks_the_token_is_told_so_and_learns_nothing(tmp_path: Path) -> No
     run(main())
 
 
+@pytest.mark.parametrize("relay", ["auto", "never"])
+def test_a_private_server_that_is_another_one_is_not_taken_for_one_that_refuses_us(tmp_path: Path, relay: RelayUse) -> None:
+    async def main() -> None:
+        async with served(TOKEN) as server:
+            text = line(server, OTHER, TOKEN)
+            async with Peer(LAPTOP, rendezvous=text, profile=tmp_path / LAPTOP, relay=relay) as laptop:
+                laptop.peers.add(HOME, OTHER.public)
+                with pytest.raises(ServerKeyError):
+                    await laptop.serve({"echo": echo})
+                with pytest.raises(ServerKeyError):
+                    await laptop.connect(HOME, "echo")
+
+    run(main())
+
+
 def test_listed_keys_meet_and_others_are_kept_out(tmp_path: Path) -> None:
     members = {str(Profile(tmp_path / name).identity().public) for name in (HOME, LAPTOP)}
 
@@ -153,6 +169,28 @@ def test_a_tag_is_not_for_another_key_after_its_peer_has_gone(tmp_path: Path) ->
                     await thief.serve({"echo": echo})
 
     run(main())
+
+
+def test_who_serves_is_told_of_another_program_with_a_copy_of_its_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registration, "HEARTBEAT_MIN", 0.05)
+    monkeypatch.setattr(registration, "HEARTBEAT_MAX", 0.1)
+    Profile(tmp_path / HOME).identity()
+    shutil.copytree(tmp_path / HOME, tmp_path / "copy")
+
+    async def main() -> None:
+        async with served() as server:
+            home, copy = (Peer(HOME, rendezvous=line(server), profile=tmp_path / name) for name in (HOME, "copy"))
+            async with home, copy, home.serve({"echo": echo}):
+                events = home.events(ServerLost, ServerFound)
+                async with copy.serve({"echo": echo}):
+                    lost = await anext(events)
+                    assert isinstance(lost, ServerLost)
+                    assert lost.cause == f"another program has registered {HOME} by this machine's key; is its profile a copy?"
+                    assert isinstance(await anext(events), ServerFound)
+
+    run(main(), timeout=60)
 
 
 def test_who_serves_is_told_when_the_server_goes_and_when_it_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,19 @@ from p2ptunnel.server import Rendezvous
 from p2ptunnel.trace import TraceEvent, Tracer
 from p2ptunnel.types import format_address
 
-__all__ = ["HELLO", "HOME", "LAPTOP", "Events", "Meeting", "conversation", "echo", "introduce", "meeting"]
+__all__ = [
+    "HELLO",
+    "HOME",
+    "LAPTOP",
+    "Events",
+    "Meeting",
+    "conversation",
+    "echo",
+    "fresh_spare",
+    "has_spare",
+    "introduce",
+    "meeting",
+]
 
 HOME, LAPTOP = "home-nas", "laptop"
 HELLO = b"hello through the hole"
@@ -32,6 +44,21 @@ async def conversation(stream: Stream) -> bytes:
     await stream.write(HELLO)
     await stream.write_eof()
     return b"".join([part async for part in stream])
+
+
+async def has_spare(peer: Peer) -> None:
+    """Wait until a peer has its spare port, so that what is counted from now on does not change by that."""
+    spare = peer._up.spare
+    assert spare is not None
+    while spare._spare is None:
+        await asyncio.sleep(0)
+
+
+async def fresh_spare(peer: Peer) -> None:
+    """Have a peer take another spare port, and wait for it."""
+    assert peer._up.spare is not None
+    peer._up.spare.renew()
+    await has_spare(peer)
 
 
 class Events:

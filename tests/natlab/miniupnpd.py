@@ -152,4 +152,5 @@ class Miniupnpd:
 
     def listed(self) -> str:
         """What another UPnP client is told of its mappings."""
-        return self._site.host.run(["upnpc", "-m", "eth0", "-l"], check=False).stdout
+        description = f"http://{self._site.lan[1]}:{_SETTINGS['port']}/rootDesc.xml"  # else it searches for two seconds
+        return self._site.host.run(["upnpc", "-u", description, "-l"], check=False).stdout

@@ -52,18 +52,25 @@ DAMAGED_RULES = {
 """By kind: commands that damage its router, and the columns that must notice."""
 
 DAMAGED_WORDS: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "pub": ({"filtering": "address-and-port-dependent"}, {"udp_filtering", "tcp_filtering", "udp_stranger", "tcp_stranger"}),
     "pubfw": ({"filtering": "endpoint-independent"}, {"udp_filtering", "tcp_filtering"}),
     "noSO": ({"simultaneous_open": True}, {"after_syn"}),
     "dbl": ({"carrier": ""}, {"hops", "udp_allocation", "tcp_allocation"}),
     "user_full_cone": ({"filtering": "address-dependent"}, {"udp_filtering", "tcp_filtering"}),
+    "user_addr_restricted": ({"filtering": "endpoint-independent"}, {"udp_filtering", "tcp_filtering"}),
     "user_port_restricted": ({"mapping": "address-and-port-dependent", "allocation": "random"}, {"udp_mapping"}),
     "user_port_restricted_reject": ({"unsolicited": "drop"}, {"udp_stranger", "tcp_stranger"}),
     "user_shift": ({"allocation": "preserving"}, {"udp_allocation", "tcp_allocation", "ports"}),
+    "user_sym_random": ({"allocation": "sequential"}, {"udp_allocation", "tcp_allocation"}),
     "user_sym_seq": ({"allocation": "random"}, {"udp_allocation", "tcp_allocation"}),
     "user_sym_addr": ({"mapping": "address-and-port-dependent"}, {"udp_mapping", "tcp_mapping"}),
     "user_no_udp": ({"udp": True}, {"udp_mapping"}),
+    "no_simopen_rst": ({"unsolicited": "drop"}, {"udp_stranger", "tcp_stranger", "after_syn", "after_rst"}),
     "rst_kills": ({"inbound_reset": "session"}, {"rst_ends"}),
+    "cgn": ({"allocation": "preserving"}, {"udp_allocation", "tcp_allocation", "ports"}),
     "cgn_hairpin": ({"hairpinning": False}, {"udp_hairpin", "tcp_hairpin"}),
+    "dbl_hairpin": ({"carrier": ""}, {"hops"}),
+    "pr_cgn": ({"carrier": ""}, {"hops", "ports"}),
 }
 """By kind: fields that are wrong, and the columns that must notice."""
 
@@ -76,7 +83,7 @@ def damaged() -> dict[str, set[str]]:
         for kind, (commands, _) in DAMAGED_RULES.items():
             sites[kind].router.nft(commands)
         for kind, (words, _) in DAMAGED_WORDS.items():
-            sites[kind] = lab.site(kind, hosts=1 if kind == "pubfw" else 2, **words)
+            sites[kind] = lab.site(kind, hosts=1 if kind in ("pub", "pubfw") else 2, **words)
         threads = {kind: lab.server.thread(measure, lab, site) for kind, site in sites.items()}
         differences = {kind: EXPECTED[kind].differences(thread.result(SECONDS)) for kind, thread in threads.items()}
     return {kind: {line.split()[0] for line in lines} for kind, lines in differences.items()}
@@ -90,6 +97,10 @@ def test_a_damaged_rule_of_a_linux_router_fails_the_proof(kind: str, damaged: di
 @pytest.mark.parametrize("kind", DAMAGED_WORDS)
 def test_a_word_that_was_changed_fails_the_proof(kind: str, damaged: dict[str, set[str]]) -> None:
     assert DAMAGED_WORDS[kind][1] <= damaged[kind]
+
+
+def test_every_kind_is_damaged_once() -> None:
+    assert {*DAMAGED_RULES, *DAMAGED_WORDS} == set(KINDS)
 
 
 def test_a_kind_that_differs_is_measured_again_and_then_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def chaos(directory: Path, *options: str) -> tuple[int, dict[str, Any]]:
 
 @pytest.mark.timeout(300)
 def test_an_upload_and_a_download_survive_every_kind_of_fault(tmp_path: Path) -> None:
-    status, report = chaos(tmp_path, "--size", str(24 * MIB), "--kills", "4", "--rate", "3000000")
+    status, report = chaos(tmp_path, "--size", str(24 * MIB), "--kills", "5", "--rate", "3000000")
     assert [recovery["kind"] for recovery in report["recoveries"]] == list(KINDS)
     assert (status, report["is_equal"], report["errors"]) == (0, True, [])
 
@@ -103,7 +103,7 @@ def test_faults_come_evenly_and_in_turn_on_sides_of_the_seed() -> None:
     faults = list(plan(20, 1, tuple(KINDS)))
     assert [fault.number for fault in faults] == list(range(1, 21))
     assert [fault.after for fault in faults] == [number / 21 for number in range(1, 21)]
-    assert collections.Counter(fault.kind for fault in faults) == dict.fromkeys(KINDS, 5)
+    assert collections.Counter(fault.kind for fault in faults) == dict.fromkeys(KINDS, 4)
     assert {fault.side for fault in faults} == {0, 1}
     assert faults == list(plan(20, 1, tuple(KINDS))) != list(plan(20, 2, tuple(KINDS)))
 

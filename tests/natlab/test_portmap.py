@@ -14,6 +14,7 @@ import pytest
 
 from p2ptunnel.net.announcements import Announcements
 from p2ptunnel.net.portmap import PortMapper
+from p2ptunnel.protocol import portmap
 from p2ptunnel.protocol.portmapping import PortMapEvent, PortMapped, PortMapping, PortRefused, PortUnmapped, double_nat
 from p2ptunnel.testing.natlab import Host, Lab, Site
 from p2ptunnel.trace import TraceEvent, Tracer
@@ -36,6 +37,13 @@ DEAF = NO_PCP + "add rule inet deaf i udp dport 5351 @th,64,8 2 drop"
 @pytest.fixture(autouse=True)
 def daemons() -> None:
     require()
+
+
+@pytest.fixture(autouse=True)
+def haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This router is near and answers in milliseconds; what is renewed, or asked again, need not wait for its pause."""
+    monkeypatch.setattr(portmap, "PORTMAP_FIRST", 0.05)
+    monkeypatch.setattr(portmap, "PORTMAP_PAUSE", 0.3)
 
 
 class Changes:
@@ -219,13 +227,13 @@ def test_a_mapping_is_renewed_before_it_ends(natlab: Lab, tmp_path: Path) -> Non
         changes = Changes()
         async with PortMapper(ANY, on_change=changes, tracer=Tracer(changes.trace)) as mapper:
             tcp, udp = await mapped(mapper)
-            assert tcp.lifetime == 10
-            await changes.until(lambda: len(changes.renewals) == 6)  # both were renewed twice: more than ten seconds
+            assert tcp.lifetime == 3
+            await changes.until(lambda: len(changes.renewals) == 6)  # both were renewed twice: three seconds
             assert len(set(changes.renewals)) == 2
             assert len(changes.events) == 2  # nothing to tell
             prove(natlab, site.host, tcp, udp)
 
-    with serving(site, "PCP", tmp_path, min_lifetime="9", max_lifetime="10"):  # its limits hold for PCP only
+    with serving(site, "PCP", tmp_path, min_lifetime="2", max_lifetime="3"):  # its limits hold for PCP only
         at(site.host, body)
 
 
@@ -262,7 +270,7 @@ async def grow_older(changes: Changes, mapper: PortMapper) -> None:
     """Wait until the router's clock, which counts seconds, has told us so much that a restart turns it back."""
     loop = asyncio.get_running_loop()
     grown = loop.create_future()
-    loop.call_later(4, grown.set_result, None)
+    loop.call_later(3, grown.set_result, None)
     await grown
     before = len(changes.renewals)
     mapper.refresh()
@@ -369,7 +377,7 @@ def test_the_firewall_of_ipv6_is_opened_and_closed(natlab: Lab, tmp_path: Path, 
             listener.bind(("::", PORT))
             listener.listen()
             listener.settimeout(2)
-            caller.settimeout(0.5)
+            caller.settimeout(0.2)
             assert site.host.ip6 is not None
             caller.connect((site.host.ip6, PORT))
             accepted, source = listener.accept()

@@ -58,7 +58,8 @@ class Conspiracy:
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncGenerator[None]:
         where = "{}:{}".format(*self.server.address)
-        async with Peer("home-nas", rendezvous=where, profile=self._profile) as peer, peer.serve({"echo": echo}):
+        peer = Peer("home-nas", rendezvous=where, profile=self._profile, port_mapping=False)  # the router is none of its peers
+        async with peer, peer.serve({"echo": echo}):
             yield
 
     def call(self, at: Address) -> None:

@@ -14,18 +14,22 @@ from pathlib import Path
 import pytest
 
 from p2ptunnel.abc import Stream
+from p2ptunnel.defaults import WEB_HEAD_START, WEB_PORT
 from p2ptunnel.errors import NoPathError
 from p2ptunnel.events import Events, PathChanged
+from p2ptunnel.identity.keys import Identity
 from p2ptunnel.peer import Peer
 from p2ptunnel.protocol import callee, caller
 from p2ptunnel.server import Rendezvous
+from p2ptunnel.server.web import Web
 from p2ptunnel.testing.natlab import Lab, Site
-from p2ptunnel.testing.natlab.faults import part
+from p2ptunnel.testing.natlab.faults import only_web, part
 from p2ptunnel.testing.natlab.living import living
 from p2ptunnel.testing.natlab.matrix import run_matrix
 from tests.helpers.meeting import HOME, LAPTOP, echo
 
 PORT = 7000
+SERVER = Identity.from_seed(b"server".ljust(32))
 CHUNK = 16 * 1024
 CALL = 2.0
 """Seconds within which a call ends in a stream over the relay; measured are 0.1 without delay, 1.2 with 25 ms on each line."""
@@ -37,6 +41,13 @@ def test_nats_that_no_punching_opens_are_no_obstacle(delay: float) -> None:
         [attempt] = cell.attempts
         expected = {"direct tcp", "relay tcp"} if (cell.caller, cell.callee) == ("pr", "pr") else {"relay tcp"}
         assert attempt.path in expected, (cell.caller, cell.callee, attempt.error)
+        assert attempt.seconds < CALL
+
+
+def test_who_is_behind_a_router_that_lets_no_udp_through_calls_and_is_called() -> None:
+    for cell in run_matrix(("noU", "symR"), attempts=1, delay=0.005, relay="auto"):
+        [attempt] = cell.attempts
+        assert (attempt.path, attempt.error) == ("relay tcp", ""), (cell.caller, cell.callee)
         assert attempt.seconds < CALL
 
 
@@ -244,4 +255,52 @@ def test_who_withholds_the_direct_path_is_seen_and_is_not_followed_by_who_insist
         assert caught.value.attempts
 
     with homes(natlab, tmp_path) as there, parted(there.home, there.cafe):
+        there.call(work)
+
+
+# --- where only the web is let through ------------------------------------------------------------------------------------
+
+
+class Offices(Homes):
+    """Both sites let out nothing but TCP to port 443, where the server serves as well; its key is known."""
+
+    def __init__(self, lab: Lab, directory: Path, kind: str, delay: float) -> None:
+        super().__init__(lab, directory, kind, delay)
+        self.server = f"{lab.server.ip}:{PORT}#{SERVER.public}"
+
+
+@contextlib.contextmanager
+def offices(lab: Lab, directory: Path, *closed: str) -> Generator[Homes]:
+    """The two, in offices that let out only the web, once they know each other."""
+    made = Offices(lab, directory, "pr", 0.005)
+
+    def serving() -> Rendezvous:
+        return Rendezvous((lab.server.ip, PORT), identity=SERVER, web=Web((lab.server.ip, WEB_PORT)))
+
+    async def introduce() -> None:
+        async with made.peer(HOME) as home, made.peer(LAPTOP) as laptop:
+            home.peers.add(LAPTOP, laptop.key)
+            laptop.peers.add(HOME, home.key)
+
+    asyncio.run(introduce())
+    for site in (made.home, made.cafe):
+        if site.name in closed:
+            only_web(site)
+    with living(lab.server, serving), living(made.home.host, made.serving):
+        yield made
+
+
+@pytest.mark.parametrize("closed", [("home", "cafe"), ("home",), ("cafe",)], ids=["both", "callee", "caller"])
+def test_who_may_only_use_the_web_calls_and_is_called(natlab: Lab, tmp_path: Path, closed: tuple[str, ...]) -> None:
+    async def work(peer: Peer) -> None:
+        began = time.monotonic()
+        stream = await peer.connect(HOME, "echo")
+        seconds = time.monotonic() - began
+        assert stream.path.kind == "relay"
+        assert seconds < CALL + WEB_HEAD_START
+        assert ("443" in stream.path.why) is ("cafe" in closed)
+        await stream.write(piece := os.urandom(CHUNK))
+        assert await stream.readexactly(CHUNK) == piece
+
+    with offices(natlab, tmp_path, *closed) as there:
         there.call(work)

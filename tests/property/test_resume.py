@@ -13,6 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from p2ptunnel.protocol import resume
 from tests.helpers.hostile import Channel, Hostile, play
 
+pytestmark = pytest.mark.bulk
+
 PER_TEST = 500
 STEPS = 60
 

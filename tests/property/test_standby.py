@@ -11,6 +11,8 @@ from p2ptunnel.errors import P2PTunnelError
 from p2ptunnel.protocol import resume
 from tests.helpers.hostile import CALLEE, CALLER, Hostile, operate
 
+pytestmark = pytest.mark.bulk
+
 PER_TEST = 250
 STEPS = 80
 

@@ -22,7 +22,7 @@ from p2ptunnel.protocol.intent import IntentJudge
 from p2ptunnel.types import Address, Candidate
 from p2ptunnel.wire.messages import Message, PunchNotice, PunchResult
 from tests.helpers import run
-from tests.helpers.meeting import HELLO, HOME, Meeting, conversation, introduce
+from tests.helpers.meeting import HELLO, HOME, Meeting, conversation, fresh_spare, introduce
 from tests.security.evil import EVE, EvilRendezvous, Twist, Victim, answered_by, called_by, honest, misleading, until, victim
 
 ELSEWHERE = "127.0.0.2"
@@ -338,6 +338,7 @@ def test_who_is_told_a_wrong_address_of_its_own_costs_its_owner_two_datagrams_at
     async def main() -> None:
         async with scene(tmp_path) as at:
             at.server.twist = misleading(*at.victim.address)
+            await fresh_spare(at.there.laptop)  # which has heard nothing else
             with pytest.raises(P2PTunnelError):
                 await at.there.laptop.connect(HOME, "echo", timeout=3, require_direct=True)
             [started] = at.there.home_events.named("PunchStarted")

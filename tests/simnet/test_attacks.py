@@ -114,6 +114,7 @@ LIES = (
     Candidate("host", "tcp", INNER_VICTIM[0], INNER_VICTIM[1]),
     Candidate("mapped", "tcp", "127.0.0.1", 22),
     Candidate("srflx", "udp", VICTIM[0], VICTIM[1]),
+    Candidate("mapped", "udp", VICTIM[0], VICTIM[1]),
     *(Candidate("mapped", "tcp", f"192.0.2.{n}", 443) for n in range(100, 112)),
 )
 
@@ -138,7 +139,7 @@ def test_a_liars_candidates_aim_nobody_at_others(kind: str, liar: str) -> None:
 def test_beside_lies_the_truth_is_still_found() -> None:
     call = Call(Network(seed=1), "shift", "shift")
     honest = call.caller.agent._view.candidates
-    call.caller.agent._view = LocalView((*LIES[:8], *honest), 0.05, can_open_low=True)
+    call.caller.agent._view = LocalView((*LIES[:9], *honest), 0.05, can_open_low=True)
     assert call.run().connected
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2ptunnel.addresses import canonical, probe_refusal, scope_of, source_of, target_refusal
+from p2ptunnel.addresses import canonical, lan_refusal, probe_refusal, scope_of, source_of, target_refusal
 from p2ptunnel.errors import InvalidAddressError
 
 SPELLINGS = {  # a spelling, the address it reaches, and what that address is for
@@ -221,6 +221,41 @@ def test_a_refusal_says_why() -> None:
     loopback = probe_refusal(canonical("::127.0.0.1"), 40000, is_admitted=True)
     assert loopback == "a loopback address"
     assert probe_refusal(canonical("203.0.113.7"), 80, is_admitted=True) == "a port below 1024"
+
+
+@pytest.mark.parametrize(
+    ("text", "near", "far"),
+    [
+        ("192.168.1.7", None, None),
+        ("10.1.2.3", None, None),
+        ("100.64.0.9", None, None),
+        ("fd12::7", None, None),
+        ("169.254.7.7", None, "a link-local address"),
+        ("203.0.113.7", None, "a public address"),
+        ("2001:db8::7", None, "a public address"),
+        ("127.0.0.1", "a loopback address", "a loopback address"),
+        ("::1", "a loopback address", "a loopback address"),
+        ("0.0.0.0", "a unspecified address", "a unspecified address"),
+        ("224.0.0.251", "a multicast address", "a multicast address"),
+        ("255.255.255.255", "a broadcast address", "a broadcast address"),
+        ("240.0.0.1", "a reserved address", "a reserved address"),
+        ("169.254.169.254", "a metadata service", "a link-local address"),
+        ("100.100.100.200", "a metadata service", "a metadata service"),
+    ],
+)
+def test_what_is_announced_leads_into_networks_like_ours_only(text: str, near: str | None, far: str | None) -> None:
+    assert lan_refusal(canonical(text), 40000, is_on_link=True) == near
+    assert lan_refusal(canonical(text), 40000, is_on_link=False) == far
+
+
+def test_an_announced_port_is_none_of_a_service() -> None:
+    refused = [lan_refusal(canonical("10.0.0.7"), port, is_on_link=True) for port in (0, 22, 1023, 5353, 11211, 65536)]
+    assert refused == ["a port below 1024", "a port below 1024", "a port below 1024", *["a port of amplifiers"] * 2, "no port"]
+
+
+def test_loopback_is_announced_to_tests_only() -> None:
+    assert lan_refusal(canonical("127.0.0.1"), 40000, is_on_link=True, on_loopback=True) is None
+    assert lan_refusal(canonical("203.0.113.7"), 40000, is_on_link=False, on_loopback=True) == "a public address"
 
 
 def test_the_broadcast_address_of_an_interface_is_no_peer() -> None:

@@ -158,6 +158,7 @@ def test_who_is_refused_three_times_is_muted_for_a_while() -> None:
         assert owner.waited == [ASK_PATIENCE] * ASK_REFUSALS
         owner.now = ASK_MUTE - 0.1
         assert await owner.say("always") == [Answer("no", "muted")]
+        assert [event.facts for event in owner.traced if event.name == "muted"] == [{"peer": "laptop", "seconds": ASK_MUTE}]
         owner.now = ASK_MUTE
         assert await owner.say("once") == [Answer("once", "owner")]
 

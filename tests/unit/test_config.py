@@ -23,11 +23,13 @@ def test_without_a_file_every_key_has_its_default(tmp_path: Path) -> None:
 
 def test_every_key_is_read(tmp_path: Path) -> None:
     text = '[peer]\ntag = "home-nas"\nrendezvous = ["rv.example:7000", "[2001:db8::1]:7001", "rv2.example"]\n'
-    text += 'resume_timeout = "2h"\nrelay = "never"\n'
+    text += 'resume_timeout = "2h"\nrelay = "never"\nlan = false\nport_mapping = false\n'
     servers = ("rv.example:7000", "[2001:db8::1]:7001", "rv2.example")
     text += '[server]\nrelay = false\nrelay_quota = "10GiB/day"\nrelay_circuits = 4\n'
     server = ServerConfig(relay=False, relay_quota="10GiB/day", relay_circuits=4)
-    assert loaded(tmp_path, text) == Config(PeerConfig("home-nas", servers, "2h", "never"), server)
+    assert loaded(tmp_path, text) == Config(
+        PeerConfig("home-nas", servers, "2h", "never", lan=False, port_mapping=False), server
+    )
 
 
 @pytest.mark.parametrize(
@@ -38,13 +40,13 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         (
             "[peer]\nxyzzy = 1",
             "unknown key `xyzzy` at peer in config.toml",
-            "Known there: tag, rendezvous, resume_timeout, relay.",
+            "Known there: tag, rendezvous, resume_timeout, relay, lan, port_mapping.",
         ),
         ("[pear]\n", "unknown key `pear` at the top in config.toml", "Did you mean `peer`?"),
         (
             '[peer]\n"a\\u001b[31mb" = 1',
             "unknown key `a\\x1b[31mb` at peer in config.toml",
-            "Known there: tag, rendezvous, resume_timeout, relay.",
+            "Known there: tag, rendezvous, resume_timeout, relay, lan, port_mapping.",
         ),
         ("[peer]\ntag = 1", "config.toml: Expected `str | null`, got `int` - at `$.peer.tag`", "The file is "),
         ("peer = 1", "config.toml: Expected `object`, got `int` - at `$.peer`", "The file is "),

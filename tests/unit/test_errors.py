@@ -66,6 +66,13 @@ TABLE = [
         "identity",
     ),
     Row(
+        errors.InvitationExpiredError("10 min"),
+        "pairing failed: nobody came in 10 min",
+        "`p2ptunnel pair` makes a new invitation.",
+        401,
+        "identity",
+    ),
+    Row(
         errors.KeyKnownError("evil", "laptop"),
         "that key is known here as laptop",
         "To call it evil: p2ptunnel peers rename laptop evil",
@@ -153,6 +160,13 @@ TABLE = [
         "rv.example:7000 did not answer over UDP or TCP in 5 s",
         "Is the server up, is the port open? `p2ptunnel netcheck`",
         408,
+        "rendezvous",
+    ),
+    Row(
+        errors.PeerNotNearError("home-nas", "no multicast"),
+        "'home-nas' is not to be found in this network: no multicast",
+        "Is `p2ptunnel serve` running on home-nas, in this very network? A server reaches further: --rendezvous host:7000.",
+        404,
         "rendezvous",
     ),
     Row(
@@ -246,6 +260,13 @@ TABLE = [
         "access",
     ),
     Row(
+        errors.AccessDeniedError("home-nas", "web", tuple(f"s{number}" for number in range(1000))),
+        "home-nas does not serve 'web' to this machine",
+        "Served to you: s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10, s11, and 988 more.",
+        403,
+        "access",
+    ),
+    Row(
         errors.AccessDeniedError("home-nas", "web"),
         "home-nas does not serve 'web' to this machine",
         "Served to you: nothing.",
@@ -313,6 +334,13 @@ TABLE = [
         "'web' on home-nas cannot be reached: 127.0.0.1:8080 refused the connection",
         "home-nas is reached; start the program there.",
         500,
+        "target",
+    ),
+    Row(
+        errors.LookupsBusyError(),
+        "too many names are being looked up",
+        "Try again; or give the target by its address instead of a name.",
+        503,
         "target",
     ),
     Row(

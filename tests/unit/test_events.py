@@ -166,7 +166,9 @@ def test_a_block_ends_the_listening() -> None:
     run(scenario())
 
 
-@pytest.mark.parametrize("kind", [EventsDropped, str, "ChannelLost", None, lost(1)], ids=repr)
+@pytest.mark.parametrize(
+    "kind", [EventsDropped, str, "ChannelLost", None, lost(1)], ids=["another class", "text", "a name", "nothing", "an event"]
+)
 def test_what_is_no_kind_of_event_is_refused_at_once(kind: Any) -> None:
     hub = EventHub()
     with pytest.raises(TypeError, match="is no kind of event"):

@@ -15,6 +15,7 @@ from p2ptunnel.identity.store import PinnedPeer
 from p2ptunnel.peer import Peer
 from p2ptunnel.session.session import Session
 from p2ptunnel.traversal.answer import AnsweringPort
+from p2ptunnel.types import ServerSpec
 from tests.helpers import run
 from tests.helpers.peers import CALLEE, Peers, sessions
 
@@ -160,6 +161,8 @@ class Port(AnsweringPort):
 
 class Servers:
     """Makes a port when it may, or raises `error`."""
+
+    specs = (ServerSpec(("127.0.0.1", 7000)),)
 
     def __init__(self) -> None:
         self.ports: list[Port] = []

@@ -8,6 +8,7 @@ import gc
 import math
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
@@ -18,12 +19,13 @@ import pytest
 from p2ptunnel import asking, serving
 from p2ptunnel.abc import Stream
 from p2ptunnel.asking import AccessRequest, Decision
-from p2ptunnel.defaults import SESSION_TICK
+from p2ptunnel.defaults import LOOKUPS_OF_PEER_MAX, SESSION_TICK
 from p2ptunnel.errors import (
     AccessDeniedError,
     AccessRevokedError,
     ApprovalTimeoutError,
     P2PTunnelError,
+    StoreError,
     StreamResetError,
     TargetRefusedError,
 )
@@ -279,6 +281,43 @@ def test_a_name_that_resolves_elsewhere_is_not_yours_and_one_that_does_not_is_to
     run(main())
 
 
+def test_a_slow_resolver_holds_so_many_threads_of_a_peer_and_the_next_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, released = socket.getaddrinfo, threading.Event()
+
+    def hang(host: str, *rest: Any, **more: Any) -> Any:
+        if host.endswith(".test"):
+            if not more.get("flags"):
+                released.wait()
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return real(host, *rest, **more)
+
+    def hanging() -> int:
+        return sum(thread.name == "p2ptunnel-look-up" for thread in threading.enumerate())
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+
+    async def main() -> None:
+        home, most = Home(tmp_path, "any"), LOOKUPS_OF_PEER_MAX
+        home.table.add({"any": "any:" + " ".join(f"n{number}.test:80" for number in range(most + 1))}, ())
+        async with home.session() as session:
+            opening = [asyncio.create_task(session.open_confirmed(f"n{number}.test:80")) for number in range(most)]
+            while hanging() < most:
+                await asyncio.sleep(0)
+            with pytest.raises(StreamResetError, match="too many names are being looked up"):
+                await session.open_confirmed(f"n{most}.test:80")
+            assert hanging() == most
+            released.set()
+            for refused in await asyncio.gather(*opening, return_exceptions=True):
+                assert isinstance(refused, TargetRefusedError)
+
+    try:
+        run(main())
+    finally:
+        released.set()
+
+
 def test_our_own_listeners_are_not_reached(tmp_path: Path) -> None:
     async def main() -> None:
         home = Home(tmp_path, "any")
@@ -325,7 +364,36 @@ def test_a_yes_opens_one_stream_and_the_next_one_is_asked_about_again(tmp_path: 
             with pytest.raises(AccessDeniedError):
                 await session.open_confirmed("web")
             await use(stream)
-        assert home.store.all()[0].services == ()
+        assert home.store.all()[0].granted(time.time()) == ()
+
+    run(main())
+
+
+def test_a_stream_that_was_let_in_once_ends_when_the_service_is_denied(tmp_path: Path) -> None:
+    async def main() -> None:
+        home = Home(tmp_path)
+        home.table.add({"web": echo}, (), ask=Owner("once", "once"))
+        async with home.session() as session:
+            first = await session.open_confirmed("web")
+            second = await session.open_confirmed("web")
+            deny(home)
+            for stream in (first, second):
+                assert isinstance(await broken(stream), AccessRevokedError)
+            assert not session.closed.is_set()
+
+    run(main())
+
+
+def test_a_yes_for_once_that_cannot_be_noted_holds_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise StoreError("peers.toml", "No space left on device")
+
+    async def main() -> None:
+        home = Home(tmp_path)
+        monkeypatch.setattr(home.store, "note_once", full)
+        home.table.add({"web": echo}, (), ask=Owner("once"))
+        async with home.session() as session:
+            await use(await session.open_confirmed("web"))
 
     run(main())
 
@@ -425,7 +493,7 @@ def test_an_hour_by_a_clock_that_was_never_set_is_once(tmp_path: Path) -> None:
         home.table.add({"web": echo}, (), ask=Owner("hour"))
         async with home.session() as session:
             await use(await session.open_confirmed("web"))
-            assert home.store.all()[0].services == ()
+        assert home.store.all()[0].granted(time.time()) == ()
 
     run(main())
 

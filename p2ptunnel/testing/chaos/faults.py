@@ -11,7 +11,7 @@ from typing import Final
 
 from p2ptunnel.testing.chaos.flow import ChaosError
 from p2ptunnel.testing.natlab import Site
-from p2ptunnel.testing.natlab.faults import change_address, cut, kill_tcp, rebind
+from p2ptunnel.testing.natlab.faults import change_address, cut, kill_tcp, part, rebind
 
 __all__ = ["KINDS", "Fault", "Injector", "plan"]
 
@@ -66,6 +66,12 @@ def _cut(site: Site, _far: Site) -> Generator[None]:
 
 
 @contextlib.contextmanager
+def _part(site: Site, far: Site) -> Generator[None]:
+    with part(site, far):
+        yield
+
+
+@contextlib.contextmanager
 def _move(site: Site, _far: Site) -> Generator[None]:
     change_address(site)
     yield
@@ -76,9 +82,11 @@ KINDS: Final[Mapping[str, Injector]] = {
     "rebind": Injector(_rebind),
     "cut": Injector(_cut, seconds=5.0),
     "move": Injector(_move),
+    "part": Injector(_part, seconds=5.0),
 }
 """kill: the kernel resets the connection.  rebind: the router forgets it, and gives it another port.  cut: nothing passes
-for 5 s.  move: the machine gets another address."""
+for 5 s.  move: the machine gets another address.  part: the two do not reach each other for 5 s,
+and the relay carries."""
 
 
 def plan(count: int, seed: int, kinds: Sequence[str]) -> Iterator[Fault]:

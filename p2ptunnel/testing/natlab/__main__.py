@@ -14,7 +14,8 @@ __all__ = ["main"]
 
 COMMANDS: Final = {
     "behaviour": ("p2ptunnel.testing.natlab.behaviour.command", "prove that every kind of NAT behaves as its name says"),
-    "matrix": ("p2ptunnel.testing.natlab.matrix", "let every kind of NAT call every other, and print what connects"),
+    "matrix": ("p2ptunnel.testing.natlab.matrix.command", "let every kind of NAT call every other, and print what connects"),
+    "scenarios": ("p2ptunnel.testing.natlab.scenarios.command", "networks as they are met: what connects there, and how fast"),
 }
 """The module of each command, and what it does in a few words."""
 

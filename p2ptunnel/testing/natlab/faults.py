@@ -16,7 +16,7 @@ from p2ptunnel.testing.natlab.host import Host
 from p2ptunnel.testing.natlab.site import Site
 from p2ptunnel.testing.natlab.wiring import DEFAULT_ROUTE, TAIL
 
-__all__ = ["change_address", "cut", "kill_tcp", "part", "rebind"]
+__all__ = ["change_address", "cut", "kill_tcp", "only_web", "part", "rebind"]
 
 _REBINDING: Final = """
 table ip rebinding {
@@ -27,6 +27,16 @@ table ip rebinding {
 }
 """
 """For connections that go on, since those that begin have a SYN; it comes before the router's own rule at priority 100."""
+
+_ONLY_WEB: Final = """
+table inet only_web {
+ chain out {
+  type filter hook forward priority -10; policy accept;
+  oifname "wan" tcp dport 443 accept
+  oifname "wan" drop
+ }
+}
+"""
 
 _FIRST_SPARE: Final = 100
 """Machines count from 2; addresses that they change to count from here."""
@@ -110,6 +120,15 @@ def part(one: Site, other: Site) -> Generator[None]:
         yield
     finally:
         machine.nft(f"delete table {table}\n")
+
+
+def only_web(site: Site) -> None:
+    """Let nothing out of a site but TCP to port 443, as some offices do; all else is dropped silently from now on.
+
+    Raises:
+        ConfigError: The site has no Linux router.
+    """
+    site.router.nft(_ONLY_WEB)
 
 
 def change_address(site: Site, host: Host | None = None) -> str:

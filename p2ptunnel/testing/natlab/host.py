@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, overload
 
-from p2ptunnel.errors import LaboratoryError
+from p2ptunnel.errors import ConfigError, LaboratoryError
 from p2ptunnel.testing.natlab.namespace import Namespace
 from p2ptunnel.testing.natlab.programs import end_program, start_program
 
@@ -57,7 +57,7 @@ class Host:
 
     Attributes:
         name: For messages.
-        ips: Its IPv4 addresses, the first one being `ip`.
+        ips: Its IPv4 addresses, the first one being `ip`; none on a machine with IPv6 only.
         ip6: Its global IPv6 address, or None.
         namespace: Its network.
     """
@@ -71,11 +71,17 @@ class Host:
         self._programs: list[subprocess.Popen[Any]] = []
 
     def __repr__(self) -> str:
-        return f"<Host {self.name} {', '.join(self.ips)}>"
+        return f"<Host {self.name} {', '.join([*self.ips, *([self.ip6] if self.ip6 else [])])}>"
 
     @property
     def ip(self) -> str:
-        """Its first IPv4 address."""
+        """Its first IPv4 address.
+
+        Raises:
+            ConfigError: It has none.
+        """
+        if not self.ips:
+            raise ConfigError(f"{self.name} has IPv6 addresses only")
         return self.ips[0]
 
     def inside(self) -> contextlib.AbstractContextManager[None]:

@@ -15,6 +15,7 @@ from p2ptunnel.errors import ConfigError
 __all__ = [
     "KINDS",
     "MATRIX_KINDS",
+    "PUNCHABLE",
     "Allocation",
     "Dependence",
     "IPv6",
@@ -67,6 +68,8 @@ class Kind:
         hairpinning: Whether inside hosts reach each other by outside addresses (RFC 4787 6).
         udp: False blocks it.
         tcp: False blocks it (user only).
+        only_port: The one TCP port that may be reached outside, as from behind a web proxy's firewall; 0 for all (kernel only).
+        ipv4: Whether hosts have IPv4 addresses; without, they have IPv6 only (kernel only).
         ipv6: Whether hosts have global IPv6 addresses, and how the firewall before them answers strangers.
         carrier: Name of a kind put above this one; empty for none.
         udp_timeout: Seconds without a packet after which a mapping is forgotten; a kernel counts whole seconds.  None,
@@ -89,6 +92,8 @@ class Kind:
     hairpinning: bool = False
     udp: bool = True
     tcp: bool = True
+    only_port: int = 0
+    ipv4: bool = True
     ipv6: IPv6 = "none"
     carrier: str = ""
     udp_timeout: float | None = None
@@ -127,8 +132,10 @@ def _impossible(kind: Kind) -> str:
 
 
 def _impossible_for_user(kind: Kind) -> str:
-    if kind.ipv6 != "none":
+    if kind.ipv6 != "none" or not kind.ipv4:
         return "a user-space NAT speaks IPv4 only"
+    if kind.only_port:
+        return "a user-space NAT lets out to every port"
     return "a user-space NAT has no stack of its own to accept with" if kind.unsolicited == "accept" else ""
 
 
@@ -143,6 +150,8 @@ def _impossible_for_kernel(kind: Kind) -> str:
     for field, only in _KERNEL_CANNOT.items():
         if getattr(kind, field) != only:
             return f"a kernel cannot do {field}={getattr(kind, field)!r}"
+    if not kind.ipv4 and kind.ipv6 == "none":
+        return "a machine with neither IPv4 nor IPv6 has no network"
     if kind.mapping == "endpoint-independent":
         if kind.allocation in ("sequential", "random"):
             return f"a kernel cannot do endpoint-independent mapping with {kind.allocation} ports"
@@ -204,6 +213,9 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
 
 MATRIX_KINDS: Final = ("pub", "pubfw", "fc", "ar", "pr", "prR", "prO", "shift", "symR", "symS", "noU", "noSO", "dbl")
 """The kinds whose ordered pairs make the traversal matrix, in the order of its rows."""
+
+PUNCHABLE: Final = ("pub", "pubfw", "fc", "ar", "pr", "prR", "prO", "shift")
+"""The kinds that all connect to one another directly: no port has to be guessed."""
 
 
 def find_kind(name: str) -> Kind:

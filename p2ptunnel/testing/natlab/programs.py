@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import IO, Any, Final, Self
 
@@ -40,16 +40,24 @@ def start_program(namespace: Namespace | None, arguments: Sequence[str], **optio
     has_guard = namespace is not None or shutil.which("setpriv") is not None
     guarded = [*(("setpriv", "--pdeathsig", "KILL", "--") if has_guard else ()), *arguments]
 
-    def start() -> subprocess.Popen[Any]:
-        with namespace.inside() if namespace is not None else contextlib.nullcontext():
-            return subprocess.Popen(guarded, process_group=0, **options)
+    starting: Future[subprocess.Popen[Any]] = Future()  # there before anything starts, so that no moment is without it
 
-    starting = _starter().submit(start)
+    def start() -> None:
+        if not starting.set_running_or_notify_cancel():
+            return
+        try:
+            with namespace.inside() if namespace is not None else contextlib.nullcontext():
+                starting.set_result(subprocess.Popen(guarded, process_group=0, **options))
+        except Exception as error:  # noqa: BLE001 - it is raised where it belongs, in the thread that waits
+            starting.set_exception(error)
+
     try:
+        _starter().submit(start)
         return starting.result()
     except KeyboardInterrupt:  # whoever is interrupted here never hears of it
-        with contextlib.suppress(OSError):
-            kill_program(starting.result())
+        if not starting.cancel():
+            with contextlib.suppress(OSError):
+                kill_program(starting.result())
         raise
 
 

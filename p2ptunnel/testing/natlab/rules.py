@@ -78,6 +78,8 @@ def _forward_policy(kind: Kind) -> str:
 
 def _forward(kind: Kind) -> list[str]:
     rules = [] if kind.udp else ['meta l4proto udp oifname "wan" drop']
+    if kind.only_port:
+        rules.append(f'oifname "wan" tcp dport != {kind.only_port} ct state new drop')
     rules += [
         "ct state established,related accept",
         "ct state invalid drop",

@@ -33,6 +33,8 @@ class LinkChanges(TypedDict, total=False):
     reorder: float
     rate: float
     queue: int
+    mtu: int
+    icmp: bool
     down: bool
 
 

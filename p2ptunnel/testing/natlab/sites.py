@@ -111,12 +111,14 @@ class KernelSite(Site):
         number = len(self.hosts) + 2
         has_ipv6 = self.kind.ipv6 != "none"
         ip6 = f"{self._plan.prefix6}:{number:x}" if has_ipv6 else None
-        host = Host(f"{self.name}-{number}", str(self._plan.lan[number]), ip6=ip6)
+        ips = [str(self._plan.lan[number])] if self.kind.ipv4 else []
+        host = Host(f"{self.name}-{number}", *ips, ip6=ip6)
         self.hosts.append(host)
         plug_in(self.router, _BRIDGE, f"h{number}", host, TAIL)
         netlink = host.namespace.netlink
-        netlink.add_address(TAIL, f"{host.ip}/{self._plan.lan.prefixlen}")
-        netlink.add_route(DEFAULT_ROUTE, TAIL, via=self._plan.gateway)
+        if self.kind.ipv4:
+            netlink.add_address(TAIL, f"{host.ip}/{self._plan.lan.prefixlen}")
+            netlink.add_route(DEFAULT_ROUTE, TAIL, via=self._plan.gateway)
         if ip6 is not None:
             netlink.add_address(TAIL, f"{ip6}/64")
             netlink.add_route(DEFAULT_ROUTE_6, TAIL, via=f"{self._plan.prefix6}:1")

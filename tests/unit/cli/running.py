@@ -39,8 +39,8 @@ def call(capsys: pytest.CaptureFixture[str], *words: object) -> Result:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return the environment of a program that runs from this checkout."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), **more}
+    """Return the environment of a program that runs from this checkout, and keeps out of the network that the test runs in."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "P2PTUNNEL_LAN": "0", **more}
 
 
 def program(*words: object) -> list[str]:

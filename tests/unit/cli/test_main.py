@@ -135,7 +135,7 @@ def test_a_failure_is_a_text_a_hint_and_an_exit_code(
 def test_every_error_has_an_exit_code_of_the_table() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, P2PTunnelError)]
     codes = {kind.__name__: exit_code(kind.__new__(kind)) for kind in kinds}
-    assert set(codes.values()) == {1, 2, 4, 5}
+    assert set(codes.values()) == {1, 2, 4, 5, 6}
     assert codes["StoreError"] == codes["InsecureKeyFileError"] == 2
     assert codes["BindError"] == codes["StreamResetError"] == codes["RemoteProtocolError"] == 1
 

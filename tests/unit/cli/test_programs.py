@@ -161,10 +161,8 @@ def test_a_forward_carries_question_and_answer(network: Network, target: int) ->
 
 @pytest.mark.usefixtures("served")
 def test_status_shows_the_connections_of_the_programs_that_run(network: Network) -> None:
-    with (
-        forwarding(network, "0:echo", "--relay", "never") as (process, told),  # or it may move while we look
-        socket.create_connection(tuple(told["address"])) as client,
-    ):
+    forward = forwarding(network, "0:echo", "--relay", "never")  # no path but one, however slow this machine is
+    with forward as (process, told), socket.create_connection(tuple(told["address"])) as client:
         client.sendall(b"x")
         [program] = carrying(network)
         assert (program["command"], program["pid"]) == ("forward", process.pid)
@@ -187,7 +185,8 @@ def test_a_connection_that_is_lost_for_good_is_told_in_words_and_objects(network
         os.fdopen(writer, "w") as stderr,
         network.start("cellar", "--json", "serve", f"echo={target}") as serving,
         started(
-            *network.words("laptop", "--json", "--resume-timeout", "1", "forward", "cellar", "0:echo"), stderr=stderr
+            *network.words("laptop", "--json", "--relay", "never", "--resume-timeout", "1", "forward", "cellar", "0:echo"),
+            stderr=stderr,
         ) as forward,
     ):
         assert serving.stdout is not None
@@ -376,7 +375,7 @@ def test_serve_says_with_v_which_streams_come_and_go(network: Network, target: i
     ):
         assert serving.stdout is not None
         assert serving.stdout.readline().startswith("serving echo as shed (127.0.0.1:")
-        assert network.run("laptop", "pipe", "shed", "echo", input="x").stdout == "1 x"
+        assert network.run("laptop", "--relay", "never", "pipe", "shed", "echo", input="x").stdout == "1 x"
         serving.terminate()
         assert serving.wait(timeout=10) == 0
     first, *lines = log.read_text().splitlines()

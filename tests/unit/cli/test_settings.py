@@ -77,6 +77,51 @@ def test_patience_is_written_with_a_unit_and_handed_on_to_ssh(
     assert list(settings.for_ssh)[2:] == handed_on  # behind --profile
 
 
+@pytest.mark.parametrize(
+    ("words", "environment", "file", "lan"),
+    [
+        ([], "", "", True),
+        (["--no-lan"], "1", "true", False),
+        (["--lan"], "0", "false", True),
+        ([], "0", "true", False),
+        ([], "1", "false", True),
+        ([], "", "false", False),
+    ],
+)
+def test_whether_the_own_network_is_used_can_be_said_and_is_handed_on_to_ssh(
+    words: list[str], environment: str, file: str, lan: bool, profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if environment:
+        monkeypatch.setenv("P2PTUNNEL_LAN", environment)
+    write_config(profile, f"[peer]\nlan = {file}" if file else "")
+    settings = settings_of("status", *words)
+    assert settings.lan is lan
+    handed_on = words or ([{"1": "--lan", "0": "--no-lan"}[environment]] if environment else [])
+    assert list(settings.for_ssh)[2:] == handed_on  # behind --profile
+    peer = settings_of("--rendezvous", "127.0.0.1:1", "status", *words).peer(Tracer())
+    assert peer._has_lan is lan
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "file", "is_mapping"),
+    [
+        ([], "", "", True),
+        (["--no-port-mapping"], "1", "true", False),
+        (["--port-mapping"], "0", "false", True),
+        ([], "0", "true", False),
+        ([], "", "false", False),
+    ],
+)
+def test_whether_the_router_is_asked_can_be_said(
+    words: list[str], environment: str, file: str, is_mapping: bool, profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if environment:
+        monkeypatch.setenv("P2PTUNNEL_PORT_MAPPING", environment)
+    write_config(profile, f"[peer]\nport_mapping = {file}" if file else "")
+    peer = settings_of("--rendezvous", "127.0.0.1:1", "status", *words).peer(Tracer())
+    assert peer._is_mapping is is_mapping
+
+
 def test_a_peer_is_as_patient_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
     patience: list[float] = []
 
@@ -190,8 +235,8 @@ def test_what_status_says_of_a_private_server_holds_no_token(capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["serve", "8888"], "no rendezvous server is configured"),
-        (["forward", "nas", "8888"], "no rendezvous server is configured"),
+        (["--no-lan", "serve", "8888"], "no rendezvous server is configured"),
+        (["--no-lan", "forward", "nas", "8888"], "no rendezvous server is configured"),
         (["--rendezvous", "127.0.0.1:1", "serve", "8888"], "this machine has no tag that others could ask for"),
         (["--rendezvous", "127.0.0.1:1", "--tag", "NAS", "serve", "8888"], "'NAS' is not a tag"),
         (["--rendezvous", "a:x", "forward", "nas", "8888"], "'a:x' is not an address"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from p2ptunnel.cli.output import Output
-from p2ptunnel.cli.talk import tell_visitors
+from p2ptunnel.cli.talk import tell_limits, tell_visitors
 from p2ptunnel.trace import TraceEvent
 
 
@@ -34,3 +34,22 @@ def test_who_uses_what_is_said_once_a_visit() -> None:
     tell(opened(900.0, "laptop", "ssh", "ssh"))
     tell(opened(1500.1, "laptop", "ssh", "ssh"))
     assert said.lines[3:] == ["laptop uses ssh"]
+
+
+def test_who_is_limited_is_said_once_a_visit_and_reason() -> None:
+    said = Said()
+    tell = tell_limits(said)
+    for second in range(300):
+        over = {"peer": "laptop", "service": "web", "reason": "too many streams are open"}
+        tell(TraceEvent(second, "serving", "over_quota", over))
+        fast = {"tag": "phone", "service": f"s{second}", "code": "BUSY", "reason": "streams are opened too fast"}
+        tell(TraceEvent(second, "session", "stream_denied", fast))
+        tell(
+            TraceEvent(second, "session", "stream_denied", {"tag": "phone", "service": "x", "code": "NOT_YOURS", "reason": ""})
+        )
+    tell(TraceEvent(300.0, "access", "muted", {"peer": "laptop", "seconds": 600.0}))
+    assert said.lines == [
+        "laptop: turned away from web: too many streams are open",
+        "phone: turned away: streams are opened too fast",
+        "laptop: refused again and again; you are not asked about it for 10 min",
+    ]

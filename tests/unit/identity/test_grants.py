@@ -104,3 +104,18 @@ def test_a_renamed_peer_keeps_its_key_and_grants_and_its_place(store: PeerStore)
     with pytest.raises(InvalidTagError):
         store.rename("work", "Work")
     assert store.get("work") is not None
+
+
+def test_what_was_given_once_is_a_grant_that_has_ended_and_can_be_denied(store: PeerStore) -> None:
+    store.note_once("laptop", "web", NOON)
+    assert store.all()[0].services == ("ssh", "web")
+    assert AccessList(store, Clock(NOON)).granted(LAPTOP) == ("ssh",)
+    store.deny("laptop", "web")
+    assert store.all()[0].services == ("ssh",)
+
+
+def test_what_is_granted_stays_so_when_it_is_given_once(store: PeerStore) -> None:
+    store.allow("laptop", "web", until=NOON + 60)
+    for service in ("ssh", "web"):
+        store.note_once("laptop", service, NOON)
+    assert AccessList(store, Clock(NOON)).granted(LAPTOP) == ("ssh", "web")

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from p2ptunnel.net.filter import attach_filter
+from p2ptunnel.net.filter import attach_filter, attach_neighbour_filter
 from p2ptunnel.wire.stun import encode_request, encode_response
 
 STUN = encode_request(bytes(12))
@@ -60,3 +60,13 @@ def test_elsewhere_than_on_linux_there_is_no_filter(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("p2ptunnel.net.filter.LINUX", False)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         assert attach_filter(sock) is False
+    assert not attach_neighbour_filter(socket.socket.__new__(socket.socket))
+
+
+def test_neighbours_pass_the_filter_of_neighbours() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as filtered, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as near:
+        filtered.bind(("127.0.0.1", 0))
+        filtered.settimeout(5)
+        assert attach_neighbour_filter(filtered)
+        near.sendto(b"hello", filtered.getsockname())
+        assert filtered.recv(100) == b"hello"

@@ -10,7 +10,16 @@ import pytest
 
 from p2ptunnel.errors import InvalidAddressError, ResolveError
 from p2ptunnel.net import interfaces
-from p2ptunnel.net.interfaces import global_ipv6, is_on_link, local_addresses, resolve, source_address, speaks_ipv6_only
+from p2ptunnel.net.interfaces import (
+    global_ipv6,
+    is_on_link,
+    lan_hosts,
+    local_addresses,
+    on_link,
+    resolve,
+    source_address,
+    speaks_ipv6_only,
+)
 from p2ptunnel.net.netlink import InterfaceAddress, interface_addresses
 from tests.helpers import run
 
@@ -112,6 +121,40 @@ def test_a_machine_speaks_only_ipv6_where_that_alone_leads_out(
 ) -> None:
     have(monkeypatch, sources=sources)
     assert speaks_ipv6_only() is expected
+
+
+@pytest.mark.parametrize(
+    ("hosts", "on_linux", "elsewhere"),
+    [
+        (["192.168.1.7", "127.0.0.1"], ["192.168.1.7"], ["192.168.1.7"]),
+        (["10.0.0.7", "169.254.7.7", "fe80::1", "fd00::7"], ["10.0.0.7", "169.254.7.7"], ["10.0.0.7", "169.254.7.7"]),
+        (["203.0.113.7"], [], []),
+        (["203.0.113.7", "172.17.0.1"], ["172.17.0.1"], []),
+        (["127.0.0.1"], [], []),
+        ([], [], []),
+    ],
+)
+def test_neighbours_may_look_for_us_in_private_networks_only(
+    hosts: list[str], on_linux: list[str], elsewhere: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = tuple(InterfaceAddress(host, 24) for host in hosts)
+    monkeypatch.setattr(interfaces, "_known_addresses", lambda: found)
+    for linux, expected in ((True, on_linux), (False, elsewhere)):
+        monkeypatch.setattr(interfaces, "LINUX", linux)
+        assert list(lan_hosts()) == expected
+
+
+def test_the_system_is_asked_once_for_what_is_on_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[None] = []
+
+    def known() -> tuple[InterfaceAddress, ...]:
+        asked.append(None)
+        return (InterfaceAddress("192.168.1.7", 24),)
+
+    monkeypatch.setattr(interfaces, "_known_addresses", known)
+    hosts = ["127.0.0.1", "192.168.1.9", "192.168.2.9", "a name", *(f"192.168.1.{n}" for n in range(10, 40))]
+    assert on_link(hosts) == {host for host in hosts if host == "127.0.0.1" or host.startswith("192.168.1.")}
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def silent() -> Generator[Address]:
 
 def test_word_that_comes_at_once_is_told_at_once(dead: Address) -> None:
     async def main() -> None:
-        witness = Witness(dead, 2, lambda: pytest.fail("told twice"))
+        witness = Witness("::1", dead, 2, lambda: pytest.fail("told twice"))
         assert witness.is_back
         witness.stop()
         await asyncio.sleep(0)
@@ -48,7 +48,7 @@ def test_word_that_comes_later_is_told_once(dead: Address, monkeypatch: pytest.M
 
     async def main() -> None:
         told: asyncio.Queue[None] = asyncio.Queue()
-        assert not Witness(dead, 2, lambda: told.put_nowait(None)).is_back
+        assert not Witness("::1", dead, 2, lambda: told.put_nowait(None)).is_back
         await told.get()
         await asyncio.sleep(0)
         assert told.empty()
@@ -58,7 +58,7 @@ def test_word_that_comes_later_is_told_once(dead: Address, monkeypatch: pytest.M
 
 def test_silence_is_never_told_and_stopping_leaves_nothing(silent: Address) -> None:
     async def main() -> None:
-        witness = Witness(silent, 2, lambda: pytest.fail("there was no word"))
+        witness = Witness("::1", silent, 2, lambda: pytest.fail("there was no word"))
         assert not witness.is_back
         await asyncio.sleep(0)
         witness.stop()
@@ -69,8 +69,20 @@ def test_silence_is_never_told_and_stopping_leaves_nothing(silent: Address) -> N
 
 def test_where_nothing_can_be_sent_there_is_no_word() -> None:
     async def main() -> None:
-        witness = Witness(("2001:db8::1", 0), 2, lambda: pytest.fail("there was no word"))
+        witness = Witness("::1", ("2001:db8::1", 0), 2, lambda: pytest.fail("there was no word"))
         assert not witness.is_back
         witness.stop()
+
+    run(main())
+
+
+def test_it_leaves_from_where_the_syn_did() -> None:
+    async def main() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink:
+            sink.bind(("127.0.0.1", 0))
+            sink.setblocking(False)
+            witness = Witness("127.0.0.7", sink.getsockname(), 2, lambda: None)
+            assert sink.recvfrom(1)[1][0] == "127.0.0.7"
+            witness.stop()
 
     run(main())

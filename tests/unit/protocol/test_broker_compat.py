@@ -155,6 +155,7 @@ def test_a_server_of_members_serves_no_such_program(judge: Judge) -> None:
     assert server.registered == ()
 
 
+@pytest.mark.bulk
 def test_forged_sources_get_a_few_answers_a_second_and_leave_no_memory() -> None:
     server = broker(compat_seed=True)
     served = sum(ask_from(server, (f"192.0.{n % 250}.{n // 250}", 1), n / 1000, n) for n in range(3000))

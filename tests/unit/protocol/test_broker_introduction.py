@@ -318,6 +318,7 @@ def test_an_answer_of_somebody_else_is_dropped(what: str) -> None:
     assert only(PunchResult, server.datagrams_to_send()).code == 200
 
 
+@pytest.mark.bulk
 def test_message_ids_are_as_hard_to_guess_as_tokens() -> None:
     server, _ = with_bob()
     mids: set[int] = set()
@@ -367,6 +368,7 @@ def test_a_callee_that_has_answered_is_not_kept_busy_by_callers_who_acknowledge_
     assert only(PunchNotice, server.datagrams_to_send())
 
 
+@pytest.mark.bulk
 def test_the_networks_of_one_site_call_one_callee_at_a_rate_together() -> None:
     server, _ = with_bob()
     let_in = 0

@@ -359,6 +359,23 @@ def test_a_key_that_is_taken_off_the_list_is_gone_at_its_next_heartbeat_and_is_c
     assert PeerLeft("nas", "unlisted") in server.events()
 
 
+def test_who_has_had_a_tag_until_its_key_registered_from_elsewhere_is_told_so_and_nobody_else() -> None:
+    server = real(Judge(SERVER))
+    server.receive_datagram(signed(ALICE), CALLEE, 0.0)
+    first = only(RegisterAnswer, server.datagrams_to_send()).extra
+    assert first is not None
+
+    def told(epoch: int) -> int:
+        server.receive_datagram(heartbeat(epoch, tag="nas"), CALLEE, 20.0)
+        return only(HeartbeatAnswer, server.datagrams_to_send()).code
+
+    assert code(server, signed(ALICE, host=STRANGER[0]), STRANGER) == 200
+    assert [told(first.epoch), told(first.epoch ^ 1), told(0)] == [409, 401, 401]
+    assert server.registered == ("nas",)
+    assert code(server, signed(BOB, previous=ALICE), CALLEE) == 200
+    assert told(first.epoch) == 401  # what was handed on was not taken
+
+
 def test_a_private_server_tells_strangers_not_even_who_is_online() -> None:
     server = real(Judge(SERVER, join_token=TOKEN))
     assert called(server, call(BOB, join="")) == 407  # nobody is there, which a member would be told
@@ -423,6 +440,7 @@ def test_a_registered_peer_and_who_shows_a_cookie_have_no_such_rate() -> None:
     assert server.dropped == {}
 
 
+@pytest.mark.bulk
 def test_strangers_from_everywhere_get_so_many_answers_a_second_and_peers_theirs_all_the_same() -> None:
     server, epoch = with_bob()
     for n in range(int(CHALLENGES_PER_SECOND) + 500):

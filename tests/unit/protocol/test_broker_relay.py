@@ -8,11 +8,12 @@ import pytest
 from msgspec.structs import replace
 
 from p2ptunnel.defaults import RELAY_CIRCUITS_OF_SOURCE, RETRANSMIT_FIRST, TOKEN_TTL
+from p2ptunnel.identity.grant import Offers, is_granted
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.relay import relay_extra
 from p2ptunnel.protocol.broker import Broker, LineToSend, RelayJoined
 from p2ptunnel.protocol.relay import Relay
-from p2ptunnel.types import Address, Role
+from p2ptunnel.types import Address, Candidate, Role
 from p2ptunnel.wire.messages import (
     ConnectAnswer,
     ConnectRequest,
@@ -105,6 +106,42 @@ def test_a_call_that_nobody_has_signed_has_no_relay() -> None:
     event = answered(server, join(BOB, token, "callee"), CALLEE, 1)
     assert isinstance(event, LineToSend)
     assert b'"code":404' in event.line
+
+
+def test_a_relay_elsewhere_is_named_to_both_and_takes_the_place_of_its_own() -> None:
+    judge, relay = Words(), Relay(Words())
+    offers = Offers(ALICE, [(("192.0.2.7", 7000), str(EVE.public))], clock=lambda: 1_800_000_000.0)
+    server = Broker(SECRET, random.Random(3), judge, relay=relay, offers=offers)
+    server.receive_datagram(register(key=str(BOB.public), ts=4, mid=4, now=0.0), CALLEE, 0.0)
+    question = decode(connect(mid=4, now=0.0))
+    assert isinstance(question, ConnectRequest)
+    server.handle_timer(0.0)
+    server.datagrams_to_send()
+    extra: ConnectRequestExtra = replace(question.extra, v=1, intent=signer(ALICE).sign(()))
+    server.receive_datagram(encode(replace(question, extra=extra)), CALLER, 0.0)
+    sent = server.datagrams_to_send()
+    answer, notice = only(ConnectAnswer, sent), only(PunchNotice, sent)
+    assert answer.extra is not None
+    assert answer.extra.relay is not None
+    assert notice.extra.relay == answer.extra.relay
+    assert is_granted(answer.extra.relay, str(ALICE.public), answer.extra.token)
+    assert relay.join(RelayJoin(mid=6, extra=relay_extra(ALICE, answer.extra.token, "caller")), "192.0.2.1", 1.0)[0].code == 404
+
+
+def test_where_it_does_not_fit_into_a_datagram_the_call_goes_on_without() -> None:
+    judge = Words()
+    offers = Offers(ALICE, [(("192.0.2.7", 7000), str(EVE.public))], clock=lambda: 1_800_000_000.0)
+    server = Broker(SECRET, random.Random(3), judge, relay=Relay(judge), offers=offers)
+    server.receive_datagram(register(key=str(BOB.public), ts=4, mid=4, now=0.0), CALLEE, 0.0)
+    question = decode(connect(mid=4, now=0.0))
+    assert isinstance(question, ConnectRequest)
+    server.handle_timer(0.0)
+    server.datagrams_to_send()
+    many = tuple(Candidate("host", "tcp", f"2001:db8:1111:2222:3333:4444:5555:{number:04x}", 50000) for number in range(9))
+    extra: ConnectRequestExtra = replace(question.extra, v=1, intent=signer(ALICE).sign(()), cands=many)
+    server.receive_datagram(encode(replace(question, extra=extra)), CALLER, 0.0)
+    answer = only(ConnectAnswer, server.datagrams_to_send())
+    assert (answer.code, answer.extra is not None and answer.extra.relay) == (200, None)
 
 
 def test_without_a_relay_it_says_so() -> None:

@@ -607,6 +607,18 @@ def test_two_datagrams_of_53_bytes_get_out_before() -> None:
     assert [len(datagram.data) for datagram in out] == [53, 53]
 
 
+def test_the_one_way_in_that_the_callers_router_keeps_gets_two_more() -> None:
+    named = tuple(Candidate("mapped", "udp", CALLER[0], port) for port in range(41_000, 41_015))
+    agent = agent_for(notice(cands=named))
+    agent.start(0.0)
+    datagrams = agent.datagrams_to_send()
+    while (at := agent.next_deadline()) is not None:
+        agent.handle_timer(at)
+        datagrams += agent.datagrams_to_send()
+    out = [datagram.destination for datagram in datagrams if datagram.destination != SERVER and not datagram.opener]
+    assert out == [CALLER, named[0].address] * 2
+
+
 @pytest.mark.parametrize("message", [PROBE, OPEN])
 def test_what_was_held_back_leaves_when_the_caller_is_heard_of(message: HoleProbe | OpenTcp) -> None:
     agent = opened()

@@ -25,7 +25,7 @@ from p2ptunnel.protocol.punch import (
     StopDialing,
     phase_length,
 )
-from p2ptunnel.types import Candidate
+from p2ptunnel.types import Address, Candidate
 from p2ptunnel.wire.intent import COUNTER_END
 from p2ptunnel.wire.intent import decode as decode_intent
 from p2ptunnel.wire.keyed import KeyedSender
@@ -251,6 +251,18 @@ def test_a_yes_begins_everything_at_once() -> None:
     acknowledged, probe, told = agent.datagrams_to_send()
     assert [type(message) for message in sent([acknowledged, probe, told])] == [PunchResultAck, HoleProbe, Signal]
     assert [acknowledged.destination, probe.destination, told.destination] == [SERVER, CALLEE, SERVER]
+
+
+def test_what_the_callees_router_keeps_open_is_asked_and_connected_to_as_well() -> None:
+    kept: Address = (CALLEE[0], 41_000)
+    agent = punching(cands=(Candidate("mapped", "tcp", *kept), Candidate("mapped", "udp", *kept)))
+    assert event(Dial, agent.events()).targets == (kept,)
+    datagrams = agent.datagrams_to_send()[1:]
+    asked = [(datagram.destination, type(decode(datagram.data))) for datagram in datagrams]
+    assert asked == [(CALLEE, HoleProbe), (CALLEE, OpenTcp), (kept, HoleProbe), (kept, OpenTcp)]
+    hear(agent, conkey_answer(only(OpenTcp, datagrams[3:])), kept, 0.1)
+    agent.connection_up(1, 0.2)
+    assert event(Nominate, agent.events()).connection == 1
 
 
 def test_the_selector_is_shown_to_nobody() -> None:

@@ -71,7 +71,7 @@ def test_a_call_and_its_answer_give_both_sides_the_same_keys() -> None:
     assert theirs is not None
     values = [[getattr(keys, name) for name in AttemptKeys.__slots__] for keys in (answered.keys, theirs)]
     assert values[0] == values[1]
-    assert len(set(values[0])) == 5
+    assert len(set(values[0])) == 6
     assert not any(value.hex() in repr((answered, call, theirs)) for value in values[0])
 
 
@@ -319,6 +319,7 @@ def test_forged_calls_from_everywhere_keep_no_peer_out_where_it_called_from_last
     assert judged(judging, signer(counter=counter).sign(HERE)).verdict is CallVerdict.ADMITTED
 
 
+@pytest.mark.bulk
 def test_forged_calls_are_verified_so_often_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     verifications, verify = 0, PublicKey.verify
 
@@ -335,6 +336,7 @@ def test_forged_calls_are_verified_so_often_a_second(monkeypatch: pytest.MonkeyP
     assert INTENTS_PER_SECOND / 2 < verifications <= INTENTS_PER_SECOND + STRANGERS_PER_SECOND
 
 
+@pytest.mark.bulk
 @pytest.mark.parametrize("burnt", [0, 3, STRANGERS_PER_SECOND, 20])
 def test_whether_a_key_is_admitted_does_not_show_in_what_is_said_to_forged_calls(burnt: int) -> None:
     said = []

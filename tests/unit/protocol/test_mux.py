@@ -470,6 +470,7 @@ def test_frames_under_way_when_a_stream_ends_are_no_violation() -> None:
     assert ends.callee.bytes_received == 0
 
 
+@pytest.mark.bulk
 def test_streams_that_have_ended_leave_nothing() -> None:
     ends = Ends()
     for number in range(2000):

@@ -13,8 +13,9 @@ from p2ptunnel.protocol.punch import (
     own_candidates,
     phase_length,
     tcp_targets,
+    udp_targets,
 )
-from p2ptunnel.types import Candidate
+from p2ptunnel.types import Candidate, Transport
 from p2ptunnel.wire.messages import NatHints
 
 PEER = ("198.51.100.2", 40002)
@@ -70,6 +71,33 @@ def test_syns_go_to_the_host_that_the_server_saw(
     candidates: tuple[Candidate, ...], targets: tuple[tuple[str, int], ...]
 ) -> None:
     assert tcp_targets(candidates, PEER, SERVER) == targets
+
+
+@pytest.mark.parametrize(
+    ("candidates", "targets"),
+    [
+        ((), (PEER,)),
+        ((Candidate("srflx", "udp", PEER[0], 40_009),), (PEER,)),
+        ((Candidate("mapped", "tcp", PEER[0], 40_009),), (PEER,)),
+        ((Candidate("mapped", "udp", PEER[0], 40_009),), (PEER, (PEER[0], 40_009))),
+        (tuple(Candidate("mapped", "udp", PEER[0], port) for port in (40_009, 40_010)), (PEER, (PEER[0], 40_009))),
+        ((Candidate("mapped", "udp", *PEER),), (PEER,)),
+        ((Candidate("mapped", "udp", PEER[0], 22),), (PEER,)),
+        ((Candidate("mapped", "udp", "192.0.2.66", 40_009), Candidate("mapped", "udp", "100.64.0.2", 40_009)), (PEER,)),
+    ],
+)
+def test_datagrams_go_to_the_host_that_the_server_saw_and_to_what_its_router_keeps_open_there(
+    candidates: tuple[Candidate, ...], targets: tuple[tuple[str, int], ...]
+) -> None:
+    assert udp_targets(candidates, PEER, SERVER) == targets
+
+
+@pytest.mark.parametrize(("kept", "is_open"), [((), None), (("tcp",), None), (("udp",), None), (("tcp", "udp"), True)])
+def test_who_is_let_in_as_a_stranger_over_both_transports_says_that_it_is_open(
+    kept: tuple[Transport, ...], is_open: bool | None
+) -> None:
+    candidates = (Candidate("srflx", "tcp", *PEER), *(Candidate("mapped", transport, *PEER) for transport in kept))
+    assert LocalView(candidates).hints.is_open is is_open
 
 
 def test_hints_are_in_milliseconds_and_bounded() -> None:

@@ -20,6 +20,7 @@ from p2ptunnel.defaults import (
 from p2ptunnel.errors import LocalProtocolError
 from p2ptunnel.protocol.registration import (
     AddressChanged,
+    Displaced,
     Left,
     Registered,
     Registration,
@@ -263,6 +264,7 @@ def test_silence_is_told_and_tried_again_ever_more_slowly() -> None:
     assert waits[-1] == pytest.approx(RECONNECT_CAP / 2)
 
 
+@pytest.mark.bulk
 def test_a_server_may_be_silent_for_weeks() -> None:
     machine = idle()
     machine.start(0.0)
@@ -345,6 +347,14 @@ def test_a_server_that_has_forgotten_us_is_told_again_at_once(code: int) -> None
     again = only(Register, machine.datagrams_to_send())
     assert again.extra is not None
     assert again.extra.cookie == "other"
+
+
+def test_a_tag_that_was_registered_from_elsewhere_is_said_to_be_and_taken_back() -> None:
+    machine, heartbeat, at = heartbeating()
+    machine.receive(answer(heartbeat, code=409), SERVER, at)
+    assert machine.state is State.REGISTERING
+    assert event(Displaced, machine.events()) == Displaced()
+    assert only(Register, machine.datagrams_to_send())
 
 
 def test_a_silent_heartbeat_becomes_a_registration() -> None:

@@ -390,6 +390,7 @@ def test_bytes_of_a_channel_that_was_forgotten_are_nothing() -> None:
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.bulk
 @pytest.mark.parametrize("resume_buffer", [1500, 100_000, 1_000_000])
 def test_without_acknowledgements_no_more_is_kept_than_was_said_and_the_writer_waits(resume_buffer: int) -> None:
     caller, callee, stream = begun(resume_buffer)

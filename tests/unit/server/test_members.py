@@ -10,6 +10,7 @@ import pytest
 from p2ptunnel.errors import ConfigError, InsecureKeyFileError, StoreError
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.server.members import KeyList, join_token
+from p2ptunnel.trace import TraceEvent, Tracer
 
 ALICE, BOB = (str(Identity.generate().public) for _ in range(2))
 
@@ -62,13 +63,27 @@ def test_a_changed_list_holds_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["p2p:nonsense", "\0"])
-def test_a_list_that_cannot_be_read_any_more_lists_nobody(tmp_path: Path, damage: str) -> None:
+def test_a_list_that_cannot_be_read_any_more_lists_whom_it_listed_last_and_says_so(tmp_path: Path, damage: str) -> None:
+    events: list[TraceEvent] = []
+    path = listed(tmp_path / "keys", ALICE)
+    keys = KeyList(path, Tracer(events.append))
+    assert keys.problem == ""
+    listed(path, f"{BOB}\n{damage}\n")
+    assert ALICE in keys
+    assert BOB not in keys
+    assert "is no key" in keys.problem
+    listed(path, f"{BOB}\n")
+    assert keys.problem == ""
+    assert ALICE not in keys
+    assert [event.name for event in events] == ["unreadable", "readable"]
+
+
+def test_a_list_that_is_gone_lists_whom_it_listed_last(tmp_path: Path) -> None:
     path = listed(tmp_path / "keys", ALICE)
     keys = KeyList(path)
-    listed(path, f"{ALICE}\n{damage}\n")
-    assert ALICE not in keys
     path.unlink()
-    assert ALICE not in keys
+    assert ALICE in keys
+    assert "there is no such file" in keys.problem
 
 
 def test_what_is_wrong_at_the_start_is_said(tmp_path: Path) -> None:

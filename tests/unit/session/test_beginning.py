@@ -102,6 +102,16 @@ def test_a_direct_channel_joins_the_session_that_the_relay_began_and_takes_over(
     run(main())
 
 
+def test_a_way_that_is_not_wanted_any_more_does_not_end_the_session_that_another_began() -> None:
+    async def main() -> None:
+        async with starting() as peers:
+            session = await peers.come("direct")
+            peers.beginning.abort("too late")
+            await carries(peers, session)
+
+    run(main())
+
+
 def test_a_channel_that_comes_up_for_a_session_that_has_ended_is_closed() -> None:
     async def main() -> None:
         peers = Peers("web")

@@ -266,6 +266,7 @@ def test_a_peer_that_asks_to_resume_again_and_again_and_reads_no_answer_is_stopp
     assert len(callee.link(1).control) < 200_000
 
 
+@pytest.mark.bulk
 def test_acknowledgements_do_not_pile_up_on_a_channel_that_is_not_read() -> None:
     """The peer moved us to a channel that it never reads, and sends and asks over the one before, which it does read."""
     callee = Endpoint(caller=False, now=0)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from p2ptunnel.errors import AccessDeniedError, ChannelClosedError
+from p2ptunnel.defaults import CLOCK_MIN
+from p2ptunnel.errors import AccessDeniedError, AccessRevokedError, ChannelClosedError
 from p2ptunnel.identity.acl import AccessList
 from p2ptunnel.identity.store import PeerStore
 from p2ptunnel.session import live
@@ -63,6 +64,30 @@ def test_a_list_that_becomes_unreadable_denies_new_streams_and_ends_none(
             while not any(event.name == "access_unreadable" for event in peers.events[4:]):
                 await asyncio.sleep(0.01)
             await ours.write(b"goes on")
+            assert await theirs.read() == b"goes on"
+
+    run(scenario())
+
+
+def test_a_grant_ends_in_its_time_also_while_the_list_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "SESSION_TICK", 0.01)
+    now = CLOCK_MIN
+
+    async def scenario() -> None:
+        nonlocal now
+        path = tmp_path / "peers.toml"
+        store = PeerStore(path)
+        store.add("laptop", CALLER.public, ("web",), until=now + 60)
+        store.allow("laptop", "ssh")
+        peers = Peers()
+        peers.access = AccessList(PeerStore(path), lambda: now)
+        async with sessions(peers) as (caller, _):
+            (ends, _far), (stays, theirs) = await peers.stream(caller, "web"), await peers.stream(caller, "ssh")
+            path.write_text("nonsense")
+            now += 60
+            with pytest.raises(AccessRevokedError):
+                await ends.read()
+            await stays.write(b"goes on")
             assert await theirs.read() == b"goes on"
 
     run(scenario())

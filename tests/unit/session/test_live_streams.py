@@ -13,6 +13,7 @@ from tests.helpers.peers import Peers, sessions
 from tests.unit.session.serving import echoing
 
 
+@pytest.mark.bulk
 def test_a_thousand_streams_at_once_all_finish_and_leave_nothing() -> None:
     async def scenario() -> None:
         async with sessions(echoing("web")) as (caller, callee):
@@ -88,6 +89,7 @@ def test_a_small_message_does_not_wait_for_a_big_transfer() -> None:
     run(scenario())
 
 
+@pytest.mark.bulk
 def test_single_bytes_from_a_peer_do_not_cost_an_object_each() -> None:
     async def scenario() -> None:
         peers = Peers("web")

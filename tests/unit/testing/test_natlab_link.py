@@ -56,6 +56,26 @@ def test_independent_losses_come_alone() -> None:
     assert sum(bursts) / len(bursts) == pytest.approx(1 / 0.9, rel=0.05)
 
 
+def test_a_burst_ends_when_nothing_is_to_be_lost_any_more() -> None:
+    link = direction(loss=0.9, burst=50.0)
+    arrivals(link, 100)
+    link.change({"loss": 0.0})
+    assert () not in arrivals(link, 100)
+
+
+def test_what_is_too_big_is_counted_as_lost_and_without_a_limit_nothing_is() -> None:
+    narrow = direction(mtu=1280)
+    assert [narrow.is_too_big(size) for size in (1280, 1281, 9000)] == [False, True, True]
+    assert narrow.lost == 2
+    assert not direction().is_too_big(65_535)
+
+
+@pytest.mark.parametrize("mtu", [-1, 1, 575])
+def test_a_line_narrower_than_ipv4_allows_is_none(mtu: int) -> None:
+    with pytest.raises(ValueError, match="mtu is 0, or 576 at least"):
+        LinkSettings(mtu=mtu)
+
+
 def test_all_is_lost_in_bursts_too_when_all_is_to_be_lost() -> None:
     assert set(arrivals(direction(loss=1.0, burst=5.0), 100)) == {()}
 

@@ -111,6 +111,7 @@ def test_a_full_table_takes_no_more_until_a_mapping_expires() -> None:
     assert len(bench.nat.table) == 1
 
 
+@pytest.mark.bulk
 @pytest.mark.parametrize("allocation", ["preserving", "sequential", "random"])
 def test_a_nat_whose_ports_are_all_taken_takes_no_more(allocation: str) -> None:
     bench = Bench(allocation=allocation)

@@ -55,6 +55,7 @@ def test_a_datagram_without_checksum_keeps_none() -> None:
     assert read(bytes(packet.data)).source == (WAN, 1)
 
 
+@pytest.mark.bulk
 def test_a_checksum_that_becomes_zero_is_sent_as_all_ones() -> None:
     packet = parsed(udp(HOST, PEER, bytes(2)))
     for port in range(65536):  # one of them must give zero

@@ -21,7 +21,7 @@ from p2ptunnel.errors import (
 )
 from p2ptunnel.identity.judge import Judge
 from p2ptunnel.identity.keys import Identity
-from p2ptunnel.transports.relay import RelayPipe, join_relay
+from p2ptunnel.transports.relay import RelayPipe, ask_relay, join_relay
 from p2ptunnel.types import Address
 from p2ptunnel.wire.messages import Observed, RelayJoin, RelayJoinAnswer, decode, encode
 from tests.helpers import run
@@ -114,6 +114,75 @@ def test_what_stands_behind_the_answer_is_the_peers_and_is_not_read(cut: int) ->
                 said += await came.get()
             assert said == PEER
             transport.abort()
+
+    run(main())
+
+
+class Behind(asyncio.BufferedProtocol):
+    """What is attached: says hello at once, and keeps what comes."""
+
+    def __init__(self) -> None:
+        self.buffer = memoryview(bytearray(16))
+        self.said = b""
+        self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(b"hello")
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.buffer if sizehint < 0 else memoryview(bytearray(sizehint)) if sizehint > 16 else self.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.said += self.buffer[:nbytes]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set_result(exc)
+
+
+@pytest.mark.parametrize("cut", [1, 10, 10_000])
+def test_who_does_not_wait_speaks_first_and_gets_what_stands_behind_the_answer(cut: int) -> None:
+    async def main() -> None:
+        heard: list[bytes] = []
+
+        async def say(message: RelayJoin, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heard.append(await reader.readexactly(5))
+            line = answer(message) + b"peer" * 3
+            for start in range(0, len(line), cut):
+                writer.write(line[start : start + cut])
+                await asyncio.sleep(0)
+            await reader.read()
+
+        async with relaying(say) as server:
+            pipe = await ask_relay(server, TOKEN, "caller", CALLER, server_key=SERVER_KEY)
+            behind = Behind()
+            transport = await pipe.attach(lambda: behind)
+            while len(behind.said) < 12:
+                await asyncio.sleep(0)
+            assert (heard, behind.said) == ([b"hello"], b"peer" * 3)
+            transport.abort()
+            assert await behind.lost is None
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        (lambda message: answer(message, 503, em="no relay here"), RendezvousError),
+        (lambda message: answer(message, 429, retry_after=9), RateLimitedError),
+        (lambda _: b"HTTP/1.1 400 Bad Request\r\n", RemoteProtocolError),
+        (lambda _: b"x" * (DATAGRAM_MAX_BYTES + 1), RemoteProtocolError),
+    ],
+)
+def test_who_does_not_wait_is_told_why_it_is_not_let_in(line: Callable[[RelayJoin], bytes], kind: type[P2PTunnelError]) -> None:
+    async def main() -> None:
+        async with relaying(saying(line)) as server:
+            pipe = await ask_relay(server, TOKEN, "caller", CALLER, server_key=SERVER_KEY)
+            behind = Behind()
+            await pipe.attach(lambda: behind)
+            assert type(await behind.lost) is kind
+            assert behind.said == b""
 
     run(main())
 
@@ -217,7 +286,7 @@ def test_a_server_that_hangs_up_has_not_answered() -> None:
             writer.close()
 
         async with relaying(hang_up) as server:
-            with pytest.raises(RemoteProtocolError, match="no answer to t=6"):
+            with pytest.raises(RemoteProtocolError, match="no answer in one line"):
                 await join(server)
 
     run(main())

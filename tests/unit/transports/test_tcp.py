@@ -43,7 +43,11 @@ def test_a_preamble_in_single_bytes_is_read() -> None:
     run(scenario())
 
 
-@pytest.mark.parametrize("sent", [b"G", b"\x16\x03\x01", os.urandom(100), preamble(SELECTOR)[:8].lower()])
+@pytest.mark.parametrize(
+    "sent",
+    [b"G", b"\x16\x03\x01", os.urandom(100), preamble(SELECTOR)[:8].lower()],
+    ids=["http", "tls", "noise", "another case"],
+)
 def test_junk_is_refused_without_waiting_for_more(sent: bytes) -> None:
     async def scenario() -> None:
         near, far = tcp_pair()

@@ -42,6 +42,7 @@ from p2ptunnel.wire.messages import (
 )
 from tests.helpers import run
 from tests.helpers.turns import cancel_at_each_turn, descriptors, settle
+from tests.unit.traversal.test_port import observing as seen
 from tests.unit.traversal.wires import CALLER, LOOPBACK, Caller, credentials, judge, scripted_server
 
 TAG = "home-nas"
@@ -265,7 +266,30 @@ def test_after_a_restart_of_the_server_it_is_registered_again_within_three_secon
     run(main())
 
 
-def test_a_changed_address_is_looked_at_anew_over_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("is_mapping", "is_punching", "times"), [(True, True, 1), (True, False, 0), (False, True, 0), (False, False, 0)]
+)
+def test_the_router_is_asked_by_who_is_to_and_punches_once_it_is_registered(
+    is_mapping: bool, is_punching: bool, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Address | None] = []
+    monkeypatch.setattr(PunchPort, "ask_router", lambda *_: asked.append(callee.observed))
+
+    async def main() -> None:
+        nonlocal callee
+        async with Rendezvous(LOOPBACK) as server:
+            port = await PunchPort.open(server.address, OpenerTtl())
+            flags = {"is_mapping": is_mapping, "is_punching": is_punching}
+            callee = AnsweringPort(port, TAG, credentials(TAG), judge(), Hall().admit, **flags)
+            seen = await callee.start()
+            assert asked == [seen] * times
+            await callee.close()
+
+    callee: AnsweringPort
+    run(main())
+
+
+def test_a_changed_address_is_looked_at_anew_over_tcp_and_at_the_router(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registering, "HEARTBEAT_MIN", 0.02)
     monkeypatch.setattr(registering, "HEARTBEAT_MAX", 0.02)
 
@@ -281,10 +305,13 @@ def test_a_changed_address_is_looked_at_anew_over_tcp(monkeypatch: pytest.Monkey
                 return None
 
     async def main() -> None:
+        asked = asyncio.Event()
+        monkeypatch.setattr(PunchPort, "ask_router_anew", lambda _: asked.set())
         async with scripted_server(rebinding, tcp="observes") as server, answering(server.address) as (callee, hall):
             await hall.told("AddressChanged")
             assert callee.observed == ("198.51.100.7", 1025)
             await hall.told("tcp_observed", 2)
+            await asked.wait()
 
     run(main())
 
@@ -311,7 +338,7 @@ def test_a_server_that_hangs_up_again_and_again_is_asked_ever_more_slowly(monkey
             case Leave():
                 return LeaveAnswer(mid=message.mid, code=200, em="")
             case _:
-                return None
+                return seen(message, source)
 
     async def main() -> None:
         async with scripted_server(welcoming, tcp="hangs up") as server, answering(server.address) as (_, hall):

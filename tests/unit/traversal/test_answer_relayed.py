@@ -33,7 +33,7 @@ async def lobby(*, is_punching: bool = True) -> AsyncGenerator[tuple[Rendezvous,
             credentials(TAG),
             judge(),
             hall.admit,
-            join=lambda token: join_relay(server.address, token, "callee", CALLEE),
+            join=lambda token, _: join_relay(server.address, token, "callee", CALLEE),
             is_punching=is_punching,
             tracer=hall.tracer,
         )

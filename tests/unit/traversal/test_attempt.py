@@ -1,23 +1,131 @@
-"""The sockets of one attempt: how often it sends what nobody answers, or refuses."""
+"""What an agent asks for, done with sockets: dials, holes, guesses, a look at the NAT; and the end of all of it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import socket
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
 
 import pytest
 
-from p2ptunnel.protocol.punch import Dial
+from p2ptunnel.net.tcp import How
+from p2ptunnel.protocol.birthday import BirthdayEnded, OpenHoles, SendProbes
+from p2ptunnel.protocol.punch import Dial, ObserveRow, StopDialing
+from p2ptunnel.server import Rendezvous
 from p2ptunnel.trace import TraceEvent, Tracer
 from p2ptunnel.traversal import attempt as module
 from p2ptunnel.traversal.attempt import AttemptSockets
-from p2ptunnel.traversal.port import PunchPort, take_number
+from p2ptunnel.traversal.port import OpenerTtl, PunchPort, take_number
 from p2ptunnel.types import Address, ServerSpec
 from tests.helpers import run
+from tests.helpers.turns import descriptors, settle
+from tests.unit.traversal.wires import LOOPBACK
 
-TOKEN = "0123456789abcdef0123456789abcdef"
+
+class Attempt:
+    """The sockets of one attempt, and what they have told."""
+
+    def __init__(self, port: PunchPort) -> None:
+        self.up: list[tuple[socket.socket, Address, How]] = []
+        self.rows: list[int | None] = []
+        self._changed = asyncio.Event()
+        self.sockets = AttemptSockets(port, self._connected, self._on_row)
+
+    def _connected(self, sock: socket.socket, remote: Address, how: How) -> None:
+        self.up.append((sock, remote, how))
+        self._changed.set()
+
+    def _on_row(self, port: int | None) -> None:
+        self.rows.append(port)
+        self._changed.set()
+
+    async def until(self, count: int) -> None:
+        while len(self.up) + len(self.rows) < count:
+            self._changed.clear()
+            await self._changed.wait()
+
+
+@contextlib.asynccontextmanager
+async def attempt() -> AsyncGenerator[tuple[Attempt, PunchPort]]:
+    async with Rendezvous(LOOPBACK) as server:
+        port = await PunchPort.open(server.address, OpenerTtl())
+        made = Attempt(port)
+        try:
+            yield made, port
+        finally:
+            made.sockets.close()
+            await made.sockets.wait_closed()
+            port.close()
+            for sock, _, _ in made.up:
+                sock.close()
+
+
+def test_each_wish_makes_its_sockets() -> None:
+    async def main() -> None:
+        async with attempt() as (made, port):
+            with socket.create_server(LOOPBACK) as peer:
+                there: Address = peer.getsockname()
+                made.sockets.take(Dial("token", (there,), low=False, patience=5.0))
+                await made.until(1)
+                made.sockets.take(OpenHoles(range(3), there, "tcp", low=False, token="token"))
+                await made.until(4)
+                assert made.up[0][0].getsockname() == port.address
+                assert len({sock.getsockname() for sock, _, _ in made.up}) == 4
+            with socket.create_server(LOOPBACK) as other:
+                made.sockets.take(SendProbes("127.0.0.1", (other.getsockname()[1],), "tcp", 5.0, "token"))
+                await made.until(5)
+                assert made.up[4][0].getsockname() == port.address
+            assert len(made.sockets.records) == 1  # what a birthday dials is too much to be told one by one
+
+    run(main())
+
+
+def test_where_the_nat_stands_is_told() -> None:
+    async def main() -> None:
+        async with attempt() as (made, port):
+            made.sockets.take(ObserveRow("token"))
+            await made.until(1)
+            assert made.rows != [None]
+            assert made.rows != [port.address[1]]
+
+    run(main())
+
+
+def test_the_end_of_a_birthday_closes_its_sockets_and_no_others() -> None:
+    async def main() -> None:
+        async with attempt() as (made, _):
+            with socket.socket() as silent:
+                silent.bind(LOOPBACK)
+                silent.listen(0)
+                with socket.create_connection(silent.getsockname()):  # its queue is full
+                    before = descriptors()
+                    made.sockets.take(Dial("token", (silent.getsockname(),), low=False, patience=5.0))
+                    made.sockets.take(OpenHoles(range(9), silent.getsockname(), "tcp", low=False, token="token"))
+                    assert descriptors() >= before + 9
+                    made.sockets.take(BirthdayEnded("chosen", token="token"))
+                    assert descriptors() <= before + 1
+                    made.sockets.take(StopDialing("token"))
+                    assert descriptors() == before
+
+    run(main())
+
+
+def test_stopped_it_looks_no_more() -> None:
+    async def main() -> None:
+        async with attempt() as (made, _):
+            before = descriptors()
+            made.sockets.take(ObserveRow("token"))
+            await asyncio.sleep(0)
+            made.sockets.take(StopDialing("token"))
+            await made.sockets.wait_closed()
+            await settle(before)  # the server's end as well
+            assert made.rows == []
+
+    run(main())
+
+
+# --- where nobody but the peer says that it is there ------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -48,9 +156,9 @@ async def reason_of(wanted: Dial) -> str:
 
 
 def test_a_syn_that_is_refused_where_nobody_has_seen_the_peer_is_not_sent_again(closed: Address) -> None:
-    assert run(reason_of(Dial(TOKEN, (closed,), low=False, patience=5.0, is_unseen=True))) == "Connection refused"
+    assert run(reason_of(Dial("token", (closed,), low=False, patience=5.0, is_unseen=True))) == "Connection refused"
 
 
 def test_where_the_server_has_seen_it_it_is(closed: Address, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REDIALS_PER_PHASE", 2)
-    assert run(reason_of(Dial(TOKEN, (closed,), low=False, patience=5.0))) == "Connection refused, 3 times"
+    assert run(reason_of(Dial("token", (closed,), low=False, patience=5.0))) == "Connection refused, 3 times"

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
+from typing import Any
 
 import pytest
 
 from p2ptunnel.errors import RendezvousError, RendezvousTimeoutError
+from p2ptunnel.net.gateway import Gateway
 from p2ptunnel.net.hops import Hops
+from p2ptunnel.net.portmap import PortMapper
 from p2ptunnel.net.reflexive import Observation
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.traversal import netcheck as module
 from p2ptunnel.traversal.netcheck import NetReport, netcheck
 from p2ptunnel.types import Address
 from tests.helpers import run
+from tests.helpers.routers import FakeRouter
 from tests.helpers.turns import cancel_at_each_turn
+from tests.unit.net.test_portmap import a_router
 from tests.unit.traversal.wires import LOOPBACK, silent_server
 
 SERVER: Address = ("203.0.113.1", 7000)
@@ -62,14 +68,29 @@ def report(
     *,
     hops: Hops | OSError | None = None,
     failure: RendezvousError | None = None,
+    **router: Any,
 ) -> NetReport:
-    """What netcheck reports of a world."""
+    """What netcheck reports of a world; with a router in it, if there is anything to say of that one."""
     failure = failure or RendezvousTimeoutError("the observer", 5)
     world = World(udp, tcp, hops or Hops(2, {1: "192.168.1.1", 2: "198.51.100.1"}), failure)
     for name in ("observe_udp", "observe_tcp", "opener_ttl"):
         monkeypatch.setattr(module, name, getattr(world, name))
     monkeypatch.setattr(module, "source_address", source_address)
-    return run(netcheck(SERVER))
+
+    async def main() -> NetReport:
+        if not router:
+            return await netcheck(SERVER)
+        there = await a_router(monkeypatch)
+        there.is_silent = router.pop("is_silent", False)
+        there.fake = FakeRouter(**router)
+        monkeypatch.setattr(module, "PortMapper", partial(PortMapper, find=lambda _: Gateway("127.0.0.1", "127.0.0.1")))
+        try:
+            return await netcheck(SERVER, asks_router=True, timeout=0.5)
+        finally:
+            assert there.is_silent or not there.fake.mappings
+            there.transport.close()
+
+    return run(main())
 
 
 def source_address(destination: str) -> str:
@@ -151,6 +172,43 @@ def test_hops_that_cannot_be_asked_are_not_known(monkeypatch: pytest.MonkeyPatch
     found = report(monkeypatch, KEPT, KEPT, hops=OSError(24, "Too many open files"))
     assert (found.opener_ttl, found.hops) == (None, {})
     assert found.tcp.works
+
+
+def test_a_router_that_lets_others_in_makes_up_for_its_nat(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = report(monkeypatch, each(1024, 1025, 1026), each(2048, 2049, 2050), host=OUTSIDE)
+    assert (found.is_let_in, found.router) == (True, "lets others in by PCP")
+    assert found.verdict == (
+        "Behind a NAT whose router lets others in when it is asked: "
+        "while you serve, expect direct TCP with every peer that calls."
+    )
+
+
+@pytest.mark.parametrize(
+    ("router", "said"),
+    [
+        ({"host": "100.64.0.7"}, "maps ports by PCP, but the router's outside address 100.64.0.7 is private"),
+        ({"host": "192.0.2.9"}, "maps ports by PCP, but the router's outside address is 192.0.2.9, others see 198.51.100.7"),
+        ({"code": 2}, "tcp refused by PCP: not authorized (2)"),
+        ({"is_silent": True}, "no answer"),
+    ],
+)
+def test_what_a_router_says_that_helps_nobody_is_told_and_changes_nothing(
+    router: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = report(monkeypatch, KEPT, KEPT, **router)
+    assert (found.is_let_in, found.router) == (False, said)
+    assert found.verdict == report(monkeypatch, KEPT, KEPT).verdict
+
+
+def test_a_router_that_lets_others_in_is_no_help_where_the_server_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = report(monkeypatch, {}, KEPT, host=OUTSIDE)
+    assert found.is_let_in
+    assert found.verdict == "UDP is blocked here: this version cannot call or answer without it."
+
+
+def test_who_is_not_to_ask_the_router_says_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = report(monkeypatch, KEPT, KEPT)
+    assert (found.is_let_in, found.router) == (None, "")
 
 
 def test_on_loopback_there_is_no_nat() -> None:

@@ -7,23 +7,28 @@ import contextlib
 import errno
 import socket
 from collections.abc import Generator
+from functools import partial
 
 import pytest
 
 from p2ptunnel.defaults import OPENER_TTL_UNKNOWN
 from p2ptunnel.errors import RendezvousTimeoutError
 from p2ptunnel.net.dial import punch_socket
+from p2ptunnel.net.gateway import Gateway
 from p2ptunnel.net.hops import Hops
+from p2ptunnel.net.portmap import PortMapper
 from p2ptunnel.net.sockets import ANY_IPV4
 from p2ptunnel.protocol.observer import Observer
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.trace import Tracer
 from p2ptunnel.traversal import port as module
+from p2ptunnel.traversal import profile
 from p2ptunnel.traversal.port import Opener, OpenerTtl, PunchPort, take_number
 from p2ptunnel.types import Address, Candidate, ServerSpec
 from p2ptunnel.wire.messages import Message, ReflexiveProbe
 from tests.helpers import run
 from tests.helpers.turns import cancel_at_each_turn
+from tests.unit.net.test_portmap import Router, a_router
 from tests.unit.traversal.wires import LOOPBACK, scripted_server, silent_server
 
 AFAR: Address = ("203.0.113.1", 7000)
@@ -59,11 +64,66 @@ def test_udp_and_tcp_have_one_number_and_tcp_is_known_from_outside() -> None:
     run(main())
 
 
+def test_all_observers_of_a_server_are_asked_how_the_port_is_mapped() -> None:
+    async def main() -> None:
+        observers = [("127.0.0.1", 0), ("127.0.0.2", 0)]
+        async with Rendezvous(LOOPBACK, alt_listen=observers) as server:
+            port = await PunchPort.open(server.address, OpenerTtl())
+            nat = port.view.nat
+            assert (nat.tcp.kind, nat.udp.kind) == ("eim", "eim")
+            assert nat.tcp.observed == nat.udp.observed == port.address
+            assert port.view.ports == (port.address[1],) * 3
+            assert (port.view.hints.tcp, port.view.hints.udp) == ("eim", "eim")
+            port.forget_control()
+            assert (port.view.nat.tcp.kind, port.view.ports) == ("unknown", ())
+            port.close()
+
+    run(main())
+
+
+def test_one_observer_cannot_tell() -> None:
+    async def main() -> None:
+        async with Rendezvous(LOOPBACK) as server:
+            port = await PunchPort.open(server.address, OpenerTtl())
+            assert (port.view.nat.tcp.kind, port.view.nat.udp.kind) == ("unknown", "unknown")
+            assert port.view.ports == (port.address[1],)
+            port.close()
+
+    run(main())
+
+
+def test_observers_that_are_out_of_reach_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile, "PHASE_MIN", 0.05)
+
+    async def main() -> None:
+        with silent_server() as silent, socket.socket() as closed:
+            closed.bind(("127.0.0.2", 0))
+            async with Rendezvous(LOOPBACK) as server:
+                others = (silent, closed.getsockname())
+                server._services[0]._broker._observer.others = others  # type: ignore[attr-defined]
+                port = await PunchPort.open(server.address, OpenerTtl())
+                assert (port.view.nat.tcp.kind, port.view.nat.udp.kind) == ("unknown", "unknown")
+                port.close()
+
+    run(main(), timeout=2)
+
+
+def test_a_row_is_seen_from_another_port() -> None:
+    async def main() -> None:
+        async with Rendezvous(LOOPBACK) as server:
+            port = await PunchPort.open(server.address, OpenerTtl())
+            assert await port.observe_row() not in {None, port.address[1]}
+        assert await port.observe_row() is None
+        port.close()
+
+    run(main())
+
+
 def test_a_server_that_refuses_tcp_costs_the_candidate_only() -> None:
     async def main() -> None:
         async with scripted_server(observing) as server:
             port = await PunchPort.open(server.address, OpenerTtl())
-            assert port.view.candidates == ()
+            assert port.view.candidates == (Candidate("srflx", "udp", *port.address),)
             assert port.view.rtt == 0
             assert port.cookie == ""
             assert port.silent_over == "UDP or TCP"
@@ -248,5 +308,67 @@ def test_over_the_family_without_a_server_the_way_out_is_as_long_and_two_hops_at
             assert port.opener(host) == opener
             port._opener = Opener(4, 0.01)
             assert port.opener(host) == Opener(4, 0.01)
+
+    run(main())
+
+
+# --- the router -------------------------------------------------------------------------------------------------------
+
+
+async def afar(monkeypatch: pytest.MonkeyPatch) -> tuple[PunchPort, Router]:
+    """A port whose server is out in the internet, and the router on the way there."""
+    router = await a_router(monkeypatch)
+    monkeypatch.setattr(module, "PortMapper", partial(PortMapper, find=lambda _: Gateway("127.0.0.1", "127.0.0.1")))
+    return PunchPort(take_number("127.0.0.1", Tracer()), ServerSpec(AFAR), Tracer()), router
+
+
+async def until_mapped(port: PunchPort) -> None:
+    """Ask the router, and wait until it has answered for both transports."""
+    told = asyncio.Queue[None]()
+    port.ask_router(lambda: told.put_nowait(None))
+    await told.get()
+    await told.get()
+
+
+@pytest.mark.parametrize(("observed", "is_told"), [("198.51.101.7", True), ("198.51.101.8", False)])
+def test_peers_are_told_what_the_router_keeps_open_unless_another_nat_stands_above_it(
+    observed: str, is_told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        port, router = await afar(monkeypatch)
+        port._seen_udp = (observed, 40_000)
+        await until_mapped(port)
+        kept = [Candidate("mapped", transport, "198.51.101.7", port.address[1]) for transport in ("tcp", "udp")]
+        assert port.view.candidates == (Candidate("srflx", "udp", observed, 40_000), *(kept if is_told else []))
+        await port.leave_router()
+        assert router.fake.mappings == {}
+        assert port.view.candidates == (Candidate("srflx", "udp", observed, 40_000),)
+        port.close()
+        router.transport.close()
+
+    run(main())
+
+
+def test_the_router_is_asked_once_and_told_when_the_port_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        port, router = await afar(monkeypatch)
+        port.ask_router_anew()  # nothing was asked for
+        await until_mapped(port)
+        port.ask_router(lambda: pytest.fail("asked twice"))
+        assert len(router.fake.heard) == 2
+        port.close()  # at once: there is nobody to wait
+        await router.forgets()
+        port.close()
+        router.transport.close()
+
+    run(main())
+
+
+def test_for_a_server_on_loopback_no_router_is_asked() -> None:
+    async def main() -> None:
+        port = PunchPort(take_number("127.0.0.1", Tracer()), ServerSpec(("127.0.0.1", 7000)), Tracer())
+        port.ask_router(lambda: pytest.fail("asked"))
+        await port.leave_router()
+        port.close()
 
     run(main())

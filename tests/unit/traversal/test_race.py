@@ -86,7 +86,7 @@ class Contest:
         self.kept.append((channel, calling))
         self.on_kept()
 
-    async def _join(self, token: str) -> Pipe:
+    async def _join(self, token: str, _: object = None) -> Pipe:
         self.asked.append(token)
         await asyncio.shield(self.joined)
         near, far = tcp_pair()
@@ -297,6 +297,48 @@ def test_a_renewed_call_joins_for_its_own_token_only() -> None:
         relayed.offered("three")
         await asyncio.sleep(0)
         assert made.asked[0] == "two"
+        made.close()
+
+    run(main())
+
+
+def test_a_renewed_call_has_the_relay_though_its_first_join_was_refused() -> None:
+    async def main() -> None:
+        made = Contest(("127.0.0.1", 1))
+        relayed = RelayedCall(made._join, made._establish(made.relayed, made.asked))
+        made.joined.set_exception(REFUSED)
+        relayed.offered("one")
+        while relayed.failure is None:
+            await asyncio.sleep(0)
+        assert (str(relayed.failure), relayed.outcome.done()) == (str(REFUSED), False)
+        made.joined = asyncio.get_running_loop().create_future()
+        made.joined.set_result(None)
+        made.relayed.set_result(None)
+        relayed.offered("two")
+        relayed.proved(CONKEY, CALLEE.public)
+        (await relayed.outcome).abort("")
+        await relayed.close()
+        made.close()
+
+    run(main())
+
+
+def test_where_the_callee_is_known_the_handshake_waits_for_the_token_only() -> None:
+    async def main() -> None:
+        made = Contest(("127.0.0.1", 1))
+        made.joined.set_result(None)
+        relayed = RelayedCall(made._join, made._establish(made.relayed, made.asked), callee=CALLEE.public)
+        relayed.offered("one")
+        await until_asked(made, 3)
+        token, conkey, key = made.asked
+        assert (token, key) == ("one", CALLEE.public)
+        assert isinstance(conkey, asyncio.Future)
+        assert not conkey.done()
+        relayed.proved(CONKEY, CALLEE.public)
+        assert await conkey == CONKEY
+        made.relayed.set_result(None)
+        (await relayed.outcome).abort("")
+        await relayed.close()
         made.close()
 
     run(main())

@@ -162,10 +162,13 @@ BOMB = (
     ids=["bomb", "file", "doctype", "entity", "open", "empty", "two", "encoding", "deep", "many", "long"],
 )
 def test_hostile_xml_is_malformed_and_costs_nothing(text: bytes) -> None:
-    began = time.thread_time()
-    with pytest.raises(MalformedXmlError):
-        xml.parse(text)
-    assert time.thread_time() - began < 0.2
+    def cost() -> float:
+        began = time.thread_time()
+        with pytest.raises(MalformedXmlError):
+            xml.parse(text)
+        return time.thread_time() - began
+
+    assert min(cost() for _ in range(3)) < 0.2  # one of them may have to collect what thousands of tests left
 
 
 @given(st.binary(max_size=200).map(lambda junk: b"<a>" + junk + b"</a>") | st.binary(max_size=200))

@@ -1,6 +1,6 @@
 """Packets that a router makes itself: the RST of a closed port, ICMP errors, and ICMP errors translated.
 
-Source: RFC 9293 3.10.7.1 (resets), RFC 792 (errors), RFC 5508 4 (errors through a NAT).
+Source: RFC 9293 3.10.7.1 (resets), RFC 792 and 1191, 4443 (errors), RFC 5508 4 (errors through a NAT).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Final
 
 from .packet import ACK, FIN, ICMP, RST, SYN, TCP, Packet, checksum
 
-__all__ = ["DESTINATION_UNREACHABLE", "TIME_EXCEEDED", "error_about", "is_error", "quoted", "reset_for"]
+__all__ = ["DESTINATION_UNREACHABLE", "TIME_EXCEEDED", "error_about", "is_error", "is_icmp", "quoted", "reset_for", "too_big"]
 
 DESTINATION_UNREACHABLE, TIME_EXCEEDED, _PARAMETER_PROBLEM = 3, 11, 12
 _HEADER: Final = struct.Struct("!BBHHHBBH4s4s")
@@ -18,6 +18,8 @@ _SEGMENT: Final = struct.Struct("!HHIIBBHHH")
 _DO_NOT_FRAGMENT: Final = 0x4000
 _TTL: Final = 64
 _QUOTED_TRANSPORT_BYTES: Final = 8
+_FRAGMENTATION_NEEDED: Final = 4
+_IPV6, _ICMP_6, _PACKET_TOO_BIG, _IPV6_MINIMUM_MTU = 6, 58, 2, 1280
 
 
 def reset_for(packet: Packet) -> bytes:
@@ -34,7 +36,9 @@ def reset_for(packet: Packet) -> bytes:
     return _datagram(packet.destination, packet.source, TCP, segment)
 
 
-def error_about(packet: Packet, source: bytes, kind: int, code: int, *, to: bytes | None = None) -> bytes:
+def error_about(
+    packet: Packet, source: bytes, kind: int, code: int, *, to: bytes | None = None, rest: bytes = bytes(4)
+) -> bytes:
     """Return the ICMP error that quotes a packet.
 
     Args:
@@ -43,10 +47,34 @@ def error_about(packet: Packet, source: bytes, kind: int, code: int, *, to: byte
         kind: ICMP type.
         code: ICMP code.
         to: Who hears it; None for the packet's sender.
+        rest: The second half of the header, 4 bytes: the MTU of a narrow link is there.
     """
-    message = struct.pack("!BBHI", kind, code, 0, 0) + packet.data[: packet.start + _QUOTED_TRANSPORT_BYTES]
+    message = struct.pack("!BBH", kind, code, 0) + rest + packet.data[: packet.start + _QUOTED_TRANSPORT_BYTES]
     message = message[:2] + struct.pack("!H", checksum(message)) + message[4:]
     return _datagram(source, packet.source if to is None else to, ICMP, message)
+
+
+def too_big(packet: bytes, mtu: int) -> bytes | None:
+    """Return the ICMP error of a link that a packet does not fit through, in the name of where it goes; None: it has none."""
+    if packet[0] >> 4 == _IPV6:
+        return _too_big_6(packet, mtu)
+    read = Packet.parse(packet)
+    if read is None:
+        return None
+    return error_about(read, read.destination, DESTINATION_UNREACHABLE, _FRAGMENTATION_NEEDED, rest=struct.pack("!I", mtu))
+
+
+def _too_big_6(packet: bytes, mtu: int) -> bytes:
+    source, destination = packet[24:40], packet[8:24]
+    message = struct.pack("!BBHI", _PACKET_TOO_BIG, 0, 0, mtu) + packet[: _IPV6_MINIMUM_MTU - 48]
+    pseudo = source + destination + struct.pack("!II", len(message), _ICMP_6)
+    message = message[:2] + struct.pack("!H", checksum(pseudo + message)) + message[4:]
+    return struct.pack("!IHBB", _IPV6 << 28, len(message), _ICMP_6, _TTL) + source + destination + message
+
+
+def is_icmp(packet: bytes) -> bool:
+    """Tell whether it is ICMP, of either version; neighbour discovery does not pass here."""
+    return packet[6] == _ICMP_6 if packet[0] >> 4 == _IPV6 else packet[9] == ICMP
 
 
 def is_error(packet: Packet) -> bool:

@@ -9,9 +9,11 @@ import random
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 __all__ = ["Direction", "LinkSettings"]
+
+_SMALLEST_MTU: Final = 576
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class LinkSettings:
         reorder: Share of packets that overtake: they are not delayed.
         rate: Bits per second; 0 for no limit.
         queue: Packets that may wait for their turn at that rate; more are lost.
+        mtu: Bytes of the largest packet that passes, 576 at least; 0 for no limit.  Who sent a larger one is told by ICMP.
+        icmp: Whether ICMP passes.  Without it nobody is told of anything: a black hole for packets above the MTU.
         down: Whether the cable is out; what was sent before still arrives.
 
     Raises:
@@ -41,6 +45,8 @@ class LinkSettings:
     reorder: float = 0.0
     rate: float = 0.0
     queue: int = 1000
+    mtu: int = 0
+    icmp: bool = True
     down: bool = False
 
     def __post_init__(self) -> None:
@@ -51,6 +57,8 @@ class LinkSettings:
         for name in ("delay", "jitter", "burst", "rate", "queue"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is not negative: {getattr(self, name)!r}")
+        if 0 < self.mtu < _SMALLEST_MTU or self.mtu < 0:
+            raise ValueError(f"mtu is 0, or {_SMALLEST_MTU} at least: {self.mtu!r}")
 
 
 class Direction:
@@ -83,12 +91,20 @@ class Direction:
         arrival = self._arrival(self._departure(size_bytes, now))
         return (arrival, arrival) if self._happens(self.settings.duplicate) else (arrival,)
 
+    def is_too_big(self, size_bytes: int) -> bool:
+        """Tell whether a packet is too big to pass, and is lost."""
+        if not 0 < self.settings.mtu < size_bytes:
+            return False
+        self.lost += 1
+        return True
+
     def _happens(self, share: float) -> bool:
         return share > 0 and self._dice.random() < share
 
     def _is_lost(self) -> bool:
         settings = self.settings
-        if settings.burst <= 1 or settings.loss >= 1:
+        if settings.burst <= 1 or settings.loss in (0, 1):
+            self._is_bad = False
             return self._happens(settings.loss)
         if self._is_bad:
             self._is_bad = not self._happens(1 / settings.burst)

@@ -128,7 +128,7 @@ class Nat:
             if (mapping.protocol, mapping.inside) == (about.protocol, (about.destination, about.ports[1])):
                 about.set_destination(self._wan, mapping.outside_port)
                 kind, code = packet.data[packet.start : packet.start + 2]
-                return [(None, error_about(about, self._wan, kind, code))]
+                return [(None, error_about(about, self._wan, kind, code, rest=_rest(packet)))]
         return self._refuse("no mapping")
 
     # --- from outside --------------------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ class Nat:
             return self._refuse("no mapping")
         about.set_source(*mapping.inside)
         kind, code = packet.data[packet.start : packet.start + 2]
-        return [(mapping.inside[0], error_about(about, packet.source, kind, code, to=mapping.inside[0]))]
+        return [(mapping.inside[0], error_about(about, packet.source, kind, code, to=mapping.inside[0], rest=_rest(packet)))]
 
     # --- both ----------------------------------------------------------------------------------------------------------
 
@@ -226,3 +226,8 @@ class Nat:
     def _refuse(self, reason: str) -> list[Delivery]:
         self.refused[reason] += 1
         return []
+
+
+def _rest(error: Packet) -> bytes:
+    """Return the second half of an ICMP error's header."""
+    return bytes(error.data[error.start + 4 : error.start + 8])

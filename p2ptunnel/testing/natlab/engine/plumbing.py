@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from .answers import is_icmp, too_big
 from .link import Direction, LinkSettings
 from .loop import Loop
 from .nat import Delivery, Nat
@@ -79,14 +80,22 @@ class Link:
 
     def up(self, packet: bytes) -> None:
         """Send towards the internet."""
-        self._send(self.directions["up"], self.upper_end, packet)
+        self._send(self.directions["up"], packet, self.upper_end, self.lower_end)
 
     def down(self, packet: bytes) -> None:
         """Send towards the site."""
-        self._send(self.directions["down"], self.lower_end, packet)
+        self._send(self.directions["down"], packet, self.lower_end, self.upper_end)
 
-    def _send(self, direction: Direction, end: Receiver, packet: bytes) -> None:
-        now = time.monotonic()
+    def _send(self, direction: Direction, packet: bytes, end: Receiver, back: Receiver) -> None:
+        """Send to the far end; where the packet is too big or ICMP is off, see to that first."""
+        settings, now = direction.settings, time.monotonic()
+        if not settings.icmp and is_icmp(packet):
+            direction.lost += 1
+            return
+        if direction.is_too_big(len(packet)):
+            if settings.icmp and (answer := too_big(packet, settings.mtu)):
+                back(answer)
+            return
         for arrival in direction.admit(len(packet), now):
             if arrival <= now:
                 end(packet)

@@ -1,0 +1,55 @@
+"""TCP listeners of servers, and what is said where there can be none."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import Final
+
+from p2ptunnel.errors import AddressInUseError, BindError
+from p2ptunnel.types import Address, format_address
+
+__all__ = ["BACKLOG", "bind_error", "listen_at", "listening_socket"]
+
+BACKLOG: Final = 1024
+
+
+def listen_at(address: Address) -> socket.socket:
+    """Return a TCP listener; the host is numeric.
+
+    Raises:
+        AddressInUseError: Another program has the port.
+        BindError: The address is not ours.
+    """
+    try:
+        return listening_socket(address)
+    except OSError as error:
+        raise bind_error(address, error, error.strerror or str(error)) from error
+
+
+def listening_socket(address: Address) -> socket.socket:
+    """Return a TCP listener; the host is numeric.
+
+    Raises:
+        OSError: The address cannot be had.
+    """
+    sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart need not wait for TIME_WAIT
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def bind_error(address: Address, cause: BaseException | None, reason: str) -> BindError:
+    """Return the error of an address that cannot be had."""
+    if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
+        return AddressInUseError(format_address(address))
+    return BindError(format_address(address), reason)

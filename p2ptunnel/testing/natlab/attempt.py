@@ -1,0 +1,106 @@
+"""One call of a real peer, timed: to the stream, to the first byte, to the direct path."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Final
+
+import msgspec
+
+from p2ptunnel.abc import Stream
+from p2ptunnel.defaults import CONNECT_TIMEOUT
+from p2ptunnel.errors import P2PTunnelError
+from p2ptunnel.events import Events, PathChanged
+from p2ptunnel.peer import Peer
+from p2ptunnel.testing.natlab.peers import SERVICE
+from p2ptunnel.types import Path
+
+__all__ = ["Attempt", "attempt"]
+
+_ECHO_TIMEOUT: Final = 20.0
+_SAMPLE_BYTES: Final = 4096
+
+
+class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of one call.
+
+    Attributes:
+        seconds: From `connect` to the confirmed stream, or to the error.
+        path: Over what the bytes went in the end, kind and transport: `direct tcp`; empty if they did not come back.
+        error: In words; empty if all bytes came back.
+        first_byte: Seconds from `connect` until the first byte was back from the other side.
+        direct_after: Seconds from `connect` until the stream was on a direct path; None if that did not come.
+    """
+
+    seconds: float
+    path: str
+    error: str = ""
+    first_byte: float | None = None
+    direct_after: float | None = None
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the bytes went without the relay in the end."""
+        return self.path != "" and not self.path.startswith("relay")
+
+
+async def attempt(peer: Peer, tag: str, *, patience: float = 0.0, timeout: float = CONNECT_TIMEOUT) -> Attempt:
+    """Call a peer that serves echo, and have a sample come back over the path that the stream has in the end.
+
+    Args:
+        peer: Who calls; without a session with the other one.
+        tag: Who is called.
+        patience: Seconds after `connect` in which a direct path may still take over from the relay.
+        timeout: Seconds until the stream must be there.
+    """
+    began = time.monotonic()
+    try:
+        async with peer.events(PathChanged) as changes:
+            stream = await peer.connect(tag, SERVICE, timeout=timeout)
+            async with stream:
+                return await _use(stream, changes, began, patience)
+    except (P2PTunnelError, OSError, EOFError, TimeoutError) as error:
+        return Attempt(time.monotonic() - began, "", f"{type(error).__name__}: {error}")
+
+
+async def _use(stream: Stream, changes: Events, began: float, patience: float) -> Attempt:
+    connected = time.monotonic() - began
+    await _echo(stream, os.urandom(1))
+    first_byte = time.monotonic() - began
+    direct_after = connected if _is_direct(stream.path) else await _until_direct(stream, changes, began, patience)
+    await _echo(stream, os.urandom(_SAMPLE_BYTES))
+    return Attempt(connected, f"{stream.path.kind} {stream.path.transport}", "", first_byte, direct_after)
+
+
+async def _echo(stream: Stream, sample: bytes) -> None:
+    """Send a sample and see it come back.
+
+    Raises:
+        EOFError: The stream ended before.
+        OSError: Other bytes came.
+        TimeoutError: It did not come.
+    """
+    async with asyncio.timeout(_ECHO_TIMEOUT):
+        await stream.write(sample)
+        if await stream.readexactly(len(sample)) != sample:
+            raise OSError("the bytes that came back differ")
+
+
+async def _until_direct(stream: Stream, changes: Events, began: float, patience: float) -> float | None:
+    """Wait for the direct path; return when it took over, in seconds since then."""
+    end = asyncio.timeout(max(began + patience - time.monotonic(), 0.0))
+    try:
+        async with end:
+            while not _is_direct(stream.path):
+                await anext(changes)
+    except TimeoutError:
+        if not end.expired():
+            raise
+        return None
+    return time.monotonic() - began
+
+
+def _is_direct(path: Path) -> bool:
+    return path.kind != "relay"

@@ -1,0 +1,95 @@
+"""What a matrix has found, as values: cells of attempts, and what is expected of each pair.  Rule: no I/O."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from p2ptunnel.testing.natlab.attempt import Attempt
+
+__all__ = ["RELAY_ONLY", "Cell", "Matrix"]
+
+RELAY_ONLY: Final = frozenset({("symR", "symR"), ("symR", "symS"), ("symS", "symR")})
+"""The ordered pairs between which nothing but a relay helps: neither side can know or guess a port of the other."""
+
+
+class Cell(msgspec.Struct, frozen=True):
+    """All calls of one ordered pair of kinds."""
+
+    caller: str
+    callee: str
+    attempts: tuple[Attempt, ...]
+
+    @property
+    def connected(self) -> int:
+        """How many carried their bytes."""
+        return sum(not attempt.error for attempt in self.attempts)
+
+    @property
+    def direct(self) -> int:
+        """How many did so without the relay in the end."""
+        return sum(attempt.is_direct for attempt in self.attempts)
+
+    @property
+    def can_be_direct(self) -> bool:
+        """Whether there is a way without a relay."""
+        return (self.caller, self.callee) not in RELAY_ONLY
+
+    @property
+    def median(self) -> float:
+        """Median seconds of the successful ones to the confirmed stream; infinite if there is none."""
+        return _median(attempt.seconds for attempt in self.attempts if not attempt.error)
+
+    @property
+    def first_byte(self) -> float:
+        """Median seconds until the first byte was back; infinite if none was."""
+        return _median(attempt.first_byte for attempt in self.attempts)
+
+    @property
+    def direct_after(self) -> float:
+        """Median seconds to a direct path of those that got one; infinite if none did."""
+        return _median(attempt.direct_after for attempt in self.attempts)
+
+    @property
+    def settled_after(self) -> float:
+        """Median seconds to the direct path or, where every call was relayed, to the stream; infinite if all failed."""
+        return self.direct_after if self.direct else self.median
+
+    @property
+    def paths(self) -> Counter[str]:
+        """How many calls went over which path in the end: `direct tcp`; those that failed under the empty name."""
+        return Counter(attempt.path for attempt in self.attempts)
+
+
+class Matrix(msgspec.Struct, frozen=True):
+    """All cells of one delay.
+
+    Attributes:
+        delay: Seconds, one way, on every line.
+        kinds: In the order of rows and columns.
+        cells: Row by row.
+        seconds: How long all of it took.
+    """
+
+    delay: float
+    kinds: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    seconds: float = 0.0
+
+    def rows(self) -> list[list[Cell]]:
+        """Return the cells, a list a caller, in the order of the kinds."""
+        width = len(self.kinds)
+        return [list(self.cells[start : start + width]) for start in range(0, len(self.cells), width)]
+
+    @property
+    def unconnected(self) -> list[Cell]:
+        """The cells in which a call failed: with a relay, none may."""
+        return [cell for cell in self.cells if cell.connected < len(cell.attempts)]
+
+
+def _median(values: Iterable[float | None]) -> float:
+    return statistics.median([value for value in values if value is not None] or [float("inf")])

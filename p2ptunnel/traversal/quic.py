@@ -1,0 +1,136 @@
+"""QUIC beside the TCP connections of an attempt: what a caller turns to, and what a callee expects.
+
+Rule: a connection that came up by QUIC is one more connection of its attempt, with the same preamble and the same rules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from p2ptunnel.defaults import PREAMBLE_TIMEOUT, PUNCH_TIMEOUT
+from p2ptunnel.errors import ChannelClosedError, MissingExtraError, P2PTunnelError
+from p2ptunnel.protocol.callee import CalleeAgent
+from p2ptunnel.protocol.consent import Consent
+from p2ptunnel.trace import Tracer
+from p2ptunnel.transports.quic import QuicPipe
+from p2ptunnel.transports.quicport import QuicPort, quic_name
+from p2ptunnel.types import format_address
+
+__all__ = ["QuicAnswers", "QuicCall"]
+
+
+class QuicCall:
+    """The caller's side, for one call.
+
+    Args:
+        port: What lives beside the call's agent on its port.
+        on_up: Called with a connection that is up.
+        tracer: Gets what happens.
+
+    Attributes:
+        lines: What was tried and came to nothing, or why nothing was.
+    """
+
+    def __init__(self, port: QuicPort, on_up: Callable[[QuicPipe], None], tracer: Tracer) -> None:
+        self.lines: Final[list[str]] = []
+        self._port: Final = port
+        self._on_up: Final = on_up
+        self._trace: Final = tracer
+        self._connecting: asyncio.Task[None] | None = None
+
+    def rule_out(self, reason: str) -> None:
+        """Note why nothing is tried."""
+        self.lines.append(f"QUIC {reason}")
+
+    def begin(self, conkey: str, consent: Consent, rtt: float | None) -> None:
+        """Connect, beside whatever else is tried."""
+        self._connecting = asyncio.create_task(self._connect(conkey, consent, rtt))
+
+    def cancel(self) -> None:
+        """Give up what is not up yet."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+
+    async def close(self) -> None:
+        """Give up what is not up yet, and wait for the end of that."""
+        self.cancel()
+        if self._connecting is not None:
+            await asyncio.gather(self._connecting, return_exceptions=True)
+
+    async def _connect(self, conkey: str, consent: Consent, rtt: float | None) -> None:
+        remote = format_address(consent.remote)
+        try:
+            pipe = await self._port.connect(quic_name(conkey), consent, rtt)
+        except (OSError, MissingExtraError) as error:
+            self.lines.append(f"{remote} QUIC: {error or 'no answer'}")
+            self._trace("traversal", "quic_failed", remote=remote, reason=str(error) or "no answer")
+        else:
+            self._trace("traversal", "connection_up", remote=remote, how="quic")
+            self._on_up(pipe)
+
+
+class QuicAnswers:
+    """The callee's side, for all calls on its port.
+
+    Args:
+        port: What lives beside the registered port's machine.
+        tracer: Gets what happens.
+    """
+
+    def __init__(self, port: QuicPort, tracer: Tracer) -> None:
+        self._port: Final = port
+        self._trace: Final = tracer
+        self._waiting: Final[set[asyncio.Task[None]]] = set()
+
+    def expect(self, agent: CalleeAgent, on_up: Callable[[QuicPipe, CalleeAgent], Awaitable[None]]) -> None:
+        """Be there, should the caller turn to QUIC.
+
+        Args:
+            agent: Of the call.
+            on_up: Makes a channel on a connection that has shown the call's conkey.
+        """
+        waiting = asyncio.create_task(self._take(agent, on_up))
+        self._waiting.add(waiting)
+        waiting.add_done_callback(self._waiting.discard)
+
+    def cancel(self) -> None:
+        """Expect nobody any more."""
+        for waiting in self._waiting:
+            waiting.cancel()
+
+    async def close(self) -> None:
+        """Expect nobody any more, and wait for the end of that."""
+        self.cancel()
+        await asyncio.gather(*self._waiting, return_exceptions=True)
+
+    async def _take(self, agent: CalleeAgent, on_up: Callable[[QuicPipe, CalleeAgent], Awaitable[None]]) -> None:
+        try:
+            async with asyncio.timeout(PUNCH_TIMEOUT):
+                pipe = await self._port.accept(quic_name(agent.conkey), agent.consent())
+        except (P2PTunnelError, OSError) as error:  # most callers come by TCP
+            self._trace("traversal", "quic_unused", reason=str(error) or "nobody came")
+            return
+        remote = format_address(pipe.path.remote)
+        self._trace("traversal", "connection_up", remote=remote, how="quic")
+        try:
+            async with asyncio.timeout(PREAMBLE_TIMEOUT):
+                await self._check(pipe, agent)
+                await on_up(pipe, agent)
+        except (P2PTunnelError, OSError) as error:
+            reason = str(error) or f"not admitted in {PREAMBLE_TIMEOUT:g} s"
+            self._trace("traversal", "connection_refused", remote=remote, reason=reason)
+        finally:
+            pipe.abort()  # unless a transport has it by now
+
+    async def _check(self, pipe: QuicPipe, agent: CalleeAgent) -> None:
+        """See whether the connection is of this call; compared in constant time.
+
+        Raises:
+            ChannelClosedError: It is not.
+            RemoteProtocolError: It does not begin with a preamble.
+        """
+        if not hmac.compare_digest(await pipe.read_preamble(), bytes.fromhex(agent.conkey)):
+            raise ChannelClosedError("us: a preamble of no call of ours")

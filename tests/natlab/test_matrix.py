@@ -1,0 +1,52 @@
+"""The matrix with real peers: what it records, and what its exit status says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from p2ptunnel.testing.natlab.__main__ import main
+from p2ptunnel.testing.natlab.matrix import Attempt, run_matrix
+
+pytestmark = pytest.mark.natlab
+
+
+def test_a_cell_has_the_way_and_the_times_of_each_call() -> None:
+    told: list[tuple[str, str, Attempt]] = []
+    cells = run_matrix(
+        ("pr", "symR"), attempts=2, delay=0.005, at_once=4, relay="auto", patience=3.0, tell=lambda *made: told.append(made)
+    )
+    assert [(cell.caller, cell.callee) for cell in cells] == [("pr", "pr"), ("pr", "symR"), ("symR", "pr"), ("symR", "symR")]
+    assert [(cell.connected, len(cell.attempts)) for cell in cells] == [(2, 2)] * 4, [cell.attempts for cell in cells]
+    assert sorted(told, key=str) == sorted(
+        ((cell.caller, cell.callee, made) for cell in cells for made in cell.attempts), key=str
+    )
+    first, last = cells[0], cells[-1]
+    assert first.direct == 2
+    for made in first.attempts:
+        assert made.first_byte is not None
+        assert made.direct_after is not None
+        assert 0.02 < made.seconds < made.first_byte  # a round trip to the server, at least
+        assert made.seconds <= made.direct_after < 3
+    assert last.direct == 0
+    assert {(made.path, made.direct_after) for made in last.attempts} == {("relay tcp", None)}
+
+
+def test_the_command_prints_an_object_for_each_delay_and_ends_well_if_all_connect(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["matrix", "--kinds", "pub", "fc", "--delay", "0", "--delay", "1", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert [json.loads(line)["delay"] for line in captured.out.splitlines()] == [0, 0.001]
+    assert "1 ms: 4 of 4 calls, 4 T" in captured.err
+
+
+def test_a_pair_that_does_not_connect_is_told_by_the_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["matrix", "--kinds", "symR", "--delay", "0", "--relay", "never"]) == 1
+    output = capsys.readouterr().out
+    assert "0 of 1 pairs connect" in output
+    assert "symR-symR: NoPathError" in output
+
+
+def test_a_kind_that_does_not_exist_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["matrix", "--kinds", "nonsense"]) == 1
+    assert "there is no kind 'nonsense'" in capsys.readouterr().err
