@@ -162,7 +162,7 @@ def test_a_callee_that_names_somebody_else_has_its_caller_send_three_syns(
     """T50: whether the victim is silent or answers by RST; each is counted that comes to its router."""
     home, laptop, third = natlab.site("v6_drop"), natlab.site("v6_drop"), natlab.site(victim)
     monkeypatch.setattr(port, "global_ipv6", lying(home.host, third.host))
-    monkeypatch.setattr(caller, "PUNCH_TIMEOUT", 4.0)
+    monkeypatch.setattr(caller, "PUNCH_TIMEOUT", 3.0)
     peers = Rendezvoused(tmp_path, (natlab.server.ip, 7000))
     with (
         peers.serving(natlab.server, home.host),
@@ -181,7 +181,7 @@ def test_a_caller_that_names_somebody_else_has_its_callee_send_one_syn(
     """T50: and that one only because it has shown over the server that it is who it says."""
     home, laptop, third = natlab.site("v6_drop"), natlab.site("v6_drop"), natlab.site("v6_drop")
     monkeypatch.setattr(port, "global_ipv6", lying(laptop.host, third.host))
-    monkeypatch.setattr(caller, "PUNCH_TIMEOUT", 4.0)
+    monkeypatch.setattr(caller, "PUNCH_TIMEOUT", 3.0)
     peers = Rendezvoused(tmp_path, (natlab.server.ip, 7000))
     with (
         peers.serving(natlab.server, home.host),
