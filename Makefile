@@ -16,8 +16,8 @@ COUNTS := .pytest_counts
 pytest = $(BIN)/python -m pytest --quiet --junit-xml=$(COUNTS)/$(1).xml
 JOBS ?= 3
 SIDE_BY_SIDE := --numprocesses=$(JOBS) --dist=loadfile --timeout=60
-TIGHT := tests/natlab/test_net_tcp.py
-TWO_LABS := --numprocesses=2 --dist=loadfile --ignore=$(TIGHT)
+TIGHT := tests/natlab/test_net_tcp.py tests/natlab/test_birthday.py
+TWO_LABS := --numprocesses=2 --dist=loadfile $(TIGHT:%=--ignore=%)
 COVER := --cov --cov-report=
 TYPES := --typeguard-packages=p2ptunnel -m "not (e2e or bulk)" --ignore=tests/unit/bench
 step = @printf '\n== %s\n' '$(1)'

@@ -47,11 +47,13 @@ if TYPE_CHECKING:
     from p2ptunnel.server.relaying import RelayServer
     from p2ptunnel.server.rendezvous import Rendezvous
     from p2ptunnel.serving import Serving
+    from p2ptunnel.session.ping import PingReport, Pong
     from p2ptunnel.snapshot import PeerStatus, Snapshot
     from p2ptunnel.ssh.client import SSH
     from p2ptunnel.trace import JsonLines, TraceEvent, Tracer
     from p2ptunnel.transports.raw import RawStream
-    from p2ptunnel.traversal.netcheck import NetReport
+    from p2ptunnel.traversal.explain import Explanation
+    from p2ptunnel.traversal.netreport import NetReport
     from p2ptunnel.tunnels.local import Forward
     from p2ptunnel.tunnels.spec import ServeSpec
     from p2ptunnel.types import Path
@@ -67,6 +69,7 @@ __all__ = [
     "ChannelOpened",
     "Events",
     "EventsDropped",
+    "Explanation",
     "Forward",
     "Identity",
     "Invitation",
@@ -84,7 +87,9 @@ __all__ = [
     "PeerEvent",
     "PeerStatus",
     "PeerStore",
+    "PingReport",
     "PinnedPeer",
+    "Pong",
     "Profile",
     "PublicKey",
     "RawStream",
@@ -116,12 +121,13 @@ _HOMES: Final = {
     "ChannelOpened": "events",
     "Events": "events",
     "EventsDropped": "events",
+    "Explanation": "traversal.explain",
     "Forward": "tunnels.local",
     "Identity": "identity.keys",
     "Invitation": "pairing",
     "IssuedTicket": "identity.pinned",
     "JsonLines": "trace",
-    "NetReport": "traversal.netcheck",
+    "NetReport": "traversal.netreport",
     "Opening": "abc",
     "P2PTunnelError": "errors",
     "Paired": "events",
@@ -133,7 +139,9 @@ _HOMES: Final = {
     "PeerEvent": "events",
     "PeerStatus": "snapshot",
     "PeerStore": "identity.store",
+    "PingReport": "session.ping",
     "PinnedPeer": "identity.pinned",
+    "Pong": "session.ping",
     "Profile": "identity.store",
     "PublicKey": "identity.keys",
     "RawStream": "transports.raw",

@@ -117,6 +117,9 @@ SESSION_TICK: Final = 1.0  # how soon a peer that is no longer admitted is cut o
 PING_ACTIVE: Final = 0.4  # of silence on a channel, while bytes move or wait for their acknowledgement
 PING_IDLE: Final = 4.0  # with streams open and nothing moving
 PING_DORMANT: Final = 15.0  # without a stream for a while: spares radios, and NATs remember for longer
+PING_PAUSE: Final = 1.0  # between two that somebody asks for with `ping`, who has five seconds for each answer
+PING_PATIENCE: Final = 5.0
+PING_TIMEOUT: Final = 30.0  # of `ping --until-direct`: three tries for a direct path from the relay
 SUSPECT_AFTER: Final = 1.0  # of silence, when active: another channel is looked for; 4 round trips where that is more
 DEAD_ACTIVE: Final = 3.0  # of silence: nothing is written to the channel any more
 DEAD_IDLE: Final = 9.0
@@ -223,6 +226,11 @@ CALLS_PER_SECOND_OF_CALLEE: Final = 20.0  # from all sources together
 CALLS_PER_SECOND_OF_SOURCE: Final = 10.0  # to all callees together: a private server verifies who asks
 CALLS_BURST_OF_SOURCE: Final = 100.0
 
+PROBES_BACK_PER_SECOND: Final = 0.1  # of one source, from one of our addresses, over one transport
+PROBES_BACK_BURST: Final = 12.0  # `netcheck` takes three, ten to watch mappings: datagrams are lost, and people look twice
+PROBES_BACK_MAX: Final = 64  # connections back that are under way, a descriptor each
+PROBE_BACK_PATIENCE: Final = 1.6  # kernels repeat a SYN after one second
+
 # --- tags ---------------------------------------------------------------------------------------------------------------
 TAGS_MAX: Final = 200_000  # owned at one server, about 0.5 KiB each
 TAGS_OF_KEY_MAX: Final = 64
@@ -265,7 +273,7 @@ WEB_HANDSHAKES_OF_SOURCE_MAX: Final = 16
 
 # --- TCP connections of the rendezvous server -------------------------------------------------------------------------
 CONTROL_CONNECTIONS_MAX: Final = 20_000
-CONTROL_OF_SOURCE_MAX: Final = 1024  # a peer has one; a provider's NAT has many peers
+CONTROL_OF_SOURCE_MAX: Final = 1024  # a peer has up to three; a provider's NAT has many peers
 CONTROL_QUIET: Final = 0.25  # after which one that has said nothing counts as silent; peers speak at once
 CONTROL_SILENT_OF_SOURCE_MAX: Final = 16
 CONTROL_DROP_FROM: Final = 10  # silent ones of all sources, beyond which the next one costs one of them its place, by lot,
@@ -281,6 +289,7 @@ CONTROL_IDLE: Final = 150.0  # peers send a line every 25 s
 CONTROL_KEEPALIVE: Final = 25.0  # NATs keep TCP mappings for longer; what it brings is a cookie, which is good for 30 s
 
 # --- the network around us --------------------------------------------------------------------------------------------
+SPARE_PAUSE: Final = 3.0  # before the next spare port where each new flow takes a port: those of the attempt come first
 OPENER_TTL_MEMORY: Final = 300.0  # the number of our own NATs changes with the network, not from call to call
 CONTROL_GRACE: Final = 3.5  # a server that has answered over UDP gets so much longer over TCP: two lost SYNs cost 3 s
 UDP_GRACE: Final = 0.25  # and over UDP, once it has answered over TCP: two lost datagrams; 2 round trips where those are more

@@ -360,6 +360,8 @@ class RateLimitedError(RendezvousError):
 
 # --- traversal --------------------------------------------------------------------------------------------------------
 
+_EXPLAIN = "`p2ptunnel explain {}` shows each way that is tried; `p2ptunnel netcheck` on both machines, what their NATs do."
+
 
 class TraversalError(P2PTunnelError):
     """No usable path to the peer."""
@@ -398,12 +400,12 @@ class PunchTimeoutError(TraversalError, TimeoutError):
     """The peer is there, but the hole did not open in time."""
 
     code = 408
-    hint = "`p2ptunnel netcheck` on both machines shows what their NATs do."
 
     def __init__(self, tag: str, timeout: float) -> None:
         super().__init__(tag, timeout)
         self.tag = tag
         self.timeout = timeout
+        self.hint = _EXPLAIN.format(tag)
 
     def __str__(self) -> str:
         return f"no hole to {self.tag} opened in {self.timeout:g} s"
@@ -413,12 +415,12 @@ class NoPathError(TraversalError):
     """Every candidate failed; `attempts` has one line for each."""
 
     code = 408
-    hint = "`p2ptunnel netcheck` on both machines shows what their NATs do."
 
     def __init__(self, tag: str, attempts: tuple[str, ...]) -> None:
         super().__init__(tag, attempts)
         self.tag = tag
         self.attempts = attempts
+        self.hint = _EXPLAIN.format(tag)
 
     def __str__(self) -> str:
         tried = "; ".join(self.attempts) or "no candidate"

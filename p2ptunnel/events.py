@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from time import monotonic
 from time import time as wall_time
 from types import TracebackType
@@ -240,6 +240,12 @@ class Events(AsyncIterator[PeerEvent | EventsDropped]):
     async def aclose(self) -> None:
         """Listen no more; what waits can still be read.  Closing twice is fine."""
         self.close()
+
+    async def wait_for(self, is_wanted: Callable[[PeerEvent | EventsDropped], bool]) -> None:
+        """Wait for an event that is wanted, or for the end of the peer; those before it are lost."""
+        async for event in self:
+            if is_wanted(event):
+                return
 
     async def __aenter__(self) -> Self:
         return self

@@ -26,6 +26,7 @@ from p2ptunnel.asking import AskCallback
 from p2ptunnel.defaults import (
     CONNECT_TIMEOUT,
     PAIRING_EXPIRES,
+    PING_TIMEOUT,
     RELAY_HEAD_START,
     RENDEZVOUS_PORT,
     RESUME_BUFFER_BYTES,
@@ -54,6 +55,7 @@ from p2ptunnel.events import (
     ChannelLost,
     EventHub,
     Events,
+    PathChanged,
     PathSuspected,
     PeerEvent,
     ServerFound,
@@ -73,6 +75,7 @@ from p2ptunnel.protocol.intent import CallSigner, IntentJudge
 from p2ptunnel.serving import Allow, ServiceTable, Serving
 from p2ptunnel.session.greeting import Selector
 from p2ptunnel.session.pairing import PairingChannel
+from p2ptunnel.session.ping import Pinger, PingReport, Pong
 from p2ptunnel.session.session import (
     Beginning,
     Rejoined,
@@ -91,12 +94,15 @@ from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.raw import RawStream, RawStreams
 from p2ptunnel.traversal.answer import Admit, AnsweringPort
 from p2ptunnel.traversal.call import Abortable, Call, Conkey, Establish
+from p2ptunnel.traversal.explain import Explanation, explain
 from p2ptunnel.traversal.lan import LanCall, beside
-from p2ptunnel.traversal.netcheck import NetReport, netcheck
+from p2ptunnel.traversal.netcheck import netcheck
+from p2ptunnel.traversal.netreport import NetReport
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort
 from p2ptunnel.traversal.race import Keep, Race
 from p2ptunnel.traversal.relayed import RelayedCall
 from p2ptunnel.traversal.servers import Servers
+from p2ptunnel.traversal.tries import Tries
 from p2ptunnel.traversal.warm import WarmPort
 from p2ptunnel.tunnels.local import Forward, open_forward
 from p2ptunnel.tunnels.spec import ServeSpec, Target, parse_target
@@ -172,6 +178,7 @@ class Peer:
         self._events: Final = EventHub()
         self._options: Final = SessionOptions(resume_timeout, resume_buffer, self._on_session_event)
         self._started: Started | None = None
+        self._tried: Final[dict[PublicKey, Tries]] = {}  # by peer what the last attempt has tried
 
     def __repr__(self) -> str:
         return f"<Peer {self.tag or 'without a tag'} via {', '.join(self._servers.texts) or 'no server'}>"
@@ -331,8 +338,12 @@ class Peer:
         if known is not None:
             with suppress(ChannelClosedError, ChannelLostError):  # it died unnoticed, or was about to end
                 return await open_on(known)
-        dialing = self._up.dialing.join((pinned.wanted, pinned.key, is_direct), lambda: self._dial(pinned, relay))
-        return await open_on(await dialing)
+        return await open_on(await self._dialled(pinned, relay))
+
+    async def _dialled(self, pinned: PinnedPeer, relay: RelayUse) -> Session:
+        """Return a session that is fresh; all who ask at one time share it."""
+        key = (pinned.wanted, pinned.key, relay == "never")
+        return await self._up.dialing.join(key, lambda: self._dial(pinned, relay))
 
     async def _dial(self, pinned: PinnedPeer, relay: RelayUse) -> Session:
         up, beginning = self._up, Beginning()
@@ -397,12 +408,17 @@ class Peer:
 
     async def _call_by_name(self, pinned: PinnedPeer, establish: Establish[A], relay: RelayUse, keep: Keep[A]) -> A:
         """Call a peer by the tag under which the server knows it; errors name it as it is called here."""
+        tries = self._tried[pinned.key] = Tries()
         try:
-            return await self._call(pinned.wanted, establish, self._up.signer(pinned.key), relay=relay, keep=keep)
+            return await self._call(pinned.wanted, establish, self._up.signer(pinned.key), relay=relay, keep=keep, tries=tries)
         except (PeerOfflineError, PeerRefusedError, NoPathError, PunchTimeoutError) as error:
-            if pinned.wanted == pinned.tag:
+            tries.error = error if pinned.wanted == pinned.tag else _by_name_here(error, pinned)
+            if tries.error is error:
                 raise
-            raise _by_name_here(error, pinned) from error
+            raise tries.error from error
+        except P2PTunnelError as error:
+            tries.error = error
+            raise
 
     async def _call(
         self,
@@ -413,18 +429,22 @@ class Peer:
         relay: RelayUse,
         keep: Keep[A] | None = None,
         servers: Servers | None = None,
+        tries: Tries | None = None,
     ) -> A:
         """Call; without a signer, a program of the founding protocol.  For `keep` see `Race`."""
+        tries = tries or Tries()
         reserving = asyncio.create_task(in_thread(self._up.counter.reserve))  # beside all else: a disk may be slow
 
         async def at(server: ServerSpec) -> A:
-            port = await self._fresh_port(server)
+            with tries.begin("server", "t=5, UDP and TCP", remote=server.address) as looking:
+                port = await self._fresh_port(server)
+                looking.end("answered", "how this machine looks from outside")
             try:
                 await asyncio.shield(reserving)
             except BaseException:
                 port.close()
                 raise
-            return await self._attempt(port, tag, establish, signer, relay, keep)
+            return await self._attempt(port, tag, establish, signer, relay, keep, tries)
 
         try:
             return await (servers or self._servers).first(at)
@@ -456,22 +476,40 @@ class Peer:
         signer: CallSigner | None,
         relay: RelayUse,
         keep: Keep[A] | None,
+        tries: Tries,
     ) -> A:
         """Make one attempt from a fresh port, which it closes."""
         try:
             birthdays = self._up.birthdays
             call = partial(
-                Call[A], port, self._own_name, tag, establish, signer=signer, birthdays=birthdays, tracer=self._trace
+                Call[A],
+                tag=self._own_name,
+                wanted=tag,
+                establish=establish,
+                birthdays=birthdays,
+                tries=tries,
+                tracer=self._trace,
             )
             if signer is None or relay == "never":
-                return await call().run()
+                return await self._punch(call, port, signer)
             head_start = 0.0 if relay == "always" else RELAY_HEAD_START
             join = self._up.joining.at(port, "caller")
-            relayed = RelayedCall(join, establish, callee=signer.callee, head_start=head_start, tracer=self._trace)
-            return await Race(call(companion=relayed, is_punching=relay != "always"), relayed, keep).run()
+            relayed = RelayedCall(join, establish, callee=signer.callee, head_start=head_start, tries=tries, tracer=self._trace)
+            calling = call(port, signer=signer, companion=relayed, is_punching=relay != "always")
+            return await Race(calling, relayed, keep).run()
         except BaseException:
             port.close()  # it may not have come to the call, whose it is: we may have been closed meanwhile
             raise
+
+    async def _punch(self, call: Callable[..., Call[A]], port: PunchPort, signer: CallSigner | None) -> A:
+        """Make a direct call; once more from a fresh port, if all that failed was a birthday: that misses one time in sixty."""
+        first = call(port, signer=signer)
+        try:
+            return await first.run()
+        except NoPathError:
+            if signer is None or not first.has_missed:
+                raise
+        return await call(await self._fresh_port(port.spec), signer=self._up.signer(signer.callee)).run()
 
     async def connect_raw(self, tag: str, *, timeout: float | None = CONNECT_TIMEOUT) -> RawStream:
         """Reach a program that speaks the founding protocol only: no key, no encryption, no claim of who answers.
@@ -611,11 +649,15 @@ class Peer:
         keys = await fetch_host_keys(self, tag, service)
         return await open_ssh(self, tag, known_host_keys=keys, username=username, service=service, **options)
 
-    async def netcheck(self, *, timeout: float = 5.0) -> NetReport:
-        """Find out what our NAT does, as far as the server can help, and the router if it may be asked (`port_mapping`).
+    async def netcheck(self, *, timeout: float = 5.0, brief: bool = False, watch: float = 0.0) -> NetReport:
+        """Find out what our NAT does, as far as the server can help, what the router says, and what to expect of peers.
+
+        Everything is asked at once; the router, if it may be asked (`port_mapping`), for a way in, which is given back.
 
         Args:
             timeout: Seconds for each question.
+            brief: Only how we look from outside, in a few round trips.
+            watch: Seconds for which to watch how long our NAT remembers a silent UDP port; 0: not at all.
 
         Raises:
             RendezvousTimeoutError: No server answers.
@@ -623,9 +665,97 @@ class Peer:
         """
 
         async def at(server: ServerSpec) -> NetReport:
-            return await netcheck(server.address, timeout=timeout, asks_router=self._is_mapping)
+            other = None if brief else await self._servers.other_family(server.address)
+            return await netcheck(
+                server.address, timeout=timeout, brief=brief, other=other, watch=watch, asks_router=self._is_mapping
+            )
 
         return await self._servers.first(at)
+
+    async def explain(self, tag: str, *, probe: bool = False, timeout: float = CONNECT_TIMEOUT) -> Explanation:
+        """Tell how the last attempt to reach a peer went: each way that was tried, when, how it ended, and what to do.
+
+        Where none was made yet, one is made now, which opens no stream; who answers is proved as ever.  That it comes to
+        nothing is told and not raised.
+
+        Args:
+            tag: The peer's.
+            probe: Make a fresh attempt in any case; a session that there is stays where it is until a better path is up.
+            timeout: Seconds for that attempt, all ways of it.
+
+        Raises:
+            UnknownPeerError: No key is pinned for the tag.
+            ConfigError: No server is given.
+        """
+        pinned = self._pinned(tag)
+        if probe or pinned.key not in self._tried:
+            await self._probe(pinned, timeout)
+        session = self._up.session_with(pinned)
+        return explain(pinned.tag, self._tried[pinned.key], None if session is None else session.path)
+
+    async def ping(
+        self,
+        tag: str,
+        *,
+        count: int | None = 4,
+        until_direct: bool = False,
+        timeout: float | None = PING_TIMEOUT,
+        tell: Callable[[Pong], None] | None = None,
+    ) -> PingReport:
+        """Measure round trips to a peer, a second apart, inside the connection that streams use; make one if there is none.
+
+        Args:
+            tag: The peer's.
+            count: How many; None: without end, or with `until_direct` until then.
+            until_direct: End as soon as the connection needs no relay.
+            timeout: Seconds for everything with `until_direct`, else until there is a connection; None: no limit.
+            tell: Told of each as it comes.
+
+        Returns:
+            All of them; one that nobody answered in five seconds has no `rtt`.  That it did not become direct in time is no
+            error: `is_direct` says so.
+
+        Raises:
+            ConfigError: `count` is below 1, or a path can never become direct.
+            P2PTunnelError: As `connect`, where no connection comes up.
+        """
+        if count is not None and count < 1:
+            raise ConfigError(f"a count of {count} pings", "1 or more.")
+        if until_direct and self._relay == "always":
+            raise ConfigError(
+                "a direct path is waited for, and the relay is always used", 'Peer(relay="auto"), or --relay auto.'
+            )
+        pinned, loop = self._pinned(tag), asyncio.get_running_loop()
+        began = loop.time()
+        session = self._up.session(pinned, is_direct=self._relay == "never")
+        if session is None:
+            session = await _within(timeout, pinned.tag, self._dialled(pinned, self._relay))
+        pinger = Pinger(session, self.events(PathChanged), tell or (lambda _: None))
+        left = None if timeout is None or not until_direct else began + timeout - loop.time()
+        return await pinger.run(count, until_direct=until_direct, seconds=left)
+
+    async def _probe(self, pinned: PinnedPeer, timeout: float) -> None:
+        """Try every way to a peer; wait until none is tried any more, and the session is on the best that came up."""
+        session = self._up.session(pinned, is_direct=self._relay == "never")
+
+        async def attempt() -> None:
+            if session is None:
+                reached = await self._dialled(pinned, self._relay)
+            else:
+                reached = session
+                await self._redial(session, "always" if self._relay == "always" else "never")
+            tries = self._tried[pinned.key]
+            await tries.wait_idle()
+            if tries.has_direct and reached.path.kind == "relay":
+                await moved.wait_for(lambda event: isinstance(event, PathChanged) and event.tag == reached.tag)
+
+        async with self.events(PathChanged) as moved:
+            try:
+                await _within(timeout, pinned.tag, attempt())
+            except ConfigError:
+                raise
+            except P2PTunnelError as error:
+                self._tried[pinned.key].error = error
 
     # --- pairing ------------------------------------------------------------------------------------------------------
 

@@ -141,6 +141,7 @@ class Started:
 
     def network_changed(self) -> None:
         """Look at every path anew."""
+        self.ways.forget()
         self.birthdays.gate.network_changed()
         for session in self._sessions:
             session.network_changed()

@@ -320,7 +320,7 @@ async def _ask(server: str, timeout: float, profile: Profile | None) -> Finding:
     found = Servers((server,), default_port=RENDEZVOUS_PORT)
     [name] = found.texts  # without the token that may stand behind it
     try:
-        report = await found.first(lambda spec: netcheck(spec.address, timeout=timeout))
+        report = await found.first(lambda spec: netcheck(spec.address, timeout=timeout, brief=True))
         if profile is not None:
             await _register(server, profile)
     except P2PTunnelError as error:

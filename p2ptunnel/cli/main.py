@@ -42,6 +42,8 @@ COMMANDS: Final = (
     "ssh-config",
     "pipe",
     "status",
+    "ping",
+    "explain",
     "netcheck",
     "doctor",
     "id",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from p2ptunnel.config import Config
     from p2ptunnel.identity.store import Profile
     from p2ptunnel.peer import Peer
-    from p2ptunnel.trace import Tracer
+    from p2ptunnel.trace import Sink, Tracer
     from p2ptunnel.types import Address, RelayUse
 
 __all__ = ["Duration", "Settings", "global_options"]
@@ -209,7 +209,9 @@ class Settings:
         with contextlib.ExitStack() as stack:
             tracer = Tracer()
             if path := self.flags.get("trace"):
-                tracer.add(JsonLines(stack.enter_context(_appending(path))))
+                sink = JsonLines(stack.enter_context(_appending(path)))
+                stack.callback(_take_off, tracer, sink)  # before the file is closed: something may end later than the command
+                tracer.add(sink)
             if self.verbose > 1:
                 _log_to_stderr()
                 tracer.add(log_sink)
@@ -221,6 +223,11 @@ def _appending(path: str) -> Any:
         return open(path, "a", encoding="utf-8")  # the caller's stack closes it
     except OSError as error:
         raise ConfigError(f"cannot write the trace to {path}: {error.strerror}") from error
+
+
+def _take_off(tracer: Tracer, sink: Sink) -> None:
+    with contextlib.suppress(ValueError):  # it could not be written to any more, and is gone already
+        tracer.remove(sink)
 
 
 def _log_to_stderr() -> None:

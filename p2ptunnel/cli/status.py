@@ -85,7 +85,7 @@ async def _ask(settings: Settings, server: str) -> ServerStatus:
     name = format_address(parse_server(server, default_port=RENDEZVOUS_PORT).address)  # without the token behind it
     try:
         async with Peer(settings.tag, rendezvous=server, profile=settings.profile, lan=False, port_mapping=False) as peer:
-            report = await peer.netcheck(timeout=settings.timeout or _TIMEOUT)
+            report = await peer.netcheck(timeout=settings.timeout or _TIMEOUT, brief=True)
     except P2PTunnelError as error:
         return ServerStatus(name, problem=str(error))
     return ServerStatus(name, report.rtt, report.udp.observed or report.tcp.observed)

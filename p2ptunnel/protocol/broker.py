@@ -33,6 +33,7 @@ from p2ptunnel.protocol.limits import Buckets, Rate, SourceLimit, limited_source
 from p2ptunnel.protocol.machine import Datagram, Entropy, Event, new_secret
 from p2ptunnel.protocol.messenger import Messenger
 from p2ptunnel.protocol.observer import Observer
+from p2ptunnel.protocol.probing import ProbesBack
 from p2ptunnel.protocol.registrar import PeerLeft, PeerRegistered, Registered, Registrar
 from p2ptunnel.protocol.relay import Relay, RelayJoined
 from p2ptunnel.protocol.replies import Endpoint, LineToSend, Replies
@@ -120,6 +121,7 @@ class Broker:
         self.registrar: Final = Registrar(
             self._replies, judge, TagBook() if tags is None else tags, entropy, self._is_seed_allowed if serves_seed else None
         )
+        self._probes_back = ProbesBack(self._replies, self._observer, judge.server_key)
         self._attempts = Attempts()
         self._messenger = Messenger(self._replies)
         self._answers = AnswerMemory()
@@ -257,6 +259,9 @@ class Broker:
 
     def _on_probe(self, message: ReflexiveProbe, source: Endpoint, size: int, now: float) -> None:
         """Answer a t=5; who has shown that it receives is also told its cookie, and who we are."""
+        if message.extra is not None and (message.extra.op or message.extra.to):
+            self._probes_back.on_probe(message, message.extra, source, size, now)
+            return
         cookie = self._replies.cookies.make(source.host, now) if source.is_validated else ""
         key = self._judge.server_key if source.is_validated else ""
         self._replies.answer_stranger(self._observer.answer(message, source.address, cookie, key), source, size)

@@ -71,6 +71,7 @@ class Link:
         rtt: Smoothed seconds of a round trip, None until measured.
         rtt_deviation: How far single round trips are from it, in seconds.
         round_trips: How many were measured.
+        last_round_trip: The last one, in seconds, whatever it says about the path; None until then.
     """
 
     def __init__(self, now: float) -> None:
@@ -82,6 +83,7 @@ class Link:
         self.rtt: float | None = None
         self.rtt_deviation = 0.0
         self.round_trips = 0
+        self.last_round_trip: float | None = None
         self._fastest: float = 0  # of the last few round trips: what the path takes without our own queues
         self._heard_at = now
         self._asked_at = now  # when the oldest PING was sent that nothing has answered
@@ -154,9 +156,9 @@ class Link:
         self._ping = b""
         self.round_trips += 1
         self._measured_at = now
+        took = self.last_round_trip = now - self._pinged_at
         if not self._is_measuring:
             return
-        took = now - self._pinged_at
         self._fastest = took if self.rtt is None else min(took, self._fastest * (1 + _NEWEST))
         if self.rtt is None:
             self.rtt, self.rtt_deviation = took, took / 2

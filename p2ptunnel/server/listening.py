@@ -7,6 +7,7 @@ import socket
 from typing import Final
 
 from p2ptunnel.errors import AddressInUseError, BindError
+from p2ptunnel.net.sockets import share_port
 from p2ptunnel.types import Address, format_address
 
 __all__ = ["BACKLOG", "bind_error", "listen_at", "listening_socket"]
@@ -27,8 +28,12 @@ def listen_at(address: Address) -> socket.socket:
         raise bind_error(address, error, error.strerror or str(error)) from error
 
 
-def listening_socket(address: Address) -> socket.socket:
+def listening_socket(address: Address, *, is_dialled_from: bool = False) -> socket.socket:
     """Return a TCP listener; the host is numeric.
+
+    Args:
+        address: Where.
+        is_dialled_from: Whether connections are to be made from the same port.
 
     Raises:
         OSError: The address cannot be had.
@@ -37,6 +42,8 @@ def listening_socket(address: Address) -> socket.socket:
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart need not wait for TIME_WAIT
+        if is_dialled_from:
+            share_port(sock)
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it

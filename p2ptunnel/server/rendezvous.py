@@ -31,12 +31,14 @@ from p2ptunnel.net.udp import UdpDriver, UdpSocket
 from p2ptunnel.protocol.broker import Broker, LineToSend, RelayJoined
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.observer import Observer
+from p2ptunnel.protocol.probing import ProbeBack
 from p2ptunnel.protocol.relay import Relay
 from p2ptunnel.protocol.tags import TagBook
 from p2ptunnel.server.control import ControlConnections
 from p2ptunnel.server.keeper import TagKeeper
 from p2ptunnel.server.listening import BACKLOG, bind_error, listening_socket
 from p2ptunnel.server.members import KeyList
+from p2ptunnel.server.probing import Prober
 from p2ptunnel.server.registry import TagStore
 from p2ptunnel.server.relay import RelayDriver
 from p2ptunnel.server.web import Web, WebFront
@@ -236,9 +238,11 @@ class Rendezvous:
             if self._offers is not None:
                 await self._offers.look_up(_numeric)
             relay = RelayDriver(self._relay, self._trace) if self._relay else None
-            self._services.append(_BrokerService(self._broker, relay, *_bind_both(self._listen, self._trace), self._trace))
+            broker = _BrokerService(self._broker, relay, *_bind_both(self._listen, self._trace), self._trace)
+            self._services.append(broker)
             for address in self._alt_listen:
-                self._services.append(_ObserverService(Observer(), *_bind_both(address, self._trace)))
+                self._services.append(_ObserverService(Observer(), *_bind_both(address, self._trace, is_dialled_from=True)))
+            broker.prober = Prober([service.driver.udp for service in self._services[1:]], broker.connections.send)
             self._observer.others = tuple(service.address for service in self._services[1:])
             if self._web is not None and self._web_context is not None:
                 self._front = self._web.front(self._web_context, self._services[0].connections)
@@ -337,6 +341,7 @@ class _BrokerService(_Service):
         self, broker: Broker, relay: RelayDriver | None, udp: UdpSocket, listener: socket.socket, trace: Tracer
     ) -> None:
         super().__init__(broker, udp, listener)
+        self.prober: Prober | None = None
         self._broker = broker
         self._relay = relay
         self._trace = trace
@@ -344,13 +349,25 @@ class _BrokerService(_Service):
     def close(self) -> None:
         """Stop, and close every socket, those of circuits among them."""
         super().close()
+        if self.prober is not None:
+            self.prober.close()
         if self._relay is not None:
             self._relay.close()
+
+    async def wait_closed(self) -> None:
+        """Wait until asyncio has let go of the listener, and nobody is dialled any more."""
+        await super().wait_closed()
+        if self.prober is not None:
+            await self.prober.wait_closed()
 
     def on_event(self, event: Event) -> None:
         """Write lines, hand connections on to the relay; tell of the rest."""
         if isinstance(event, LineToSend):
             self.connections.send(event.connection, event.line, is_last=event.is_last)
+            return
+        if isinstance(event, ProbeBack):
+            if self.prober is not None:
+                self.prober.probe(event)
             return
         self._trace("server", type(event).__name__, **event.facts())
         if isinstance(event, RelayJoined) and self._relay is not None:
@@ -419,22 +436,22 @@ def relay_stats(relay: Relay) -> RelayStats:
     return RelayStats(len(relay.circuits), relay.carried_bytes, dict(relay.refused), dict(relay.ended))
 
 
-def _bind_both(listen: Address, trace: Tracer) -> tuple[UdpSocket, socket.socket]:
+def _bind_both(listen: Address, trace: Tracer, *, is_dialled_from: bool = False) -> tuple[UdpSocket, socket.socket]:
     """Bind UDP and TCP to one port; with port 0, try until one is free for both."""
     tries = 1 if listen[1] else _PORT_TRIES
     for _ in range(tries - 1):
         with contextlib.suppress(AddressInUseError):
-            return _bind_once(listen, trace)
-    return _bind_once(listen, trace)
+            return _bind_once(listen, trace, is_dialled_from=is_dialled_from)
+    return _bind_once(listen, trace, is_dialled_from=is_dialled_from)
 
 
-def _bind_once(listen: Address, trace: Tracer) -> tuple[UdpSocket, socket.socket]:
+def _bind_once(listen: Address, trace: Tracer, *, is_dialled_from: bool) -> tuple[UdpSocket, socket.socket]:
     try:
         udp = UdpSocket(listen, shared=False, tracer=trace)
     except BindError as error:
         raise bind_error(listen, error.__cause__, error.reason) from error
     try:
-        return udp, listening_socket(udp.address)
+        return udp, listening_socket(udp.address, is_dialled_from=is_dialled_from)
     except OSError as error:
         udp.close()
         raise bind_error(udp.address, error, error.strerror or str(error)) from error

@@ -267,6 +267,30 @@ class Session:
             self._heard.clear()
             await self._heard.wait()
 
+    async def ping(self) -> tuple[float, Path]:
+        """Ask the peer for a sign of life over the channel in use; return the seconds until it came, and where that runs.
+
+        While there is no channel, or another one takes over, the question waits for that.
+
+        Raises:
+            ChannelError: The session has ended.
+        """
+        asked, before = 0, 0
+        while self.error is None:
+            number = self._endpoint.carrier or 0
+            leg = self._legs.get(number)
+            link = None if leg is None else self._endpoint.link(number)
+            if leg is not None and link is not None and number == asked and link.round_trips > before:
+                assert link.last_round_trip is not None
+                return link.last_round_trip, leg.path
+            if link is not None and number != asked:
+                asked, before = number, link.round_trips
+                link.ping(self._loop.time())
+                self._flush_soon()
+            self._heard.clear()
+            await self._heard.wait()
+        raise self.error.with_traceback(None)
+
     # --- streams ------------------------------------------------------------------------------------------------------
 
     def open(self, service: str, *, interactive: bool = True) -> SessionStream:

@@ -55,8 +55,6 @@ _STEPS: Final = {
     -11: "caller: received; its SYN leaves at the same moment",
     31: "caller tries the hole",
     -31: "callee: the hole is open both ways",
-    32: "caller: open TCP for me",
-    -32: "200: callee is listening, here is the conkey",
 }
 
 

@@ -90,16 +90,18 @@ class QuicPort:
         return await self._open(name, consent, rtt, is_caller=False, first=data)
 
     def take(self, data: bytes, source: Address) -> bool:
-        """Take a datagram of QUIC or of consent."""
+        """Take a datagram of a connection, or of consent to one; whatever else comes is the machine's, which counts it."""
         if data[:1] == b"{" and data[1:2] < b"\x80":
             return bool(self._consents) and self._take_consent(data, source)
         if data[:1] < b"\x40":
             return False
         if (link := self._links.get(_id_of(data))) is not None:
             link.receive(data, source)
-        elif (first := self._expected.get(_id_of(data))) is not None and not first.done():
+            return True
+        if (first := self._expected.get(_id_of(data))) is not None and not first.done():
             first.set_result((data, source))
-        return True
+            return True
+        return False
 
     def outlive(self) -> None:
         """Read the port on, if there is a connection; whoever is expected is expected no more."""

@@ -41,6 +41,7 @@ class Spares:
         self._links: Final = links
         self._trace: Final = tracer or Tracer()
         self._spares: Final[dict[Address, _Spare]] = {}
+        self._dropped: Final[set[asyncio.Task[None]]] = set()
         self._is_closed = False
 
     def keep(self, relay: Address, web: WebRoute | None = None) -> None:
@@ -55,10 +56,18 @@ class Spares:
         if (known := self._spares.get(relay)) is not None:
             if known.web == web:
                 return
-            self._spares.pop(relay).task.cancel()
+            self.drop(relay)
         if len(self._spares) >= RELAY_SPARES_MAX:
-            self._spares.pop(next(iter(self._spares))).task.cancel()
+            self.drop(next(iter(self._spares)))
         self._spares[relay] = _Spare(relay, web, self._links, self._trace)
+
+    def drop(self, relay: Address) -> None:
+        """Have none to this relay any more."""
+        spare = self._spares.pop(relay, None)
+        if spare is not None:
+            spare.task.cancel()
+            self._dropped.add(spare.task)
+            spare.task.add_done_callback(self._dropped.discard)
 
     def take(self, relay: Address) -> socket.socket | None:
         """Return the one to this relay, which is the caller's from now on; None if there is none just now."""
@@ -68,11 +77,9 @@ class Spares:
     async def close(self) -> None:
         """Close all of them; closing twice is fine."""
         self._is_closed = True
-        spares = tuple(self._spares.values())
-        self._spares.clear()
-        for spare in spares:
-            spare.task.cancel()
-        await asyncio.gather(*(spare.task for spare in spares), return_exceptions=True)
+        for relay in tuple(self._spares):
+            self.drop(relay)
+        await asyncio.gather(*self._dropped, return_exceptions=True)
 
 
 class _Spare:

@@ -333,7 +333,7 @@ class AnsweringPort:
             self._driver.wake()
 
     def _on_registration(self, event: _ServerNews) -> None:
-        if self._registered is None or self._registered.done():
+        if self._registered is None or self._registered.done() or isinstance(event, Displaced):
             self._tell_server(event)
             return
         server = format_address(self._port.server)

@@ -49,7 +49,8 @@ from p2ptunnel.transports.tcp import TcpPipe
 from p2ptunnel.traversal.attempt import AttemptSockets
 from p2ptunnel.traversal.port import PunchPort
 from p2ptunnel.traversal.quic import QuicCall
-from p2ptunnel.traversal.report import ConnectedBy, attempt_lines, path_of
+from p2ptunnel.traversal.report import ConnectedBy, path_of
+from p2ptunnel.traversal.tries import Tries
 from p2ptunnel.types import Address, Tag, format_address
 from p2ptunnel.wire.messages import RelayOffer
 
@@ -99,10 +100,12 @@ class Call(Generic[T]):
         companion: Told what the call learns.
         is_punching: Whether to punch; else the call only finds out for its companion who answers.
         birthdays: What this machine has for them; None: there will be none.
+        tries: Where what it tries is noted.
 
     Attributes:
         wanted: As it was given.
         is_punching: As it was given.
+        has_missed: A birthday has found nothing.
     """
 
     def __init__(
@@ -116,6 +119,7 @@ class Call(Generic[T]):
         companion: Companion | None = None,
         is_punching: bool = True,
         birthdays: Birthdays | None = None,
+        tries: Tries | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         self._port = port
@@ -138,10 +142,11 @@ class Call(Generic[T]):
             birthdays=birthdays,
         )
         quic = QuicPort(port.udp, tracer=self._trace)
-        self._quic = QuicCall(quic, self._keep, self._trace)
+        self._sockets = AttemptSockets(port, self._add, self._on_row, tracer=self._trace)
+        self._tries = (tries or Tries()).call(port.server, port.address, lambda: self._sockets.records)
+        self._quic = QuicCall(quic, self._keep, self._tries, self._trace)
         self._driver = UdpDriver(self._agent, port.udp, self._on_event, aside=quic)
         port.serve(self._driver)
-        self._sockets = AttemptSockets(port, self._add, self._on_row, tracer=self._trace)
         self._listeners: tuple[Listener, ...] = ()
         self._connections: dict[int, Pipe] = {}
         self._last_connection = 0
@@ -151,7 +156,7 @@ class Call(Generic[T]):
         self._result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._pinned = signer.callee if signer else None
         self._is_raw = signer is None
-        self._broken: list[str] = []
+        self.has_missed = False
         self._changed_key: PeerKeyChangedError | None = None
         self._patience: asyncio.TimerHandle | None = None
 
@@ -173,6 +178,7 @@ class Call(Generic[T]):
             if self.is_punching:
                 self._listeners = self._port.listen(self._on_accepted, is_limited=self._is_raw)
             self._driver.start()
+            self._tries.start()
             self._agent.start(time.monotonic())
             self._driver.wake()
             return await self._result
@@ -187,6 +193,7 @@ class Call(Generic[T]):
         self._result.cancel()
         self._agent.abandon()
         self._sockets.close()
+        self._tries.close()
         for listener in self._listeners:
             listener.close()
         if self._patience is not None:
@@ -226,6 +233,7 @@ class Call(Generic[T]):
 
     def _on_event(self, event: Event) -> None:
         self._trace("punch", type(event).__name__, **event.facts())
+        self._tries.note(event)
         match event:
             case CallOffered() if self._companion is not None:
                 self._companion.offered(event.token, event.offer)
@@ -244,7 +252,7 @@ class Call(Generic[T]):
             case CallFailed():
                 self._fail(self._error(event))
             case BirthdayEnded():
-                self._broken.append(f"birthday: {event.why}" + (f", {event.probes} guesses" if event.probes else ""))
+                self.has_missed = not self._result.done()
                 self._sockets.take(event)
             case _:
                 self._sockets.take(event)
@@ -265,11 +273,11 @@ class Call(Generic[T]):
 
     async def _nominate(self, pipe: Pipe, conkey: str) -> None:
         try:
-            channel = await self._establish(pipe, conkey, self._agent.peer_key)
+            with self._tries.channel(pipe.path):
+                channel = await self._establish(pipe, conkey, self._agent.peer_key)
         except PeerKeyChangedError as error:
             self._fail_soon(error)
         except (ChannelError, OSError) as error:
-            self._broken.append(f"{format_address(pipe.path.remote)} connected: {error}")
             self._trace("traversal", "channel_failed", reason=str(error))
         except P2PTunnelError as error:
             self._fail(error)
@@ -315,7 +323,7 @@ class Call(Generic[T]):
             case "rate-limited":
                 return RateLimitedError(server, failed.retry_after)
             case "timeout":
-                return self._changed_key or NoPathError(self.wanted, self._attempts() or (failed.text,))
+                return self._changed_key or NoPathError(self.wanted, self._tries.lines or (failed.text,))
             case "key-changed":
                 assert self._pinned is not None
                 return PeerKeyChangedError(self.wanted, str(self._pinned))
@@ -333,6 +341,3 @@ class Call(Generic[T]):
                 return PeerRefusedError(self.wanted)
             case "refused":
                 return RendezvousError(server, failed.text, failed.code)
-
-    def _attempts(self) -> tuple[str, ...]:
-        return (*attempt_lines(self._sockets.records), *self._quic.lines, *self._broken)

@@ -36,11 +36,12 @@ class Joining:
         self._ways: Final = ways
         self._identity: Final = identity
         self._spares: Final = spares
+        self._elsewhere: Final[dict[Address, Address]] = {}  # the relay that a server has named last
 
     def expect(self, server: Address) -> None:
         """Have a connection ready for a call that is about to be made."""
         if self._ways.known(server) is None:
-            self._spares.keep(server)
+            self._spares.keep(self._elsewhere.get(server, server))
 
     def at(self, port: PunchPort, role: Role) -> _Join:
         """Return what joins the relay for a call that the server of `port` has introduced: the one that it names, or itself.
@@ -49,12 +50,15 @@ class Joining:
         signed for, or that stands where only our own owner may send us.  A caller speaks there before it is let in.
         """
         asked = ask_relay if role == "caller" else join_relay
-        self._spares.keep(port.server, port.web)
+        if port.server not in self._elsewhere:
+            self._spares.keep(port.server, port.web)
 
         async def join(token: str, offer: RelayOffer | None) -> RelayPipe:
             relay, key, grant = port.server, port.server_key, ""
             if offer is not None:
                 relay, key, grant = _checked(offer, port, token), offer.key, offer.grant
+                self._elsewhere[port.server] = relay
+                self._spares.drop(port.server)
             web = _web(relay, key, port)
             self._spares.keep(relay, web)
             spare = self._spares.take(relay)

@@ -1,97 +1,120 @@
-"""What this network does to packets, as facts and one sentence."""
+"""What this network does to packets: everything is asked side by side, and told as facts and one sentence."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
+import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Mapping as MappingOf
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from p2ptunnel.errors import P2PTunnelError, RendezvousError, RendezvousTimeoutError
-from p2ptunnel.net.hops import Hops, opener_ttl
+from p2ptunnel.errors import DialError, P2PTunnelError, RendezvousError, RendezvousTimeoutError
+from p2ptunnel.net.dial import dial
+from p2ptunnel.net.hops import Hops, is_public, opener_ttl
 from p2ptunnel.net.interfaces import local_addresses, source_address
 from p2ptunnel.net.portmap import PortMapper
 from p2ptunnel.net.reflexive import Observation, observe_tcp, observe_udp
-from p2ptunnel.net.sockets import ANY_IPV4, can_open_low, is_loopback
+from p2ptunnel.net.sockets import ANY_IPV4, LINUX, can_open_low, is_loopback, reset_close
+from p2ptunnel.net.udp import UdpSocket
 from p2ptunnel.protocol.nat import Mapping, NatProfile, classify, describe
-from p2ptunnel.protocol.portmapping import PortMapEvent, PortMapped, double_nat
+from p2ptunnel.protocol.outlook import expect
+from p2ptunnel.protocol.portmapping import PortMapped, PortRefused
 from p2ptunnel.trace import Tracer
+from p2ptunnel.traversal.lifetime import mapping_lifetime
+from p2ptunnel.traversal.netreport import (
+    Filtering,
+    NetReport,
+    PortMapReport,
+    TransportReport,
+    improvements,
+    nat_above,
+    verdict,
+)
 from p2ptunnel.traversal.port import take_number
+from p2ptunnel.traversal.probing import Strangers, crosses, filtering_udp, hairpins_tcp, hairpins_udp, strangers_tcp
 from p2ptunnel.types import Address, format_address
 
-__all__ = ["NetReport", "TransportReport", "netcheck"]
+__all__ = ["netcheck"]
+
+_MTU: Final = {socket.AF_INET: (socket.IPPROTO_IP, 14), socket.AF_INET6: (socket.IPPROTO_IPV6, 24)}
+_WHY_SILENT: Final = 1.0  # seconds for what only explains why TCP does not work
+_dice: Final = random.SystemRandom()
 
 
-class TransportReport(msgspec.Struct, frozen=True):
-    """How one transport passes: RFC 4787 words in `mapping`; None is "not known"."""
+class _Findings(msgspec.Struct, frozen=True):
+    """What was asked beyond how we look; each as it stands while nobody has answered."""
 
-    works: bool
-    observed: Address | None
-    mapping: str
-    delta: int
-    port_preserved: bool | None
-
-
-class NetReport(msgspec.Struct, frozen=True):
-    """What `netcheck` found out.
-
-    observers: How many of the server's addresses answered; mapping needs two, telling address-dependent apart three.
-    rtt: Seconds to the server and back.  opener_ttl: How far a packet travels to leave our own NATs.
-    descriptors: How many files this process may have open.
-    is_let_in: Whether our router lets others in when it is asked to, as far as peers can make use of that.  router: What it
-    said, in words; empty if it was not asked.
-    """
-
-    server: Address
-    local: Address
-    rtt: float | None
-    observers: int
-    udp: TransportReport
-    tcp: TransportReport
-    tcp_port_equals_udp: bool | None
-    behind_nat: bool | None
-    opener_ttl: int | None
-    can_open_low: bool
-    hops: dict[int, str]
-    descriptors: int | None
-    is_let_in: bool | None
-    router: str
-    verdict: str
+    filtering: Filtering = "unknown"
+    strangers: Strangers = Strangers()
+    crosses: bool | None = None
+    hairpin_udp: bool | None = None
+    hairpin_tcp: bool | None = None
+    port_mapping: PortMapReport | None = None
+    other_rtt: float | None = None
 
 
-async def netcheck(server: Address, *, timeout: float = 5.0, asks_router: bool = False) -> NetReport:
-    """Ask the server's observers over UDP and TCP from one fresh port, the hops on the way, and our router.
+async def netcheck(
+    server: Address,
+    *,
+    timeout: float = 5.0,
+    brief: bool = False,
+    other: Address | None = None,
+    watch: float = 0.0,
+    asks_router: bool = True,
+) -> NetReport:
+    """Ask the server's observers over UDP and TCP, have it try us, and ask the router and the hops on the way, all at once.
+
+    Cancelling leaves no socket, and no mapping at the router.
 
     Args:
         server: Numeric address of the rendezvous server.
         timeout: Seconds for each question.
-        asks_router: Whether to ask our router for a way in, which is taken back at once; not for a server on loopback.
+        brief: Only how we look, which takes a few round trips.
+        other: The same server's address of the other family, if it has one.
+        asks_router: Whether to ask our router for a way in; never for a server on loopback.
+        watch: Seconds for which to watch how long our NAT remembers a silent UDP port; 0: not at all.
 
     Raises:
         RendezvousTimeoutError: It answers over neither transport.
         BindError: No port can be had.
     """
-    udp_socket, tcp_socket = take_number(ANY_IPV4 if ":" not in server[0] else "::", Tracer())
+    udp_socket, tcp_socket = take_number(_any(server), Tracer())
     number = udp_socket.address
     try:
         async with asyncio.TaskGroup() as group:
             hops = group.create_task(_ask_hops(server))
             udp = group.create_task(_observe_all(partial(_ask_udp, number), server, timeout))
             tcp = group.create_task(_observe_all(partial(_ask_tcp, number[1]), server, timeout))
-            router = group.create_task(_ask_router(number, timeout)) if asks_router and not is_loopback(server[0]) else None
+            lifetime = group.create_task(mapping_lifetime(server, watch)) if watch else None
+            more = None if brief else group.create_task(_ask_more(server, hops, timeout, other, asks_router=asks_router))
     finally:
         udp_socket.close()
         tcp_socket.close()
+    problem = "" if tcp.result() else await _why_silent(server)
     if not udp.result() and not tcp.result():
-        raise RendezvousTimeoutError(format_address(server), timeout)
+        error = RendezvousTimeoutError(format_address(server), timeout)
+        error.hint = f"TCP: {problem}. {error.hint}"
+        raise error
     local = (source_address(server[0]), number[1])
-    report = _report(server, local, udp.result(), tcp.result(), hops.result())
-    return report if router is None else _with_router(report, router.result())
+    found = _Findings() if more is None else more.result()
+    report = _report(server, local, udp.result(), tcp.result(), hops.result(), found)
+    report = msgspec.structs.replace(
+        report,
+        tcp=msgspec.structs.replace(report.tcp, problem=problem),
+        udp_lifetime=None if lifetime is None else lifetime.result(),
+    )
+    if report.udp.works and not brief:
+        report = _with_outlook(report, udp.result(), tcp.result())
+    return msgspec.structs.replace(report, verdict=verdict(report), improve=improvements(report))
 
+
+# --- how we look ------------------------------------------------------------------------------------------------------
 
 _Ask: TypeAlias = Callable[[Address, float], Awaitable[Observation | None]]
 _Observations: TypeAlias = dict[int, Observation]
@@ -133,51 +156,125 @@ async def _ask_tcp(local_port: int, observer: Address, timeout: float) -> Observ
         return None
 
 
-async def _ask_router(local: Address, timeout: float) -> tuple[PortMapEvent | None, ...]:
-    """Return what has come of it over TCP and UDP."""
-    async with PortMapper(local) as mapper:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await mapper.settle()
-        return mapper.outcome("tcp"), mapper.outcome("udp")
+async def _why_silent(server: Address) -> str:
+    """Return in words why the server does not answer over TCP."""
+    try:
+        reset_close(await dial((_any(server), 0), server, rng=_dice, patience=_WHY_SILENT, redials=0))
+    except DialError as error:
+        return error.reason
+    return "somebody takes the connection who does not speak our protocol, perhaps a captive portal or a proxy"
 
 
-def _with_router(report: NetReport, outcomes: tuple[PortMapEvent | None, ...]) -> NetReport:
-    mapped = [outcome.mapping for outcome in outcomes if isinstance(outcome, PortMapped)]
-    if len(mapped) < len(outcomes):
-        failed = next(outcome for outcome in outcomes if not isinstance(outcome, PortMapped))
-        return msgspec.structs.replace(report, is_let_in=False, router="no answer" if failed is None else str(failed))
-    seen = report.tcp.observed or report.udp.observed
-    why = double_nat(mapped[0].external[0], seen[0] if seen else "")
-    if why:
-        return msgspec.structs.replace(report, is_let_in=False, router=f"maps ports by {mapped[0].protocol}, but {why}")
-    router = f"lets others in by {mapped[0].protocol}"
-    is_reached = report.behind_nat and report.tcp.works and report.udp.works
-    return msgspec.structs.replace(report, is_let_in=True, router=router, verdict=_LET_IN if is_reached else report.verdict)
+# --- what takes ports of its own ----------------------------------------------------------------------------------------
 
 
-def _report(server: Address, local: Address, udp: _Observations, tcp: _Observations, hops: Hops) -> NetReport:
+async def _ask_more(
+    server: Address, hops: asyncio.Task[Hops], timeout: float, other: Address | None, *, asks_router: bool
+) -> _Findings:
+    """Ask all else at once; what has no answer in time stays unknown."""
+    own = frozenset({*local_addresses(), source_address(server[0])})
+    asking: dict[str, Coroutine[Any, Any, object]] = {
+        "filtering": filtering_udp(server),
+        "strangers": strangers_tcp(server),
+        "crosses": _ask_crosses(server, hops),
+        "hairpin_udp": hairpins_udp(server, own),
+        "hairpin_tcp": hairpins_tcp(server, own),
+    }
+    if other is not None:
+        asking["other_rtt"] = _ask_rtt(other, timeout)
+    if asks_router and not is_loopback(server[0]):
+        asking["port_mapping"] = _ask_router(server)
+    return _Findings(**await _within(asking, timeout))
+
+
+async def _within(asking: MappingOf[str, Coroutine[Any, Any, object]], timeout: float) -> dict[str, Any]:
+    """Return the answers that came in time, by name; the rest is cancelled, and waited for."""
+    tasks = {name: asyncio.create_task(work) for name, work in asking.items()}
+    try:
+        await asyncio.wait(tasks.values(), timeout=timeout)
+    finally:
+        for task in tasks.values():
+            task.cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+    return {name: task.result() for name, task in tasks.items() if not task.cancelled()}
+
+
+async def _ask_crosses(server: Address, hops: asyncio.Task[Hops]) -> bool | None:
+    ttl = (await asyncio.shield(hops)).ttl
+    return None if ttl is None or not can_open_low() else await crosses(server, ttl)
+
+
+async def _ask_rtt(server: Address, timeout: float) -> float | None:
+    seen = await _ask_udp((_any(server), 0), server, timeout)
+    return None if seen is None else seen.rtt
+
+
+async def _ask_router(server: Address) -> PortMapReport | None:
+    """Ask the router for a way in to a port that nobody uses, and give it back."""
+    with contextlib.closing(UdpSocket((_any(server), 0), shared=False)) as held:
+        async with PortMapper(held.address, transports=("tcp",)) as mapper:
+            await mapper.settle()
+            match mapper.outcome("tcp"):
+                case PortMapped(mapping=mapping):
+                    return PortMapReport(mapping.protocol, mapping.external, str(mapping))
+                case PortRefused() as refused:
+                    return PortMapReport(refused.protocol, None, str(refused))
+                case outcome:
+                    return PortMapReport(None, None, str(outcome))
+
+
+# --- what it comes to -------------------------------------------------------------------------------------------------
+
+
+def _report(server: Address, local: Address, udp: _Observations, tcp: _Observations, hops: Hops, found: _Findings) -> NetReport:
     nat = NatProfile(tcp=_mapping(tcp), udp=_mapping(udp))
     seen = nat.tcp.observed or nat.udp.observed
-    rtts = [observation.rtt for observation in (*udp.values(), *tcp.values())]
-    report = NetReport(
+    own = local_addresses()
+    rtt = min((observation.rtt for observation in (*udp.values(), *tcp.values())), default=None)
+    behind_nat = None if seen is None else seen[0] not in {*own, local[0]}
+    above, why = nat_above(hops.hops, seen, found.port_mapping) if behind_nat else (False if behind_nat is False else None, "")
+    is_ipv6 = ":" in server[0]
+    return NetReport(
         server=server,
         local=local,
-        rtt=min(rtts, default=None),
+        rtt=rtt,
         observers=max(len(udp), len(tcp)),
-        udp=_transport(nat.udp, local),
-        tcp=_transport(nat.tcp, local),
+        udp=_transport(nat.udp, local, found.filtering, found.hairpin_udp),
+        tcp=_transport(nat.tcp, local, found.strangers.filtering, found.hairpin_tcp),
         tcp_port_equals_udp=nat.tcp_equals_udp,
-        behind_nat=None if seen is None else seen[0] not in {*local_addresses(), local[0]},
+        behind_nat=behind_nat,
         opener_ttl=hops.ttl,
         can_open_low=can_open_low(),
         hops=hops.hops,
         descriptors=_descriptors(),
-        is_let_in=None,
-        router="",
         verdict="",
+        simultaneous_open=_does_cross(found, nat.tcp),
+        strangers=found.strangers.refusal,
+        port_mapping=found.port_mapping,
+        double_nat=above,
+        double_nat_why=why,
+        ipv4=found.other_rtt if is_ipv6 else rtt,
+        ipv6=rtt if is_ipv6 else found.other_rtt,
+        has_ipv6=any(":" in host and is_public(host) for host in own),
+        mtu=_mtu(server),
     )
-    return msgspec.structs.replace(report, verdict=_verdict(report, nat.tcp))
+
+
+def _with_outlook(report: NetReport, udp: _Observations, tcp: _Observations) -> NetReport:
+    """Add what to expect of others."""
+    is_open = {"unknown": None}.get(report.tcp.filtering, report.tcp.filtering != "address-and-port-dependent")
+    nat = NatProfile(tcp=_mapping(tcp), udp=_mapping(udp), crosses=report.simultaneous_open, is_open=is_open)
+    own = nat.hints(can_open_low=report.can_open_low, rtt=report.rtt or 0.0)
+    mapped = report.port_mapping is not None and report.port_mapping.external is not None and not report.double_nat
+    expectations = expect(own, descriptors=report.descriptors, has_mapping=mapped)
+    return msgspec.structs.replace(report, expectations=expectations)
+
+
+def _does_cross(found: _Findings, tcp: Mapping) -> bool | None:
+    """Return whether SYNs cross; one that nobody could have met says nothing."""
+    if found.strangers.filtering == "endpoint-independent":
+        return True
+    return found.crosses if found.crosses or tcp.kind == "eim" else None
 
 
 def _mapping(seen: _Observations) -> Mapping:
@@ -185,29 +282,15 @@ def _mapping(seen: _Observations) -> Mapping:
     return classify(first, second, third, asked_third=2 in seen)
 
 
-def _transport(mapping: Mapping, local: Address) -> TransportReport:
-    preserved = mapping.is_preserved(local[1])
-    return TransportReport(mapping.observed is not None, mapping.observed, describe(mapping.kind), mapping.delta, preserved)
-
-
-_LET_IN: Final = (
-    "Behind a NAT whose router lets others in when it is asked: while you serve, expect direct TCP with every peer that calls."
-)
-
-
-def _verdict(report: NetReport, tcp: Mapping) -> str:
-    if not report.tcp.works:
-        return "The server cannot be reached over TCP: only peers that can open a TCP connection to you can be reached."
-    if not report.udp.works:
-        return "UDP is blocked here: this version cannot call or answer without it."
-    if not report.behind_nat:
-        return "No NAT: expect direct TCP with every peer whose NAT keeps one port for all destinations."
-    if tcp.kind == "unknown":
-        return "Behind a NAT; the server has one address only, so how the NAT maps is not known (give it --alt-listen)."
-    if tcp.kind == "eim":
-        return "Behind a NAT that keeps one port for all destinations: expect direct TCP with peers whose NAT does the same."
-    return (
-        "Behind a NAT that takes another port for each destination: expect direct TCP only with peers without NAT or firewall."
+def _transport(mapping: Mapping, local: Address, filtering: Filtering, hairpin: bool | None) -> TransportReport:
+    return TransportReport(
+        works=mapping.observed is not None,
+        observed=mapping.observed,
+        mapping=describe(mapping.kind),
+        delta=mapping.delta,
+        port_preserved=mapping.is_preserved(local[1]),
+        filtering=filtering,
+        hairpin=hairpin,
     )
 
 
@@ -218,3 +301,16 @@ def _descriptors() -> int | None:
     import resource
 
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def _mtu(server: Address) -> int | None:
+    """Return what the system takes for the largest packet on the way, None where it does not tell."""
+    family = socket.AF_INET6 if ":" in server[0] else socket.AF_INET
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(server)
+        return probe.getsockopt(*_MTU[family]) if LINUX else None
+    return None
+
+
+def _any(server: Address) -> str:
+    return "::" if ":" in server[0] else ANY_IPV4

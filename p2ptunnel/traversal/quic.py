@@ -17,6 +17,7 @@ from p2ptunnel.protocol.consent import Consent
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.quic import QuicPipe
 from p2ptunnel.transports.quicport import QuicPort, quic_name
+from p2ptunnel.traversal.tries import CallTries
 from p2ptunnel.types import format_address
 
 __all__ = ["QuicAnswers", "QuicCall"]
@@ -28,14 +29,12 @@ class QuicCall:
     Args:
         port: What lives beside the call's agent on its port.
         on_up: Called with a connection that is up.
+        tries: Where what it tries is noted.
         tracer: Gets what happens.
-
-    Attributes:
-        lines: What was tried and came to nothing, or why nothing was.
     """
 
-    def __init__(self, port: QuicPort, on_up: Callable[[QuicPipe], None], tracer: Tracer) -> None:
-        self.lines: Final[list[str]] = []
+    def __init__(self, port: QuicPort, on_up: Callable[[QuicPipe], None], tries: CallTries, tracer: Tracer) -> None:
+        self._tries: Final = tries
         self._port: Final = port
         self._on_up: Final = on_up
         self._trace: Final = tracer
@@ -43,7 +42,7 @@ class QuicCall:
 
     def rule_out(self, reason: str) -> None:
         """Note why nothing is tried."""
-        self.lines.append(f"QUIC {reason}")
+        self._tries.quic().end("dead", reason)
 
     def begin(self, conkey: str, consent: Consent, rtt: float | None) -> None:
         """Connect, beside whatever else is tried."""
@@ -63,9 +62,9 @@ class QuicCall:
     async def _connect(self, conkey: str, consent: Consent, rtt: float | None) -> None:
         remote = format_address(consent.remote)
         try:
-            pipe = await self._port.connect(quic_name(conkey), consent, rtt)
+            with self._tries.quic(consent.remote):
+                pipe = await self._port.connect(quic_name(conkey), consent, rtt)
         except (OSError, MissingExtraError) as error:
-            self.lines.append(f"{remote} QUIC: {error or 'no answer'}")
             self._trace("traversal", "quic_failed", remote=remote, reason=str(error) or "no answer")
         else:
             self._trace("traversal", "connection_up", remote=remote, how="quic")

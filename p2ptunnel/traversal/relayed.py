@@ -15,6 +15,8 @@ from p2ptunnel.errors import ChannelLostError, P2PTunnelError
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.trace import Tracer
 from p2ptunnel.traversal.call import Abortable, Establish
+from p2ptunnel.traversal.tries import Tries, Trying
+from p2ptunnel.types import format_address
 from p2ptunnel.wire.messages import RelayOffer
 
 __all__ = ["Join", "RelayedCall"]
@@ -32,6 +34,7 @@ class RelayedCall(Generic[T]):
         establish: Makes a channel, as for `Call`.
         callee: The only key that may answer; None: `establish` is told it when it has.
         head_start: Seconds that the direct call has from the callee's answer on.
+        tries: Where what comes of it is noted.
         tracer: Told why nothing came of it.
 
     Attributes:
@@ -46,6 +49,7 @@ class RelayedCall(Generic[T]):
         *,
         callee: PublicKey | None = None,
         head_start: float = 0.0,
+        tries: Tries | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         self.outcome: Final[asyncio.Future[T]] = asyncio.get_running_loop().create_future()
@@ -55,6 +59,7 @@ class RelayedCall(Generic[T]):
         self._establish: Final = establish
         self._callee: Final = callee
         self._head_start: Final = head_start
+        self._tries: Final = tries or Tries()
         self._trace: Final = tracer or Tracer()
         self._key: PublicKey | None = None  # of who has answered
         self._conkey: Final[asyncio.Future[str]] = asyncio.get_running_loop().create_future()
@@ -101,6 +106,10 @@ class RelayedCall(Generic[T]):
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _run(self, token: str, offer: RelayOffer | None) -> None:
+        with self._tries.begin("relay", "t=6, and TLS through it", kind="relay") as trying:
+            await self._come_up(token, offer, trying)
+
+    async def _come_up(self, token: str, offer: RelayOffer | None, trying: Trying) -> None:
         pipe = await self._join(token, offer)
         try:
             if self._callee is None:
@@ -111,6 +120,7 @@ class RelayedCall(Generic[T]):
                 made = await self._establish(pipe, self._conkey, self._callee)
         finally:
             pipe.abort()  # unless a transport has it by now
+        trying.end("connected", f"by way of {format_address(pipe.path.remote)}")
         if self.outcome.done():  # an earlier join was refused, and the call has been given up for that
             made.abort("too late")
             return

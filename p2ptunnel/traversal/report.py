@@ -1,17 +1,15 @@
-"""Words for what an attempt did: the lines of `NoPathError`, the `why` of a path."""
+"""Words for what an attempt did: the `why` of a path."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
 from typing import Final, Literal, TypeAlias
 
-from p2ptunnel.net.dial import DialRecord
 from p2ptunnel.net.interfaces import is_on_link
 from p2ptunnel.net.tcp import How
-from p2ptunnel.types import Address, Path, format_address
+from p2ptunnel.types import Address, Path
 
-__all__ = ["ConnectedBy", "attempt_lines", "path_of"]
+__all__ = ["ConnectedBy", "path_of"]
 
 ConnectedBy: TypeAlias = How | Literal["accept"]
 """How a connection came up: one that we dialled, or one that we accepted."""
@@ -21,16 +19,6 @@ _WHY: Final[dict[ConnectedBy, str]] = {
     "opener": "a SYN of ours with low TTL opened the way for it",
     "accept": "its SYN reached our listener",
 }
-
-
-def attempt_lines(records: Iterable[DialRecord]) -> tuple[str, ...]:
-    """Return a line for each dial: target, what was sent, how long, how it ended."""
-    lines: list[str] = []
-    for record in records:
-        sent = "SYN" if record.low_ttl is None else f"SYN with TTL {record.low_ttl}"
-        seconds = "" if record.ended is None else f" after {record.ended - record.started:.1f} s"
-        lines.append(f"{format_address(record.target)} {sent}: {record.reason or 'no answer yet'}{seconds}")
-    return tuple(lines)
 
 
 def path_of(sock: socket.socket, remote: Address, how: ConnectedBy, rtt: float | None = None) -> Path:

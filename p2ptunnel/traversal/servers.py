@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Final, TypeVar
 
 from msgspec.structs import replace
@@ -82,6 +83,16 @@ class Servers:
             except (RendezvousTimeoutError, PeerOfflineError, ResolveError) as error:
                 self._trace("rendezvous", "next_server", server=format_address(spec.address), reason=str(error))
         return await use(await self.numeric(last))
+
+    async def other_family(self, address: Address) -> Address | None:
+        """Return where else the server at this numeric address is, in the other family; None: no name of ours has both."""
+        theirs, ours = (socket.AF_INET, socket.AF_INET6) if ":" in address[0] else (socket.AF_INET6, socket.AF_INET)
+        for spec in self.specs:
+            host, port = spec.address
+            with suppress(ResolveError):
+                if port == address[1] and await resolve(host, family=ours) == address[0]:
+                    return (await resolve(host, family=theirs), port)
+        return None
 
     async def numeric(self, spec: ServerSpec) -> ServerSpec:
         """Return a server with its name looked up.

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from p2ptunnel.defaults import RECONNECT_CAP
+from p2ptunnel.defaults import RECONNECT_CAP, SPARE_PAUSE
 from p2ptunnel.errors import P2PTunnelError
 from p2ptunnel.net.backoff import Backoff
 from p2ptunnel.trace import Tracer
@@ -33,6 +33,7 @@ class WarmPort:
         self._spare: PunchPort | None = None
         self._opening: asyncio.Future[None] | None = None
         self._gone: Final = asyncio.Event()
+        self._is_taken_in_turn = False
         self._backoff = Backoff()
         self._keeping: asyncio.Task[None] | None = None
 
@@ -56,6 +57,7 @@ class WarmPort:
         if port is None or port.spec != server:
             return None
         self._spare = None
+        self._is_taken_in_turn = port.view.nat.tcp.row is not None
         self._gone.set()
         return port
 
@@ -82,9 +84,11 @@ class WarmPort:
     async def _keep(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            began = loop.time()
+            began, self._is_taken_in_turn = loop.time(), False
             self._gone.clear()
             if await self._open() and await self._is_wanted_anew():
+                if self._is_taken_in_turn:
+                    await asyncio.sleep(SPARE_PAUSE)
                 continue
             if loop.time() - began > RECONNECT_CAP:  # it stood: this is new trouble
                 self._backoff = Backoff()

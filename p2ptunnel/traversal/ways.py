@@ -56,9 +56,13 @@ class Ways:
             await race.close()
         if route is None:
             self._web.pop(server.address, None)
-        else:
+        elif self.known(server.address) != route:  # else the server's own port would never have its turn again
             self._web[server.address] = (asyncio.get_running_loop().time(), route)
         return control, route
+
+    def forget(self) -> None:
+        """Begin with the servers' own ports again: the network is another."""
+        self._web.clear()
 
     def _order(self, server: ServerSpec) -> list[tuple[WebRoute | None, float]]:
         """Return the ways, and for how long each goes alone before the next."""

@@ -136,6 +136,7 @@ class Observed(_Wire, frozen=True):
     key: Blob = ""  # the server's public key, where it has one
     sig: Blob = ""  # by that key, in a -1 of 200: the server that was signed for is the one that answers
     other: Annotated[tuple[tuple[Host, Port], ...], Meta(max_length=4)] = ()  # where else this server observes (RFC 5780)
+    back: Annotated[str, Meta(max_length=16)] = ""  # how its connection back to the asker ended, in one word
 
 
 class RegisterExtra(_Wire, frozen=True):
@@ -162,9 +163,10 @@ class EpochExtra(_Wire, frozen=True):
 
 
 class ProbeExtra(_Wire, frozen=True):
-    """Body of t=5; `op` asks for a probe back (`port`: from the other port, `addr`: from the other address)."""
+    """Body of t=5; `op` asks for a probe back from another observer, by its number in `other`, `to` for one to another port."""
 
     op: Annotated[str, Meta(max_length=8)] = ""
+    to: Port = 0  # of the host that asks
     cookie: Blob = ""
     pad: Text = ""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-STEPS = ("t=4", "t=-4", "t=10", "t=30", "t=-10", "t=11", "t=-11", "t=31", "t=-31", "t=32", "t=-32", "TCP", "TLS")
+STEPS = ("t=4", "t=-4", "t=10", "t=30", "t=-10", "t=11", "t=-11", "t=31", "t=-31", "TCP", "TLS")
 
 
 def demo(*options: str) -> str:

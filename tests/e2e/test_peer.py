@@ -392,7 +392,7 @@ def test_a_server_that_is_not_there_is_given_up_in_time(tmp_path: Path) -> None:
                 await asyncio.gather(
                     refused(laptop.connect(HOME), RendezvousTimeoutError, text, UNREACHABLE),
                     refused(laptop.serve({"echo": echo}), RendezvousTimeoutError, text, UNREACHABLE),
-                    refused(laptop.netcheck(), RendezvousTimeoutError, text, UNREACHABLE),
+                    refused(laptop.netcheck(), RendezvousTimeoutError, text, f"TCP: Connection refused. {UNREACHABLE}"),
                 )
                 assert time.monotonic() - began < 6
 
@@ -465,7 +465,8 @@ def test_the_time_is_the_callers(tmp_path: Path) -> None:
                     laptop.connect(HOME, timeout=0.2),
                     PunchTimeoutError,
                     "no hole to home-nas opened in 0.2 s",
-                    "`p2ptunnel netcheck` on both machines shows what their NATs do.",
+                    "`p2ptunnel explain home-nas` shows each way that is tried; `p2ptunnel netcheck` on both machines, what"
+                    " their NATs do.",
                 )
 
     run(main(), timeout=2)

@@ -11,7 +11,7 @@ from p2ptunnel.testing.natlab import KINDS, Lab
 from p2ptunnel.testing.natlab.behaviour import EXPECTED
 from p2ptunnel.testing.natlab.peers import rendezvous
 from p2ptunnel.traversal.netcheck import netcheck
-from p2ptunnel.types import parse_address
+from p2ptunnel.types import parse_server
 from tests.natlab.coturn import coturn, discover, require
 
 pytestmark = pytest.mark.daemons
@@ -36,7 +36,7 @@ def test_coturn_says_of_every_kind_what_netcheck_says(natlab: Lab, tmp_path: Pat
     sites = {kind: natlab.site(kind) for kind in UDP_KINDS}
     with coturn(natlab, tmp_path), rendezvous(natlab) as server:
         theirs = {kind: natlab.server.thread(discover, natlab, site.host) for kind, site in sites.items()}
-        address = parse_address(server, default_port=0)
+        address = parse_server(server, default_port=0).address
         ours = {kind: site.host.thread(asyncio.run, netcheck(address)) for kind, site in sites.items()}
         found = {kind: thread.result()[0] for kind, thread in theirs.items()}
         said = {kind: thread.result().udp.mapping.partition(",")[0] for kind, thread in ours.items()}

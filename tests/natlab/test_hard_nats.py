@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from p2ptunnel import started
 from p2ptunnel.defaults import BIRTHDAY_HOLES, BIRTHDAY_PROBES
 from p2ptunnel.errors import NoPathError
 from p2ptunnel.peer import Peer
+from p2ptunnel.protocol import birthday
 from p2ptunnel.protocol import callee as protocol_callee
 from p2ptunnel.protocol import caller as protocol_caller
 from p2ptunnel.server import Rendezvous
@@ -58,6 +60,19 @@ def test_a_birthday_connects_and_costs_routers_what_it_may(natlab: Lab, tmp_path
         assert flows(hard) <= len(tried) * BIRTHDAY_HOLES + BESIDE
         if isinstance(easy, KernelSite):
             assert flows(easy) <= len(tried) * BIRTHDAY_PROBES + BESIDE
+
+
+def test_a_birthday_that_missed_has_another_one_from_a_fresh_port(
+    natlab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(birthday, "BIRTHDAY_PAUSE", 0.5)
+    first = [1]  # hole: which misses nearly always; the next round does never
+    monkeypatch.setattr(started, "hole_count", lambda _: first.pop() if first else 600)
+    with homes(natlab, tmp_path, ("symR", "pr")) as (caller, _, server):
+        events: list[TraceEvent] = []
+        assert call(caller, tmp_path, server, events)
+        sources = {event.facts["local"] for event in events if event.name == "burst_ended"}
+        assert len(sources) == [event.name for event in events].count("BirthdayEnded")
 
 
 def test_where_both_ports_are_random_nobody_guesses(natlab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from p2ptunnel.protocol import callee, caller
 from p2ptunnel.testing.natlab.__main__ import main
 from p2ptunnel.testing.natlab.matrix import Attempt, run_matrix
 
@@ -40,7 +41,11 @@ def test_the_command_prints_an_object_for_each_delay_and_ends_well_if_all_connec
     assert "1 ms: 4 of 4 calls, 4 T" in captured.err
 
 
-def test_a_pair_that_does_not_connect_is_told_by_the_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pair_that_does_not_connect_is_told_by_the_exit_status(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for agents in (caller, callee):
+        monkeypatch.setattr(agents, "PUNCH_TIMEOUT", 1.0)
     assert main(["matrix", "--kinds", "symR", "--delay", "0", "--relay", "never"]) == 1
     output = capsys.readouterr().out
     assert "0 of 1 pairs connect" in output

@@ -39,7 +39,7 @@ CALL = 2.0
 def test_nats_that_no_punching_opens_are_no_obstacle(delay: float) -> None:
     for cell in run_matrix(("symR", "pr"), attempts=1, delay=delay, relay="auto"):
         [attempt] = cell.attempts
-        expected = {"direct tcp", "relay tcp"} if (cell.caller, cell.callee) == ("pr", "pr") else {"relay tcp"}
+        expected = {"relay tcp"} if (cell.caller, cell.callee) == ("symR", "symR") else {"direct tcp", "relay tcp"}
         assert attempt.path in expected, (cell.caller, cell.callee, attempt.error)
         assert attempt.seconds < CALL
 
@@ -47,7 +47,7 @@ def test_nats_that_no_punching_opens_are_no_obstacle(delay: float) -> None:
 def test_who_is_behind_a_router_that_lets_no_udp_through_calls_and_is_called() -> None:
     for cell in run_matrix(("noU", "symR"), attempts=1, delay=0.005, relay="auto"):
         [attempt] = cell.attempts
-        assert (attempt.path, attempt.error) == ("relay tcp", ""), (cell.caller, cell.callee)
+        assert attempt.path in {"direct tcp", "relay tcp"}, (cell.caller, cell.callee, attempt.error)
         assert attempt.seconds < CALL
 
 

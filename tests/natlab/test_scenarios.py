@@ -22,13 +22,13 @@ def calls(name: str, patience: float = 0.0) -> Calls:
     return found
 
 
-@pytest.mark.parametrize("name", ["cgn", "lan", "ipv6-drop", "ipv6-reject", "ipv6-only", "loss-5", "loss-10"])
+@pytest.mark.parametrize("name", ["cgn", "only-443", "ipv6-drop", "ipv6-reject", "ipv6-only", "loss-5", "loss-10"])
 def test_a_stream_comes_up(name: str) -> None:
     found = calls(name)
     assert found.is_good, str(found)
 
 
-@pytest.mark.parametrize("name", ["ports", "cgn-hairpin"])
+@pytest.mark.parametrize("name", ["ports", "cgn-hairpin", "lan", "lan-alone", "no-udp", "no-udp-caller"])
 def test_a_direct_stream_comes_up(name: str) -> None:
     found = calls(name, patience=5.0)
     assert [attempt.is_direct for attempt in found.attempts] == [True, True], str(found)

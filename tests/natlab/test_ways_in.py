@@ -128,7 +128,7 @@ def test_without_a_way_in_two_such_homes_do_not_meet(
 
 def test_a_way_in_is_renewed_while_the_peer_serves(homes: Homes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(portmap, "PORTMAP_PAUSE", 0.5)
-    with serving(homes.site, "PCP", tmp_path, min_lifetime="2", max_lifetime="3") as daemon, homes.serving():
+    with serving(homes.site, "PCP", tmp_path, min_lifetime="3", max_lifetime="4") as daemon, homes.serving():
         homes.until_told("by PCP", times=6)  # three times each: longer than it was granted for
         assert len(forwards(daemon)) == 2
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
+from msgspec.structs import replace
 
-from p2ptunnel.defaults import COMPAT_REQUESTS_PER_MINUTE
+from p2ptunnel.defaults import BIRTHDAY_HOLES, BIRTHDAY_PROBES, BIRTHDAY_PROBES_PER_SECOND, COMPAT_REQUESTS_PER_MINUTE
+from p2ptunnel.protocol.nat import Mapping, MappingClass, NatProfile
 from p2ptunnel.protocol.punch import LocalView
-from p2ptunnel.testing.simnet import CALLEE, CALLER, KINDS, PUNCHABLE, SERVER, TAG, Call, Network, SimCaller
+from p2ptunnel.testing.simnet import CALLEE, CALLER, KINDS, PUNCHABLE, SERVER, TAG, Call, Host, Network, SimCaller
 from p2ptunnel.testing.simnet import Habits as _Habits
 from p2ptunnel.types import Address, Candidate
 from p2ptunnel.wire.messages import (
@@ -30,6 +34,10 @@ from p2ptunnel.wire.messages import (
     PunchResultExtra,
     Register,
     RegisterExtra,
+    Signal,
+    SignalAnswer,
+    SignalExtra,
+    decode,
     encode,
     encode_padded,
 )
@@ -56,6 +64,8 @@ def forgeries(token: str, mid: int) -> list[Message]:
         PunchAnswer(mid=mid, token=token, code=403, em="no"),
         PunchResult(mid=mid, token=token, code=200, em="", extra=PunchResultExtra(host=host, port=port, v=1, cands=lies)),
         PunchResult(mid=mid, token=token, code=403, em="no"),
+        Signal(mid=mid, extra=SignalExtra(token=token, sealed="A" * 44)),
+        SignalAnswer(mid=mid, code=200, em=""),
     ]
 
 
@@ -141,6 +151,100 @@ def test_beside_lies_the_truth_is_still_found() -> None:
     honest = call.caller.agent._view.candidates
     call.caller.agent._view = LocalView((*LIES[:9], *honest), 0.05, can_open_low=True)
     assert call.run().connected
+
+
+# --- signals, and what they are worth ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kinds", [("pr", "symR"), ("symR", "pr"), ("symS", "pr")])
+def test_signals_that_are_played_again_or_made_up_change_nothing(kinds: tuple[str, str]) -> None:
+    for seed in seeds(*kinds, 3):
+        expected = Call(Network(seed=seed), *kinds).run()
+        call = Call(Network(seed=seed), *kinds)
+        heard = play_signals_again(call)
+        outcome = call.run()
+        assert heard
+        assert (outcome.connected, outcome.agreed) == (expected.connected, expected.agreed)
+        assert call.caller.probes + call.callee.probes <= BIRTHDAY_PROBES
+        assert outcome.seconds < expected.seconds + 4  # acknowledgements of what is played again draw from the same dice
+
+
+def play_signals_again(call: Call) -> list[bytes]:
+    """Let each signal that the server hands on arrive once more, 0.2 s later, and another one beside it; return them."""
+    network, heard, send = call.network, list[bytes](), call.network.send_udp
+    receive = {CALLER[0]: call.caller.host.receive_udp, CALLEE[0]: call.callee.host.receive_udp}
+
+    def overhear(sender: Host, data: bytes, destination: Address, *, ttl: int = 64) -> None:
+        send(sender, data, destination, ttl=ttl)
+        message = decode(data)
+        if isinstance(message, Signal) and sender is call.server.host:
+            heard.append(data)
+            made_up = encode(Signal(mid=1, extra=SignalExtra(token=message.extra.token, sealed="A" * 60)))
+            for again in (data, made_up):
+                network.clock.call_later(0.2, receive[destination[0]], again, SERVER)
+
+    network.send_udp = overhear  # type: ignore[method-assign]
+    return heard
+
+
+@pytest.mark.parametrize("truth", ["pub", "pr", "symR"])
+@pytest.mark.parametrize("lie", ["eim", "adm", "seq", "rnd", "none", "unknown"])
+def test_who_lies_of_its_nat_costs_time_and_what_it_grants_itself(lie: MappingClass, truth: str) -> None:
+    for seed in seeds(lie, truth, 2):
+        call = Call(Network(seed=seed), truth, "prR")
+        mapping = Mapping(lie, CALLER, 50_000, 7 if lie == "seq" else 0)
+        call.caller.agent._view = replace(call.caller.agent._view, nat=NatProfile(tcp=mapping, udp=mapping))
+        outcome = call.run()
+        assert outcome.agreed
+        assert set(call.callee.host.sent) <= {SERVER[0], CALLER[0]}
+        assert call.callee.probes <= BIRTHDAY_PROBES
+        assert call.callee.host.sent[CALLER[0]] <= (BIRTHDAY_PROBES + 500 if lie in {"rnd", "adm"} else 250)
+
+
+def test_hints_that_a_server_makes_up_make_nobody_guess() -> None:
+    """Only the peer itself can invite, and it does not where it has holes to show for none."""
+    call = Call(Network(seed=1), "pr", "pr")
+    call.register()
+    call.callee.port.receive_datagram = _lying_of_hints(call.callee.port.receive_datagram)  # type: ignore[method-assign]
+    outcome = call.run()
+    assert outcome.connected
+    assert call.callee.probes == call.caller.probes == 0
+
+
+def _lying_of_hints(receive: Callable[[bytes, Address, float], None]) -> Callable[[bytes, Address, float], None]:
+    def told(data: bytes, source: Address, now: float) -> None:
+        message = decode(data)
+        if isinstance(message, PunchNotice) and message.extra.nat is not None:
+            nat = replace(message.extra.nat, tcp="rnd", udp="rnd")
+            data = encode(replace(message, extra=replace(message.extra, nat=nat)))
+        receive(data, source, now)
+
+    return told
+
+
+@pytest.mark.parametrize("kinds", [("pr", "symR"), ("symR", "prR"), ("symS", "symS"), ("symR", "symR"), ("pr", "prR")])
+def test_an_attempt_keeps_to_its_budgets(kinds: tuple[str, str]) -> None:
+    for seed in seeds(*kinds, 5):
+        call = Call(Network(seed=seed), *kinds)
+        call.run()
+        for side in (call.caller, call.callee):
+            is_in_birthday = "symR" in kinds and kinds != ("symR", "symR")
+            assert side.most_open <= (BIRTHDAY_HOLES + 8 if is_in_birthday else 64)
+            assert side.probes <= (BIRTHDAY_PROBES if is_in_birthday else 0)
+
+
+def test_guesses_keep_to_their_rate() -> None:
+    call = Call(Network(seed=3), "pr", "symR", callee=_Habits(holes=1))
+    clock, counts = call.network.clock, list[int]()
+
+    def count() -> None:
+        counts.append(call.caller.probes)
+        clock.call_later(0.1, count)
+
+    clock.call_later(0.1, count)
+    call.run()
+    assert counts[-1] > 500
+    assert max(later - earlier for earlier, later in pairwise(counts)) <= BIRTHDAY_PROBES_PER_SECOND / 10 + 10
 
 
 # --- budgets ----------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 
 from p2ptunnel.errors import ConfigError
 from p2ptunnel.testing.natlab import kinds as laboratory
-from p2ptunnel.testing.simnet import ACK, KINDS, PUNCHABLE, RST, SYN, SYN_ACK, Network, Segment, find_kind
+from p2ptunnel.testing.simnet import ACK, KINDS, PUNCHABLE, RST, SYN, SYN_ACK, Kind, Network, Segment, find_kind
 from p2ptunnel.types import Address
 from tests.simnet.sites import FAR, FAR_HOST, FAR_PORT, INSIDE_PORT, SITE, Witness, site
 
@@ -43,7 +43,7 @@ def test_mapping_and_allocation(kind: str, transport: str) -> None:
     assert len(ports) == 3
     if expected.mapping == INDEPENDENT:
         assert len(set(ports)) == 1
-        assert (ports[0] == INSIDE_PORT) is (expected.allocation == "preserving")
+        assert (ports[0] == INSIDE_PORT) is (expected.allocation == "preserving" and expected.carrier is None)
     elif expected.allocation == "sequential":
         assert ports == [ports[0], ports[0] + 1, ports[0] + 2]
     else:
@@ -94,7 +94,7 @@ def test_a_syn_meets_the_hole_that_a_syn_has_opened(kind: str) -> None:
     assert outside is not None
     network.send_tcp(far[FAR].host, Segment(SYN, 2), (SITE, outside))
     network.clock.advance(1.0)
-    assert [segment.kind for segment, _ in inside.segments] == [SYN]
+    assert [segment.kind for segment, _ in inside.segments] == ([SYN] if KINDS[kind].simultaneous_open else [])
     assert not far[FAR].segments
 
 
@@ -141,24 +141,63 @@ def test_an_opener_dies_outside_its_own_nat_and_nowhere_else(kind: str, extra: i
     network.forge_udp(b"in", FAR, (SITE, INSIDE_PORT))
     network.clock.advance(1.0)
     assert bool(far[FAR].datagrams) is arrives
-    if KINDS[kind].router and KINDS[kind].allocation == "preserving":
+    if KINDS[kind].routers == 1 and KINDS[kind].allocation == "preserving":
         assert bool(inside.datagrams) is opens
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_laboratory_describes_it_alike(kind: str) -> None:
     ours, theirs = KINDS[kind], laboratory.KINDS[kind]
+    assert_alike(ours, theirs)
+    assert (ours.carrier is None) is (theirs.carrier == "")
+    if ours.carrier is not None:
+        assert_alike(ours.carrier, laboratory.KINDS[theirs.carrier])
+
+
+def assert_alike(ours: Kind, theirs: laboratory.Kind) -> None:
     assert ours.router is (theirs.router != "none")
-    for field in ("mapping", "filtering", "allocation", "unsolicited"):
+    fields = ("mapping", "filtering", "allocation", "unsolicited", "simultaneous_open")
+    for field in fields:
         assert getattr(ours, field) == getattr(theirs, field), field
-    modelled = {"router", "mapping", "filtering", "allocation", "unsolicited"}
     plain = laboratory.Kind(router=theirs.router, filtering=theirs.filtering)
-    others = {f.name for f in dataclasses.fields(theirs)} - modelled
+    others = {f.name for f in dataclasses.fields(theirs)} - {"router", "carrier", *fields}
     assert all(getattr(theirs, field) == getattr(plain, field) for field in others)  # nothing that simnet leaves out
 
 
+def test_of_the_laboratory_s_matrix_one_kind_is_missing() -> None:
+    assert set(laboratory.MATRIX_KINDS) - set(KINDS) == {"noU"}
+    assert [kind for kind in laboratory.MATRIX_KINDS if kind in KINDS] == list(KINDS)
+
+
+def test_a_hole_behind_two_routers_needs_both() -> None:
+    network, inside, far = world("dbl")
+    assert inside.host.routers == 2
+    network.send_tcp(inside.host, Segment(SYN, 1), FAR, ttl=2)  # dies at the carrier's, before it takes note
+    network.send_tcp(inside.host, Segment(SYN, 1), FAR)
+    network.clock.advance(1.0)
+    [(_, (address, port))] = far[FAR].segments
+    for stranger in (FAR_PORT, FAR_HOST):
+        network.forge_udp(b"in", stranger, (address, port))
+    network.send_tcp(far[FAR].host, Segment(SYN, 2), (address, port))
+    network.clock.advance(1.0)
+    assert [segment.kind for segment, _ in inside.segments] == [SYN]
+    assert not inside.datagrams
+
+
+def test_where_syns_may_not_meet_an_answer_comes_in_all_the_same() -> None:
+    network, inside, far = world("noSO")
+    network.send_tcp(inside.host, Segment(SYN, 1), FAR)
+    network.clock.advance(1.0)
+    [(_, outside)] = far[FAR].segments
+    for segment in (Segment(SYN, 2), Segment(SYN_ACK, 2, 1)):
+        network.send_tcp(far[FAR].host, segment, outside)
+    network.clock.advance(1.0)
+    assert [segment.kind for segment, _ in inside.segments] == [SYN_ACK]
+
+
 def test_every_punchable_kind_is_one() -> None:
-    assert set(PUNCHABLE) == {name for name, kind in KINDS.items() if kind.mapping == INDEPENDENT}
+    independent = {name for name, kind in KINDS.items() if kind.mapping == INDEPENDENT}
+    assert set(PUNCHABLE) == {name for name in independent if KINDS[name].simultaneous_open and KINDS[name].carrier is None}
 
 
 def test_an_unknown_kind_is_named() -> None:

@@ -85,10 +85,31 @@ def test_what_nobody_can_guess_ends_in_time_and_says_so(caller: str, callee: str
     assert outcome.packets < 60
 
 
+REFUSED = [("noSO", "noSO")]
+LATER = [pair for pair in pairs(tuple(KINDS)) if {"noSO", "dbl"} & set(pair) and pair not in REFUSED]
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.025])
+@pytest.mark.parametrize(("caller", "callee"), LATER)
+def test_two_routers_and_one_that_lets_no_syns_meet_are_no_obstacle(caller: str, callee: str, delay: float) -> None:
+    """A phase in which one side's SYN has died before the other's comes: the one that is let in is never the one that waits."""
+    for seed in seeds(caller, callee, 2):
+        outcomes = [run_punch(caller, callee, seed=seed + n, delay=delay) for n in range(2)]  # a birthday may miss once
+        assert any(outcome.connected and outcome.agreed for outcome in outcomes), (seed, outcomes)
+
+
+@pytest.mark.parametrize(("caller", "callee"), REFUSED)
+def test_where_both_sides_refuse_that_syns_meet_tcp_has_no_way(caller: str, callee: str) -> None:
+    outcome = run_punch(caller, callee, seed=1)
+    assert (outcome.connected, outcome.agreed) == (False, True)
+    assert outcome.datagrams
+
+
 def test_every_cell_is_spoken_for() -> None:
     connecting = {*pairs(PUNCHABLE), *[(s, o) for s in SYMMETRIC for o in OPEN], *[(o, s) for s in SYMMETRIC for o in OPEN]}
-    assert {*connecting, *GUESSED, *RELAYED} == set(pairs(tuple(KINDS)))
-    assert not connecting & {*GUESSED, *RELAYED}
+    others = [*GUESSED, *RELAYED, *LATER, *REFUSED]
+    assert {*connecting, *others} == set(pairs(tuple(KINDS)))
+    assert not connecting & {*others}
 
 
 def test_a_run_can_be_repeated() -> None:

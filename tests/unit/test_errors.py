@@ -13,7 +13,9 @@ from p2ptunnel import errors
 from p2ptunnel.errors import ConfigError, P2PTunnelError, PeerOfflineError
 
 KEY = "p2p:k5xq7m2ak5xq7m2ak5xq7m2ak5xq7m2ak5xq7m2ak5xq7m2ak5xq"
-NETCHECK = "`p2ptunnel netcheck` on both machines shows what their NATs do."
+EXPLAIN = (
+    "`p2ptunnel explain home-nas` shows each way that is tried; `p2ptunnel netcheck` on both machines, what their NATs do."
+)
 
 
 class Row(NamedTuple):
@@ -220,15 +222,15 @@ TABLE = [
         500,
         "traversal",
     ),
-    Row(errors.PunchTimeoutError("home-nas", 10.0), "no hole to home-nas opened in 10 s", NETCHECK, 408, "traversal"),
+    Row(errors.PunchTimeoutError("home-nas", 10.0), "no hole to home-nas opened in 10 s", EXPLAIN, 408, "traversal"),
     Row(
         errors.NoPathError("home-nas", ("192.0.2.1:7 silent", "192.0.2.2:7 refused")),
         "no path to home-nas: 2 tried (192.0.2.1:7 silent; 192.0.2.2:7 refused)",
-        NETCHECK,
+        EXPLAIN,
         408,
         "traversal",
     ),
-    Row(errors.NoPathError("home-nas", ()), "no path to home-nas: 0 tried (no candidate)", NETCHECK, 408, "traversal"),
+    Row(errors.NoPathError("home-nas", ()), "no path to home-nas: 0 tried (no candidate)", EXPLAIN, 408, "traversal"),
     # who and what
     Row(errors.AuthenticationError("no certificate"), "authentication failed: no certificate", "", 401, "identity"),
     Row(

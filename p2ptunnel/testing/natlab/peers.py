@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from p2ptunnel.abc import Stream
-from p2ptunnel.defaults import RENDEZVOUS_PORT
+from p2ptunnel.defaults import RENDEZVOUS_PORT, WEB_PORT
+from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.store import Profile
 from p2ptunnel.peer import Peer
 from p2ptunnel.server import Rendezvous
+from p2ptunnel.server.web import Web
 from p2ptunnel.testing.natlab.host import Host
 from p2ptunnel.testing.natlab.lab import Lab
 from p2ptunnel.testing.natlab.living import living
@@ -56,19 +58,20 @@ class Acquaintances:
 
 
 @contextlib.contextmanager
-def rendezvous(lab: Lab, *, port: int = RENDEZVOUS_PORT, is_ipv6: bool = False) -> Generator[str]:
-    """Have a rendezvous server up while the block lasts, with a relay; yields its `host:port`.
+def rendezvous(lab: Lab, *, is_ipv6: bool = False) -> Generator[str]:
+    """Have a rendezvous server up while the block lasts, with a relay, and inside TLS on port 443 too; yields its line.
 
     Args:
         lab: Where.
-        port: Over UDP and TCP.
         is_ipv6: Over IPv6, and with one address; over IPv4 it has two, so that it sees how NATs map.
     """
     first, second = lab.server.ips
-    here = (lab.server.ip6 or "", port) if is_ipv6 else (first, port)
-    others = () if is_ipv6 else ((first, port + 1), (second, port))
-    with living(lab.server, lambda: Rendezvous(here, alt_listen=others)):
-        yield format_address(here)
+    here = (lab.server.ip6 or "", RENDEZVOUS_PORT) if is_ipv6 else (first, RENDEZVOUS_PORT)
+    others = () if is_ipv6 else ((first, RENDEZVOUS_PORT + 1), (second, RENDEZVOUS_PORT))
+    identity = Identity.generate()
+    web = Web((here[0], WEB_PORT))
+    with living(lab.server, lambda: Rendezvous(here, alt_listen=others, identity=identity, web=web)):
+        yield f"{format_address(here)}#{identity.public}"
 
 
 @contextlib.contextmanager

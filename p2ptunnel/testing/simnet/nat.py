@@ -133,31 +133,35 @@ class _Table:
 
 
 class Nat:
-    """A NAT, or a host's own firewall, which translates nothing but tracks alike.
+    """A NAT with what stands above it, or a host's own firewall, which translates nothing but tracks alike.
 
     Attributes:
         kind: How it behaves.
     """
 
-    __slots__ = ("_tcp", "_udp", "kind")
+    __slots__ = ("_carrier", "_tcp", "_udp", "kind")
 
     def __init__(self, kind: Kind, rng: random.Random) -> None:
         """Begin without any flow; `rng` draws ports."""
         self.kind = kind
+        self._carrier = None if kind.carrier is None else Nat(kind.carrier, rng)
         self._udp = _Table(kind, "udp", rng)
         self._tcp = _Table(kind, "tcp", rng)
 
     def udp_out(self, port: int, remote: Address, now: float) -> int:
         """Return the outside port from which a datagram of the inside `port` leaves for `remote`."""
-        return self._udp.outward(port, remote, now).outside
+        outside = self._udp.outward(port, remote, now).outside
+        return outside if self._carrier is None else self._carrier.udp_out(outside, remote, now)
 
-    def udp_in(self, outside: int, remote: Address, now: float) -> bool:
-        """Tell whether a datagram from `remote` comes in."""
-        if self._udp.inward(outside, remote) is not None:
-            return True
-        if self.kind.unsolicited == "accept":
-            self._udp.refuse(outside, remote, now)
-        return False
+    def udp_in(self, outside: int, remote: Address, now: float) -> int | None:
+        """Return the inside port that a datagram from `remote` comes in to, None if it does not."""
+        ours = outside if self._carrier is None else self._carrier.udp_in(outside, remote, now)
+        if ours is None:
+            return None
+        flow = self._udp.inward(ours, remote)
+        if flow is None and self.kind.unsolicited == "accept":
+            self._udp.refuse(ours, remote, now)
+        return None if flow is None else flow.port
 
     def tcp_out(self, port: int, remote: Address, segment: Segment, now: float) -> int | None:
         """Return the outside port from which `segment` leaves for `remote`, None if connection tracking calls it invalid."""
@@ -174,12 +178,13 @@ class Nat:
             if segment.seq != flow.inner and segment.ack != flow.outer:
                 return None
             self._tcp.forget(flow)
-        return flow.outside
+        return flow.outside if self._carrier is None else self._carrier.tcp_out(flow.outside, remote, segment, now)
 
     def tcp_in(self, outside: int, remote: Address, segment: Segment) -> int | None:
         """Return the inside port that `segment` from `remote` comes in to; None refuses it, as `kind.unsolicited` says."""
-        flow = self._tcp.inward(outside, remote)
-        if flow is None:
+        ours = outside if self._carrier is None else self._carrier.tcp_in(outside, remote, segment)
+        flow = None if ours is None else self._tcp.inward(ours, remote)
+        if flow is None or (segment.kind == SYN and self._is_unwanted(flow)):
             return None
         if segment.kind in (SYN, SYN_ACK):
             if flow.outer != segment.seq and flow.outer is not None and flow.inner is not None:
@@ -190,3 +195,7 @@ class Nat:
                 return None  # answers a SYN that has been replaced since
             self._tcp.forget(flow)
         return flow.port
+
+    def _is_unwanted(self, flow: _Flow) -> bool:
+        """Tell whether a SYN would meet one of ours that is unanswered, and this NAT refuses that."""
+        return not self.kind.simultaneous_open and flow.inner is not None and flow.outer is None

@@ -56,7 +56,7 @@ class Host:
         self.port = port
         self.delay = delay
         self.nat = nat
-        self.routers = int(nat is not None and nat.kind.router)
+        self.routers = 0 if nat is None else nat.kind.routers
         self.receive_udp: Callable[[bytes, Address], None] = _drop_datagram
         self.receive_tcp: Callable[[Segment, Address], None] = _drop_segment
         self.more_tcp: dict[int, Callable[[Segment, Address], None]] = {}
@@ -180,7 +180,8 @@ class Network:
 
     def _udp_arrives(self, receiver: Host, data: bytes, source: Address, port: int, ttl: int) -> None:
         nat = receiver.nat
-        if not (port == receiver.port if nat is None else nat.udp_in(port, source, self.clock.now)):
+        inside = port if nat is None else nat.udp_in(port, source, self.clock.now)
+        if inside != receiver.port:
             self.drops["filtered"] += 1
         elif ttl <= receiver.routers:
             self.drops["TTL over"] += 1

@@ -42,8 +42,8 @@ FAILURES = [
         "rendezvous",
         4,
     ),
-    (errors.NoPathError("nas", ("a", "b")), "no path to nas: 2 tried (a; b)", "`p2ptunnel netcheck`", "traversal", 4),
-    (errors.PunchTimeoutError("nas", 15.0), "no hole to nas opened in 15 s", "`p2ptunnel netcheck`", "traversal", 4),
+    (errors.NoPathError("nas", ("a", "b")), "no path to nas: 2 tried (a; b)", "`p2ptunnel explain nas`", "traversal", 4),
+    (errors.PunchTimeoutError("nas", 15.0), "no hole to nas opened in 15 s", "`p2ptunnel explain nas`", "traversal", 4),
     (
         errors.PeerKeyChangedError("nas", f"{KEY}xyz"),
         "nas did not prove the pinned key p2p:k5xq7m2a…",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import threading
+import xml.etree.ElementTree as ET
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -350,9 +352,52 @@ def test_status_and_netcheck_ask_the_server(network: Network, dead: int) -> None
     assert lost.returncode == 3
     assert f"127.0.0.1:{dead}  127.0.0.1:{dead} did not answer over UDP or TCP in 0.5 s" in lost.stdout
     lines = network.run("laptop", "netcheck").stdout.splitlines()
-    assert lines[0].startswith(f"server:                 {network.rendezvous}")
+    assert lines[0].startswith(f"server:                 {network.rendezvous}, ")
+    assert {"pub", "pr", "symR", "dbl"} <= {line.split()[0] for line in lines if line}
     assert lines[-1].startswith("No NAT")
     assert json.loads(network.run("laptop", "netcheck", "--json").stdout)["verdict"] == lines[-1]
+
+
+def test_explain_tells_of_each_way_and_draws_it(network: Network, served: dict[str, Any], tmp_path: Path) -> None:
+    picture = tmp_path / "nas.svg"
+    done = network.run("laptop", "explain", served["tag"], "--svg", picture)
+    assert (done.returncode, done.stderr) == (0, "")
+    head, *ways, verdict = done.stdout.splitlines()
+    assert head.split() == ["START", "END", "WAY", "KIND", "OUTCOME", "WHAT"]
+    assert {"server", "TCP", "TLS"} <= {way.split()[4] for way in ways}
+    assert verdict.startswith("nas: connected, lan tcp 127.0.0.1:")
+    assert ET.parse(picture).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+    told = json.loads(network.run("laptop", "--json", "explain", served["tag"]).stdout)
+    assert told["schema"] == 1
+    assert set(told["tries"][0]) >= {"way", "kind", "remote", "start_ms", "end_ms", "outcome", "reason", "next_step"}
+
+
+def test_explain_of_a_peer_that_is_away_ends_with_4_and_says_what_to_do(network: Network) -> None:
+    done = network.run("laptop", "explain", "cellar")
+    assert done.returncode == 4
+    assert "no peer is registered as 'cellar'\nnext: Check the tag" in done.stdout
+    assert network.run("laptop", "explain", "cellar", "--svg", "/nowhere/at/all.svg").returncode == 2
+
+
+def test_ping_tells_each_round_trip_and_over_what(network: Network, served: dict[str, Any]) -> None:
+    done = network.run("laptop", "ping", served["tag"], "-c", "1")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, last = done.stdout.splitlines()
+    assert re.fullmatch(r"nas: 1: [0-9.]+ ms over (lan|relay) tcp 127\.0\.0\.1:\d+", first)
+    assert last.startswith("nas: 1 of 1 answered; ")
+
+
+def test_ping_until_direct_ends_with_the_first_direct_answer(network: Network, served: dict[str, Any]) -> None:
+    done = network.run("laptop", "--json", "ping", served["tag"], "--until-direct")
+    assert done.returncode == 0
+    *pongs, summary = map(json.loads, done.stdout.splitlines())
+    assert [pong["event"] for pong in pongs] == ["pong"] * len(pongs)
+    assert pongs[-1]["path"]["kind"] == "lan"
+    assert (summary["event"], summary["is_direct"], summary["answered"]) == ("summary", True, len(pongs))
+
+
+def test_ping_of_a_peer_that_is_away_ends_as_every_call(network: Network) -> None:
+    assert network.run("laptop", "ping", "cellar").returncode == 4
 
 
 def test_a_name_that_another_key_owns_is_refused(network: Network, served: dict[str, Any]) -> None:

@@ -262,3 +262,17 @@ def test_the_file_is_read_in_the_profile_that_is_named(tmp_path: Path, capsys: p
     result = call(capsys, "--profile", tmp_path / "other", "id")
     assert result.code == 2
     assert result.err == "p2ptunnel: unknown key `tga` at peer in config.toml\nhint: Did you mean `tag`?\n"
+
+
+def test_what_ends_after_the_command_is_traced_nowhere_and_says_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings()
+    settings.take("trace", str(tmp_path / "trace"))
+    with settings.tracer() as tracer:
+        tracer("session", "began")
+    tracer("session", "ended")
+    assert not tracer.is_active
+    assert caplog.messages == []
+    [line] = (tmp_path / "trace").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["event"] == "began"

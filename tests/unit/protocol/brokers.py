@@ -8,6 +8,7 @@ from p2ptunnel.defaults import COOKIELESS_PAD_BYTES
 from p2ptunnel.identity.judge import Judge
 from p2ptunnel.protocol.broker import Broker, LineToSend
 from p2ptunnel.protocol.cookie import CookieJar
+from p2ptunnel.protocol.observer import Observer
 from p2ptunnel.protocol.tags import TagBook
 from p2ptunnel.types import Address, Candidate, Tag
 from p2ptunnel.wire.messages import (
@@ -46,9 +47,11 @@ class Words(Judge):
         return extra.rekey == f"{extra.old_key} hands {tag} to {extra.key}"
 
 
-def broker(*, compat_seed: bool = False, server_key: str = "", tags: TagBook | None = None) -> Broker:
+def broker(
+    *, compat_seed: bool = False, server_key: str = "", tags: TagBook | None = None, observer: Observer | None = None
+) -> Broker:
     """Return a broker that knows nobody."""
-    return Broker(SECRET, random.Random(3), Words(server_key), compat_seed=compat_seed, tags=tags)
+    return Broker(SECRET, random.Random(3), Words(server_key), compat_seed=compat_seed, tags=tags, observer=observer)
 
 
 def register(

@@ -257,10 +257,9 @@ def test_what_the_callees_router_keeps_open_is_asked_and_connected_to_as_well() 
     kept: Address = (CALLEE[0], 41_000)
     agent = punching(cands=(Candidate("mapped", "tcp", *kept), Candidate("mapped", "udp", *kept)))
     assert event(Dial, agent.events()).targets == (kept,)
-    datagrams = agent.datagrams_to_send()[1:]
-    asked = [(datagram.destination, type(decode(datagram.data))) for datagram in datagrams]
-    assert asked == [(CALLEE, HoleProbe), (CALLEE, OpenTcp), (kept, HoleProbe), (kept, OpenTcp)]
-    hear(agent, conkey_answer(only(OpenTcp, datagrams[3:])), kept, 0.1)
+    to_callee = [datagram for datagram in agent.datagrams_to_send() if datagram.destination != SERVER]
+    asked = [(datagram.destination, type(decode(datagram.data))) for datagram in to_callee]
+    assert asked == [(CALLEE, HoleProbe), (kept, HoleProbe)]
     agent.connection_up(1, 0.2)
     assert event(Nominate, agent.events()).connection == 1
 

@@ -28,15 +28,12 @@ def test_json_and_stun_are_the_machines_whoever_speaks_quic_beside_them() -> Non
             ours, _ = await meet(near, far)
             for datagram in (b'{"t":30}', b'{"t":33,"mid":1,"token":"of nobody"}', b"{", bytes(20), b"\x01\x01" + bytes(18)):
                 assert far.quic.take(datagram, near.address) is False
-            for datagram in (b"\x7b\x80", b"\x40", b"\xff", secrets.token_bytes(1) + b"\xff"):
-                if datagram >= b"\x40":
-                    assert far.quic.take(datagram, near.address) is True
+            for datagram in (b"\x7b\x80", b"\x40", b"\xff", b"\x43" + secrets.token_bytes(40), b"\xc3" + bytes(1199)):
+                assert far.quic.take(datagram, near.address) is False  # of no connection: counted like all that is malformed
             near.udp.send(b'{"t":30}', far.address)
-            transport = await ours.attach(Recorder)
-            while not far.machine.came:
+            while b'{"t":30}' not in far.machine.came:
                 await asyncio.sleep(0)
-            assert far.machine.came == [b'{"t":30}']
-            transport.abort()
+            ours.abort()
 
     run(scenario())
 

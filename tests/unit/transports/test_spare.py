@@ -30,6 +30,7 @@ class Server:
         self.writers: list[asyncio.StreamWriter] = []
         self.asked = 0
         self.answer = b""
+        self.ended = asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writers.append(writer)
@@ -40,6 +41,7 @@ class Server:
                 self.asked += 1
                 seen = Observed(host="192.0.2.1", port=5)
                 writer.write(self.answer or encode(ReflexiveAnswer(mid=probe.mid, code=200, extra=seen)) + b"\n")
+        self.ended.set()
 
 
 @contextlib.asynccontextmanager
@@ -117,6 +119,21 @@ def test_a_server_that_is_not_one_is_asked_ever_more_rarely() -> None:
             server.answer = b"x" * 2000
             await until(lambda: len(server.writers) >= 2)
             assert keeping.take(address) is None
+
+    run(main())
+
+
+def test_few_are_kept_and_the_oldest_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spares, "RELAY_SPARES_MAX", 2)
+
+    async def main() -> None:
+        async with kept() as (keeping, server, address):
+            await idle(keeping, address)
+            keeping.keep(("127.0.0.1", 1))
+            keeping.keep(("127.0.0.1", 2))
+            assert keeping.take(address) is None
+            assert await server.ended.wait()
+            keeping.drop(("127.0.0.1", 3))
 
     run(main())
 

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
-from typing import Any
+import socket
 
 import pytest
 
-from p2ptunnel.errors import RendezvousError, RendezvousTimeoutError
-from p2ptunnel.net.gateway import Gateway
+from p2ptunnel.errors import DialError, RendezvousError, RendezvousTimeoutError
 from p2ptunnel.net.hops import Hops
-from p2ptunnel.net.portmap import PortMapper
-from p2ptunnel.net.reflexive import Observation
+from p2ptunnel.net.reflexive import Observation, observe_udp
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.traversal import netcheck as module
-from p2ptunnel.traversal.netcheck import NetReport, netcheck
+from p2ptunnel.traversal.netcheck import netcheck
+from p2ptunnel.traversal.netreport import NetReport
 from p2ptunnel.types import Address
 from tests.helpers import run
-from tests.helpers.routers import FakeRouter
 from tests.helpers.turns import cancel_at_each_turn
-from tests.unit.net.test_portmap import a_router
 from tests.unit.traversal.wires import LOOPBACK, silent_server
 
 SERVER: Address = ("203.0.113.1", 7000)
@@ -68,29 +64,19 @@ def report(
     *,
     hops: Hops | OSError | None = None,
     failure: RendezvousError | None = None,
-    **router: Any,
 ) -> NetReport:
-    """What netcheck reports of a world; with a router in it, if there is anything to say of that one."""
+    """What netcheck reports of a world."""
     failure = failure or RendezvousTimeoutError("the observer", 5)
     world = World(udp, tcp, hops or Hops(2, {1: "192.168.1.1", 2: "198.51.100.1"}), failure)
     for name in ("observe_udp", "observe_tcp", "opener_ttl"):
         monkeypatch.setattr(module, name, getattr(world, name))
     monkeypatch.setattr(module, "source_address", source_address)
+    monkeypatch.setattr(module, "dial", refused)
+    return run(netcheck(SERVER, brief=True))
 
-    async def main() -> NetReport:
-        if not router:
-            return await netcheck(SERVER)
-        there = await a_router(monkeypatch)
-        there.is_silent = router.pop("is_silent", False)
-        there.fake = FakeRouter(**router)
-        monkeypatch.setattr(module, "PortMapper", partial(PortMapper, find=lambda _: Gateway("127.0.0.1", "127.0.0.1")))
-        try:
-            return await netcheck(SERVER, asks_router=True, timeout=0.5)
-        finally:
-            assert there.is_silent or not there.fake.mappings
-            there.transport.close()
 
-    return run(main())
+async def refused(*arguments: object, **options: object) -> socket.socket:
+    raise DialError("203.0.113.1:7000", "refused", "Connection refused")
 
 
 def source_address(destination: str) -> str:
@@ -114,9 +100,7 @@ def test_a_nat_that_keeps_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.udp.mapping == found.tcp.mapping == "endpoint-independent"
     assert found.udp.port_preserved is True
     assert found.tcp_port_equals_udp is True
-    assert found.verdict == (
-        "Behind a NAT that keeps one port for all destinations: expect direct TCP with peers whose NAT does the same."
-    )
+    assert found.verdict == "Behind a NAT that keeps one port for all destinations."
 
 
 def test_a_nat_that_shows_another_port_over_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,16 +114,14 @@ def test_a_nat_that_takes_another_port_for_each_destination(monkeypatch: pytest.
     found = report(monkeypatch, each(1024, 1025, 1026), each(2048, 2049, 2050))
     assert found.tcp.delta == 1
     assert found.tcp.mapping != "endpoint-independent"
-    assert found.verdict == (
-        "Behind a NAT that takes another port for each destination: expect direct TCP only with peers without NAT or firewall."
-    )
+    assert found.verdict == "Behind a NAT that takes another port for each destination."
 
 
 def test_with_one_observer_the_mapping_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     found = report(monkeypatch, {SERVER: None}, {SERVER: None})
     assert found.observers == 1
     assert found.verdict == (
-        "Behind a NAT; the server has one address only, so how the NAT maps is not known (give it --alt-listen)."
+        "Behind a NAT, and the server has one address only (give it --alt-listen), so how it maps is not known."
     )
 
 
@@ -152,6 +134,8 @@ def test_without_udp_nothing_can_be_called(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_without_tcp_few_can_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     found = report(monkeypatch, KEPT, {})
+    assert (found.tcp.problem, found.udp.problem) == ("Connection refused", "")
+    assert found.improve[0] == "let TCP to the server through the firewalls on the way"
     assert found.verdict == (
         "The server cannot be reached over TCP: only peers that can open a TCP connection to you can be reached."
     )
@@ -161,6 +145,7 @@ def test_without_either_the_server_is_silent(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(RendezvousTimeoutError) as caught:
         report(monkeypatch, {}, {})
     assert str(caught.value) == "203.0.113.1:7000 did not answer over UDP or TCP in 5 s"
+    assert caught.value.hint == "TCP: Connection refused. Is the server up, is the port open? `p2ptunnel netcheck`"
 
 
 def test_an_observer_that_refuses_is_one_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,43 +159,6 @@ def test_hops_that_cannot_be_asked_are_not_known(monkeypatch: pytest.MonkeyPatch
     assert found.tcp.works
 
 
-def test_a_router_that_lets_others_in_makes_up_for_its_nat(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = report(monkeypatch, each(1024, 1025, 1026), each(2048, 2049, 2050), host=OUTSIDE)
-    assert (found.is_let_in, found.router) == (True, "lets others in by PCP")
-    assert found.verdict == (
-        "Behind a NAT whose router lets others in when it is asked: "
-        "while you serve, expect direct TCP with every peer that calls."
-    )
-
-
-@pytest.mark.parametrize(
-    ("router", "said"),
-    [
-        ({"host": "100.64.0.7"}, "maps ports by PCP, but the router's outside address 100.64.0.7 is private"),
-        ({"host": "192.0.2.9"}, "maps ports by PCP, but the router's outside address is 192.0.2.9, others see 198.51.100.7"),
-        ({"code": 2}, "tcp refused by PCP: not authorized (2)"),
-        ({"is_silent": True}, "no answer"),
-    ],
-)
-def test_what_a_router_says_that_helps_nobody_is_told_and_changes_nothing(
-    router: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = report(monkeypatch, KEPT, KEPT, **router)
-    assert (found.is_let_in, found.router) == (False, said)
-    assert found.verdict == report(monkeypatch, KEPT, KEPT).verdict
-
-
-def test_a_router_that_lets_others_in_is_no_help_where_the_server_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = report(monkeypatch, {}, KEPT, host=OUTSIDE)
-    assert found.is_let_in
-    assert found.verdict == "UDP is blocked here: this version cannot call or answer without it."
-
-
-def test_who_is_not_to_ask_the_router_says_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = report(monkeypatch, KEPT, KEPT)
-    assert (found.is_let_in, found.router) == (None, "")
-
-
 def test_on_loopback_there_is_no_nat() -> None:
     async def main() -> NetReport:
         async with Rendezvous(LOOPBACK, alt_listen=[LOOPBACK, ("127.0.0.2", 0)]) as server:
@@ -219,7 +167,35 @@ def test_on_loopback_there_is_no_nat() -> None:
     found = run(main())
     assert (found.behind_nat, found.observers, found.tcp_port_equals_udp) == (False, 3, True)
     assert found.udp.port_preserved
-    assert found.verdict == "No NAT: expect direct TCP with every peer whose NAT keeps one port for all destinations."
+    assert (found.udp.filtering, found.tcp.filtering) == ("endpoint-independent", "endpoint-independent")
+    assert (found.strangers, found.simultaneous_open) == ("accept", True)
+    assert (found.udp.hairpin, found.tcp.hairpin, found.double_nat, found.port_mapping) == (None, None, False, None)
+    assert found.ipv4 == found.rtt
+    assert found.mtu
+    assert {each.carrier for each in found.expectations} == {"tcp"}
+    assert found.verdict == "No NAT: expect direct TCP with every kind of NAT at the other end."
+
+
+def test_a_brief_look_asks_nobody_to_try_us() -> None:
+    async def main() -> NetReport:
+        async with Rendezvous(LOOPBACK, alt_listen=[LOOPBACK, ("127.0.0.2", 0)]) as server:
+            return await netcheck(server.address, brief=True)
+
+    found = run(main())
+    assert (found.udp.filtering, found.strangers, found.expectations) == ("unknown", "unknown", ())
+    assert found.verdict == "No NAT."
+
+
+def test_who_takes_the_connection_and_speaks_something_else_is_a_captive_portal(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> NetReport:
+        async with Rendezvous(LOOPBACK) as server:
+            with socket.create_server(("127.0.0.1", 0)) as portal:
+                address: Address = portal.getsockname()
+                monkeypatch.setattr(module, "_ask_udp", lambda _, observer, timeout: observe_udp(LOOPBACK, server.address))
+                return await netcheck(address, timeout=0.2, brief=True)
+
+    found = run(main())
+    assert found.tcp.problem.startswith("somebody takes the connection who does not speak our protocol")
 
 
 def test_a_silent_server_is_given_up_after_one_question_each() -> None:
@@ -237,6 +213,6 @@ def test_cancelling_leaves_nothing() -> None:
             async def nothing(_: NetReport) -> None:
                 await asyncio.sleep(0)
 
-            assert await cancel_at_each_turn(lambda: netcheck(server.address), nothing) > 5
+            assert await cancel_at_each_turn(lambda: netcheck(server.address, brief=True), nothing) > 5
 
     run(main())

@@ -6,33 +6,10 @@ import socket
 
 import pytest
 
-from p2ptunnel.net.dial import DialRecord
-from p2ptunnel.traversal.report import ConnectedBy, attempt_lines, path_of
+from p2ptunnel.traversal.report import ConnectedBy, path_of
 from p2ptunnel.types import Address
 
 TARGET: Address = ("198.51.100.7", 40001)
-
-
-@pytest.mark.parametrize(
-    ("record", "line"),
-    [
-        (
-            DialRecord(TARGET, None, 10.0, 11.26, "refused", "Connection refused, 7 times"),
-            "198.51.100.7:40001 SYN: Connection refused, 7 times after 1.3 s",
-        ),
-        (
-            DialRecord(TARGET, 2, 10.0, 10.3, "replaced", "given up"),
-            "198.51.100.7:40001 SYN with TTL 2: given up after 0.3 s",
-        ),
-        (
-            DialRecord(("2001:db8::7", 40001), None, 10.0, 20.0, "silent", "no answer in 10 s"),
-            "[2001:db8::7]:40001 SYN: no answer in 10 s after 10.0 s",
-        ),
-        (DialRecord(TARGET, None, 10.0, None, None, ""), "198.51.100.7:40001 SYN: no answer yet"),
-    ],
-)
-def test_a_dial_is_one_line(record: DialRecord, line: str) -> None:
-    assert attempt_lines([record]) == (line,)
 
 
 @pytest.mark.parametrize(

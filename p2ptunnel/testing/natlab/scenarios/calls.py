@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from p2ptunnel.defaults import RENDEZVOUS_PORT
 from p2ptunnel.errors import P2PTunnelError
 from p2ptunnel.identity.store import Profile
 from p2ptunnel.peer import Peer
@@ -24,7 +23,6 @@ from p2ptunnel.testing.natlab.scenarios.report import Calls
 
 __all__ = ["run_calls"]
 
-_WEB_PORT: Final = 443
 _CALL_TIMEOUT: Final = 30.0  # on the worst lines a call may take as long as this
 
 
@@ -51,15 +49,18 @@ def run_calls(network: Network, *, attempts: int, at_once: int = 8, patience: fl
     Raises:
         LaboratoryError: No laboratory can be built here.
     """
-    pairs_count, made = min(at_once, attempts), []
+    pairs_count = min(at_once, attempts)
     with tempfile.TemporaryDirectory() as directory, Lab() as lab, contextlib.ExitStack() as stack:
         server = stack.enter_context(_server(lab, network.server))
         pairs = [_open(stack, lab, network, Path(directory), number, server) for number in range(pairs_count)]
-        turns = itertools.repeat(None, attempts)
+        turns = itertools.repeat(None, attempts)  # shared, so that a pair that is fast makes more of them
+
+        def work(pair: _Pair) -> list[Attempt]:
+            return [_call(pair, server, patience) for _ in turns]
+
         with ThreadPoolExecutor(pairs_count) as pool:
-            for found in pool.map(lambda pair: [_call(pair, server, patience) for _ in turns], pairs):
-                made += found
-    return Calls(network.name, network.summary, tuple(made))
+            made = tuple(itertools.chain.from_iterable(pool.map(work, pairs)))
+    return Calls(network.name, network.summary, made)
 
 
 @contextlib.contextmanager
@@ -67,9 +68,8 @@ def _server(lab: Lab, place: ServerPlace) -> Generator[str | None]:
     if place == "none":
         yield None
         return
-    port = _WEB_PORT if place == "port 443" else RENDEZVOUS_PORT
-    with rendezvous(lab, port=port, is_ipv6=place == "ipv6") as address:
-        yield address
+    with rendezvous(lab, is_ipv6=place == "ipv6") as line:
+        yield line
 
 
 def _open(stack: contextlib.ExitStack, lab: Lab, network: Network, directory: Path, number: int, server: str | None) -> _Pair:

@@ -15,7 +15,7 @@ from p2ptunnel.testing.natlab.site import LinkChanges, Site
 
 __all__ = ["NETWORKS", "Network", "ServerPlace", "find_network"]
 
-ServerPlace: TypeAlias = Literal["usual", "ipv6", "port 443", "none"]
+ServerPlace: TypeAlias = Literal["usual", "ipv6", "none"]
 Places: TypeAlias = Callable[[Lab], tuple[Host, Host]]
 """Makes the caller's machine and the callee's."""
 
@@ -91,7 +91,7 @@ def _all() -> Iterator[Network]:
     yield Network("ipv6-only", "IPv6 alone, behind firewalls that drop", _two("v6_drop", ipv4=False), "ipv6")
     yield Network("no-udp", "UDP is blocked on both sides", _two("noU"))
     yield Network("no-udp-caller", "UDP is blocked at the caller's", _two("noU", "pr"))
-    yield Network("only-443", "everything but TCP port 443 is blocked", _two("pr", udp=False, only_port=443), "port 443")
+    yield Network("only-443", "everything but TCP port 443 is blocked", _two("pr", udp=False, only_port=443))
     for percent in (5, 10, 20):
         yield Network(f"loss-{percent}", f"{percent} % of packets are lost on the caller's line", _lossy(loss=percent / 100))
     for percent in (8, 12, 25):

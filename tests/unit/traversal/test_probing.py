@@ -1,0 +1,150 @@
+"""Who gets in, asked of a real server on loopback, where everybody does; NATs are in tests/natlab."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+import pytest
+
+from p2ptunnel.protocol.probing import ProbesBack
+from p2ptunnel.server import Rendezvous, probing
+from p2ptunnel.traversal.lifetime import mapping_lifetime
+from p2ptunnel.traversal.netreport import Lifetime
+from p2ptunnel.traversal.probing import Strangers, crosses, filtering_udp, hairpins_tcp, hairpins_udp, strangers_tcp
+from p2ptunnel.types import Address
+from tests.helpers import run
+from tests.helpers.turns import cancel_at_each_turn, descriptors, settle
+from tests.unit.traversal.wires import LOOPBACK, silent_server
+
+OWN = frozenset({"127.0.0.1"})
+ALTERNATIVES: tuple[Address, ...] = (LOOPBACK, ("127.0.0.2", 0))
+
+
+@contextlib.asynccontextmanager
+async def serving(*others: Address) -> AsyncGenerator[Address]:
+    async with Rendezvous(LOOPBACK, alt_listen=others) as server:
+        yield server.address
+
+
+def ask(question: Callable[[Address], Awaitable[object]], *others: Address) -> object:
+    async def main() -> object:
+        async with serving(*others) as server:
+            return await question(server)
+
+    return run(main())
+
+
+def test_on_loopback_everybody_gets_in() -> None:
+    assert ask(filtering_udp, *ALTERNATIVES) == "endpoint-independent"
+    assert ask(strangers_tcp, *ALTERNATIVES) == Strangers("endpoint-independent", "accept")
+
+
+def test_a_server_with_one_address_cannot_tell() -> None:
+    assert ask(filtering_udp) == "unknown"
+    assert ask(strangers_tcp) == Strangers()
+    assert ask(lambda server: crosses(server, 1)) is None
+
+
+def test_a_server_with_two_ports_does_not_tell_hosts_apart() -> None:
+    assert ask(filtering_udp, LOOPBACK) == "unknown"
+    assert ask(strangers_tcp, LOOPBACK) == Strangers("unknown", "accept")
+
+
+def test_a_syn_that_does_not_die_on_the_way_tells_nothing() -> None:
+    assert ask(lambda server: crosses(server, 64), *ALTERNATIVES) is None
+
+
+def test_without_a_nat_there_is_no_hairpin_to_tell_of() -> None:
+    assert ask(lambda server: hairpins_udp(server, OWN)) is None
+    assert ask(lambda server: hairpins_tcp(server, OWN)) is None
+
+
+def test_what_one_sends_to_its_own_outside_address_comes_back_where_nothing_is_between() -> None:
+    assert ask(lambda server: hairpins_udp(server, frozenset())) is True
+    assert ask(lambda server: hairpins_tcp(server, frozenset())) is True
+
+
+def test_a_server_that_refuses_is_no_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(probes: ProbesBack, probe: object, extra: object, source: object, size: int, now: float) -> None:
+        probes._refuse(probe, 429, "too many probes", source, size)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ProbesBack, "on_probe", refuse)
+    assert ask(filtering_udp, *ALTERNATIVES) == "unknown"
+    assert ask(strangers_tcp, *ALTERNATIVES) == Strangers()
+
+
+def test_a_server_that_is_silent_tells_nothing() -> None:
+    async def main() -> None:
+        with silent_server() as server:
+            async with asyncio.timeout(0.3):
+                await filtering_udp(server)
+
+    with pytest.raises(TimeoutError):
+        run(main())
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        filtering_udp,
+        strangers_tcp,
+        lambda server: hairpins_udp(server, frozenset()),
+        lambda server: hairpins_tcp(server, frozenset()),
+        lambda server: mapping_lifetime(server, 0.01),
+    ],
+    ids=["filtering", "strangers", "hairpin-udp", "hairpin-tcp", "lifetime"],
+)
+def test_cancelling_leaves_nothing(question: Callable[[Address], Awaitable[object]]) -> None:
+    async def main() -> None:
+        async with serving(*ALTERNATIVES) as server:
+
+            async def work() -> object:
+                return await question(server)
+
+            async def undo(_: object) -> None:
+                return
+
+            assert await cancel_at_each_turn(work, undo) > 3
+
+    run(main())
+
+
+def test_a_server_that_is_closed_while_it_dials_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    dialling = asyncio.Event()
+
+    async def dial_for_ever(*_: object, **__: object) -> None:
+        dialling.set()
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        monkeypatch.setattr(probing, "dial", dial_for_ever)
+        before, tasks = descriptors(), len(asyncio.all_tasks())
+        async with serving(*ALTERNATIVES) as server:
+            asking = asyncio.create_task(strangers_tcp(server))
+            await dialling.wait()
+        assert await asking == Strangers()
+        await settle(before, tasks)
+
+    run(main())
+
+
+def test_no_other_program_gets_a_port_that_is_dialled_from() -> None:
+    async def main() -> None:
+        async with Rendezvous(LOOPBACK, alt_listen=[LOOPBACK]) as server:
+            other = server._observer.others[0]
+            with socket.socket() as thief, pytest.raises(OSError, match="in use"):
+                thief.bind(other)
+
+    run(main())
+
+
+def test_where_nothing_is_between_a_silent_port_is_not_forgotten() -> None:
+    assert ask(lambda server: mapping_lifetime(server, 0.5)) == Lifetime(0.5, None)
+
+
+def test_who_is_refused_does_not_know_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ProbesBack, "_is_none", lambda *_: "no such thing")
+    assert ask(lambda server: mapping_lifetime(server, 0.1)) is None
