@@ -27,6 +27,7 @@ from p2ptunnel.net.sockets import (
     is_loopback,
     is_sendable,
     limit_segments,
+    prefer_lasting,
     progress,
     reset_close,
     share_port,
@@ -85,6 +86,7 @@ def punch_socket(local: Address, remote: Address | None = None) -> socket.socket
             limit_segments(sock, PUNCH_MSS_BYTES)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            prefer_lasting(sock)
         sock.bind(local)
     except OSError:
         sock.close()

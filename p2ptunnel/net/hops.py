@@ -19,7 +19,7 @@ import msgspec
 from p2ptunnel.defaults import HOPS_MAX, HOPS_WAIT, PROBE_PAD_BYTES
 from p2ptunnel.errors import InvalidAddressError
 from p2ptunnel.net.interfaces import source_address
-from p2ptunnel.net.sockets import LINUX, family_of, is_sendable, set_ttl
+from p2ptunnel.net.sockets import LINUX, RECVERR, family_of, is_sendable, set_ttl
 from p2ptunnel.net.watch import Watch
 from p2ptunnel.protocol.machine import new_mid
 from p2ptunnel.types import Address, format_address
@@ -27,7 +27,6 @@ from p2ptunnel.wire.messages import ProbeExtra, ReflexiveProbe, encode_padded
 
 __all__ = ["Hops", "is_public", "opener_ttl"]
 
-_RECVERR: Final = {socket.AF_INET: (socket.IPPROTO_IP, 11), socket.AF_INET6: (socket.IPPROTO_IPV6, 25)}
 _TIME_EXCEEDED: Final = {(2, 11), (3, 3)}  # (origin, type) of a sock_extended_err: ICMP, ICMPv6
 _ERROR_BYTES: Final = 16  # of sock_extended_err; the offender's sockaddr follows
 _MSG_ERRQUEUE: Final = 0x2000
@@ -117,7 +116,7 @@ class _Probes:
     def _send(self, ttl: int, stack: contextlib.ExitStack) -> None:
         sock = stack.enter_context(socket.socket(self._family, socket.SOCK_DGRAM))
         sock.setblocking(False)
-        sock.setsockopt(*_RECVERR[self._family], 1)
+        sock.setsockopt(*RECVERR[self._family], 1)
         set_ttl(sock, ttl)
         stack.callback(Watch(sock, partial(self._on_answer, sock, ttl, self._loop.time())).stop)
         probe = encode_padded(ReflexiveProbe(mid=new_mid(random.SystemRandom()), extra=ProbeExtra()), PROBE_PAD_BYTES)
@@ -183,7 +182,7 @@ def _offender(sock: socket.socket) -> str | None:
     except OSError:
         return None
     for level, kind, value in ancillary:
-        if (level, kind) == _RECVERR[sock.family] and struct.unpack_from("BB", value, 4) in _TIME_EXCEEDED:
+        if (level, kind) == RECVERR[sock.family] and struct.unpack_from("BB", value, 4) in _TIME_EXCEEDED:
             at, length = (4, 4) if sock.family == socket.AF_INET else (8, 16)
             return socket.inet_ntop(sock.family, value[_ERROR_BYTES + at : _ERROR_BYTES + at + length])
     return None

@@ -12,22 +12,33 @@ from collections.abc import Iterable
 from typing import Final
 
 from p2ptunnel.addresses import canonical, scope_of
+from p2ptunnel.defaults import IPV6_CANDIDATES_MAX
 from p2ptunnel.errors import InvalidAddressError, ResolveError
 from p2ptunnel.net.netlink import InterfaceAddress, interface_addresses
-from p2ptunnel.net.sockets import LINUX, family_of, is_loopback
+from p2ptunnel.net.sockets import LINUX, family_of, is_loopback, prefer_lasting
 from p2ptunnel.net.threads import in_thread
 from p2ptunnel.types import clean
 
-__all__ = ["is_on_link", "lan_hosts", "local_addresses", "on_link", "resolve", "source_address"]
+__all__ = [
+    "global_ipv6",
+    "is_on_link",
+    "lan_hosts",
+    "local_addresses",
+    "on_link",
+    "resolve",
+    "source_address",
+    "speaks_ipv6_only",
+]
 
-_SOMEWHERE: Final = {"192.0.2.1": 32, "2001:db8::1": 128}
+_SOMEWHERE_IPV4, _SOMEWHERE_IPV6 = "192.0.2.1", "2001:db8::1"
+_SOMEWHERE: Final = {_SOMEWHERE_IPV4: 32, _SOMEWHERE_IPV6: 128}
 """Addresses for which there is a route where there is a default one (RFC 5737, 3849), and the length of one address."""
 
 _PORT: Final = 9  # discard; connect() of a UDP socket sends nothing
 
 
 def source_address(destination: str) -> str:
-    """Return the address that packets to `destination`, a numeric host, leave from; nothing is sent.
+    """Return the address that packets of ours to `destination`, a numeric host, leave from; nothing is sent.
 
     Raises:
         InvalidAddressError: `destination` is not numeric.
@@ -37,6 +48,8 @@ def source_address(destination: str) -> str:
     if family is None:
         raise InvalidAddressError(clean(destination))
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        if family == socket.AF_INET6:
+            prefer_lasting(probe)
         probe.connect((destination, _PORT))
         return str(probe.getsockname()[0])
 
@@ -48,6 +61,29 @@ def local_addresses() -> tuple[str, ...]:
     """
     usable = [address for address in _known_addresses() if _is_reachable(address)]
     return tuple(address.host for address in sorted(usable, key=lambda address: address.is_temporary))
+
+
+def global_ipv6() -> tuple[str, ...]:
+    """Return the IPv6 addresses at which the internet may reach this machine, 3 at most; none without a route.
+
+    The one comes first that sockets of ours speak from, then lasting ones, then temporary ones.  Addresses that carry an IPv4
+    address (6to4, Teredo) are left out: peers take them for that.
+    """
+    try:
+        own = source_address(_SOMEWHERE_IPV6)
+    except OSError:
+        return ()
+    found = dict.fromkeys(host for host in (own, *local_addresses()) if ":" in host and _is_global(host))
+    return tuple(found)[:IPV6_CANDIDATES_MAX]
+
+
+def speaks_ipv6_only() -> bool:
+    """Tell whether this machine reaches the internet over IPv6 and not over IPv4."""
+    try:
+        source_address(_SOMEWHERE_IPV4)
+    except OSError:
+        return bool(global_ipv6())
+    return False
 
 
 def lan_hosts() -> tuple[str, ...]:
@@ -104,6 +140,11 @@ async def resolve(host: str, *, family: int = socket.AF_UNSPEC) -> str:
 def _is_reachable(address: InterfaceAddress) -> bool:
     parsed = ipaddress.ip_address(address.host)
     return not (parsed.is_loopback or parsed.is_link_local)
+
+
+def _is_global(host: str) -> bool:
+    address = canonical(host)
+    return address.version == 6 and scope_of(address) == "public"
 
 
 def _known_addresses() -> tuple[InterfaceAddress, ...]:

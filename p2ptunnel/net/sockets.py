@@ -19,7 +19,9 @@ from p2ptunnel.types import Address
 
 __all__ = [
     "ANY_IPV4",
+    "ANY_IPV6",
     "LINUX",
+    "RECVERR",
     "TELLS_UNSENT",
     "Progress",
     "can_open_low",
@@ -34,6 +36,7 @@ __all__ = [
     "limit_segments",
     "limit_unsent",
     "local_address",
+    "prefer_lasting",
     "progress",
     "reset_close",
     "set_min_ttl",
@@ -47,12 +50,17 @@ __all__ = [
 
 LINUX: Final = sys.platform == "linux"
 ANY_IPV4: Final = "0.0.0.0"  # noqa: S104 - a punched port must be reachable on every interface
+ANY_IPV6: Final = "::"
+RECVERR: Final = {socket.AF_INET: (socket.IPPROTO_IP, 11), socket.AF_INET6: (socket.IPPROTO_IPV6, 25)}
+"""The option, by family, that puts ICMP errors about a socket's packets into its error queue (Linux)."""
 
 _IP_MTU_DISCOVER: Final = 10
 _IPV6_MTU_DISCOVER: Final = 23
 _PMTUDISC_PROBE: Final = 3  # DF stays set, but a forged "fragmentation needed" cannot make us fail with EMSGSIZE
 _IP_MINTTL: Final = 21
 _IPV6_MINHOPCOUNT: Final = 73
+_IPV6_ADDR_PREFERENCES: Final = 72
+_IPV6_PREFER_SRC_PUBLIC: Final = 2
 _SO_RCVBUFFORCE: Final = 33
 _SIOCOUTQ: Final = 0x5411
 _TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None)
@@ -119,6 +127,15 @@ def share_port(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if _SO_REUSEPORT is not None:
         sock.setsockopt(socket.SOL_SOCKET, _SO_REUSEPORT, 1)
+
+
+def prefer_lasting(sock: socket.socket) -> None:
+    """Let an IPv6 socket that is bound to no address speak from a lasting one, as long as there is one (RFC 5014; Linux).
+
+    Systems prefer temporary ones; a peer that has opened its firewall for the other would not hear us.
+    """
+    if LINUX:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_ADDR_PREFERENCES, _IPV6_PREFER_SRC_PUBLIC)
 
 
 def forbid_fragments(sock: socket.socket) -> None:

@@ -13,13 +13,14 @@ import errno
 import random
 import socket
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final, Literal, TypeAlias
 
-from p2ptunnel.defaults import PUNCH_ACCEPT_PAUSE, PUNCH_MSS_BYTES, PUNCH_TIMEOUT
+from p2ptunnel.defaults import PUNCH_ACCEPT_PAUSE, PUNCH_MSS_BYTES, PUNCH_TIMEOUT, REDIALS_PER_PHASE
 from p2ptunnel.errors import BindError
 from p2ptunnel.net.dial import Dial, DialOutcome, DialRecord, dial, punch_socket
 from p2ptunnel.net.interfaces import is_on_link
-from p2ptunnel.net.sockets import can_open_low, is_loopback, limit_segments, reset_close
+from p2ptunnel.net.sockets import ANY_IPV4, ANY_IPV6, can_open_low, family_of, is_loopback, limit_segments, reset_close
 from p2ptunnel.net.watch import Watch
 from p2ptunnel.protocol.machine import Entropy
 from p2ptunnel.trace import Tracer
@@ -150,7 +151,8 @@ class Dialer:
         """Prepare; nothing is sent.
 
         Args:
-            local: Numeric host and port that every socket of the attempt shares.
+            local: Numeric host and port that every socket of the attempt shares; what goes to targets of the other family
+                leaves from the same port.
             on_connected: Gets each connection that comes up, to own it; there may be several, from several targets.
             on_failed: Gets the record of each dial that ended by itself without a connection.
             rng: Draws the pauses after an RST.
@@ -176,8 +178,11 @@ class Dialer:
         low_ttl: int | None = None,
         hop_rtt: float = 0.0,
         patience: float = PUNCH_TIMEOUT,
+        redials: int = REDIALS_PER_PHASE,
     ) -> None:
         """Replace the dials that run by new ones to `targets`; the SYNs have left in that order when this returns.
+
+        IPv4 and IPv6 do not replace each other: no targets at all are taken for the family that the dialer was made for.
 
         The new sockets are made before, so that a target is without one for the time of a system call: a peer's SYN that
         came in between would find the listener and be answered with another sequence number than NATs have seen.  A dial
@@ -188,21 +193,29 @@ class Dialer:
             low_ttl: As for `Dial`, as the rest is.
             hop_rtt: Seconds.
             patience: Seconds; by default a dial waits until it is replaced or closed.
+            redials: How many refusals are answered by another SYN.
         """
-        met = [running for running in self._running if running.is_half_open]
-        old = {running.target: running for running in self._running if running not in met}
-        new = [
-            Dial(self._local, target, self._on_end, rng=self._rng, low_ttl=low_ttl, hop_rtt=hop_rtt, patience=patience)
-            for target in dict.fromkeys(targets)
-            if not any(running.target == target for running in met)
-        ]
-        self._running = [*met, *new]
+        wanted = tuple(dict.fromkeys(targets))
+        local = self._local_for(wanted)
+        beside = [running for running in self._running if _other_family(running.target[0], local[0])]
+        met = [running for running in self._running if running.is_half_open and running not in beside]
+        old = {running.target: running for running in self._running if running not in (*beside, *met)}
+        make = partial(Dial, rng=self._rng, low_ttl=low_ttl, hop_rtt=hop_rtt, patience=patience, redials=redials)
+        met_targets = {running.target for running in met}
+        new = [make(local, target, self._on_end) for target in wanted if target not in met_targets]
+        self._running = [*beside, *met, *new]
         for starting in new:
             if starting.target in old:
                 self._give_up(old.pop(starting.target))
             starting.connect()
         for left in old.values():
             self._give_up(left)
+
+    def _local_for(self, targets: tuple[Address, ...]) -> Address:
+        """Return where SYNs to `targets`, all of one family, leave from."""
+        if not targets or not _other_family(targets[0][0], self._local[0]):
+            return self._local
+        return (ANY_IPV6 if ":" in targets[0][0] else ANY_IPV4, self._local[1])
 
     def close(self) -> None:
         """Reset every dial that runs; connections handed over stay.  Closing twice is fine."""
@@ -233,3 +246,8 @@ class Dialer:
             outcome=record.outcome,
             reason=record.reason,
         )
+
+
+def _other_family(host: str, local: str) -> bool:
+    """Tell whether sockets at `local` cannot reach `host` but sockets of the other family could."""
+    return family_of(host) not in (None, family_of(local))

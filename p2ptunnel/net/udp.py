@@ -22,7 +22,16 @@ from p2ptunnel.defaults import OPENER_TTL_UNKNOWN
 from p2ptunnel.errors import BindError, InvalidAddressError
 from p2ptunnel.net.filter import attach_filter
 from p2ptunnel.net.segments import bursts, send_segments
-from p2ptunnel.net.sockets import family_of, forbid_fragments, get_ttl, is_sendable, set_ttl, share_port, socket_address
+from p2ptunnel.net.sockets import (
+    family_of,
+    forbid_fragments,
+    get_ttl,
+    is_sendable,
+    prefer_lasting,
+    set_ttl,
+    share_port,
+    socket_address,
+)
 from p2ptunnel.net.watch import Watch
 from p2ptunnel.protocol.machine import Event, Machine
 from p2ptunnel.trace import Tracer
@@ -185,6 +194,7 @@ def _bound_socket(local: Address, remote: Address | None, *, shared: bool) -> so
         sock.setblocking(False)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has a socket of its own on the port
+            prefer_lasting(sock)
         if port and shared:
             share_port(sock)
         sock.bind(local)

@@ -18,6 +18,7 @@ from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, 
 from p2ptunnel.protocol.guessing import EasySide, EasyState
 from p2ptunnel.protocol.holes import HardSide, HardState
 from p2ptunnel.protocol.intent import AttemptKeys
+from p2ptunnel.protocol.ipv6 import Ipv6Approach, ipv6_targets
 from p2ptunnel.protocol.machine import Datagram, Entropy, MachineBase
 from p2ptunnel.protocol.punch import Dial, LocalView, ObserveRow, phase_length, tcp_targets, udp_targets
 from p2ptunnel.protocol.signals import Signals
@@ -56,8 +57,9 @@ class Approach(MachineBase):
 
     Attributes:
         plan: What is done.
-        targets: Where the other side's TCP is.
+        targets: Where the other side's TCP is, but for IPv6.
         udp_targets: Where its UDP is.
+        hosts: Where connections of the other side may come from.
     """
 
     def __init__(
@@ -78,7 +80,9 @@ class Approach(MachineBase):
         super().__init__()
         hints = hints or NatHints()
         self.plan: Plan = choose("tcp", role, view.hints, hints) if keys is not None else _founding_plan(role, view)
-        self.targets: Final = tcp_targets(candidates, peer, server)
+        self.targets: Final[tuple[Address, ...]] = (
+            tcp_targets(candidates, peer, server) if keys is None or ":" not in peer[0] else ()
+        )
         self.udp_targets: Final = udp_targets(candidates, peer, server)
         self._role: Final = role
         self._token: Final = token
@@ -88,6 +92,15 @@ class Approach(MachineBase):
         self._birthdays: Final = birthdays
         self._peer_key: Final = peer_key
         self._round_trip: Final = view.rtt + hints.rtt / 1000
+        self._ipv6: Final = Ipv6Approach(
+            role,
+            token,
+            () if keys is None else ipv6_targets(candidates, view.candidates, peer, server),
+            ours=view.hints,
+            theirs=hints,
+            round_trip=self._round_trip,
+        )
+        self.hosts: Final = frozenset((peer[0], *(host for host, _ in self._ipv6.targets)))
         self._signals: Final = None if keys is None else _signals(role, token, server, entropy, keys, self._round_trip)
         self._length: Final = phase_length(view.rtt, hints.rtt / 1000)
         # A program of the seed dials by itself, in one phase: it needs the hole; one that answers has to be dialled.
@@ -113,6 +126,8 @@ class Approach(MachineBase):
         self._is_running = True
         if self._role == "caller" and self._signals is not None:
             self._signals.tell(Sync(), now)
+        self._ipv6.start(now, ends_at=ends_at)
+        self._events += self._ipv6.events()
         if not self._await_rows(now):
             self._begin(now)
         if self._role == "callee":
@@ -122,9 +137,11 @@ class Approach(MachineBase):
     def prove(self, now: float) -> None:
         """The other side holds the attempt's key, and is where it says: what was held back may go."""
         self._is_trusted = True
+        self._ipv6.prove(now)
         if self._holds_back:
             self._holds_back = False
             self._dial(now)
+        self._collect(now)
 
     def hear(self, message: Signal | SignalAnswer, now: float) -> bool:
         """Take a t=12 or -12 from the server; return whether it was for us."""
@@ -134,6 +151,7 @@ class Approach(MachineBase):
             return self._signals.acknowledged(message)
         body = self._signals.open(message)
         if body is not None and self._is_running:
+            self._ipv6.prove(now)  # where the other side is there, no datagram would show either
             if not self._comes_directly:
                 self.prove(now)
             self._take(body, now)
@@ -168,6 +186,7 @@ class Approach(MachineBase):
         """End everything, whichever way; stopping twice is fine."""
         self._is_running = False
         self._acts_at = None
+        self._ipv6.stop()
         if self._signals is not None:
             self._signals.close()
         if self._birthday is not None:
@@ -178,6 +197,8 @@ class Approach(MachineBase):
         """Begin the next phase or the birthday, repeat, guess: whatever is due."""
         if self._signals is not None:
             self._signals.handle_timer(now)
+        if not self._is_paused:
+            self._ipv6.handle_timer(now)
         if self._birthday is not None:
             self._birthday.handle_timer(now)
         elif self._acts_at is not None and now >= self._acts_at and not self._is_paused:
@@ -186,7 +207,7 @@ class Approach(MachineBase):
 
     def next_deadline(self) -> float | None:
         """Return when something is due."""
-        waits = [None if self._is_paused else self._acts_at]
+        waits = [] if self._is_paused else [self._acts_at, self._ipv6.next_deadline()]
         waits += [machine.next_deadline() for machine in (self._signals, self._birthday) if machine is not None]
         return min((at for at in waits if at is not None), default=None)
 
@@ -226,7 +247,7 @@ class Approach(MachineBase):
             self._open_udp(low=False)
 
     def _dial(self, now: float) -> None:
-        if self.plan.dials(self._phase):
+        if self.targets and self.plan.dials(self._phase):
             targets = self.plan.targets(self.targets, 0)
             self._events.append(Dial(self._token, targets, self.plan.sends_low(self._phase), self._ends_at - now))
 
@@ -286,7 +307,7 @@ class Approach(MachineBase):
     def _begin_birthday(self, now: float) -> bool:
         """Begin our part, if there is one and it may be; what the first phase has sent is of no use any more."""
         here = self._birthdays
-        if here is None or self._signals is None or self.plan.part is None or not self._is_trusted:
+        if here is None or self._signals is None or self.plan.part is None or not (self._is_trusted and self.targets):
             return False
         holes = here.holes() if self.plan.part == "hard" else 0
         refusal = "too few descriptors" if self.plan.part == "hard" and not holes else here.gate.enter(self._peer_key, now)
@@ -311,6 +332,7 @@ class Approach(MachineBase):
         return self._birthday is not None and self._birthday.state in {HardState.HOLDING, EasyState.HOLDING}
 
     def _collect(self, now: float) -> None:
+        self._events += self._ipv6.events()
         if self._birthday is not None:
             self._collect_birthday(self._birthday, now)
         if self._signals is not None:

@@ -191,6 +191,11 @@ class CalleeAgent(MachineBase):
         """Where the caller's TCP connection is expected from."""
         return self._approach.targets
 
+    @property
+    def hosts(self) -> frozenset[str]:
+        """Where the caller's connections may come from."""
+        return self._approach.hosts
+
     def start(self, now: float) -> None:
         """Open our NAT, then answer: SYN and t=30 that die on the way, -10.
 

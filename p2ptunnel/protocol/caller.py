@@ -242,6 +242,11 @@ class CallerAgent(MachineBase):
             self._approach.stop()
             self._events += self._approach.events()
 
+    @property
+    def hosts(self) -> frozenset[str]:
+        """Where connections of the callee may come from."""
+        return frozenset() if self._approach is None else self._approach.hosts
+
     def handle_timer(self, now: float) -> None:
         """Repeat, give up, begin the next phase: whatever is due."""
         repeat, expired = self._requester.due(now)
@@ -362,8 +367,8 @@ class CallerAgent(MachineBase):
 
     def _sign_for(self, host: str, port: int) -> None:
         """Add how the server sees this very port, where we knew of no address at all: the callee sends nowhere else."""
-        if not self._candidates and host:
-            self._candidates = own_candidates("udp", (host, port), self._server)
+        if host and not any(candidate.kind == "srflx" for candidate in self._candidates):
+            self._candidates = (*own_candidates("udp", (host, port), self._server), *self._candidates)
 
     def _is_to_renew(self, message: PunchResult) -> bool:
         return self._signer is not None and not self._is_renewed and self._signer.renew(_intent_of(message))

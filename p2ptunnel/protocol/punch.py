@@ -104,13 +104,17 @@ class Dial(Event, frozen=True):
 
     What the peer has answered already (SYN_RECEIVED) stays: it comes up if it is left alone, and resetting it poisons the
     NATs' memory of this pair of ports.  low: They must die outside our own NATs.  patience: Seconds until the attempt ends;
-    the next phase replaces them before.
+    the next phase replaces them before.  is_unseen: Nobody but the peer itself says that it is there: a plain SYN that is
+    refused is not sent again.
+
+    All targets are of one family; the SYNs of the other stay.
     """
 
     token: str
     targets: tuple[Address, ...]
     low: bool
     patience: float
+    is_unseen: bool = False
 
 
 class ObserveRow(Event, frozen=True):

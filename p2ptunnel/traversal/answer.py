@@ -139,7 +139,7 @@ class AnsweringPort:
         self._quic = QuicAnswers(quic, self._trace)
         self._driver = UdpDriver(self._machine, port.udp, self._on_event, aside=quic)
         port.serve(self._driver)
-        self._listener: Listener | None = None
+        self._listeners: tuple[Listener, ...] = ()
         self._sockets: dict[str, AttemptSockets] = {}
         self._greetings: set[asyncio.Task[None]] = set()
         self._relayed: set[asyncio.Task[None]] = set()
@@ -184,7 +184,7 @@ class AnsweringPort:
         self._registered = asyncio.get_running_loop().create_future()
         self._registered.add_done_callback(_retrieve)  # whoever waits may have been cancelled in this very turn
         if self._is_punching:
-            self._listener = Listener(self._port.address, self._on_accepted, is_limited=False, tracer=self._trace)
+            self._listeners = self._port.listen(self._on_accepted, is_limited=False)
         self._take_view()
         self._driver.start()
         self._machine.registration.start(time.monotonic())
@@ -248,8 +248,8 @@ class AnsweringPort:
         self._is_closing = True
         if self._renewal is not None:
             self._renewal.cancel()
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         for agent in self._machine.agents:
             agent.abandon()
         for sockets in self._sockets.values():
@@ -319,8 +319,8 @@ class AnsweringPort:
 
     def _sockets_of(self, token: str) -> AttemptSockets:
         raw_hosts = [agent.caller[0] for agent in self._machine.agents if agent.is_seed_only]
-        if self._listener is not None and raw_hosts:  # whose own side we know nothing of
-            self._listener.expect(raw_hosts)
+        for listener in self._listeners if raw_hosts else ():  # whose own side we know nothing of
+            listener.expect(raw_hosts)
         if token not in self._sockets:
             on_row = partial(self._on_row, token)
             self._sockets[token] = AttemptSockets(self._port, self._greet_soon, on_row, tracer=self._trace)
@@ -378,7 +378,7 @@ class AnsweringPort:
 
     def _greet_soon(self, sock: socket.socket, remote: Address, how: ConnectedBy) -> None:
         agents = self._machine.agents
-        is_expected = any(agent.caller[0] == remote[0] for agent in agents)
+        is_expected = any(remote[0] in agent.hosts for agent in agents)
         if self._is_closing or not is_expected or len(self._greetings) >= PENDING_CONNECTIONS * len(agents):
             self._trace("traversal", "stranger_cut_off", remote=format_address(remote))
             reset_close(sock)
@@ -459,7 +459,7 @@ class AnsweringPort:
     def _agent_of(self, selector: bytes, host: str) -> CalleeAgent:
         """Return the call from that host whose conkey this is; compared in constant time."""
         for agent in self._machine.agents:
-            is_from_there = not agent.is_seed_only and agent.caller[0] == host
+            is_from_there = not agent.is_seed_only and host in agent.hosts
             if is_from_there and hmac.compare_digest(bytes.fromhex(agent.conkey), selector):
                 return agent
         raise ChannelClosedError("us: a preamble of no call of ours")

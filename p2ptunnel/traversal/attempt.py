@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from p2ptunnel.defaults import PUNCH_TIMEOUT
+from p2ptunnel.defaults import PUNCH_TIMEOUT, REDIALS_PER_PHASE
 from p2ptunnel.net.burst import Burst
 from p2ptunnel.net.tcp import Dialer, DialRecord, How
 from p2ptunnel.protocol.birthday import BirthdayEnded, OpenHoles, SendProbes
@@ -56,7 +56,7 @@ class AttemptSockets:
         """Do what an event asks for, if it is about sockets."""
         match event:
             case Dial():
-                self._dialer.start(event.targets, low_ttl=self._ttl(low=event.low), patience=event.patience)
+                self._dial(event)
             case OpenHoles():
                 ttl = self._ttl(low=event.low)
                 self._burst.open_holes(len(event.holes), event.target, low_ttl=ttl, patience=PUNCH_TIMEOUT)
@@ -82,6 +82,16 @@ class AttemptSockets:
         """Wait until nothing of it runs, after `close`."""
         if self._observing is not None:
             await asyncio.gather(self._observing, return_exceptions=True)
+
+    def _dial(self, wanted: Dial) -> None:
+        opener = self._port.opener(wanted.targets[0][0] if wanted.targets else "")
+        self._dialer.start(
+            wanted.targets,
+            low_ttl=opener.ttl if wanted.low else None,
+            hop_rtt=opener.rtt,
+            patience=wanted.patience,
+            redials=0 if wanted.is_unseen and not wanted.low else REDIALS_PER_PHASE,
+        )
 
     def _ttl(self, *, low: bool) -> int | None:
         return self._port.udp.opener_ttl if low else None

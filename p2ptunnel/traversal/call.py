@@ -42,7 +42,6 @@ from p2ptunnel.protocol.punch import (
     CallOffered,
     HoleOpened,
     Nominate,
-    PunchStarted,
 )
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.quicport import QuicPort
@@ -148,7 +147,7 @@ class Call(Generic[T]):
         self._quic = QuicCall(quic, self._keep, self._tries, self._trace)
         self._driver = UdpDriver(self._agent, port.udp, self._on_event, aside=quic)
         port.serve(self._driver)
-        self._listener: Listener | None = None
+        self._listeners: tuple[Listener, ...] = ()
         self._connections: dict[int, Pipe] = {}
         self._last_connection = 0
         self._rtt: float | None = None
@@ -157,7 +156,6 @@ class Call(Generic[T]):
         self._result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._pinned = signer.callee if signer else None
         self._is_raw = signer is None
-        self._peer_host = ""
         self.has_missed = False
         self._changed_key: PeerKeyChangedError | None = None
         self._patience: asyncio.TimerHandle | None = None
@@ -178,7 +176,7 @@ class Call(Generic[T]):
         """
         try:
             if self.is_punching:
-                self._listener = Listener(self._port.address, self._on_accepted, is_limited=self._is_raw, tracer=self._trace)
+                self._listeners = self._port.listen(self._on_accepted, is_limited=self._is_raw)
             self._driver.start()
             self._tries.start()
             self._agent.start(time.monotonic())
@@ -196,8 +194,8 @@ class Call(Generic[T]):
         self._agent.abandon()
         self._sockets.close()
         self._tries.close()
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         if self._patience is not None:
             self._patience.cancel()
         self._quic.cancel()
@@ -217,7 +215,7 @@ class Call(Generic[T]):
         self._add(sock, remote, "accept")
 
     def _add(self, sock: socket.socket, remote: Address, how: ConnectedBy) -> None:
-        is_wanted = self._agent.state in {CallerState.PUNCHING, CallerState.NOMINATING} and remote[0] == self._peer_host
+        is_wanted = self._agent.state in {CallerState.PUNCHING, CallerState.NOMINATING} and remote[0] in self._agent.hosts
         if not is_wanted or len(self._connections) >= PENDING_CONNECTIONS:
             self._trace("traversal", "stranger_cut_off", remote=format_address(remote))
             reset_close(sock)
@@ -241,8 +239,6 @@ class Call(Generic[T]):
                 self._companion.offered(event.token, event.offer)
             case AnswerProved() if self._companion is not None:
                 self._companion.proved(event.selector, event.key)
-            case PunchStarted():
-                self._peer_host = event.peer[0]
             case HoleOpened():
                 self._rtt = event.rtt
                 if self._tried is not None:

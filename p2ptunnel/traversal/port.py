@@ -11,19 +11,28 @@ import contextlib
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Final, Self
+from typing import Final, NamedTuple, Self, TypeAlias
 
-from p2ptunnel.defaults import CONTROL_GRACE, OPENER_TTL_MEMORY, OPENER_TTL_UNKNOWN, TRANSACTION_TIMEOUT, UDP_GRACE
+from p2ptunnel.defaults import (
+    CONTROL_GRACE,
+    OPENER_HOPS_IPV6,
+    OPENER_TTL_MEMORY,
+    OPENER_TTL_UNKNOWN,
+    TRANSACTION_TIMEOUT,
+    UDP_GRACE,
+)
 from p2ptunnel.errors import BindError, P2PTunnelError, RendezvousError, RendezvousTimeoutError
 from p2ptunnel.identity.judge import join_proof
 from p2ptunnel.net.dial import punch_socket
-from p2ptunnel.net.hops import opener_ttl
-from p2ptunnel.net.interfaces import source_address
+from p2ptunnel.net.hops import Hops, opener_ttl
+from p2ptunnel.net.interfaces import global_ipv6, source_address
 from p2ptunnel.net.portmap import PortMapper
 from p2ptunnel.net.reflexive import TcpControl, observe_tcp, observe_udp
-from p2ptunnel.net.sockets import ANY_IPV4, can_open_low, is_loopback
+from p2ptunnel.net.sockets import ANY_IPV4, ANY_IPV6, can_open_low, family_of, is_loopback
+from p2ptunnel.net.tcp import Listener
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
 from p2ptunnel.net.web import WebLinks, WebRoute
+from p2ptunnel.protocol.ipv6 import ipv6_candidates
 from p2ptunnel.protocol.nat import NatProfile
 from p2ptunnel.protocol.punch import LocalView, own_candidates
 from p2ptunnel.trace import Tracer
@@ -33,26 +42,35 @@ from p2ptunnel.traversal.ways import Ways
 from p2ptunnel.types import Address, Candidate, ServerSpec, format_address
 from p2ptunnel.wire.messages import Message, encode
 
-__all__ = ["OpenerTtl", "PunchPort", "take_number"]
+__all__ = ["Opener", "OpenerTtl", "PunchPort", "take_number"]
 
+OnAccepted: TypeAlias = Callable[[socket.socket, Address], None]
 _NUMBER_TRIES: Final = 16
 
 
+class Opener(NamedTuple):
+    """How far a packet may travel to leave our own NATs and die there, and the round trip to there in seconds, 0 if unknown."""
+
+    ttl: int = OPENER_TTL_UNKNOWN
+    rtt: float = 0.0
+
+
 class OpenerTtl:
-    """Knows how far a packet may travel to leave our own NATs and die there; asked once per server and a while."""
+    """Knows the opener towards each server; asked once per server and a while."""
 
     def __init__(self) -> None:
-        self._known: dict[Address, tuple[float, int]] = {}
+        self._known: dict[Address, tuple[float, Opener]] = {}
 
-    async def towards(self, server: Address) -> int:
-        """Return the TTL; 3 where no hop tells."""
+    async def towards(self, server: Address) -> Opener:
+        """Return the opener; where no hop tells, TTL 3, and a hop limit of 2 over IPv6."""
         now = asyncio.get_running_loop().time()
-        asked_at, ttl = self._known.get(server, (0.0, 0))
-        if ttl and now - asked_at < OPENER_TTL_MEMORY:
-            return ttl
-        ttl = OPENER_TTL_UNKNOWN if is_loopback(server[0]) else (await opener_ttl(server)).ttl or OPENER_TTL_UNKNOWN
-        self._known[server] = (now, ttl)
-        return ttl
+        asked_at, known = self._known.get(server, (0.0, None))
+        if known is not None and now - asked_at < OPENER_TTL_MEMORY:
+            return known
+        hops = Hops(None, {}) if is_loopback(server[0]) else await opener_ttl(server)
+        opener = Opener(hops.ttl or (OPENER_HOPS_IPV6 if ":" in server[0] else OPENER_TTL_UNKNOWN), hops.rtt)
+        self._known[server] = (now, opener)
+        return opener
 
 
 def take_number(host: str, tracer: Tracer) -> tuple[UdpSocket, socket.socket]:
@@ -97,6 +115,8 @@ class PunchPort:
         self._ways: Final = ways or Ways(WebLinks())
         self._reserved: Final = number[1]
         self._trace = tracer
+        self._beside: Final = self._reserve_ipv6()
+        self._opener = Opener()
         self._control_lost = asyncio.Event()
         self._seen_udp: Address | None = None
         self.is_udp_silent = False
@@ -126,12 +146,13 @@ class PunchPort:
         trace = tracer or Tracer()
         spec = at if isinstance(at, ServerSpec) else ServerSpec(at)
         server = spec.address
-        local = source_address(server[0]) if is_loopback(server[0]) else ANY_IPV4 if ":" not in server[0] else "::"
+        local = source_address(server[0]) if is_loopback(server[0]) else ANY_IPV4 if ":" not in server[0] else ANY_IPV6
         port = cls(take_number(local, trace), spec, trace, ways)
         hops = asyncio.create_task(ttl.towards(server))
         try:
             await port._observe_first()
-            port.udp.opener_ttl = await hops
+            port._opener = await hops
+            port.udp.opener_ttl = port._opener.ttl
         except BaseException:
             port.close()
             hops.cancel()
@@ -145,15 +166,44 @@ class PunchPort:
         return self.udp.address
 
     @property
+    def _has_ipv6(self) -> bool:
+        return self._beside is not None or self.address[0] == ANY_IPV6
+
+    def listen(self, on_accepted: OnAccepted, *, is_limited: bool) -> tuple[Listener, ...]:
+        """Listen for TCP on the port, over IPv6 beside IPv4 where the machine has it; the arguments are those of `Listener`.
+
+        Raises:
+            BindError: A foreign socket has the port.
+        """
+        first = Listener(self.address, on_accepted, is_limited=is_limited, tracer=self._trace)
+        if self._beside is None:
+            return (first,)
+        try:
+            return first, Listener((ANY_IPV6, self.address[1]), on_accepted, is_limited=is_limited, tracer=self._trace)
+        except BindError:
+            first.close()
+            raise
+
+    def opener(self, host: str) -> Opener:
+        """Return how far SYNs to a numeric host may travel to leave our own network and die there.
+
+        Over a family in which we speak to no server nobody has told.  The way out is then taken to be as long as over the
+        other: most often the same routers are on it.
+        """
+        is_beside = family_of(host) not in (None, family_of(self.server[0]))
+        return self._opener._replace(ttl=max(OPENER_HOPS_IPV6, self._opener.ttl)) if is_beside else self._opener
+
+    @property
     def view(self) -> LocalView:
         """What we can tell a peer of this port."""
         control = self.control
         over_tcp = () if control is None else own_candidates("tcp", control.observed, self.server)
         over_udp = () if self._seen_udp is None else own_candidates("udp", self._seen_udp, self.server)
-        candidates = (*over_tcp, *over_udp)
-        mapped = self._mapped({candidate.host for candidate in candidates})
+        seen = (*over_tcp, *over_udp)
+        mapped = self._mapped({candidate.host for candidate in seen})
+        over_ipv6 = ipv6_candidates(global_ipv6(), self.address[1]) if self._has_ipv6 else ()
         rtt = 0.0 if control is None else control.rtt
-        return LocalView((*candidates, *mapped), rtt, can_open_low(), self._nat, self._ports, can_quic())
+        return LocalView((*seen, *mapped, *over_ipv6), rtt, can_open_low(), self._nat, self._ports, can_quic())
 
     def _mapped(self, seen: set[str]) -> Iterator[Candidate]:
         """Yield the ways in that our router keeps open, unless another NAT stands above it."""
@@ -183,6 +233,16 @@ class PunchPort:
     def join(self, cookie: str, call: str) -> str:
         """Return what shows to a private server with a call that we know its join token, empty where none is asked for."""
         return join_proof(self.spec.join_token, self.spec.key, cookie, call.encode())
+
+    def _reserve_ipv6(self) -> socket.socket | None:
+        """Keep other programs off our number over IPv6, where the machine has it and we speak IPv4 with the server."""
+        if self.address[0] != ANY_IPV4:
+            return None
+        try:
+            return punch_socket((ANY_IPV6, self.address[1]))
+        except OSError as error:
+            self._trace("traversal", "no_ipv6", reason=error.strerror or str(error))
+            return None
 
     async def observe(self, *, timeout: float = TRANSACTION_TIMEOUT) -> bool:
         """Open the standing TCP connection to the server, anew if there is one; return whether there is one now.
@@ -318,4 +378,6 @@ class PunchPort:
         if self._mapper is not None:
             self._mapper.abort()
         self._reserved.close()
+        if self._beside is not None:
+            self._beside.close()
         self.udp.close()

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 from msgspec.structs import replace
 
 from p2ptunnel.errors import ConfigError, InvalidAddressError, PeerOfflineError, RendezvousTimeoutError, ResolveError
-from p2ptunnel.net.interfaces import resolve
+from p2ptunnel.net.interfaces import resolve, speaks_ipv6_only
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Address, ServerSpec, format_address, parse_server
 
@@ -108,11 +108,14 @@ class Servers:
 
 
 async def _looked_up(address: Address) -> Address:
-    """Look the name up; IPv4 goes first, since two peers can only meet in one family, and every network has that one."""
+    """Look the name up; IPv4 goes first: beside it peers meet over IPv6 as well, and most of them have both."""
     host, port = address
+    if ":" in host:
+        return (await resolve(host), port)
+    first, second = socket.AF_INET, socket.AF_INET6
+    if speaks_ipv6_only():
+        first, second = second, first
     try:
-        return (await resolve(host, family=socket.AF_UNSPEC if ":" in host else socket.AF_INET), port)
+        return (await resolve(host, family=first), port)
     except ResolveError:
-        if ":" in host:
-            raise
-        return (await resolve(host, family=socket.AF_INET6), port)
+        return (await resolve(host, family=second), port)

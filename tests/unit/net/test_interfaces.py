@@ -10,7 +10,16 @@ import pytest
 
 from p2ptunnel.errors import InvalidAddressError, ResolveError
 from p2ptunnel.net import interfaces
-from p2ptunnel.net.interfaces import is_on_link, lan_hosts, local_addresses, on_link, resolve, source_address
+from p2ptunnel.net.interfaces import (
+    global_ipv6,
+    is_on_link,
+    lan_hosts,
+    local_addresses,
+    on_link,
+    resolve,
+    source_address,
+    speaks_ipv6_only,
+)
 from p2ptunnel.net.netlink import InterfaceAddress, interface_addresses
 from tests.helpers import run
 
@@ -56,6 +65,62 @@ def test_loopback_and_link_local_addresses_reach_nobody(monkeypatch: pytest.Monk
     )
     monkeypatch.setattr(interfaces, "interface_addresses", lambda: found)
     assert local_addresses() == ("192.168.1.7", "2001:db8::1", "2001:db8::aaaa")  # the temporary one last
+
+
+def have(monkeypatch: pytest.MonkeyPatch, *found: InterfaceAddress, sources: dict[str, str]) -> None:
+    """Give the machine these addresses, and say from which packets leave over each family."""
+
+    def source(destination: str) -> str:
+        own = sources.get("IPv6" if ":" in destination else "IPv4")
+        if own is None:
+            raise OSError(101, "Network is unreachable")
+        return own
+
+    monkeypatch.setattr(interfaces, "interface_addresses", lambda: found)
+    monkeypatch.setattr(interfaces, "source_address", source)
+
+
+def test_global_addresses_are_the_one_we_speak_from_then_lasting_ones_then_temporary_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    have(
+        monkeypatch,
+        InterfaceAddress("2001:db8::aaaa", 64, is_temporary=True),
+        InterfaceAddress("192.168.1.7", 24),
+        InterfaceAddress("2001:db8::1", 64),
+        InterfaceAddress("2001:db8::2", 64),
+        InterfaceAddress("fd00::7", 64),
+        InterfaceAddress("2002:c000:0201::1", 16),
+        sources={"IPv6": "2001:db8::2"},
+    )
+    assert global_ipv6() == ("2001:db8::2", "2001:db8::1", "2001:db8::aaaa")
+
+
+def test_of_many_global_addresses_three_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [InterfaceAddress(f"2001:db8::{number}", 64) for number in range(1, 9)]
+    have(monkeypatch, *many, sources={"IPv6": "2001:db8::8"})
+    assert global_ipv6() == ("2001:db8::8", "2001:db8::1", "2001:db8::2")
+
+
+def test_addresses_without_a_route_reach_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, InterfaceAddress("2001:db8::1", 64), sources={})
+    assert global_ipv6() == ()
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        ({"IPv4": "192.168.1.7", "IPv6": "2001:db8::1"}, False),
+        ({"IPv4": "192.168.1.7"}, False),
+        ({"IPv6": "2001:db8::1"}, True),
+        ({}, False),
+    ],
+)
+def test_a_machine_speaks_only_ipv6_where_that_alone_leads_out(
+    monkeypatch: pytest.MonkeyPatch, sources: dict[str, str], expected: bool
+) -> None:
+    have(monkeypatch, sources=sources)
+    assert speaks_ipv6_only() is expected
 
 
 @pytest.mark.parametrize(

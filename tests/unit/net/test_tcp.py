@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import resource
@@ -250,6 +251,36 @@ def test_failure_of_one_target_is_told_and_spares_the_others() -> None:
             ("dial_ended", "dead"),
             ("dial_ended", "connected"),
         ]
+
+    run(main())
+
+
+def test_the_two_families_do_not_replace_each_other_and_leave_from_one_port() -> None:
+    async def main() -> None:
+        with punch_socket(("0.0.0.0", 0)) as number, Door(("::1", 0)) as near, Door() as far:
+            port = number.getsockname()[1]
+            with Calls(("0.0.0.0", port)) as calls:
+                calls.dialer.start([far.listener.address])
+                calls.dialer.start([near.listener.address])
+                came_up = {(await calls.connected.get())[0] for _ in range(2)}
+                with contextlib.ExitStack() as stack:
+                    local = {stack.enter_context(sock).getsockname()[:2] for sock in came_up}
+                assert local == {("127.0.0.1", port), ("::1", port)}
+                assert [record.outcome for record in calls.dialer.records] == ["connected", "connected"]
+
+    run(main())
+
+
+def test_no_targets_at_all_end_the_dials_of_the_dialers_own_family() -> None:
+    async def main() -> None:
+        with punch_socket(("127.0.0.1", 0)) as closed, punch_socket(("::1", 0)) as closed_too, Calls(("0.0.0.0", 0)) as calls:
+            for refusing in (closed, closed_too):
+                calls.dialer.start([refusing.getsockname()[:2]])
+            calls.dialer.start([])
+            assert [(record.target[0], record.outcome) for record in calls.dialer.records] == [
+                ("127.0.0.1", "replaced"),
+                ("::1", None),
+            ]
 
     run(main())
 

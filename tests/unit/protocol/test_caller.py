@@ -724,15 +724,16 @@ def test_whose_no_it_is_is_told(by: Identity, kind: str) -> None:
     assert (failure.kind, failure.code) == (kind, 403)
 
 
-def test_who_knows_no_address_of_its_own_signs_the_one_that_the_server_sees() -> None:
-    agent = idle()
+@pytest.mark.parametrize("own", [(), (Candidate("host", "tcp", "2001:db8:1::2", 40001),)], ids=["nothing", "IPv6 alone"])
+def test_who_knows_no_address_that_a_server_sees_signs_that_as_well_when_told(own: tuple[Candidate, ...]) -> None:
+    agent = CallerAgent("alice", "bob", SERVER, LocalView(own), random.Random(1), signer=signer())
     agent.start(0.0)
     question = only(ConnectRequest, agent.datagrams_to_send())
-    assert question.extra.cands == ()
+    assert question.extra.cands == own
     seen = ConnectAnswerExtra(host="198.51.100.1", port=40001, cookie="fresh")
     agent.receive_datagram(encode(ConnectAnswer(mid=question.mid, code=401, em="cookie", extra=seen)), SERVER, 0.1)
     again = only(ConnectRequest, agent.datagrams_to_send())
-    assert again.extra.cands == (Candidate("srflx", "udp", "198.51.100.1", 40001),)
+    assert again.extra.cands == (Candidate("srflx", "udp", "198.51.100.1", 40001), *own)
     assert isinstance(judge().judge(again.extra.intent, again.extra.cands, "198.51.100.1", 0.0), Call)
 
 

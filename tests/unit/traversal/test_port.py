@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import socket
+from collections.abc import Generator
 from functools import partial
 
 import pytest
 
 from p2ptunnel.defaults import OPENER_TTL_UNKNOWN
 from p2ptunnel.errors import RendezvousTimeoutError
+from p2ptunnel.net.dial import punch_socket
 from p2ptunnel.net.gateway import Gateway
 from p2ptunnel.net.hops import Hops
 from p2ptunnel.net.portmap import PortMapper
+from p2ptunnel.net.sockets import ANY_IPV4
 from p2ptunnel.protocol.observer import Observer
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.trace import Tracer
 from p2ptunnel.traversal import port as module
 from p2ptunnel.traversal import profile
-from p2ptunnel.traversal.port import OpenerTtl, PunchPort, take_number
+from p2ptunnel.traversal.port import Opener, OpenerTtl, PunchPort, take_number
 from p2ptunnel.types import Address, Candidate, ServerSpec
 from p2ptunnel.wire.messages import Message, ReflexiveProbe
 from tests.helpers import run
@@ -188,13 +193,14 @@ def test_the_hops_are_counted_once_per_server_and_a_while(monkeypatch: pytest.Mo
 
     async def opener_ttl(server: Address) -> Hops:
         asked.append(server)
-        return Hops(2, {1: "192.168.1.1", 2: "198.51.100.1"})
+        return Hops(2, {1: "192.168.1.1", 2: "198.51.100.1"}, 0.01)
 
     monkeypatch.setattr(module, "opener_ttl", opener_ttl)
 
     async def main() -> None:
         ttl = OpenerTtl()
-        assert [await ttl.towards(AFAR), await ttl.towards(AFAR), await ttl.towards(("203.0.113.2", 7000))] == [2, 2, 2]
+        told = [await ttl.towards(server) for server in (AFAR, AFAR, ("203.0.113.2", 7000))]
+        assert told == [Opener(2, 0.01)] * 3
         assert asked == [AFAR, ("203.0.113.2", 7000)]
         monkeypatch.setattr(module, "OPENER_TTL_MEMORY", 0)
         await ttl.towards(AFAR)
@@ -211,8 +217,97 @@ def test_hops_that_do_not_answer_are_guessed_and_those_of_loopback_never_asked(m
     monkeypatch.setattr(module, "opener_ttl", opener_ttl)
 
     async def main() -> None:
-        assert await OpenerTtl().towards(AFAR) == OPENER_TTL_UNKNOWN
-        assert await OpenerTtl().towards(("127.0.0.1", 7000)) == OPENER_TTL_UNKNOWN
+        assert await OpenerTtl().towards(AFAR) == Opener(OPENER_TTL_UNKNOWN, 0.0)
+        assert await OpenerTtl().towards(("127.0.0.1", 7000)) == Opener(OPENER_TTL_UNKNOWN, 0.0)
+
+    run(main())
+
+
+# --- IPv6 beside IPv4 -------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def unobserved_port(host: str, server: str = "192.0.2.1") -> Generator[PunchPort]:
+    """A port that has asked nobody."""
+    port = PunchPort(take_number(host, Tracer()), ServerSpec((server, 7000)), Tracer())
+    with contextlib.closing(port):
+        yield port
+
+
+def test_a_port_is_listened_on_over_both_families() -> None:
+    async def main() -> None:
+        accepted: asyncio.Queue[Address] = asyncio.Queue()
+
+        def on_accepted(sock: socket.socket, remote: Address) -> None:
+            sock.close()
+            accepted.put_nowait(remote)
+
+        with unobserved_port(ANY_IPV4) as port, contextlib.ExitStack() as stack:
+            for listener in port.listen(on_accepted, is_limited=True):
+                stack.callback(listener.close)
+            for host in ("127.0.0.1", "::1"):
+                with socket.create_connection((host, port.address[1])):
+                    assert (await accepted.get())[0] == host
+
+    run(main())
+
+
+def test_a_port_tells_its_global_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "global_ipv6", lambda: ("2001:db8::2", "2001:db8::aaaa"))
+
+    async def main() -> None:
+        for host, server in ((ANY_IPV4, "192.0.2.1"), ("::", "2001:db8:ffff::1")):
+            with unobserved_port(host, server) as port:
+                number = port.address[1]
+                assert port.view.candidates == (
+                    Candidate("host", "tcp", "2001:db8::2", number),
+                    Candidate("host", "tcp", "2001:db8::aaaa", number),
+                )
+        with unobserved_port("127.0.0.1", "127.0.0.1") as port:  # nobody is to come from outside
+            assert port.view.candidates == ()
+            [listener] = port.listen(lambda *_: None, is_limited=True)
+            listener.close()
+
+    run(main())
+
+
+def test_a_machine_without_ipv6_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "global_ipv6", lambda: pytest.fail("nobody would listen there"))
+
+    def without_ipv6(local: Address) -> socket.socket:
+        if ":" in local[0]:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return punch_socket(local)
+
+    monkeypatch.setattr(module, "punch_socket", without_ipv6)
+
+    async def main() -> None:
+        with unobserved_port(ANY_IPV4) as port:
+            assert port.view.candidates == ()
+            [listener] = port.listen(lambda *_: None, is_limited=True)
+            listener.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("server", "host", "opener"),
+    [
+        ("192.0.2.1", "198.51.100.7", Opener(1, 0.01)),
+        ("192.0.2.1", "2001:db8::7", Opener(2, 0.01)),
+        ("2001:db8:ffff::1", "2001:db8::7", Opener(1, 0.01)),
+        ("192.0.2.1", "", Opener(1, 0.01)),
+    ],
+)
+def test_over_the_family_without_a_server_the_way_out_is_as_long_and_two_hops_at_least(
+    server: str, host: str, opener: Opener
+) -> None:
+    async def main() -> None:
+        with unobserved_port("::" if ":" in server else ANY_IPV4, server) as port:
+            port._opener = Opener(1, 0.01)
+            assert port.opener(host) == opener
+            port._opener = Opener(4, 0.01)
+            assert port.opener(host) == Opener(4, 0.01)
 
     run(main())
 

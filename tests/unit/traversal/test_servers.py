@@ -118,6 +118,15 @@ def test_a_name_becomes_a_number_and_ipv4_goes_first(monkeypatch: pytest.MonkeyP
     assert asked.addresses == [(used, 7000)]
 
 
+@pytest.mark.parametrize(("ipv6", "used"), [("2001:db8::1", "2001:db8::1"), ("", "192.0.2.1")])
+def test_where_there_is_no_way_out_over_ipv4_ipv6_goes_first(monkeypatch: pytest.MonkeyPatch, ipv6: str, used: str) -> None:
+    monkeypatch.setattr("socket.getaddrinfo", resolver(ipv4="192.0.2.1", ipv6=ipv6))
+    monkeypatch.setattr("p2ptunnel.traversal.servers.speaks_ipv6_only", lambda: True)
+    asked = Asked(None)
+    run(Servers(["rv.example"], default_port=7000).first(asked))
+    assert asked.addresses == [(used, 7000)]
+
+
 @pytest.mark.parametrize("literal", ["192.0.2.1", "2001:db8::1"])
 def test_a_number_is_not_looked_up(monkeypatch: pytest.MonkeyPatch, literal: str) -> None:
     monkeypatch.delattr("socket.getaddrinfo")

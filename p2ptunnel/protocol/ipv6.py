@@ -1,0 +1,134 @@
+"""IPv6 beside whatever else an attempt tries: no NATs, so no ports to find out, only firewalls to open from both sides.
+
+The server sees a peer over one family only, so nobody vouches for the IPv6 addresses that a peer names but the peer, who may
+name somebody else's.  Rule: only what it has signed counts, global addresses only, three at most; the callee sends there
+nothing that leaves its own network before the caller has shown that it holds the attempt's key, and neither sends more than
+three SYNs to an address that does not answer.
+
+A phase lasts until kernels have repeated their SYNs.  A new socket in the place of one whose SYN both firewalls have seen would
+come with another sequence number, and be refused by them for minutes.  Source: docs/explanation/nat.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from p2ptunnel.addresses import canonical, probe_refusal
+from p2ptunnel.defaults import IPV6_CANDIDATES_MAX, IPV6_PHASE_MAX, PLAIN_MARGIN, SYN_REPEAT
+from p2ptunnel.errors import InvalidAddressError
+from p2ptunnel.protocol.machine import MachineBase
+from p2ptunnel.protocol.punch import Dial, tcp_targets
+from p2ptunnel.protocol.strategy import choose
+from p2ptunnel.types import Address, Candidate, Role
+from p2ptunnel.wire.messages import NatHints
+
+__all__ = ["Ipv6Approach", "ipv6_candidates", "ipv6_targets"]
+
+_ONCE: Final = 0.95 * SYN_REPEAT  # seconds: a dial that ends by then has sent one SYN
+_REPEATED: Final = 1.2 * SYN_REPEAT  # seconds: one that lasts so long has sent two
+
+
+def ipv6_candidates(hosts: Iterable[str], port: int) -> tuple[Candidate, ...]:
+    """Return the candidates of a port of ours on a machine with these addresses."""
+    return tuple(Candidate("host", "tcp", host, port) for host in hosts)
+
+
+def ipv6_targets(
+    theirs: tuple[Candidate, ...], ours: Iterable[Candidate], peer: Address, server: Address
+) -> tuple[Address, ...]:
+    """Return where to send SYNs over IPv6, best first; nowhere, if we have no address there.
+
+    Args:
+        theirs: The peer's candidates, signed.
+        ours: Our own.
+        peer: What `aim` returned.
+        server: As we reach it.
+    """
+    if not any(":" in candidate.host for candidate in ours):
+        return ()
+    named = (_target(candidate) for candidate in theirs if (candidate.kind, candidate.proto) == ("host", "tcp"))
+    unseen = tuple(dict.fromkeys(target for target in named if target is not None))[:IPV6_CANDIDATES_MAX]
+    seen = tcp_targets(theirs, peer, server) if ":" in peer[0] else ()
+    return tuple(dict.fromkeys((*seen, *unseen)))
+
+
+def _target(candidate: Candidate) -> Address | None:
+    try:
+        address = canonical(candidate.host)
+    except InvalidAddressError:
+        return None
+    is_refused = probe_refusal(address, candidate.port, is_admitted=False) is not None
+    return None if address.version == 4 or is_refused else (str(address), candidate.port)
+
+
+class Ipv6Approach(MachineBase):
+    """One side's way through over IPv6, from its start until somebody stops it.
+
+    First one side, the callee if it can, opens its firewall with SYNs that die on the way, and the other sends plain ones; then
+    both send plain ones, once.
+
+    Args:
+        role: Ours.
+        token: The attempt's.
+        targets: Where the other side's TCP is; empty: nothing is sent.
+        ours: What the other side is told of us.
+        theirs: What it says of itself.
+        round_trip: Seconds between the two by way of the server.
+    """
+
+    def __init__(
+        self, role: Role, token: str, targets: tuple[Address, ...], *, ours: NatHints, theirs: NatHints, round_trip: float
+    ) -> None:
+        super().__init__()
+        self.targets: Final = targets
+        self._token: Final = token
+        self._plan: Final = choose("tcp", role, NatHints(low=ours.low), NatHints(low=theirs.low))
+        self._half_way: Final = round_trip / 2 + PLAIN_MARGIN
+        self._length: Final = min(_REPEATED + 1.25 * round_trip, IPV6_PHASE_MAX)
+        self._is_trusted = role == "caller"  # its callee has signed that it may be sent to; the other way round, later
+        self._holds_back = False
+        self._acts_at: float | None = None
+        self._ends_at = 0.0
+
+    def start(self, now: float, *, ends_at: float) -> None:
+        """Begin; nothing is dialled for longer than until `ends_at`."""
+        self._ends_at = ends_at
+        if not self.targets:
+            return
+        self._acts_at = now + self._length
+        if self._plan.waits(0):  # the caller opens, or nobody can: our SYN must not get there before its own has left
+            self._acts_at = now + self._half_way
+        elif self._plan.sends_low(0):
+            self._dial(now, low=True, patience=ends_at - now)
+        else:
+            self._dial(now, low=False, patience=self._length)
+
+    def prove(self, now: float) -> None:
+        """The other side holds the attempt's key: what was held back may go."""
+        self._is_trusted = True
+        if self._holds_back:
+            self._holds_back = False
+            self._dial(now, low=False, patience=_ONCE)
+
+    def stop(self) -> None:
+        """End everything; stopping twice is fine."""
+        self._acts_at = None
+        self._holds_back = False
+
+    def handle_timer(self, now: float) -> None:
+        """Begin the last phase, if it is due."""
+        if self._acts_at is None or now < self._acts_at:
+            return
+        self._acts_at = None
+        if self._is_trusted:
+            self._dial(now, low=False, patience=_ONCE)
+        else:
+            self._holds_back = True
+
+    def next_deadline(self) -> float | None:
+        """Return when something is due."""
+        return self._acts_at
+
+    def _dial(self, now: float, *, low: bool, patience: float) -> None:
+        self._events.append(Dial(self._token, self.targets, low, min(patience, self._ends_at - now), is_unseen=True))

@@ -1,0 +1,206 @@
+"""IPv6 beside IPv4: whose word counts, what is sent when, and how little goes to an address that nobody has seen."""
+
+from __future__ import annotations
+
+import pytest
+
+from p2ptunnel.defaults import IPV6_CANDIDATES_MAX, PLAIN_MARGIN, SYN_REPEAT
+from p2ptunnel.protocol.ipv6 import Ipv6Approach, ipv6_candidates, ipv6_targets
+from p2ptunnel.protocol.punch import Dial
+from p2ptunnel.types import Candidate, Role
+from p2ptunnel.wire.messages import NatHints
+
+SERVER = ("203.0.113.1", 7000)
+PEER = ("198.51.100.2", 40002)
+PEER_6 = ("2001:db8:2::2", 40002)
+OURS = (Candidate("host", "tcp", "2001:db8:1::2", 40001),)
+TOKEN = "0123456789abcdef0123456789abcdef"
+ROUND_TRIP = 0.1
+ENDS = 10.0
+ABLE, UNABLE = NatHints(low=True), NatHints(low=False)
+
+
+def named(host: str, port: int = 40002) -> Candidate:
+    return Candidate("host", "tcp", host, port)
+
+
+# --- whose word counts ------------------------------------------------------------------------------------------------
+
+
+def test_our_own_addresses_are_told_as_those_of_a_host() -> None:
+    assert ipv6_candidates(("2001:db8:1::2",), 40001) == OURS
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "fd00::2",
+        "fe80::2",
+        "::1",
+        "::",
+        "ff02::1",
+        "3ffe::2",
+        "::ffff:198.51.100.9",
+        "64:ff9b::198.51.100.9",
+        "2002:c633:6409::1",
+        "2001:0:1:2:3:4:5:6",
+        "fd00:ec2::254",
+        "198.51.100.9",
+        "192.168.1.7",
+        "example",
+        "",
+    ],
+)
+def test_nothing_is_sent_but_to_global_addresses(host: str) -> None:
+    assert ipv6_targets((named(host),), OURS, PEER, SERVER) == ()
+
+
+@pytest.mark.parametrize("port", [0, 22, 443, 1023, 1900, 5353, 11211])
+def test_nothing_is_sent_to_ports_of_services(port: int) -> None:
+    assert ipv6_targets((named(PEER_6[0], port),), OURS, PEER, SERVER) == ()
+
+
+@pytest.mark.parametrize("candidate", [Candidate("srflx", "tcp", *PEER_6), Candidate("host", "udp", *PEER_6)])
+def test_only_what_is_a_hosts_own_is_taken_for_it(candidate: Candidate) -> None:
+    assert ipv6_targets((candidate,), OURS, PEER, SERVER) == ()
+
+
+def test_three_addresses_count_and_each_of_them_once() -> None:
+    names = ("2001:db8:2::1", "2001:DB8:2:0::1", *(f"2001:db8:2::{number}" for number in range(2, 9)))
+    targets = ipv6_targets(tuple(map(named, names)), OURS, PEER, SERVER)
+    assert targets == tuple((f"2001:db8:2::{number}", 40002) for number in (1, 2, 3))
+    assert len(targets) == IPV6_CANDIDATES_MAX
+
+
+@pytest.mark.parametrize("ours", [(), (Candidate("srflx", "tcp", "198.51.100.1", 40001),)])
+def test_who_has_no_address_there_sends_nothing(ours: tuple[Candidate, ...]) -> None:
+    assert ipv6_targets((named(PEER_6[0]),), ours, PEER, SERVER) == ()
+
+
+def test_where_the_server_has_seen_the_peer_goes_before_what_the_peer_says() -> None:
+    seen = Candidate("srflx", "tcp", PEER_6[0], 50002)
+    targets = ipv6_targets((named("2001:db8:2::9"), seen), OURS, PEER_6, SERVER)
+    assert targets == ((PEER_6[0], 50002), ("2001:db8:2::9", 40002))
+
+
+# --- what is sent when ------------------------------------------------------------------------------------------------
+
+
+class Side:
+    """One side, and what it has wanted dialled: `(at, is_low, seconds)`."""
+
+    def __init__(self, role: Role, ours: NatHints = ABLE, theirs: NatHints = ABLE, *, round_trip: float = ROUND_TRIP) -> None:
+        self.machine = Ipv6Approach(role, TOKEN, (PEER_6,), ours=ours, theirs=theirs, round_trip=round_trip)
+        self.dials: list[tuple[float, bool, float]] = []
+
+    def start(self) -> None:
+        self.machine.start(0.0, ends_at=ENDS)
+        self._note(0.0)
+
+    def prove(self, now: float) -> None:
+        self.machine.prove(now)
+        self._note(now)
+
+    def run(self) -> list[tuple[float, bool, float]]:
+        """Let time pass until nothing is due any more."""
+        while (due := self.machine.next_deadline()) is not None:
+            self.machine.handle_timer(due - 0.001)
+            assert self.machine.events() == []
+            self.machine.handle_timer(due)
+            self._note(due)
+        return self.dials
+
+    @property
+    def syns(self) -> int:
+        """How many plain SYNs a silent target gets; kernels repeat them after 1 s, 2 s, …"""
+        return sum(1 + int(seconds / SYN_REPEAT) for _, is_low, seconds in self.dials if not is_low)
+
+    def _note(self, now: float) -> None:
+        for event in self.machine.events():
+            assert isinstance(event, Dial)
+            assert (event.token, event.targets, event.is_unseen) == (TOKEN, (PEER_6,), True)
+            self.dials.append((now, event.low, event.patience))
+
+
+def test_the_callee_opens_at_once_and_for_as_long_as_nobody_has_shown_who_it_is() -> None:
+    side = Side("callee")
+    side.start()
+    assert side.run() == [(0.0, True, ENDS)]
+    side.prove(5.0)
+    assert side.dials[1:] == [(5.0, False, pytest.approx(0.95))]
+
+
+def test_a_callee_that_knows_who_calls_sends_one_syn_when_its_opening_has_led_to_nothing() -> None:
+    side = Side("callee")
+    side.start()
+    side.prove(0.2)
+    assert side.run() == [(0.0, True, ENDS), (pytest.approx(1.325), False, pytest.approx(0.95))]
+    assert side.syns == 1
+
+
+def test_the_caller_sends_its_syn_at_once_and_keeps_the_socket_until_the_kernel_has_repeated_it() -> None:
+    side = Side("caller")
+    side.start()
+    assert side.run() == [(0.0, False, pytest.approx(1.325)), (pytest.approx(1.325), False, pytest.approx(0.95))]
+    assert side.syns == 3
+
+
+def test_where_only_the_caller_can_open_the_callee_waits_until_it_has_and_needs_to_know_who_it_is() -> None:
+    caller, callee = Side("caller", ABLE, UNABLE), Side("callee", UNABLE, ABLE)
+    caller.start()
+    assert caller.run() == [(0.0, True, ENDS), (pytest.approx(1.325), False, pytest.approx(0.95))]
+    callee.start()
+    assert callee.run() == []
+    callee.prove(1.0)
+    assert callee.dials == [(1.0, False, pytest.approx(0.95))]
+    known = Side("callee", UNABLE, ABLE)
+    known.start()
+    known.prove(0.01)
+    assert known.run() == [(pytest.approx(ROUND_TRIP / 2 + PLAIN_MARGIN), False, pytest.approx(0.95))]
+
+
+@pytest.mark.parametrize("abilities", [(ABLE, ABLE), (ABLE, UNABLE), (UNABLE, ABLE), (UNABLE, UNABLE)])
+@pytest.mark.parametrize("role", ["caller", "callee"])
+def test_nobody_sends_more_than_three_syns_to_who_does_not_answer(role: Role, abilities: tuple[NatHints, NatHints]) -> None:
+    for hundredths in range(200):
+        side = Side(role, *abilities, round_trip=hundredths / 100)
+        side.start()
+        side.prove(0.0)
+        side.run()
+        assert 1 <= side.syns <= 3
+
+
+def test_the_opener_outlasts_the_handshake_of_the_second_syn() -> None:
+    """The caller begins half a round trip later, and its repeated SYN takes as long again."""
+    for hundredths in range(70):
+        round_trip = hundredths / 100
+        callee = Side("callee", round_trip=round_trip)
+        callee.start()
+        due = callee.machine.next_deadline()
+        assert due is not None
+        assert due > SYN_REPEAT + round_trip
+
+
+def test_without_a_target_nothing_is_sent_and_nothing_is_due() -> None:
+    machine = Ipv6Approach("caller", TOKEN, (), ours=ABLE, theirs=ABLE, round_trip=ROUND_TRIP)
+    machine.start(0.0, ends_at=ENDS)
+    machine.prove(0.0)
+    assert machine.next_deadline() is None
+    assert machine.events() == []
+
+
+def test_what_is_over_sends_nothing_more() -> None:
+    side = Side("callee")
+    side.start()
+    side.machine.stop()
+    side.machine.stop()
+    side.prove(3.0)
+    assert side.run() == [(0.0, True, ENDS)]
+
+
+def test_nothing_is_dialled_beyond_the_attempt() -> None:
+    machine = Ipv6Approach("caller", TOKEN, (PEER_6,), ours=ABLE, theirs=ABLE, round_trip=ROUND_TRIP)
+    machine.start(0.0, ends_at=0.4)
+    [event] = machine.events()
+    assert isinstance(event, Dial)
+    assert event.patience == 0.4
