@@ -28,9 +28,7 @@ __all__ = ["Ipv6Approach", "ipv6_candidates", "ipv6_targets"]
 
 _ONCE: Final = 0.95 * SYN_REPEAT  # seconds: a dial that ends by then has sent one SYN
 _REPEATED: Final = 1.2 * SYN_REPEAT  # seconds: one that lasts so long has sent two
-_LATER: Final = (
-    0.1  # seconds that the caller's first phase outlasts the callee's: SYNs of new sockets must not cross on the way
-)
+_LATER: Final = 0.1  # seconds by which the caller's first phase is longer: SYNs of two new sockets must not cross
 
 
 def ipv6_candidates(hosts: Iterable[str], port: int) -> tuple[Candidate, ...]:
