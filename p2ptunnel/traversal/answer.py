@@ -299,6 +299,7 @@ class AnsweringPort:
             case Dial() | ObserveRow() | OpenHoles() | SendProbes() | BirthdayEnded() if not self._is_closing:
                 self._sockets_of(event.token).take(event)
             case StopDialing():
+                self._quic.forget(event.token)
                 if event.token in self._sockets:
                     self._sockets.pop(event.token).close()
             case Registered() | RegistrationRefused() | RegistrationLost() | ServerUnproven() | Displaced():

@@ -82,7 +82,8 @@ class QuicAnswers:
     def __init__(self, port: QuicPort, tracer: Tracer) -> None:
         self._port: Final = port
         self._trace: Final = tracer
-        self._waiting: Final[set[asyncio.Task[None]]] = set()
+        self._tasks: Final[set[asyncio.Task[None]]] = set()
+        self._waiting: Final[dict[str, asyncio.Task[None]]] = {}  # of those, for whom nobody has come yet; by token
 
     def expect(self, agent: CalleeAgent, on_up: Callable[[QuicPipe, CalleeAgent], Awaitable[None]]) -> None:
         """Be there, should the caller turn to QUIC.
@@ -91,19 +92,26 @@ class QuicAnswers:
             agent: Of the call.
             on_up: Makes a channel on a connection that has shown the call's conkey.
         """
-        waiting = asyncio.create_task(self._take(agent, on_up))
-        self._waiting.add(waiting)
-        waiting.add_done_callback(self._waiting.discard)
+        expected = asyncio.create_task(self._take(agent, on_up))
+        self._tasks.add(expected)
+        expected.add_done_callback(self._tasks.discard)
+        self._waiting[agent.token] = expected
+
+    def forget(self, token: str) -> None:
+        """Expect the caller no more if it has not come by now: it has come otherwise, or the call is over."""
+        waiting = self._waiting.pop(token, None)
+        if waiting is not None:
+            waiting.cancel()
 
     def cancel(self) -> None:
         """Expect nobody any more."""
-        for waiting in self._waiting:
-            waiting.cancel()
+        for expected in self._tasks:
+            expected.cancel()
 
     async def close(self) -> None:
         """Expect nobody any more, and wait for the end of that."""
         self.cancel()
-        await asyncio.gather(*self._waiting, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _take(self, agent: CalleeAgent, on_up: Callable[[QuicPipe, CalleeAgent], Awaitable[None]]) -> None:
         try:
@@ -112,6 +120,8 @@ class QuicAnswers:
         except (P2PTunnelError, OSError) as error:  # most callers come by TCP
             self._trace("traversal", "quic_unused", reason=str(error) or "nobody came")
             return
+        finally:
+            self._waiting.pop(agent.token, None)
         remote = format_address(pipe.path.remote)
         self._trace("traversal", "connection_up", remote=remote, how="quic")
         try:

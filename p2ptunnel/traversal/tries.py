@@ -17,7 +17,6 @@ import msgspec
 from p2ptunnel.addresses import canonical, scope_of
 from p2ptunnel.errors import ChannelClosedError, InvalidAddressError, P2PTunnelError
 from p2ptunnel.net.dial import DialRecord
-from p2ptunnel.net.interfaces import is_on_link
 from p2ptunnel.protocol.birthday import BirthdayEnded
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.punch import AnswerProved, CallFailed, CallOffered, HoleOpened, PunchStarted
@@ -301,14 +300,11 @@ class CallTries:
 
 
 def _kind_of(target: Address, peer_host: str) -> CandidateKind:
-    """Tell what a candidate is by its address: the one that the server sees, one inside a network, or another outside."""
-    host = target[0]
-    if is_on_link(host):
-        return "host"
-    if host == peer_host:
-        return "srflx"
+    """Tell what a candidate is by its address alone: one inside a network, the one that the server sees, another outside."""
     try:
-        address = canonical(host)
+        address = canonical(target[0])
     except InvalidAddressError:
         return "host"
-    return "host" if address.version == 6 or scope_of(address) == "private" else "mapped"
+    if address.version == 6 or scope_of(address) != "public":
+        return "host"
+    return "srflx" if target[0] == peer_host else "mapped"

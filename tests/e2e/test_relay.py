@@ -19,8 +19,7 @@ from p2ptunnel.protocol import relay as circuits
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.traversal import answer
 from tests.helpers import run
-from tests.helpers.lasting import until
-from tests.helpers.meeting import HELLO, HOME, LAPTOP, Meeting, conversation, echo, meeting
+from tests.helpers.meeting import HELLO, HOME, LAPTOP, Meeting, conversation, echo, meeting, ready
 from tests.helpers.turns import descriptors, settle
 
 MIB = 1 << 20
@@ -38,13 +37,6 @@ def kind_of(peer: Peer, tag: str = HOME) -> str:
     [status] = [status for status in peer.snapshot().peers if status.tag == tag]
     assert status.path is not None
     return status.path.kind
-
-
-async def ready(peer: Peer) -> None:
-    """Wait until a peer keeps what it has in store for the next call."""
-    port = peer._up.spare
-    assert port is not None
-    await until(lambda: port._spare is not None and [s for s in peer._up.spares._spares.values() if s._watch is not None])
 
 
 async def echoed(stream: Stream, size: int) -> bool:

@@ -23,9 +23,9 @@ __all__ = [
     "conversation",
     "echo",
     "fresh_spare",
-    "has_spare",
     "introduce",
     "meeting",
+    "ready",
 ]
 
 HOME, LAPTOP = "home-nas", "laptop"
@@ -46,11 +46,11 @@ async def conversation(stream: Stream) -> bytes:
     return b"".join([part async for part in stream])
 
 
-async def has_spare(peer: Peer) -> None:
-    """Wait until a peer has its spare port, so that what is counted from now on does not change by that."""
-    spare = peer._up.spare
-    assert spare is not None
-    while spare._spare is None:
+async def ready(peer: Peer) -> None:
+    """Wait until a peer keeps what it has in store for the next call, so that what is counted does not change by that."""
+    port, relays = peer._up.spare, peer._up.spares
+    assert port is not None
+    while port._spare is None or (peer._relay != "never" and all(spare._watch is None for spare in relays._spares.values())):
         await asyncio.sleep(0)
 
 
@@ -58,7 +58,7 @@ async def fresh_spare(peer: Peer) -> None:
     """Have a peer take another spare port, and wait for it."""
     assert peer._up.spare is not None
     peer._up.spare.renew()
-    await has_spare(peer)
+    await ready(peer)
 
 
 class Events:
@@ -122,4 +122,6 @@ async def meeting(
         there = Meeting(directory, server, **options)
         async with there.home, there.laptop:
             introduce(there.home, there.laptop, *services)
+            for peer in (there.home, there.laptop):
+                await ready(peer)
             yield there

@@ -38,9 +38,9 @@ def test_coturn_says_of_every_kind_what_netcheck_says(natlab: Lab, tmp_path: Pat
         theirs = {kind: natlab.server.thread(discover, natlab, site.host) for kind, site in sites.items()}
         address = parse_server(server, default_port=0).address
         ours = {kind: site.host.thread(asyncio.run, netcheck(address)) for kind, site in sites.items()}
-        found = {kind: thread.result()[0] for kind, thread in theirs.items()}
-        said = {kind: thread.result().udp.mapping.partition(",")[0] for kind, thread in ours.items()}
-    assert {kind: SHORT[words] for kind, words in said.items()} == found
+        found = {kind: thread.result() for kind, thread in theirs.items()}
+        said = {kind: thread.result().udp for kind, thread in ours.items()}
+    assert {kind: (SHORT[udp.mapping.partition(",")[0]], SHORT[udp.filtering]) for kind, udp in said.items()} == found
 
 
 SHORT = {"endpoint-independent": "EI", "address-dependent": "AD", "address-and-port-dependent": "APD"}

@@ -319,6 +319,7 @@ def test_the_easy_side_guesses_when_it_is_invited(role: Role, at: float) -> None
 def test_who_is_not_the_easy_side_is_not_made_to_guess(own: MappingClass, other: MappingClass) -> None:
     side = Side("callee", own, other).start()
     side.tell(GoAhead())
+    assert not any(isinstance(event, SendProbes | OpenHoles) for event in side.advance(W / 2))  # its own turn is at W
     assert not any(isinstance(event, SendProbes) for event in side.advance(PUNCH_TIMEOUT))
 
 
