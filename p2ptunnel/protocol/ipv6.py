@@ -6,7 +6,8 @@ nothing that leaves its own network before the caller has shown that it holds th
 three SYNs to an address that does not answer.
 
 A phase lasts until kernels have repeated their SYNs.  A new socket in the place of one whose SYN both firewalls have seen would
-come with another sequence number, and be refused by them for minutes.  Source: docs/explanation/nat.md.
+come with another sequence number, and be refused by them for minutes.  So the callee's last SYN comes while the caller's first
+socket is still there.  Source: docs/explanation/nat.md.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ __all__ = ["Ipv6Approach", "ipv6_candidates", "ipv6_targets"]
 
 _ONCE: Final = 0.95 * SYN_REPEAT  # seconds: a dial that ends by then has sent one SYN
 _REPEATED: Final = 1.2 * SYN_REPEAT  # seconds: one that lasts so long has sent two
+_LATER: Final = 0.1  # seconds by which the caller's first phase is longer: SYNs of two new sockets must not cross
 
 
 def ipv6_candidates(hosts: Iterable[str], port: int) -> tuple[Candidate, ...]:
@@ -85,7 +87,7 @@ class Ipv6Approach(MachineBase):
         self._token: Final = token
         self._plan: Final = choose("tcp", role, NatHints(low=ours.low), NatHints(low=theirs.low))
         self._half_way: Final = round_trip / 2 + PLAIN_MARGIN
-        self._length: Final = min(_REPEATED + 1.25 * round_trip, IPV6_PHASE_MAX)
+        self._length: Final = min(_REPEATED + 1.25 * round_trip, IPV6_PHASE_MAX) + _LATER * (role == "caller")
         self._is_trusted = role == "caller"  # its callee has signed that it may be sent to; the other way round, later
         self._holds_back = False
         self._acts_at: float | None = None

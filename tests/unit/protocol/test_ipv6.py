@@ -141,14 +141,14 @@ def test_a_callee_that_knows_who_calls_sends_one_syn_when_its_opening_has_led_to
 def test_the_caller_sends_its_syn_at_once_and_keeps_the_socket_until_the_kernel_has_repeated_it() -> None:
     side = Side("caller")
     side.start()
-    assert side.run() == [(0.0, False, pytest.approx(1.325)), (pytest.approx(1.325), False, pytest.approx(0.95))]
+    assert side.run() == [(0.0, False, pytest.approx(1.425)), (pytest.approx(1.425), False, pytest.approx(0.95))]
     assert side.syns == 3
 
 
 def test_where_only_the_caller_can_open_the_callee_waits_until_it_has_and_needs_to_know_who_it_is() -> None:
     caller, callee = Side("caller", ABLE, UNABLE), Side("callee", UNABLE, ABLE)
     caller.start()
-    assert caller.run() == [(0.0, True, ENDS), (pytest.approx(1.325), False, pytest.approx(0.95))]
+    assert caller.run() == [(0.0, True, ENDS), (pytest.approx(1.425), False, pytest.approx(0.95))]
     callee.start()
     assert callee.run() == []
     callee.prove(1.0)
@@ -179,6 +179,16 @@ def test_the_opener_outlasts_the_handshake_of_the_second_syn() -> None:
         due = callee.machine.next_deadline()
         assert due is not None
         assert due > SYN_REPEAT + round_trip
+
+
+def test_the_callees_last_syn_arrives_before_the_caller_takes_a_new_socket() -> None:
+    """It leaves half a round trip before, counted from its own start, and is half a round trip on the way."""
+    for hundredths in range(200):
+        sides = Side("caller", round_trip=hundredths / 100), Side("callee", round_trip=hundredths / 100)
+        for side in sides:
+            side.start()
+        caller, callee = (side.machine.next_deadline() or 0.0 for side in sides)
+        assert caller >= callee + 0.09
 
 
 def test_without_a_target_nothing_is_sent_and_nothing_is_due() -> None:
