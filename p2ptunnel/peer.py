@@ -11,23 +11,23 @@ import math
 import os
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 from typeguard import typechecked
 
 from p2ptunnel.abc import Opening, Pipe, Stream
 from p2ptunnel.asking import AskCallback
+from p2ptunnel.calling import Calling, within
 from p2ptunnel.defaults import (
     CONNECT_TIMEOUT,
     PAIRING_EXPIRES,
     PING_TIMEOUT,
-    RELAY_HEAD_START,
     RENDEZVOUS_PORT,
     RESUME_BUFFER_BYTES,
     RESUME_BUFFER_MIN_BYTES,
@@ -39,14 +39,10 @@ from p2ptunnel.errors import (
     ChannelLostError,
     ConfigError,
     LocalProtocolError,
-    NoPathError,
     NoSuchPeerError,
-    P2PTunnelError,
     PeerKeyChangedError,
     PeerOfflineError,
     PeerRefusedError,
-    PunchTimeoutError,
-    RemoteProtocolError,
     RendezvousTimeoutError,
     ResolveError,
     UnknownPeerError,
@@ -58,33 +54,24 @@ from p2ptunnel.events import (
     PathChanged,
     PathSuspected,
     PeerEvent,
-    ServerFound,
-    ServerLost,
     SessionExpired,
 )
 from p2ptunnel.identity.capability import Capability, issue, parse_capability, require_usable
 from p2ptunnel.identity.counter import ProfileCounter
-from p2ptunnel.identity.keys import PublicKey
-from p2ptunnel.identity.registration import KeyCredentials
+from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.store import PeerStore, PinnedPeer, Profile
 from p2ptunnel.identity.taglock import TagLock
 from p2ptunnel.net.lan import Lan
 from p2ptunnel.net.threads import in_thread
 from p2ptunnel.pairing import Invitation, Redemption, pairing_tag, require_elsewhere, with_host_keys
-from p2ptunnel.protocol.intent import CallSigner, IntentJudge
+from p2ptunnel.protocol.intent import IntentJudge
+from p2ptunnel.reachable import Reachable
 from p2ptunnel.serving import Allow, ServiceTable, Serving
-from p2ptunnel.session.greeting import Selector
 from p2ptunnel.session.pairing import PairingChannel
 from p2ptunnel.session.ping import Pinger, PingReport, Pong
 from p2ptunnel.session.session import (
-    Beginning,
-    Rejoined,
     Session,
     SessionOptions,
-    accept_session,
-    add_channel,
-    connect_session,
-    resume_session,
 )
 from p2ptunnel.snapshot import Snapshot, status_of
 from p2ptunnel.ssh.client import SSH, open_ssh
@@ -92,28 +79,28 @@ from p2ptunnel.ssh.hostkeys import fetch_host_keys
 from p2ptunnel.started import Started
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.raw import RawStream, RawStreams
-from p2ptunnel.traversal.answer import Admit, AnsweringPort
-from p2ptunnel.traversal.call import Abortable, Call, Conkey, Establish
+from p2ptunnel.traversal.call import Conkey
 from p2ptunnel.traversal.explain import Explanation, explain
-from p2ptunnel.traversal.lan import LanCall, beside
 from p2ptunnel.traversal.netcheck import netcheck
 from p2ptunnel.traversal.netreport import NetReport
-from p2ptunnel.traversal.port import OpenerTtl, PunchPort
-from p2ptunnel.traversal.race import Keep, Race
-from p2ptunnel.traversal.relayed import RelayedCall
 from p2ptunnel.traversal.servers import Servers
-from p2ptunnel.traversal.tries import Tries
 from p2ptunnel.traversal.warm import WarmPort
 from p2ptunnel.tunnels.local import Forward, open_forward
 from p2ptunnel.tunnels.spec import ServeSpec, Target, parse_target
-from p2ptunnel.types import Address, RelayUse, ServerSpec, Tag, format_address, parse_tag
+from p2ptunnel.types import Address, RelayUse, ServerSpec, Tag, parse_tag
+from p2ptunnel.wire.frames import conkey_to_selector
 
 __all__ = ["Peer"]
 
-A = TypeVar("A", bound=Abortable)
-T = TypeVar("T")
-_SELECTOR_BYTES: Final = 16
 _dice: Final = random.SystemRandom()
+
+
+class _Running(NamedTuple):
+    """What a peer works with while it is started."""
+
+    up: Started
+    calling: Calling
+    reachable: Reachable
 
 
 class Peer:
@@ -174,11 +161,9 @@ class Peer:
         self._trace = tracer or Tracer()
         servers = (rendezvous,) if isinstance(rendezvous, str) else rendezvous or ()
         self._servers = Servers(servers, default_port=RENDEZVOUS_PORT, tracer=self._trace)
-        self._ttl = OpenerTtl()
         self._events: Final = EventHub()
         self._options: Final = SessionOptions(resume_timeout, resume_buffer, self._on_session_event)
-        self._started: Started | None = None
-        self._tried: Final[dict[PublicKey, Tries]] = {}  # by peer what the last attempt has tried
+        self._running: _Running | None = None
 
     def __repr__(self) -> str:
         return f"<Peer {self.tag or 'without a tag'} via {', '.join(self._servers.texts) or 'no server'}>"
@@ -192,26 +177,42 @@ class Peer:
             InsecureKeyFileError: Others could read or replace the key; the hint says what to do.
             StoreError: A file of the profile cannot be read.
         """
-        if self._started is not None:
+        if self._running is not None:
             return
         identity = await in_thread(self.profile.identity)
         store = self.profile.peers()
         await in_thread(store.all)
-        if self._started is None:  # others may have started it, too
-            counter = ProfileCounter(self.profile.directory / "counter")
-            table = ServiceTable(store, self._trace, self._events, issuer=identity.public)
-            lan = Lan(tracer=self._trace) if self._has_lan else None
-            self._started = Started(identity, counter, store, table, self._trace, lan=lan)
-            if self._servers.specs:
-                self._started.spare = WarmPort(self._open_spare, tracer=self._trace)
-                self._started.spare.start()
+        if self._running is None:  # others may have started it, too
+            self._running = self._run(identity, store)
+
+    def _run(self, identity: Identity, store: PeerStore) -> _Running:
+        counter = ProfileCounter(self.profile.directory / "counter")
+        table = ServiceTable(store, self._trace, self._events, issuer=identity.public)
+        lan = Lan(tracer=self._trace) if self._has_lan else None
+        up = Started(identity, counter, store, table, self._trace, relay=self._relay, lan=lan)
+        own_name = self.tag or f"p-{identity.public.short}"  # who has no tag has a name that is no promise
+        calling = Calling(up, self._servers, own_name=own_name, options=self._options, tracer=self._trace)
+        reachable = Reachable(
+            up,
+            self._servers,
+            self.profile.directory,
+            relay=self._relay,
+            is_mapping=self._is_mapping,
+            options=self._options,
+            tell=self._events,
+            tracer=self._trace,
+        )
+        if self._servers.specs:
+            up.spare = WarmPort(calling.open_spare, tracer=self._trace)
+            up.spare.start()
+        return _Running(up, calling, reachable)
 
     async def close(self) -> None:
         """Leave the server, close tunnels, sessions and sockets; waits at most about two seconds.  Closing twice is fine."""
-        started, self._started = self._started, None
+        running, self._running = self._running, None
         try:
-            if started is not None:
-                await started.close()
+            if running is not None:
+                await running.up.close()
         finally:
             self._events.close()
 
@@ -247,7 +248,7 @@ class Peer:
     @property
     def local_address(self) -> Address | None:
         """The UDP address that the server sees while we serve, else None."""
-        answering = self._started.answering if self._started else None
+        answering = self._running.up.answering if self._running else None
         return answering.observed if answering else None
 
     def snapshot(self) -> Snapshot:
@@ -321,7 +322,7 @@ class Peer:
         relay: RelayUse = "never" if require_direct else self._relay
         deadline = asyncio.timeout(timeout)
         connecting = self._connect(self._pinned(tag), name, relay, confirm=confirm, deadline=deadline)
-        return await _within(timeout, tag, connecting, deadline)
+        return await within(timeout, tag, connecting, deadline)
 
     async def _connect(
         self, pinned: PinnedPeer, service: str, relay: RelayUse, *, confirm: bool, deadline: asyncio.Timeout
@@ -338,178 +339,7 @@ class Peer:
         if known is not None:
             with suppress(ChannelClosedError, ChannelLostError):  # it died unnoticed, or was about to end
                 return await open_on(known)
-        return await open_on(await self._dialled(pinned, relay))
-
-    async def _dialled(self, pinned: PinnedPeer, relay: RelayUse) -> Session:
-        """Return a session that is fresh; all who ask at one time share it."""
-        key = (pinned.wanted, pinned.key, relay == "never")
-        return await self._up.dialing.join(key, lambda: self._dial(pinned, relay))
-
-    async def _dial(self, pinned: PinnedPeer, relay: RelayUse) -> Session:
-        up, beginning = self._up, Beginning()
-
-        async def establish(pipe: Pipe, conkey: Conkey, _: PublicKey | None) -> Beginning:
-            selector = _later(conkey, pinned.tag)
-            await connect_session(
-                pipe,
-                identity=up.identity,
-                tag=pinned.tag,
-                peer_key=pinned.key,
-                selector=selector,
-                beginning=beginning,
-                options=self._options,
-                tracer=self._trace,
-            )
-            return beginning
-
-        def keep(_: Beginning, calling: asyncio.Task[Any]) -> None:
-            assert beginning.session is not None  # that came up over the relay
-            beginning.session.attend(calling)
-
-        try:
-            await self._call_known(pinned, establish, relay, keep)
-        except BaseException:
-            if beginning.session is not None:  # it came up in the very turn in which nobody wanted it any more
-                beginning.session.abort("cancelled")
-            raise
-        session = beginning.session
-        assert session is not None  # one of the ways has begun it
-        up.keep_called(session, is_direct=relay == "never")
-        for ticket in pinned.tickets:
-            session.show(ticket.raw)
-        session.keep_up(
-            lambda: self._redial(session, relay),
-            is_known=lambda: up.store.by_key(pinned.key) is not None,
-            improve=(lambda: self._redial(session, "never")) if relay == "auto" else None,
-        )
-        return session
-
-    async def _redial(self, session: Session, relay: RelayUse) -> None:
-        """Bring up another channel for a session: one to go on over if it has lost its own, else one to choose."""
-        up = self._up
-
-        async def establish(pipe: Pipe, conkey: Conkey, _: PublicKey | None) -> Rejoined:
-            bring_up = resume_session if session.in_doubt.is_set() else add_channel
-            return await bring_up(session, pipe, identity=up.identity, selector=_later(conkey, session.tag))
-
-        def keep(rejoined: Rejoined, calling: asyncio.Task[Any]) -> None:
-            rejoined.session.attend(calling)
-
-        pinned = up.store.by_key(session.peer_key)  # by its name of today
-        await self._call_known(pinned or PinnedPeer(session.tag, session.peer_key), establish, relay, keep)
-
-    async def _call_known(self, pinned: PinnedPeer, establish: Establish[A], relay: RelayUse, keep: Keep[A]) -> A:
-        """Call with a server's help, and beside it in our own network: what comes up first counts."""
-        lan, call = self._up.lan, partial(self._call_by_name, pinned, establish, relay, keep)
-        if lan is None or (lan.trouble and self._servers.specs):
-            return await call()
-        near = LanCall(lan, pinned.key, pinned.tag, establish, tracer=self._trace)
-        return await (beside(call(), near.run()) if self._servers.specs else near.run())
-
-    async def _call_by_name(self, pinned: PinnedPeer, establish: Establish[A], relay: RelayUse, keep: Keep[A]) -> A:
-        """Call a peer by the tag under which the server knows it; errors name it as it is called here."""
-        tries = self._tried[pinned.key] = Tries()
-        try:
-            return await self._call(pinned.wanted, establish, self._up.signer(pinned.key), relay=relay, keep=keep, tries=tries)
-        except (PeerOfflineError, PeerRefusedError, NoPathError, PunchTimeoutError) as error:
-            tries.error = error if pinned.wanted == pinned.tag else _by_name_here(error, pinned)
-            if tries.error is error:
-                raise
-            raise tries.error from error
-        except P2PTunnelError as error:
-            tries.error = error
-            raise
-
-    async def _call(
-        self,
-        tag: Tag,
-        establish: Establish[A],
-        signer: CallSigner | None,
-        *,
-        relay: RelayUse,
-        keep: Keep[A] | None = None,
-        servers: Servers | None = None,
-        tries: Tries | None = None,
-    ) -> A:
-        """Call; without a signer, a program of the founding protocol.  For `keep` see `Race`."""
-        tries = tries or Tries()
-        reserving = asyncio.create_task(in_thread(self._up.counter.reserve))  # beside all else: a disk may be slow
-
-        async def at(server: ServerSpec) -> A:
-            with tries.begin("server", "t=5, UDP and TCP", remote=server.address) as looking:
-                port = await self._fresh_port(server)
-                looking.end("answered", "how this machine looks from outside")
-            try:
-                await asyncio.shield(reserving)
-            except BaseException:
-                port.close()
-                raise
-            return await self._attempt(port, tag, establish, signer, relay, keep, tries)
-
-        try:
-            return await (servers or self._servers).first(at)
-        finally:
-            if not reserving.done():  # else what came up would be lost to whoever cancels us in the turn that is waited
-                reserving.cancel()
-                await asyncio.gather(reserving, return_exceptions=True)
-
-    async def _open_spare(self) -> PunchPort:
-        """Open a port at the server that is asked first, and a connection to its relay beside."""
-        return await self._opened(await self._servers.numeric(self._servers.specs[0]))
-
-    async def _fresh_port(self, server: ServerSpec) -> PunchPort:
-        """Return a port for one attempt, which nothing has been punched from: the spare one, or one that is opened now."""
-        spare = self._up.spare
-        port = None if spare is None else await spare.take(server)
-        return port or await self._opened(server)
-
-    async def _opened(self, server: ServerSpec) -> PunchPort:
-        if self._relay != "never":
-            self._up.joining.expect(server.address)
-        return await PunchPort.open(server, self._ttl, ways=self._up.ways, tracer=self._trace)
-
-    async def _attempt(
-        self,
-        port: PunchPort,
-        tag: Tag,
-        establish: Establish[A],
-        signer: CallSigner | None,
-        relay: RelayUse,
-        keep: Keep[A] | None,
-        tries: Tries,
-    ) -> A:
-        """Make one attempt from a fresh port, which it closes."""
-        try:
-            birthdays = self._up.birthdays
-            call = partial(
-                Call[A],
-                tag=self._own_name,
-                wanted=tag,
-                establish=establish,
-                birthdays=birthdays,
-                tries=tries,
-                tracer=self._trace,
-            )
-            if signer is None or relay == "never":
-                return await self._punch(call, port, signer)
-            head_start = 0.0 if relay == "always" else RELAY_HEAD_START
-            join = self._up.joining.at(port, "caller")
-            relayed = RelayedCall(join, establish, callee=signer.callee, head_start=head_start, tries=tries, tracer=self._trace)
-            calling = call(port, signer=signer, companion=relayed, is_punching=relay != "always")
-            return await Race(calling, relayed, keep).run()
-        except BaseException:
-            port.close()  # it may not have come to the call, whose it is: we may have been closed meanwhile
-            raise
-
-    async def _punch(self, call: Callable[..., Call[A]], port: PunchPort, signer: CallSigner | None) -> A:
-        """Make a direct call; once more from a fresh port, if all that failed was a birthday: that misses one time in sixty."""
-        first = call(port, signer=signer)
-        try:
-            return await first.run()
-        except NoPathError:
-            if signer is None or not first.has_missed:
-                raise
-        return await call(await self._fresh_port(port.spec), signer=self._up.signer(signer.callee)).run()
+        return await open_on(await self._calling.dial(pinned, relay))
 
     async def connect_raw(self, tag: str, *, timeout: float | None = CONNECT_TIMEOUT) -> RawStream:
         """Reach a program that speaks the founding protocol only: no key, no encryption, no claim of who answers.
@@ -524,7 +354,7 @@ class Peer:
         async def establish(pipe: Pipe, conkey: Conkey, _: PublicKey | None) -> RawStream:
             return await RawStream.over(pipe)
 
-        return await _within(timeout, tag, self._call(parse_tag(tag), establish, None, relay="never"))
+        return await within(timeout, tag, self._calling.call(parse_tag(tag), establish, None, relay="never"))
 
     @asynccontextmanager
     async def listen_raw(self) -> AsyncGenerator[AsyncIterator[RawStream]]:
@@ -539,7 +369,7 @@ class Peer:
         """
         self._require_unauthenticated("listen_raw")
         up = self._up
-        answering = await self._register(up)
+        answering = await self._reachable.register(self._required_tag())
         streams = RawStreams()
         try:
             if answering is None:
@@ -603,7 +433,7 @@ class Peer:
         up = self._up
         add(up.table, services, allow)
         try:
-            await self._register(up)
+            await self._reachable.register(self._required_tag())
         except BaseException:
             up.table.remove(services)
             raise
@@ -687,11 +517,12 @@ class Peer:
             UnknownPeerError: No key is pinned for the tag.
             ConfigError: No server is given.
         """
-        pinned = self._pinned(tag)
-        if probe or pinned.key not in self._tried:
-            await self._probe(pinned, timeout)
+        pinned, calling = self._pinned(tag), self._calling
+        if probe or pinned.key not in calling.tried:
+            async with self.events(PathChanged) as moved:
+                await calling.probe(pinned, self._relay, moved, timeout=timeout)
         session = self._up.session_with(pinned)
-        return explain(pinned.tag, self._tried[pinned.key], None if session is None else session.path)
+        return explain(pinned.tag, calling.tried[pinned.key], None if session is None else session.path)
 
     async def ping(
         self,
@@ -729,33 +560,10 @@ class Peer:
         began = loop.time()
         session = self._up.session(pinned, is_direct=self._relay == "never")
         if session is None:
-            session = await _within(timeout, pinned.tag, self._dialled(pinned, self._relay))
+            session = await within(timeout, pinned.tag, self._calling.dial(pinned, self._relay))
         pinger = Pinger(session, self.events(PathChanged), tell or (lambda _: None))
         left = None if timeout is None or not until_direct else began + timeout - loop.time()
         return await pinger.run(count, until_direct=until_direct, seconds=left)
-
-    async def _probe(self, pinned: PinnedPeer, timeout: float) -> None:
-        """Try every way to a peer; wait until none is tried any more, and the session is on the best that came up."""
-        session = self._up.session(pinned, is_direct=self._relay == "never")
-
-        async def attempt() -> None:
-            if session is None:
-                reached = await self._dialled(pinned, self._relay)
-            else:
-                reached = session
-                await self._redial(session, "always" if self._relay == "always" else "never")
-            tries = self._tried[pinned.key]
-            await tries.wait_idle()
-            if tries.has_direct and reached.path.kind == "relay":
-                await moved.wait_for(lambda event: isinstance(event, PathChanged) and event.tag == reached.tag)
-
-        async with self.events(PathChanged) as moved:
-            try:
-                await _within(timeout, pinned.tag, attempt())
-            except ConfigError:
-                raise
-            except P2PTunnelError as error:
-                self._tried[pinned.key].error = error
 
     # --- pairing ------------------------------------------------------------------------------------------------------
 
@@ -817,12 +625,12 @@ class Peer:
         judge = IntentJudge(up.identity, _dice, is_admitted=lambda _: False, is_pairing_open=lambda: invitation.is_open)
 
         async def admit(pipe: Pipe, conkey: str, key: PublicKey) -> None:
-            await invitation.admit(pipe, key, _selector(conkey, "this machine"))
+            await invitation.admit(pipe, key, conkey_to_selector(conkey, "this machine"))
 
         up.invitations.add(invitation)
         try:
             servers = Servers((server,) if self._servers.specs else (), default_port=RENDEZVOUS_PORT, tracer=self._trace)
-            port = await servers.first(lambda at: self._registered(at, tag, judge, admit))
+            port = await servers.first(lambda at: self._reachable.register_at(at, tag, judge, admit))
         except BaseException:
             await invitation.close()
             raise
@@ -858,7 +666,7 @@ class Peer:
             PeerOfflineError: Nobody waits there.
             P2PTunnelError: As `connect`.
         """
-        up, own_name = self._up, self._own_name
+        up, calling = self._up, self._calling
         redemption = Redemption(code_or_ticket, up.store, name=name, services=services)
         named = redemption.server
         specs = self._servers.specs if named is None else (self._known_as(named),)
@@ -870,18 +678,18 @@ class Peer:
             assert key is not None  # the call is signed, so its answer is
             named = conkey if isinstance(conkey, str) else await asyncio.shield(conkey)
             async with turn:
-                return await redemption.call(pipe, up.identity, key, _selector(named, redemption.host))
+                return await redemption.call(pipe, up.identity, key, conkey_to_selector(named, redemption.host))
 
         check = require_elsewhere if is_named_by_ticket else None
         servers = Servers(specs, default_port=RENDEZVOUS_PORT, tracer=self._trace, check=check)
         wanted, signer = pairing_tag(redemption.host), up.signer(redemption.host_key)
         try:
-            calling = self._call(wanted, establish, signer, relay=self._relay, servers=servers)
-            channel = await _within(timeout, redemption.host, calling)
+            call = calling.call(wanted, establish, signer, relay=self._relay, servers=servers)
+            channel = await within(timeout, redemption.host, call)
         except (PeerOfflineError, PeerRefusedError, PeerKeyChangedError) as error:
             raise redemption.explained(error) from error
         try:
-            return await redemption.settle(channel, own_name)
+            return await redemption.settle(channel, calling.own_name)
         finally:  # cancelled while it was pinned, the host is pinned all the same
             if (pinned := redemption.pinned) is not None:
                 self._events(redemption.told(pinned))
@@ -969,51 +777,38 @@ class Peer:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     @property
-    def _up(self) -> Started:
-        if self._started is None:
+    def _parts(self) -> _Running:
+        if self._running is None:
             raise LocalProtocolError("the peer has not been started: use `async with Peer(…)` or `await peer.start()`")
-        return self._started
+        return self._running
+
+    @property
+    def _up(self) -> Started:
+        return self._parts.up
+
+    @property
+    def _calling(self) -> Calling:
+        return self._parts.calling
+
+    @property
+    def _reachable(self) -> Reachable:
+        return self._parts.reachable
 
     def _on_session_event(self, event: PeerEvent) -> None:
         """Tell who listens; a silent path may mean that nobody can call us any more, either."""
         self._events(event)
-        up = self._started
+        if self._running is None:
+            return
+        up, _, reachable = self._running
         match event:
-            case PathSuspected() if up is not None:
+            case PathSuspected():
                 if up.spare is not None:
                     up.spare.renew()
-                if up.answering is not None:
-                    self._reach_anew(up, up.answering)
-            case ChannelLost() | SessionExpired() if up is not None:
+                reachable.path_suspected()
+            case ChannelLost() | SessionExpired():
                 asyncio.get_running_loop().call_soon(up.tidy)  # not now: the session is in the middle of something
             case _:
                 pass
-
-    def _reach_anew(self, up: Started, answering: AnsweringPort) -> None:
-        if not answering.is_worn:
-            answering.path_suspected()
-        elif self.tag is not None and up.replacing is None:
-            up.replacing = asyncio.create_task(self._replace_port(up, self.tag, answering))
-
-    async def _replace_port(self, up: Started, tag: Tag, worn: AnsweringPort) -> None:
-        """Register from a fresh port; the old one answers until then.  Who needs it no more cancels this."""
-        try:
-            await self._answer(up, tag)
-        except (P2PTunnelError, OSError) as error:
-            self._trace("traversal", "port_kept", reason=str(error))
-        else:
-            fresh = up.answering
-            assert fresh is not None
-            fresh.admit_raw = worn.admit_raw
-            worn.abort()
-            self._trace("traversal", "port_replaced", observed=format_address(fresh.observed) if fresh.observed else "")
-        finally:
-            up.replacing = None
-
-    @property
-    def _own_name(self) -> Tag:
-        """What we call ourselves to others; who has no tag has a name that is no promise."""
-        return self.tag or f"p-{self.key.short}"
 
     def _required_tag(self) -> Tag:
         if self.tag is None:
@@ -1040,69 +835,6 @@ class Peer:
         if self._relay == "always":
             raise ConfigError(f"{what} needs a direct path, and the relay is always used", 'Peer(relay="auto").')
 
-    async def _register(self, up: Started) -> AnsweringPort | None:
-        """Be found and answer calls until `up.leave`; all services share one registration, None where there is no server."""
-        tag = self._required_tag()
-        up.answered_for += 1
-        try:
-            if up.tag_lock is None:
-                up.tag_lock = TagLock.take(self.profile.directory, tag, "serve")
-            if up.answering is None:
-                await up.registering.join(None, lambda: self._answer(up, tag))
-        except BaseException:
-            await up.leave()
-            raise
-        return up.answering  # it stays as long as it is needed
-
-    async def _answer(self, up: Started, tag: Tag) -> None:
-        async def admit(pipe: Pipe, conkey: str, key: PublicKey | None = None) -> None:
-            selector = _selector(conkey, "this machine")
-            session = await accept_session(
-                pipe,
-                identity=up.identity,
-                access=up.table,
-                selector=selector,
-                on_open=up.table.handle,
-                key=key,
-                find=up.find,
-                options=self._options,
-                tracer=self._trace,
-            )
-            up.keep(session)
-
-        up.answer_lan(admit)
-        if up.lan is None or self._servers.specs:
-            up.answering = await self._servers.first(lambda server: self._registered(server, tag, up.judge, admit))
-
-    async def _registered(self, server: ServerSpec, tag: Tag, judge: IntentJudge, admit: Admit) -> AnsweringPort:
-        """Register under a tag at a server, and answer calls there."""
-        port = await self._opened(server)
-        credentials = KeyCredentials(self._up.identity, tag, server_key=server.key, join_token=server.join_token)
-
-        def on_server(cause: str) -> None:
-            name = format_address(port.server)
-            self._events(ServerLost(tag=tag, server=name, cause=cause) if cause else ServerFound(tag=tag, server=name))
-
-        answering = AnsweringPort(
-            port,
-            tag,
-            credentials,
-            judge,
-            admit,
-            join=None if self._relay == "never" else self._up.joining.at(port, "callee"),
-            is_punching=self._relay != "always",
-            is_mapping=self._is_mapping,
-            birthdays=self._up.birthdays,
-            on_server=on_server,
-            tracer=self._trace,
-        )
-        try:
-            await answering.start()
-        except BaseException:
-            await answering.close()
-            raise
-        return answering
-
 
 def _check_resuming(timeout: float, buffer: int) -> None:
     """Raise ConfigError where sessions could not be gone on with as it says."""
@@ -1112,57 +844,8 @@ def _check_resuming(timeout: float, buffer: int) -> None:
         raise ConfigError(f"a resume_buffer of {buffer} bytes", f"{RESUME_BUFFER_MIN_BYTES} at least.")
 
 
-async def _within(timeout: float | None, tag: Tag, work: Coroutine[Any, Any, T], deadline: asyncio.Timeout | None = None) -> T:
-    """Await `work` for at most `timeout` seconds, or until its `deadline`; only this end becomes a PunchTimeoutError."""
-    deadline = deadline or asyncio.timeout(timeout)
-    try:
-        async with deadline:
-            return await work
-    except TimeoutError as error:
-        if timeout is not None and deadline.expired() and type(error) is TimeoutError:
-            raise PunchTimeoutError(tag, timeout) from None
-        raise
-
-
-def _by_name_here(
-    error: PeerOfflineError | PeerRefusedError | NoPathError | PunchTimeoutError, pinned: PinnedPeer
-) -> P2PTunnelError:
-    """Return the error of a call with the peer's name here; where its tag matters, with that as well."""
-    match error:
-        case PeerOfflineError():
-            return PeerOfflineError(pinned.wanted, error.server, pinned.tag)
-        case PeerRefusedError():
-            return PeerRefusedError(pinned.tag)
-        case NoPathError():
-            return NoPathError(pinned.tag, error.attempts)
-        case PunchTimeoutError():
-            return PunchTimeoutError(pinned.tag, error.timeout)
-
-
 def _end(moment: datetime) -> float:
     """Return when a grant is to end, in seconds since 1970; one that is over would look granted and open nothing."""
     if moment.timestamp() <= time.time():
         raise ConfigError(f"{moment:%Y-%m-%d %H:%M} is over already", "Without a time zone it is local time.")
     return moment.timestamp()
-
-
-def _later(conkey: Conkey, source: str) -> Selector:
-    """Return the selector, or what waits for it, where the attempt has no name yet."""
-    if isinstance(conkey, str):
-        return _selector(conkey, source)
-
-    async def known() -> bytes:
-        return _selector(await asyncio.shield(conkey), source)
-
-    return known
-
-
-def _selector(conkey: str, source: str) -> bytes:
-    """Return the 16 bytes that a conkey spells."""
-    try:
-        selector = bytes.fromhex(conkey)
-    except ValueError:
-        selector = b""
-    if len(selector) != _SELECTOR_BYTES:
-        raise RemoteProtocolError("a conkey that is not 32 hex characters", source)
-    return selector

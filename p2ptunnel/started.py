@@ -13,7 +13,7 @@ from typing import Final
 from weakref import WeakSet
 
 from p2ptunnel.defaults import SESSIONS_OF_PEER_MAX
-from p2ptunnel.errors import StoreError
+from p2ptunnel.errors import LocalProtocolError, StoreError
 from p2ptunnel.identity.counter import ProfileCounter
 from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.store import PeerStore, PinnedPeer
@@ -34,11 +34,12 @@ from p2ptunnel.transports.spare import Spares
 from p2ptunnel.traversal.answer import AnsweringPort
 from p2ptunnel.traversal.joining import Joining
 from p2ptunnel.traversal.lan import AdmitLan, LanAnswerer
+from p2ptunnel.traversal.port import OpenerTtl, PunchPort
 from p2ptunnel.traversal.shared import Shared
 from p2ptunnel.traversal.warm import WarmPort
 from p2ptunnel.traversal.ways import Ways
 from p2ptunnel.tunnels.local import Forward
-from p2ptunnel.types import Tag
+from p2ptunnel.types import RelayUse, ServerSpec, Tag
 
 __all__ = ["Started"]
 
@@ -56,6 +57,7 @@ class Started:
         table: ServiceTable,
         tracer: Tracer,
         *,
+        relay: RelayUse = "auto",
         lan: Lan | None = None,
     ) -> None:
         self.identity: Final = identity
@@ -81,6 +83,8 @@ class Started:
         """How many `Serving`s and `listen_raw`s need the registration."""
         self.tag_lock: TagLock | None = None
         """Our tag, while somebody needs the registration."""
+        self._relay: Final[RelayUse] = relay
+        self._ttl: Final = OpenerTtl()
         self._trace: Final = tracer
         self._is_closed = False
         self._sessions: list[Session] = []
@@ -91,6 +95,23 @@ class Started:
         self._watch.start()
         if lan is not None:
             lan.start()
+
+    def require_open(self) -> None:
+        """Raise LocalProtocolError if we are closed: what began before is to end, and to leave nothing behind."""
+        if self._is_closed:
+            raise LocalProtocolError("the peer has been closed")
+
+    async def open_port(self, server: ServerSpec) -> PunchPort:
+        """Open a port at a server, and if the relay may be used a connection to it beside, which only we keep.
+
+        Raises:
+            LocalProtocolError: We are closed.
+            P2PTunnelError: As `PunchPort.open`.
+        """
+        self.require_open()
+        if self._relay != "never":
+            self.joining.expect(server.address)
+        return await PunchPort.open(server, self._ttl, ways=self.ways, tracer=self._trace)
 
     def signer(self, callee: PublicKey | None) -> CallSigner:
         """Return what signs one call to the peer with this key, or to one whose key is to be learnt."""

@@ -83,7 +83,7 @@ class AnsweringPort:
 
     Args:
         port: Taken over, and closed by `close`.
-        tag: Ours.
+        tag: Ours, an attribute as well.
         credentials: Sign the registration.
         judge: Judges who calls; ports of one machine share it, so that no call is let in twice.
         admit: Makes a channel on a pipe: `(pipe, conkey, key)`; the key has signed the call and nobody else's is to be let in.
@@ -118,7 +118,7 @@ class AnsweringPort:
         self._is_found = True
         self.admit_raw: AdmitRaw | None = None
         self._port = port
-        self._tag = tag
+        self.tag: Final = tag
         self._admit = admit
         self._join = join
         self._is_punching = is_punching
@@ -342,7 +342,7 @@ class AnsweringPort:
             case Registered():
                 self._registered.set_result(event.observed)
             case RegistrationRefused(code=409):
-                self._registered.set_exception(TagInUseError(self._tag, server))
+                self._registered.set_exception(TagInUseError(self.tag, server))
             case RegistrationRefused(code=407):
                 self._registered.set_exception(ServerPrivateError(server))
             case ServerUnproven():
@@ -370,7 +370,7 @@ class AnsweringPort:
             case ServerUnproven():
                 self._on_server("whoever answers has not proved the server's key")
             case Displaced():
-                self._on_server(f"another program has registered {self._tag} by this machine's key; is its profile a copy?")
+                self._on_server(f"another program has registered {self.tag} by this machine's key; is its profile a copy?")
 
     # --- connections --------------------------------------------------------------------------------------------------
 

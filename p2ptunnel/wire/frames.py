@@ -261,8 +261,8 @@ def selector_to_conkey(selector: bytes) -> str:
     return selector.hex()
 
 
-def conkey_to_selector(conkey: str) -> bytes:
-    """Return the selector that a `conkey` spells.
+def conkey_to_selector(conkey: str, source: str = "the peer") -> bytes:
+    """Return the selector that a `conkey` spells; `source` says whose it is.
 
     Raises:
         RemoteProtocolError: It spells none.
@@ -272,7 +272,7 @@ def conkey_to_selector(conkey: str) -> bytes:
     except ValueError:
         selector = b""
     if len(selector) != SELECTOR_BYTES or selector.hex() != conkey:
-        raise RemoteProtocolError("a conkey that is not 32 hex characters")
+        raise RemoteProtocolError("a conkey that is not 32 hex characters", source)
     return selector
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from p2ptunnel.calling import _by_name_here
 from p2ptunnel.errors import (
     NoPathError,
     P2PTunnelError,
@@ -19,7 +20,7 @@ from p2ptunnel.errors import (
 from p2ptunnel.events import Paired
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.store import PinnedPeer
-from p2ptunnel.peer import Peer, _by_name_here
+from p2ptunnel.peer import Peer
 from tests.helpers import run
 from tests.helpers.meeting import HELLO, HOME, LAPTOP, conversation, echo, meeting
 
@@ -34,7 +35,7 @@ def test_a_peer_that_is_renamed_here_is_reached_by_its_new_name(tmp_path: Path) 
             session = there.laptop._up.session_with(there.laptop._pinned("nas"))
             assert session is not None
             assert session.tag == "nas"
-            await there.laptop._redial(session, "never")
+            await there.laptop._calling.redial(session, "never")
             assert there.dials == 2
 
     run(main())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from p2ptunnel import peer as peering
+from p2ptunnel import calling
 from p2ptunnel.abc import Stream
 from p2ptunnel.errors import ConfigError, NoPathError
 from p2ptunnel.events import PairingFailed, SessionResumed
@@ -98,7 +98,7 @@ def test_two_strangers_pair_over_it(tmp_path: Path) -> None:
 
 
 def test_who_comes_to_pair_by_both_ways_at_once_tries_the_code_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peering, "RELAY_HEAD_START", 0.0)
+    monkeypatch.setattr(calling, "RELAY_HEAD_START", 0.0)
 
     async def main() -> None:
         async with Rendezvous(("127.0.0.1", 0)) as server:
