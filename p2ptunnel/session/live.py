@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import logging
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, Final, Literal, TypeAlias
 
@@ -19,10 +18,6 @@ from p2ptunnel.defaults import (
     CHANNELS_MAX,
     CLOSE_GRACE,
     JOIN_PATIENCE,
-    OPENS_BURST,
-    OPENS_PER_SECOND,
-    REMIND_EVERY,
-    REMIND_RARELY,
     RESUME_BUFFER_BYTES,
     RESUME_LINGER,
     SESSION_TICK,
@@ -34,10 +29,8 @@ from p2ptunnel.errors import (
     ChannelError,
     ChannelLostError,
     LocalProtocolError,
-    P2PTunnelError,
     RemoteProtocolError,
     ResumeExpiredError,
-    StoreError,
 )
 from p2ptunnel.events import (
     ApprovalAwaited,
@@ -52,18 +45,19 @@ from p2ptunnel.events import (
 )
 from p2ptunnel.identity.acl import Access
 from p2ptunnel.identity.keys import PublicKey
-from p2ptunnel.identity.store import as_last_read
-from p2ptunnel.protocol.limits import Buckets, Rate
 from p2ptunnel.protocol.link import ACTIVE, DORMANT, Health
 from p2ptunnel.protocol.mux import Drained, Mux, Source
 from p2ptunnel.protocol.resume import Endpoint, EndpointEvent, Forgotten, HealthChanged, Resumed
 from p2ptunnel.session.channel import Channel
+from p2ptunnel.session.guard import Guard
 from p2ptunnel.session.leg import Leg
 from p2ptunnel.session.migration import Migration
+from p2ptunnel.session.outage import Outage
 from p2ptunnel.session.request import OnOpen, OpenRequest, answer
 from p2ptunnel.session.standby import Standbys
 from p2ptunnel.session.stream import SessionStream
 from p2ptunnel.session.upgrade import Upgrade
+from p2ptunnel.session.work import Work
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Path, Tag, format_address
 from p2ptunnel.wire.frames import (
@@ -81,9 +75,7 @@ from p2ptunnel.wire.frames import (
 
 __all__ = ["Session", "SessionOptions", "SessionState"]
 
-_log: Final = logging.getLogger("p2ptunnel.session")
 _numbers: Final = itertools.count(1)
-_HASTE: Final = 10  # times the burst that a peer may have refused, before it is no mistake any more
 _TASKS_MAX: Final = 2 * STREAMS_MAX  # a peer that opens and resets without end must not leave a server busy for each
 
 
@@ -159,30 +151,24 @@ class Session:
         self._is_caller: Final = is_caller
         self._path = path
         self._note_relay()
-        self._access: Final = access
-        self._is_known: Callable[[], bool] | None = None
         self._on_open: Final = on_open
         self._trace: Final = tracer or Tracer()
+        self._guard: Final = Guard(access, tag, peer_key, self._trace)
         self._streams: Final[dict[int, SessionStream]] = {}
         self._legs: Final[dict[int, Leg]] = {}
         self._standbys: Final = Standbys(self._endpoint, self._legs)
         self._carried_by = 0  # number of the leg that carries what we send, or did last
         self._channels: set[Channel] = set()  # those whose socket is not closed yet
-        self._tasks: Final[set[asyncio.Task[Any]]] = set()
-        self._haste: Final = Buckets(Rate(OPENS_PER_SECOND, _HASTE * OPENS_BURST))  # of a peer that is turned away for it
-        self._attempts: Final[set[asyncio.Task[Any]]] = set()  # of these, those that bring up another channel
+        self._work: Final = Work(tag, self._trace)
         self._flushing: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._quiet: Final = asyncio.Event()  # no stream is open, and everything is acknowledged
         self._heard: Final = asyncio.Event()  # something has come, or the end
         self._undelivered: dict[int, int] = {}  # at the end: bytes of each stream that the peer had not acknowledged
         self._leaving: ChannelClosedError | None = None  # why no stream can be opened any more
-        self._suspended_at: float | None = None  # since when no channel carries what we send
-        self._stalled_at: float | None = None  # since when the peer's program has not answered
-        self._cause = ""  # of that
+        self._outage: Final = Outage()
         self._resumes = self._replayed_bytes = 0
         self._doubted_trips = 0
-        self._reminded_at, self._remind_pause = 0.0, REMIND_EVERY
         self._joining = 0  # the number of the channel that is asked for
         self._is_closing = False
         self._pace = ACTIVE
@@ -205,9 +191,9 @@ class Session:
         """How it is now."""
         if self.error is not None:
             return "closed"
-        if self._suspended_at is not None:
+        if self._outage.is_suspended:
             return "suspended"
-        return "open" if self._stalled_at is None else "stalled"
+        return "stalled" if self._outage.is_stalled else "open"
 
     @property
     def path(self) -> Path:
@@ -243,7 +229,7 @@ class Session:
     @property
     def suspended_for(self) -> float | None:
         """For how many seconds no channel has carried what we send; None while one does."""
-        return None if self._suspended_at is None else self._loop.time() - self._suspended_at
+        return self._outage.suspended_for(self._loop.time())
 
     def unacknowledged_of(self, stream_id: int) -> int:
         """Return how many bytes of a stream were sent and are not acknowledged; also after the end."""
@@ -464,23 +450,20 @@ class Session:
             is_known: Whether the peer is still pinned here, asked once a second; the session ends when it is not.  None: it is.
             improve: Brings up one that needs no relay, while the session runs over that; None: it stays there.
         """
-        self._is_known = is_known
+        self._guard.is_pinned = is_known
         self._migration = Migration(self, redial, self._redial_failed)
-        self.spawn(self._migration.run())
+        self._work.start(self._migration.run())
         if improve is not None:
             self._upgrade = Upgrade(self, improve, self._redial_failed)
-            self.spawn(self._upgrade.run())
+            self._work.start(self._upgrade.run())
 
     def attend(self, attempt: asyncio.Task[Any]) -> None:
         """Take over an attempt to bring up another channel, which is under way: it ends with the session at the latest."""
-        self._attempts.add(attempt)
-        attempt.add_done_callback(self._attempts.discard)
-        self._own(attempt)
+        self._work.attend(attempt)
 
     async def attempted(self) -> None:
         """Wait until no attempt is under way that we have been given."""
-        while self._attempts:
-            await asyncio.wait(self._attempts)
+        await self._work.attempted()
 
     def _redial_failed(self, error: Exception) -> None:
         self._trace("session", "redial_failed", tag=self.tag, reason=str(error))
@@ -522,7 +505,7 @@ class Session:
             if self.error is None:
                 self._is_closing = True
                 self._go_away(GoAwayCode.CLOSED)
-                if self._suspended_at is None:
+                if not self._outage.is_suspended:
                     await _wait(self._quiet, grace)
                 self._leave()
             for channel in self._channels:
@@ -534,7 +517,7 @@ class Session:
         finally:
             self.abort()
         await asyncio.gather(*(channel.gone.wait() for channel in self._channels))
-        await asyncio.gather(*(self._tasks - {asyncio.current_task()}), return_exceptions=True)
+        await self._work.ended()
 
     def abort(self, reason: str = "") -> None:
         """End the session at once; bytes under way are lost."""
@@ -564,7 +547,7 @@ class Session:
         if self.error is not None:
             return
         self.error = error
-        if isinstance(error, ChannelLostError) and self._suspended_at is None and not isinstance(error, ResumeExpiredError):
+        if isinstance(error, ChannelLostError) and not (self._outage.is_suspended or isinstance(error, ResumeExpiredError)):
             self._tell(ChannelLost(tag=self.tag, cause=error.cause))
         self._trace("session", "down", tag=self.tag, key=self.peer_key.short, reason=str(error))
         for handle in (self._timer, self._flushing):
@@ -578,8 +561,7 @@ class Session:
             stream.on_lost(error, self._undelivered.get(stream_id, 0))
         self._streams.clear()
         self._endpoint.close()
-        for task in self._tasks - {asyncio.current_task()}:  # a service may close the session that it serves
-            task.cancel()
+        self._work.end()
         self._settle()
         self._quiet.set()
         self._heard.set()
@@ -647,23 +629,7 @@ class Session:
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` as long as the session lives; its errors are traced."""
-        task = self._loop.create_task(work)
-        self._own(task)
-        return task
-
-    def _own(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._worked)
-        if self.error is not None:  # it may have ended before anybody could begin
-            task.cancel()
-
-    def _worked(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if isinstance(error, (P2PTunnelError, OSError)):
-            self._trace("session", "work_failed", tag=self.tag, reason=str(error))
-        elif error is not None:
-            _log.error("a task of the session with %s failed", self.tag, exc_info=error)
+        return self._work.start(work)
 
     def _add(self, stream: SessionStream) -> None:
         self._streams[stream.stream_id] = stream
@@ -692,7 +658,7 @@ class Session:
                 self._violated(error)
             else:
                 self._heard.set()
-                if self._stalled_at is not None and is_carrier:
+                if self._outage.is_stalled and is_carrier:
                     self._flowing(0)
                 if not is_carrier:  # it may be the first measurement of a better path
                     self._move()
@@ -742,8 +708,7 @@ class Session:
                     self._tell(ApprovalAwaited(tag=self.tag, service=stream.service, patience=patience))
                     stream.on_waiting(patience)
             case Capability(ticket):
-                if self._access is not None:
-                    self._access.show(self.peer_key, ticket)
+                self._guard.show(ticket)
             case Reset(stream_id):
                 if stream := self._streams.get(stream_id):
                     stream.on_reset(event)
@@ -771,7 +736,7 @@ class Session:
 
     def _check_carried(self, cause: str) -> None:
         """Hold what must always hold: a session that no channel of ours carries is suspended, or over."""
-        if self.error is None and self._suspended_at is None and self._endpoint.carrier not in self._legs:
+        if self.error is None and not self._outage.is_suspended and self._endpoint.carrier not in self._legs:
             if self._can_wait():
                 self._suspend(cause)
             else:
@@ -803,14 +768,13 @@ class Session:
             case Health.UP:
                 if number == self._endpoint.active:
                     self._settle()
-                    if self._stalled_at is None:  # else it may be the kernel's word only; see `received`
+                    if not self._outage.is_stalled:  # else it may be the kernel's word only; see `received`
                         self._flowing(0)
             case Health.SUSPECT:
                 self._tell(PathSuspected(tag=self.tag))
                 self._reconsider()
             case Health.STALLED:
-                if self._stalled_at is None:
-                    self._stalled_at = self._loop.time()
+                if self._outage.stall(self._loop.time()):
                     self._tell(SessionStalled(tag=self.tag))
             case Health.DEAD:
                 self._on_dead()
@@ -824,9 +788,7 @@ class Session:
 
     def _suspend(self, cause: str) -> None:
         """Wait for another channel; a dead one is still read, for it may come back first."""
-        if self._suspended_at is None:
-            self._suspended_at, self._stalled_at, self._cause = self._loop.time(), None, cause
-            self._reminded_at, self._remind_pause = self._loop.time(), REMIND_EVERY
+        if self._outage.suspend(cause, self._loop.time()):
             self._trace("session", "suspended", tag=self.tag, reason=cause)
             self._tell(ChannelLost(tag=self.tag, cause=cause, patience=self._patience))
         if not self._move():
@@ -851,10 +813,8 @@ class Session:
 
     def _flowing(self, replayed_bytes: int) -> None:
         """Bytes flow again, if they did not."""
-        since = self._stalled_at or self._suspended_at
-        self._stalled_at = self._suspended_at = None
-        if since is not None:
-            self._tell(SessionResumed(tag=self.tag, gap=self._loop.time() - since, replayed_bytes=replayed_bytes))
+        if (gap := self._outage.end(self._loop.time())) is not None:
+            self._tell(SessionResumed(tag=self.tag, gap=gap, replayed_bytes=replayed_bytes))
 
     def _tell(self, event: PeerEvent) -> None:
         self._on_event(msgspec.structs.replace(event, session=self._number))
@@ -866,13 +826,11 @@ class Session:
         return self._resume_timeout if is_used and not self._leaving else min(self._resume_timeout, RESUME_LINGER)
 
     def _check_patience(self, now: float) -> None:
-        if self._suspended_at is None:
-            return
-        if now - self._reminded_at >= self._remind_pause:
-            self._reminded_at, self._remind_pause = now, min(2 * self._remind_pause, REMIND_RARELY)
+        if self._outage.is_reminder_due(now):
             self._tell(PathSuspected(tag=self.tag))
-        if now - self._suspended_at >= self._patience:
-            self._expire(self._cause)
+        suspended_for = self._outage.suspended_for(now)
+        if suspended_for is not None and suspended_for >= self._patience:
+            self._expire(self._outage.cause)
 
     def _is_carried_elsewhere(self, number: int) -> bool:
         """Tell whether a channel other than this one is up and carries the session: then the peer cannot have forgotten it."""
@@ -887,31 +845,26 @@ class Session:
     # --- streams that the peer opens ----------------------------------------------------------------------------------
 
     def _offered(self, frame: Open) -> None:
-        if self._access is not None and not self._access.may_ask(self.peer_key):  # first: it costs next to nothing
-            if self._haste.take(None, self._loop.time()):
-                self._turn_away(frame, ResetCode.BUSY, "streams are opened too fast")
-            else:
-                self._violated(RemoteProtocolError("it asks for one stream after the other, whatever it is told", self.tag))
-        elif self._on_open is None or not self._may_open(frame.service):
+        try:
+            refusal = self._guard.refusal(frame.service, self._loop.time())
+        except RemoteProtocolError as violation:
+            self._violated(violation)
+            return
+        if refusal is not None:
+            self._turn_away(frame, *refusal)
+        elif self._on_open is None:
             self._turn_away(frame, ResetCode.NOT_YOURS)
-        elif len(self._tasks) >= _TASKS_MAX:
+        elif len(self._work) >= _TASKS_MAX:
             self._turn_away(frame, ResetCode.BUSY, "too many streams are being served")
         else:
             stream = SessionStream(self, self._mux, frame.stream_id, frame.service, is_ours=False)
             self._add(stream)
-            self.spawn(answer(self._on_open, OpenRequest(self, stream)))
+            self._work.start(answer(self._on_open, OpenRequest(self, stream)))
 
     def _turn_away(self, frame: Open, code: ResetCode, reason: str = "") -> None:
         self._trace("session", "stream_denied", tag=self.tag, service=frame.service, code=code.name, reason=reason)
         self._mux.reset(frame.stream_id, code, reason)
         self.settle(frame.stream_id)
-
-    def _may_open(self, service: str) -> bool:
-        try:
-            return self._access is not None and self._access.may_open(self.peer_key, service)
-        except StoreError as error:  # nothing is granted by a list that cannot be read
-            self._trace("session", "access_unreadable", reason=str(error))
-            return False
 
     # --- time -----------------------------------------------------------------------------------------------------------
 
@@ -919,7 +872,7 @@ class Session:
         if self._timer is not None:
             self._timer.cancel()
         self._pace = self._endpoint.pace(now)
-        tick = min(ACCESS_TICK, SESSION_TICK) if self._access is not None and self._streams else SESSION_TICK
+        tick = min(ACCESS_TICK, SESSION_TICK) if self._guard.has_access and self._streams else SESSION_TICK
         self._due = min(self._endpoint.next_deadline(now), now + tick)
         self._timer = self._loop.call_at(self._due, self._on_timer)
 
@@ -940,10 +893,7 @@ class Session:
             for number in self._standbys.relayed():
                 self._retire(number)
         self._check_patience(now)
-        if self._access is not None and self.error is None:
-            self._check_access(self._access)
-        if self._is_known is not None and self.error is None:
-            self._check_known(self._is_known)
+        self._check_access()
         if self.error is None:
             self._set_timer(now)
 
@@ -955,19 +905,16 @@ class Session:
     def _check_doubt(self) -> None:
         """The network has changed, and the path has answered since: nothing else is wanted."""
         leg = self._active
-        if leg is not None and self.in_doubt.is_set() and self._suspended_at is None:
+        if leg is not None and self.in_doubt.is_set() and not self._outage.is_suspended:
             link = self._endpoint.link(leg.number)
             if link.health is Health.UP and link.round_trips > self._doubted_trips:
                 self._settle()
 
-    def _check_access(self, access: Access) -> None:
-        """End the session of a peer that is no longer admitted, and the streams of grants that hold no more."""
-        try:
-            is_admitted, revoked = self._judge(access)
-        except StoreError as error:  # nothing new is let in; what runs goes on for as long as it was granted
-            self._trace("session", "access_unreadable", reason=str(error))
-            with as_last_read():
-                is_admitted, revoked = self._judge(access)
+    def _check_access(self) -> None:
+        """End the session of a peer that is no longer admitted, or pinned, and the streams of grants that hold no more."""
+        if self.error is not None:
+            return
+        is_admitted, revoked = self._guard.judge(self._streams.values())
         if not is_admitted:
             self._go_away(GoAwayCode.REVOKED, "access was revoked")
             self._leave()
@@ -975,25 +922,9 @@ class Session:
         for stream in revoked:
             self._trace("session", "stream_revoked", tag=self.tag, service=stream.service)
             stream.refuse(ResetCode.NOT_YOURS, "access was revoked")
-
-    def _judge(self, access: Access) -> tuple[bool, list[SessionStream]]:
-        """Return whether the peer is admitted, and its streams whose grants hold no more."""
-        revoked = [stream for stream in self._streams.values() if not (stream.is_ours or self._holds(access, stream))]
-        return self.peer_key in access.admitted(), revoked
-
-    def _check_known(self, is_known: Callable[[], bool]) -> None:
-        """End a session that we called, if its peer is not pinned here any more."""
-        try:
-            if is_known():
-                return
-        except StoreError as error:  # what runs goes on
-            self._trace("session", "access_unreadable", reason=str(error))
-            return
-        self._go_away(GoAwayCode.CLOSED, "the peer was removed")
-        self._leave()
-
-    def _holds(self, access: Access, stream: SessionStream) -> bool:
-        return access.may_open(self.peer_key, stream.service) if stream.holds is None else stream.holds()
+        if self.error is None and not self._guard.knows_peer():
+            self._go_away(GoAwayCode.CLOSED, "the peer was removed")
+            self._leave()
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

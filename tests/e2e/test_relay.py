@@ -125,7 +125,7 @@ def test_the_direct_attempt_that_goes_on_beside_ends_with(tmp_path: Path, end: s
             stream = await laptop.connect(HOME, "echo")
             assert stream.path.kind == "relay"
             [session] = laptop._up._sessions
-            [attempt] = session._attempts
+            [attempt] = session._work._attempts
             await (laptop.close() if end == "the peer" else session.close(grace=0))
             assert attempt.cancelled()
             await settle(before, tasks)

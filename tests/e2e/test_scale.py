@@ -229,7 +229,7 @@ async def ten_thousand_openings() -> str:
 
         async def left_behind() -> tuple[int, int]:
             await until(lambda: caller.streams == callee.streams == 0)
-            await until(lambda: not caller._streams and not callee._streams and not caller._tasks and not callee._tasks)
+            await until(lambda: not caller._streams and not callee._streams and not caller._work and not callee._work)
             return len(asyncio.all_tasks()), descriptors()
 
         before = await left_behind()

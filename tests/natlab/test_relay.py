@@ -206,7 +206,7 @@ def test_what_did_not_open_at_first_is_tried_again(natlab: Lab, tmp_path: Path, 
             assert stream.path.kind == "relay"
             await asyncio.to_thread(obstacle.close)
             await moved(events, "direct")
-            assert len([attempt for attempt in session._attempts if not attempt.done()]) == 0
+            assert len([attempt for attempt in session._work._attempts if not attempt.done()]) == 0
 
         there.call(work)
 

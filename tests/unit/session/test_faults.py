@@ -84,7 +84,7 @@ def test_a_session_that_ended_at_once_can_still_be_closed() -> None:
         closing = asyncio.ensure_future(caller.close())
         await asyncio.wait([closing], timeout=1)
         is_closed = closing.done()
-        for task in tuple(caller._tasks):
+        for task in tuple(caller._work._tasks):
             task.cancel()
         await asyncio.gather(closing, callee.close(), return_exceptions=True)
         assert is_closed
@@ -299,7 +299,7 @@ def test_nothing_begins_on_a_session_that_has_ended_in_the_same_batch(frames: tu
             (leg,) = callee._legs.values()
             callee.received(leg, memoryview(b"".join(map(encode, frames))))  # must not raise, whatever a peer sends
             await asyncio.sleep(0.05)
-            serving = set(callee._tasks)
+            serving = set(callee._work._tasks)
             for task in serving:
                 task.cancel()
             assert callee.error is not None

@@ -282,7 +282,7 @@ def test_who_asks_for_streams_too_fast_is_turned_away_before_anything_is_looked_
 
 
 def test_who_asks_for_one_stream_after_the_other_whatever_it_is_told_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("p2ptunnel.session.live.OPENS_BURST", 2)
+    monkeypatch.setattr("p2ptunnel.session.guard.OPENS_BURST", 2)
 
     async def scenario() -> None:
         peers, access = hurried()

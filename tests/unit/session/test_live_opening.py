@@ -206,7 +206,7 @@ def test_a_peer_that_opens_and_resets_without_end_keeps_only_so_many_busy(monkey
                 caller.open("web").abort()
             with pytest.raises(StreamResetError, match="too many streams are being served"):
                 await caller.open_confirmed("web")
-            assert peers.requests.qsize() == len(callee._tasks) == 5
+            assert peers.requests.qsize() == len(callee._work) == 5
 
     run(scenario())
 

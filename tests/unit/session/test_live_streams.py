@@ -30,7 +30,7 @@ def test_a_thousand_streams_at_once_all_finish_and_leave_nothing() -> None:
             while callee.streams:
                 await asyncio.sleep(0)
             assert (caller.streams, len(caller._streams), len(callee._streams)) == (0, 0, 0)
-            while callee._tasks:
+            while callee._work:
                 await asyncio.sleep(0)
 
     run(scenario())
