@@ -1,0 +1,46 @@
+"""The way out of a peer that is closed meanwhile: no port is opened, and none is left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from p2ptunnel.abc import Pipe
+from p2ptunnel.errors import LocalProtocolError
+from p2ptunnel.identity.keys import PublicKey
+from p2ptunnel.transports.raw import RawStream
+from p2ptunnel.traversal.call import Conkey
+from p2ptunnel.traversal.tries import Tries
+from tests.helpers import run
+from tests.helpers.meeting import HOME, meeting
+
+
+async def establish(pipe: Pipe, conkey: Conkey, _: PublicKey | None) -> RawStream:
+    return await RawStream.over(pipe)
+
+
+def test_who_is_closed_opens_no_port(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with meeting(tmp_path) as there:
+            calling = there.laptop._calling
+            await there.laptop.close()
+            before = len(there.laptop_events.all)
+            with pytest.raises(LocalProtocolError, match="the peer has been closed"):
+                await calling.call(HOME, establish, None, relay="never")
+            assert there.laptop_events.all[before:] == []
+
+    run(main())
+
+
+def test_a_port_that_came_up_while_we_were_closed_is_closed(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with meeting(tmp_path) as there:
+            calling = there.laptop._calling
+            port = await calling.open_spare()
+            await there.laptop.close()
+            with pytest.raises(LocalProtocolError, match="the peer has been closed"):
+                await calling._attempt(port, HOME, establish, None, "auto", None, Tries())
+            assert port._reserved.fileno() == -1
+
+    run(main())
