@@ -95,7 +95,7 @@ __all__ = ["Peer"]
 _dice: Final = random.SystemRandom()
 
 
-class _Running(NamedTuple):
+class _Parts(NamedTuple):
     """What a peer works with while it is started."""
 
     up: Started
@@ -163,7 +163,7 @@ class Peer:
         self._servers = Servers(servers, default_port=RENDEZVOUS_PORT, tracer=self._trace)
         self._events: Final = EventHub()
         self._options: Final = SessionOptions(resume_timeout, resume_buffer, self._on_session_event)
-        self._running: _Running | None = None
+        self._parts: _Parts | None = None
 
     def __repr__(self) -> str:
         return f"<Peer {self.tag or 'without a tag'} via {', '.join(self._servers.texts) or 'no server'}>"
@@ -177,15 +177,15 @@ class Peer:
             InsecureKeyFileError: Others could read or replace the key; the hint says what to do.
             StoreError: A file of the profile cannot be read.
         """
-        if self._running is not None:
+        if self._parts is not None:
             return
         identity = await in_thread(self.profile.identity)
         store = self.profile.peers()
         await in_thread(store.all)
-        if self._running is None:  # others may have started it, too
-            self._running = self._run(identity, store)
+        if self._parts is None:  # others may have started it, too
+            self._parts = self._compose(identity, store)
 
-    def _run(self, identity: Identity, store: PeerStore) -> _Running:
+    def _compose(self, identity: Identity, store: PeerStore) -> _Parts:
         counter = ProfileCounter(self.profile.directory / "counter")
         table = ServiceTable(store, self._trace, self._events, issuer=identity.public)
         lan = Lan(tracer=self._trace) if self._has_lan else None
@@ -205,11 +205,11 @@ class Peer:
         if self._servers.specs:
             up.spare = WarmPort(calling.open_spare, tracer=self._trace)
             up.spare.start()
-        return _Running(up, calling, reachable)
+        return _Parts(up, calling, reachable)
 
     async def close(self) -> None:
         """Leave the server, close tunnels, sessions and sockets; waits at most about two seconds.  Closing twice is fine."""
-        running, self._running = self._running, None
+        running, self._parts = self._parts, None
         try:
             if running is not None:
                 await running.up.close()
@@ -248,7 +248,7 @@ class Peer:
     @property
     def local_address(self) -> Address | None:
         """The UDP address that the server sees while we serve, else None."""
-        answering = self._running.up.answering if self._running else None
+        answering = self._parts.up.answering if self._parts else None
         return answering.observed if answering else None
 
     def snapshot(self) -> Snapshot:
@@ -556,7 +556,7 @@ class Peer:
             raise ConfigError(
                 "a direct path is waited for, and the relay is always used", 'Peer(relay="auto"), or --relay auto.'
             )
-        pinned, loop = self._pinned(tag), asyncio.get_running_loop()
+        pinned, loop = self._pinned(tag), asyncio.get_parts_loop()
         began = loop.time()
         session = self._up.session(pinned, is_direct=self._relay == "never")
         if session is None:
@@ -776,37 +776,36 @@ class Peer:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    @property
-    def _parts(self) -> _Running:
-        if self._running is None:
+    def _required_parts(self) -> _Parts:
+        if self._parts is None:
             raise LocalProtocolError("the peer has not been started: use `async with Peer(…)` or `await peer.start()`")
-        return self._running
+        return self._parts
 
     @property
     def _up(self) -> Started:
-        return self._parts.up
+        return self._required_parts().up
 
     @property
     def _calling(self) -> Calling:
-        return self._parts.calling
+        return self._required_parts().calling
 
     @property
     def _reachable(self) -> Reachable:
-        return self._parts.reachable
+        return self._required_parts().reachable
 
     def _on_session_event(self, event: PeerEvent) -> None:
         """Tell who listens; a silent path may mean that nobody can call us any more, either."""
         self._events(event)
-        if self._running is None:
+        if self._parts is None:
             return
-        up, _, reachable = self._running
+        up, _, reachable = self._parts
         match event:
             case PathSuspected():
                 if up.spare is not None:
                     up.spare.renew()
                 reachable.path_suspected()
             case ChannelLost() | SessionExpired():
-                asyncio.get_running_loop().call_soon(up.tidy)  # not now: the session is in the middle of something
+                asyncio.get_parts_loop().call_soon(up.tidy)  # not now: the session is in the middle of something
             case _:
                 pass
 
