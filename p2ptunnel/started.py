@@ -216,6 +216,7 @@ class Started:
         spare = () if self.spare is None else (self.spare,)
         for port in spare:
             port.abort()
+        self.spares.abort()
         try:
             await asyncio.gather(
                 *(port.close() for port in spare),

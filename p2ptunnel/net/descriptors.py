@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["descriptor_limit", "free_descriptors"]
+__all__ = ["free_descriptors"]
 
 
-def descriptor_limit() -> int | None:
+def _limit() -> int | None:
     """Return how many files may be open at one time, None where there is no limit (Windows)."""
     if sys.platform == "win32":
         return None
@@ -20,7 +20,7 @@ def descriptor_limit() -> int | None:
 
 def free_descriptors() -> int | None:
     """Return how many more may be opened, None where there is no limit; those open already are 0 where nobody tells."""
-    limit = descriptor_limit()
+    limit = _limit()
     try:
         taken = len(os.listdir("/dev/fd"))
     except OSError:  # no such directory here

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from p2ptunnel.defaults import HANDSHAKE_TIMEOUT, QUIC_RECEIVE_BYTES
@@ -62,7 +62,7 @@ class QuicPort:
         self._watch: Watch | None = None
         self._links: dict[bytes, Link] = {}  # by the name and by the id of each
         self._consents: dict[str, Link] = {}
-        self._expected: dict[bytes, asyncio.Future[tuple[bytes, Address]]] = {}
+        self._expected: dict[bytes, Callable[[bytes, Address], None]] = {}
 
     async def connect(self, name: bytes, consent: Consent, rtt: float | None) -> QuicPipe:
         """Connect to the callee, which expects us by `name`.
@@ -74,20 +74,23 @@ class QuicPort:
         await in_thread(_load)
         return await self._open(name, consent, rtt, is_caller=True)
 
-    async def accept(self, name: bytes, consent: Consent, rtt: float | None = None) -> QuicPipe:
-        """Wait for the caller's connection, for as long as nobody cancels.
+    def expect(self, name: bytes, on_first: Callable[[bytes, Address], None]) -> None:
+        """Have the first datagram of the caller's connection handed to `on_first`, once, until it is forgotten."""
+        self._expected[name] = on_first
+
+    def forget(self, name: bytes) -> None:
+        """Expect that caller no more; forgetting twice is fine."""
+        self._expected.pop(name, None)
+
+    async def accept(self, name: bytes, consent: Consent, first: bytes, rtt: float | None = None) -> QuicPipe:
+        """Bring up the caller's connection, which has begun with the datagram `first` from where `consent` has it.
 
         Raises:
             MissingExtraError: aioquic is not installed.
-            OSError: One began, and was not up in 5 s.
+            OSError: It was not up in 5 s.
         """
-        first = self._expected[name] = asyncio.get_running_loop().create_future()
-        try:
-            data, consent.remote = await first
-        finally:
-            del self._expected[name]
         await in_thread(_load)  # now, since most callers never come this way
-        return await self._open(name, consent, rtt, is_caller=False, first=data)
+        return await self._open(name, consent, rtt, is_caller=False, first=first)
 
     def take(self, data: bytes, source: Address) -> bool:
         """Take a datagram of a connection, or of consent to one; whatever else comes is the machine's, which counts it."""
@@ -98,15 +101,14 @@ class QuicPort:
         if (link := self._links.get(_id_of(data))) is not None:
             link.receive(data, source)
             return True
-        if (first := self._expected.get(_id_of(data))) is not None and not first.done():
-            first.set_result((data, source))
+        if (on_first := self._expected.pop(_id_of(data), None)) is not None:
+            on_first(data, source)
             return True
         return False
 
     def outlive(self) -> None:
         """Read the port on, if there is a connection; whoever is expected is expected no more."""
-        for first in self._expected.values():
-            first.cancel()
+        self._expected.clear()
         if not self._links:
             return
         try:

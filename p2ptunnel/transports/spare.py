@@ -74,11 +74,15 @@ class Spares:
         spare = self._spares.get(relay)
         return None if spare is None else spare.take()
 
-    async def close(self) -> None:
-        """Close all of them; closing twice is fine."""
+    def abort(self) -> None:
+        """Keep none any more; aborting twice is fine."""
         self._is_closed = True
         for relay in tuple(self._spares):
             self.drop(relay)
+
+    async def close(self) -> None:
+        """Abort, and wait until nothing of it runs; closing twice is fine."""
+        self.abort()
         await asyncio.gather(*self._dropped, return_exceptions=True)
 
 

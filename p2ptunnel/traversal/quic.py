@@ -10,7 +10,7 @@ import hmac
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from p2ptunnel.defaults import PREAMBLE_TIMEOUT, PUNCH_TIMEOUT
+from p2ptunnel.defaults import PREAMBLE_TIMEOUT
 from p2ptunnel.errors import ChannelClosedError, MissingExtraError, P2PTunnelError
 from p2ptunnel.protocol.callee import CalleeAgent
 from p2ptunnel.protocol.consent import Consent
@@ -18,7 +18,7 @@ from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.quic import QuicPipe
 from p2ptunnel.transports.quicport import QuicPort, quic_name
 from p2ptunnel.traversal.tries import CallTries
-from p2ptunnel.types import format_address
+from p2ptunnel.types import Address, format_address
 
 __all__ = ["QuicAnswers", "QuicCall"]
 
@@ -82,46 +82,53 @@ class QuicAnswers:
     def __init__(self, port: QuicPort, tracer: Tracer) -> None:
         self._port: Final = port
         self._trace: Final = tracer
-        self._tasks: Final[set[asyncio.Task[None]]] = set()
-        self._waiting: Final[dict[str, asyncio.Task[None]]] = {}  # of those, for whom nobody has come yet; by token
+        self._names: Final[dict[str, bytes]] = {}  # of those who have not come, by token
+        self._taking: Final[set[asyncio.Task[None]]] = set()
 
     def expect(self, agent: CalleeAgent, on_up: Callable[[QuicPipe, CalleeAgent], Awaitable[None]]) -> None:
-        """Be there, should the caller turn to QUIC.
+        """Be there, should the caller turn to QUIC, until it is forgotten: most callers come by TCP.
 
         Args:
             agent: Of the call.
             on_up: Makes a channel on a connection that has shown the call's conkey.
         """
-        expected = asyncio.create_task(self._take(agent, on_up))
-        self._tasks.add(expected)
-        expected.add_done_callback(self._tasks.discard)
-        self._waiting[agent.token] = expected
+
+        def begin(first: bytes, source: Address) -> None:
+            del self._names[agent.token]
+            taking = asyncio.create_task(self._take(agent, first, source, on_up))
+            self._taking.add(taking)
+            taking.add_done_callback(self._taking.discard)
+
+        name = self._names[agent.token] = quic_name(agent.conkey)
+        self._port.expect(name, begin)
 
     def forget(self, token: str) -> None:
         """Expect the caller no more if it has not come by now: it has come otherwise, or the call is over."""
-        waiting = self._waiting.pop(token, None)
-        if waiting is not None:
-            waiting.cancel()
+        if (name := self._names.pop(token, None)) is not None:
+            self._port.forget(name)
 
     def cancel(self) -> None:
         """Expect nobody any more."""
-        for expected in self._tasks:
-            expected.cancel()
+        for token in tuple(self._names):
+            self.forget(token)
+        for taking in self._taking:
+            taking.cancel()
 
     async def close(self) -> None:
         """Expect nobody any more, and wait for the end of that."""
         self.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._taking, return_exceptions=True)
 
-    async def _take(self, agent: CalleeAgent, on_up: Callable[[QuicPipe, CalleeAgent], Awaitable[None]]) -> None:
+    async def _take(
+        self, agent: CalleeAgent, first: bytes, source: Address, on_up: Callable[[QuicPipe, CalleeAgent], Awaitable[None]]
+    ) -> None:
+        consent = agent.consent()
+        consent.remote = source
         try:
-            async with asyncio.timeout(PUNCH_TIMEOUT):
-                pipe = await self._port.accept(quic_name(agent.conkey), agent.consent())
-        except (P2PTunnelError, OSError) as error:  # most callers come by TCP
-            self._trace("traversal", "quic_unused", reason=str(error) or "nobody came")
+            pipe = await self._port.accept(quic_name(agent.conkey), consent, first)
+        except (P2PTunnelError, OSError) as error:
+            self._trace("traversal", "quic_failed", remote=format_address(source), reason=str(error) or "no handshake")
             return
-        finally:
-            self._waiting.pop(agent.token, None)
         remote = format_address(pipe.path.remote)
         self._trace("traversal", "connection_up", remote=remote, how="quic")
         try:

@@ -52,8 +52,14 @@ class Ways:
         race = _Race(open_)
         try:
             control, route = await race.run(self._order(server))
-        finally:
+        except BaseException:
+            race.drop()
+            raise
+        try:
             await race.close()
+        except BaseException:
+            control.abort()
+            raise
         if route is None:
             self._web.pop(server.address, None)
         elif self.known(server.address) != route:  # else the server's own port would never have its turn again
@@ -110,10 +116,19 @@ class _Race:
                 self._error = error
         return None
 
-    async def close(self) -> None:
+    def drop(self) -> None:
         """Give up what is under way."""
         for task in self._running:
             task.cancel()
-        for outcome in await asyncio.gather(*self._running, return_exceptions=True):
-            if isinstance(outcome, TcpControl):  # it was up in the very turn in which another one was
-                outcome.abort()
+            task.add_done_callback(_abort)
+
+    async def close(self) -> None:
+        """Give up what is under way, and wait for the end of that."""
+        self.drop()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+
+def _abort(task: asyncio.Task[TcpControl]) -> None:
+    """Close a connection that was up in the very turn in which nobody wanted it any more."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().abort()

@@ -16,7 +16,7 @@ from p2ptunnel.transports.quicport import QuicPort, quic_name
 from p2ptunnel.types import Address
 from p2ptunnel.wire.keyed import KeyedReceiver, KeyedSender
 
-__all__ = ["CONKEY", "Port", "meet", "new_consents", "quic_pipes", "quic_ports"]
+__all__ = ["CONKEY", "Port", "accepted", "meet", "new_consents", "quic_pipes", "quic_ports"]
 
 CONKEY = "5e" * 16
 
@@ -92,13 +92,24 @@ async def quic_ports() -> AsyncGenerator[tuple[Port, Port]]:
             port.driver.close()
 
 
+async def accepted(port: Port, consent: Consent) -> QuicPipe:
+    """The callee's pipe, once the caller has come."""
+    came: asyncio.Future[tuple[bytes, Address]] = asyncio.get_running_loop().create_future()
+    name = quic_name(CONKEY)
+    port.quic.expect(name, lambda first, source: came.set_result((first, source)))
+    try:
+        first, consent.remote = await came
+    finally:
+        port.quic.forget(name)
+    return await port.quic.accept(name, consent, first)
+
+
 async def meet(near: Port, far: Port) -> tuple[QuicPipe, QuicPipe]:
     """A connection between two ports: the caller's pipe and the callee's."""
     ours, theirs = new_consents(near.address, far.address)
-    name = quic_name(CONKEY)
     async with asyncio.TaskGroup() as group:
-        accepting = group.create_task(far.quic.accept(name, theirs))
-        connecting = group.create_task(near.quic.connect(name, ours, 0.001))
+        accepting = group.create_task(accepted(far, theirs))
+        connecting = group.create_task(near.quic.connect(quic_name(CONKEY), ours, 0.001))
     return connecting.result(), accepting.result()
 
 

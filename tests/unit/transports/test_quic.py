@@ -18,7 +18,7 @@ from p2ptunnel.transports.quic import QuicPipe, can_quic
 from p2ptunnel.transports.quicport import quic_name
 from p2ptunnel.wire.frames import preamble
 from tests.helpers import run
-from tests.helpers.quic import CONKEY, meet, new_consents, quic_pipes, quic_ports
+from tests.helpers.quic import CONKEY, accepted, meet, new_consents, quic_pipes, quic_ports
 from tests.helpers.recorder import Recorder, write_all
 
 
@@ -64,7 +64,7 @@ def test_a_stranger_who_does_not_know_the_name_begins_nothing_and_is_in_nobodys_
     async def scenario() -> None:
         async with quic_ports() as (near, far):
             ours, theirs = new_consents(near.address, far.address)
-            accepting = asyncio.ensure_future(far.quic.accept(quic_name(CONKEY), theirs))
+            accepting = asyncio.ensure_future(accepted(far, theirs))
             guessing = asyncio.ensure_future(near.quic.connect(quic_name("00" * 16), ours, 0.001))
             while not far.udp.received:
                 await asyncio.sleep(0)
@@ -85,7 +85,7 @@ def test_a_cancelled_attempt_leaves_nothing(turns: int) -> None:
             ours, theirs = new_consents(near.address, far.address)
             tasks = [
                 asyncio.ensure_future(near.quic.connect(quic_name(CONKEY), ours, 0.001)),
-                asyncio.ensure_future(far.quic.accept(quic_name(CONKEY), theirs)),
+                asyncio.ensure_future(accepted(far, theirs)),
             ]
             for _ in range(turns):
                 await asyncio.sleep(0)
