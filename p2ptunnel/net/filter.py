@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import socket
 import struct
+from asyncio.trsock import TransportSocket
 from collections.abc import Sequence
 from ipaddress import ip_network
 from typing import Final, TypeAlias
@@ -61,7 +62,7 @@ def attach_filter(sock: socket.socket) -> bool:
     return _attach(sock, _PROGRAM)
 
 
-def attach_neighbour_filter(sock: socket.socket) -> bool:
+def attach_neighbour_filter(sock: socket.socket | TransportSocket) -> bool:
     """Let the kernel drop whatever does not come from a private, link-local or loopback IPv4 address.
 
     For multicast DNS: its socket is open on all interfaces, and would answer the whole internet where one of them leads there.
@@ -80,7 +81,7 @@ def attach_neighbour_filter(sock: socket.socket) -> bool:
     return _attach(sock, (*checks, (_RETURN, 0, 0, 0), (_RETURN, 0, 0, 0xFFFFFFFF)))
 
 
-def _attach(sock: socket.socket, instructions: Sequence[_Instruction]) -> bool:
+def _attach(sock: socket.socket | TransportSocket, instructions: Sequence[_Instruction]) -> bool:
     if not LINUX:
         return False
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *instruction) for instruction in instructions))

@@ -109,7 +109,7 @@ async def netcheck(
         tcp=msgspec.structs.replace(report.tcp, problem=problem),
         udp_lifetime=None if lifetime is None else lifetime.result(),
     )
-    if report.udp.works and not brief:
+    if report.tcp.works and not brief:
         report = _with_outlook(report, udp.result(), tcp.result())
     return msgspec.structs.replace(report, verdict=verdict(report), improve=improvements(report))
 

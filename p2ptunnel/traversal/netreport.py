@@ -161,12 +161,14 @@ def verdict(report: NetReport) -> str:
     """Return what a person has to know, in one sentence."""
     if not report.tcp.works:
         return "The server cannot be reached over TCP: only peers that can open a TCP connection to you can be reached."
-    if not report.udp.works:
-        return "UDP is blocked here: this version cannot call or answer without it."
     return f"{_here(report)}: expect {_outlook(report.expectations)}." if report.expectations else f"{_here(report)}."
 
 
 def _here(report: NetReport) -> str:
+    return _nat_here(report) if report.udp.works else f"{_nat_here(report)}, with UDP blocked"
+
+
+def _nat_here(report: NetReport) -> str:
     if not report.behind_nat:
         return "No NAT" if report.strangers in {"accept", "unknown"} else "No NAT, but a firewall"
     nat = "Behind two NATs" if report.double_nat else "Behind a NAT"

@@ -82,7 +82,7 @@ def test_what_to_expect_is_where_pairs_of_the_laboratory_settle(reports: dict[st
         ("symS", "symR"): "relay",
         ("noSO", "noSO"): "quic",
     }
-    expected = {other: but.get((name, other), "tcp") for other in MATRIX_KINDS} if KINDS[name].udp else {}
+    expected = {other: but.get((name, other), "tcp") for other in MATRIX_KINDS}
     assert {each.kind: each.carrier for each in report.expectations} == expected
 
 
@@ -110,7 +110,11 @@ def test_what_to_expect_is_where_pairs_of_the_laboratory_settle(reports: dict[st
             "Behind two NATs that keep one port for all destinations: expect direct TCP with every kind of NAT at the other"
             " end.",
         ),
-        ("noU", "UDP is blocked here: this version cannot call or answer without it."),
+        (
+            "noU",
+            "Behind a NAT that keeps one port for all destinations, with UDP blocked: expect direct TCP with every kind of NAT"
+            " at the other end.",
+        ),
     ],
 )
 def test_the_verdict_is_one_plain_sentence(reports: dict[str, tuple[NetReport, float]], name: str, verdict: str) -> None:

@@ -125,11 +125,14 @@ def test_with_one_observer_the_mapping_is_not_known(monkeypatch: pytest.MonkeyPa
     )
 
 
-def test_without_udp_nothing_can_be_called(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_udp_tcp_tells_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     found = report(monkeypatch, {}, {SERVER: (OUTSIDE, 1024)})
     assert (found.udp.works, found.udp.observed, found.udp.port_preserved) == (False, None, None)
     assert found.tcp_port_equals_udp is None
-    assert found.verdict == "UDP is blocked here: this version cannot call or answer without it."
+    assert found.verdict == (
+        "Behind a NAT, and the server has one address only (give it --alt-listen), so how it maps is not known,"
+        " with UDP blocked."
+    )
 
 
 def test_without_tcp_few_can_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:

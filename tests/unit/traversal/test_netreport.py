@@ -53,7 +53,7 @@ def outlook(hints: NatHints = EIM) -> NetReport:
             replace(REPORT, tcp=replace(WORKS, mapping="not known")),
             "Behind a NAT, and the server has one address only (give it --alt-listen), so how it maps is not known.",
         ),
-        (replace(REPORT, udp=SILENT), "UDP is blocked here: this version cannot call or answer without it."),
+        (replace(REPORT, udp=SILENT), "Behind a NAT that keeps one port for all destinations, with UDP blocked."),
         (
             replace(REPORT, tcp=SILENT),
             "The server cannot be reached over TCP: only peers that can open a TCP connection to you can be reached.",

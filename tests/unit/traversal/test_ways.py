@@ -20,7 +20,7 @@ SILENT = RendezvousTimeoutError("198.51.100.1:7000", 5.0)
 REFUSED = RendezvousError("198.51.100.1:443", "Connection refused", 503)
 
 
-class Control:
+class Control(TcpControl):
     """A connection that came up."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Network:
         if error is not None:
             raise error
         self.up.append(Control())
-        return cast("TcpControl", self.up[-1])
+        return self.up[-1]
 
 
 def way_of(route: WebRoute | None) -> str:
