@@ -209,10 +209,10 @@ class Peer:
 
     async def close(self) -> None:
         """Leave the server, close tunnels, sessions and sockets; waits at most about two seconds.  Closing twice is fine."""
-        running, self._parts = self._parts, None
+        parts, self._parts = self._parts, None
         try:
-            if running is not None:
-                await running.up.close()
+            if parts is not None:
+                await parts.up.close()
         finally:
             self._events.close()
 
@@ -556,7 +556,7 @@ class Peer:
             raise ConfigError(
                 "a direct path is waited for, and the relay is always used", 'Peer(relay="auto"), or --relay auto.'
             )
-        pinned, loop = self._pinned(tag), asyncio.get_parts_loop()
+        pinned, loop = self._pinned(tag), asyncio.get_running_loop()
         began = loop.time()
         session = self._up.session(pinned, is_direct=self._relay == "never")
         if session is None:
@@ -805,7 +805,7 @@ class Peer:
                     up.spare.renew()
                 reachable.path_suspected()
             case ChannelLost() | SessionExpired():
-                asyncio.get_parts_loop().call_soon(up.tidy)  # not now: the session is in the middle of something
+                asyncio.get_running_loop().call_soon(up.tidy)  # not now: the session is in the middle of something
             case _:
                 pass
 
