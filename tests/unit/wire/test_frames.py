@@ -156,8 +156,8 @@ def test_a_selector_has_sixteen_bytes() -> None:
     "conkey", ["", "00" * 15, "00" * 17, "0" * 31, "FF" * 16, " " + "00" * 16, "00" * 15 + " 00", "zz" * 16]
 )
 def test_a_conkey_has_one_spelling(conkey: str) -> None:
-    with pytest.raises(RemoteProtocolError, match="a conkey that is not 32 hex characters"):
-        conkey_to_selector(conkey)
+    with pytest.raises(RemoteProtocolError, match="home-nas broke the protocol: a conkey that is not 32 hex characters"):
+        conkey_to_selector(conkey, "home-nas")
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
