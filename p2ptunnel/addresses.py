@@ -188,6 +188,21 @@ def probe_refusal(
     return _service_refusal(address, port)
 
 
+def helper_refusal(address: IPAddress, port: int, server: IPAddress) -> str | None:
+    """Return why a rendezvous server's word is not followed to another machine of its operator, None if it is.
+
+    Nobody else has signed for it.  So it lies no deeper inside than the server itself, which cannot aim us at others.
+
+    Args:
+        address: Canonical.
+        port: Of UDP or TCP.
+        server: As we reach it; canonical.
+    """
+    scope, asked = scope_of(address), scope_of(server)
+    is_near = scope == asked or (scope == "private" and asked == "loopback")
+    return _service_refusal(address, port) if scope == "public" or is_near else f"a {scope} address"
+
+
 def lan_refusal(address: IPAddress, port: int, *, is_on_link: bool, on_loopback: bool = False) -> str | None:
     """Return why no probe may go to an address that somebody in our network announced, None if it may.
 

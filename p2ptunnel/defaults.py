@@ -252,6 +252,7 @@ RELAY_STALLED: Final = 2.0  # in which an end that bytes wait for acknowledges n
 RELAY_IDLE: Final = 120.0  # without a byte either way; a session's standby pings every 15 s
 GRANT_SKEW: Final = 300.0  # by which the clocks of a relay and of the rendezvous server that names it may differ
 RELAY_SPARES_MAX: Final = 4  # relays that a peer keeps an idle connection to; the oldest go first
+RELAY_SPARE_FAILURES: Final = 5  # in a row, until the next call: who names a relay need not be right
 RELAY_TICK: Final = 0.25  # how exactly these are kept
 RELAY_CIRCUITS_OF_KEY: Final = 16  # at a time
 RELAY_CIRCUITS_OF_PAIR: Final = 4  # of two keys: who is let in by a machine cannot keep its other peers from the relay

@@ -16,6 +16,7 @@ from typing import Final, TypeAlias, cast
 
 import msgspec
 
+from p2ptunnel.addresses import canonical, helper_refusal
 from p2ptunnel.defaults import CONTROL_KEEPALIVE, PROBE_PAD_BYTES, TRANSACTION_TIMEOUT
 from p2ptunnel.errors import DialError, InvalidAddressError, RendezvousError, RendezvousTimeoutError
 from p2ptunnel.net.dial import dial
@@ -375,8 +376,13 @@ def _observation(answer: ReflexiveAnswer, server: Address, rtt: float) -> Observ
         raise RendezvousError(format_address(server), clean(answer.em or "no reason given"), answer.code)
     if answer.extra is None or not _is_numeric((answer.extra.host, answer.extra.port)):
         raise RendezvousError(format_address(server), "an answer without an address", answer.code)
-    others = tuple(address for address in answer.extra.other if _is_numeric(address))
+    others = tuple(address for address in answer.extra.other if _is_observer(address, server))
     return Observation((answer.extra.host, answer.extra.port), others, rtt)
+
+
+def _is_observer(address: Address, server: Address) -> bool:
+    """Tell whether the server can have another observer there: nobody has signed what it says."""
+    return _is_numeric(address) and helper_refusal(canonical(address[0]), address[1], canonical(server[0])) is None
 
 
 def _is_numeric(address: Address) -> bool:

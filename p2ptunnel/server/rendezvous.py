@@ -19,6 +19,7 @@ from typing import Final, Self
 
 import msgspec
 
+from p2ptunnel.addresses import port_refusal
 from p2ptunnel.defaults import FLOOD_ROOM_BYTES, RELAY_CIRCUITS_OF_KEY, RELAY_QUOTA_BYTES, RENDEZVOUS_PORT
 from p2ptunnel.errors import AddressInUseError, BindError, ConfigError, LocalProtocolError
 from p2ptunnel.identity.grant import Offers
@@ -423,6 +424,11 @@ def _offers(identity: Identity | None, relays: Sequence[str]) -> Offers:
     specs = [parse_server(relay, default_port=RENDEZVOUS_PORT) for relay in relays]
     if identity is None or not all(spec.key for spec in specs):
         raise ConfigError("a relay elsewhere that has no key, or no server's key to sign for it", "host:port#p2p:KEY.")
+    for spec in specs:
+        if refusal := port_refusal(spec.address[1]):
+            raise ConfigError(
+                f"the relay {format_address(spec.address)}: {refusal}", "No peer goes there; the relay's --listen."
+            )
     return Offers(identity, [(spec.address, spec.key) for spec in specs], time.time)
 
 

@@ -11,8 +11,8 @@ import random
 import socket
 from typing import Final
 
-from p2ptunnel.defaults import CONTROL_KEEPALIVE, RELAY_SPARES_MAX, TRANSACTION_TIMEOUT
-from p2ptunnel.errors import P2PTunnelError
+from p2ptunnel.defaults import CONTROL_KEEPALIVE, RELAY_SPARE_FAILURES, RELAY_SPARES_MAX, TRANSACTION_TIMEOUT
+from p2ptunnel.errors import P2PTunnelError, RemoteProtocolError
 from p2ptunnel.net.backoff import Backoff
 from p2ptunnel.net.dial import dial
 from p2ptunnel.net.sockets import ANY_IPV4, keep_alive, reset_close
@@ -22,7 +22,7 @@ from p2ptunnel.protocol.machine import new_mid
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.relay import read_line
 from p2ptunnel.types import Address, format_address
-from p2ptunnel.wire.messages import ReflexiveProbe, encode
+from p2ptunnel.wire.messages import MalformedMessageError, ReflexiveAnswer, ReflexiveProbe, decode, encode
 
 __all__ = ["Spares"]
 
@@ -54,7 +54,7 @@ class Spares:
         if self._is_closed:
             return
         if (known := self._spares.get(relay)) is not None:
-            if known.web == web:
+            if known.web == web and not known.task.done():
                 return
             self.drop(relay)
         if len(self._spares) >= RELAY_SPARES_MAX:
@@ -113,12 +113,14 @@ class _Spare:
         return self._sock is None
 
     async def _run(self) -> None:
-        backoff = Backoff()
-        while True:
+        """Keep one, until it has failed a few times in a row: where there is no relay nobody needs us, whoever named it."""
+        backoff, failures = Backoff(), 0
+        while failures < RELAY_SPARE_FAILURES:
             try:
                 await self._keep()
-                backoff = Backoff()
+                backoff, failures = Backoff(), 0
             except (P2PTunnelError, OSError) as error:
+                failures += 1
                 self._trace("net", "no_spare", relay=format_address(self._relay), reason=str(error))
                 await backoff.pause()
 
@@ -152,7 +154,13 @@ class _Spare:
         """Find out whether the server is there; who says nothing on its connection is cut off."""
         async with asyncio.timeout(TRANSACTION_TIMEOUT):
             await asyncio.get_running_loop().sock_sendall(sock, encode(ReflexiveProbe(mid=new_mid(_dice))) + b"\n")
-            await read_line(sock)
+            line = await read_line(sock)
+        try:
+            answer = decode(line)
+        except MalformedMessageError:
+            answer = None
+        if not isinstance(answer, ReflexiveAnswer):
+            raise RemoteProtocolError("something else than -5", "the relay")
 
     async def _rest(self, sock: socket.socket) -> None:
         """Wait until the connection is taken, or it is time to ask again."""

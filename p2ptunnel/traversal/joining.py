@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
-from p2ptunnel.addresses import canonical, scope_of
+from p2ptunnel.addresses import canonical, helper_refusal
 from p2ptunnel.errors import InvalidAddressError, RemoteProtocolError
 from p2ptunnel.identity.grant import is_granted
 from p2ptunnel.identity.keys import Identity
@@ -20,7 +20,6 @@ from p2ptunnel.wire.messages import RelayOffer
 __all__ = ["Joining"]
 
 _Join: TypeAlias = Callable[[str, RelayOffer | None], Awaitable[RelayPipe]]
-_NEAR: Final = frozenset({"private", "loopback"})
 
 
 class Joining:
@@ -82,10 +81,8 @@ def _checked(offer: RelayOffer, port: PunchPort, token: str) -> Address:
         relay, server = canonical(offer.host), canonical(port.server[0])
     except InvalidAddressError as error:
         raise RemoteProtocolError("a relay without a numeric address", "the server") from error
-    scope, asked = scope_of(relay), scope_of(server)
-    is_near = scope == asked or (scope == "private" and asked in _NEAR)
-    if not offer.port or not (scope == "public" or is_near):
-        raise RemoteProtocolError("a relay where no relay can be", "the server")
+    if refusal := helper_refusal(relay, offer.port, server):
+        raise RemoteProtocolError(f"a relay where no relay can be: {refusal}", "the server")
     if port.server_key and not is_granted(offer, port.server_key, token):
         raise RemoteProtocolError("a relay that the server has not signed for", "the server")
     return (str(relay), offer.port)

@@ -402,9 +402,10 @@ def test_open_cancelled_in_any_turn_leaves_no_socket_and_no_word(turns: int, cap
     assert caplog.messages == []  # such as "exception was never retrieved"
 
 
-def test_other_observers_of_the_server_are_told_unless_they_are_no_addresses() -> None:
+@pytest.mark.parametrize("junk", [("192.0.2.2", 0), ("192.0.2.3", 25), ("169.254.169.254", 7001), ("224.0.0.251", 7001)])
+def test_other_observers_of_the_server_are_told_unless_no_observer_can_be_there(junk: Address) -> None:
     def answer(probe: ReflexiveProbe, _: Address) -> ReflexiveAnswer:
-        others = (("192.0.2.1", 7001), ("192.0.2.2", 0), ("2001:db8::1", 7000))
+        others = (("192.0.2.1", 7001), junk, ("2001:db8::1", 7000))
         return ReflexiveAnswer(mid=probe.mid, code=200, extra=Observed(host="192.0.2.9", port=9, other=others))
 
     async def main() -> None:

@@ -83,6 +83,7 @@ def test_an_offer_is_taken_with_the_relays_own_key(monkeypatch: pytest.MonkeyPat
         ("::ffff:127.0.0.1", "198.51.100.1", False),
         ("0.0.0.0", "198.51.100.1", False),
         ("", "198.51.100.1", False),
+        ("168.63.129.16", "198.51.100.1", False),
     ],
 )
 def test_it_lies_no_deeper_inside_than_the_server(
@@ -99,5 +100,6 @@ def test_what_the_server_has_not_signed_is_not_joined(monkeypatch: pytest.Monkey
     for forged in (replace(offer(), key=str(ALICE.public)), replace(offer(), grant="")):
         with pytest.raises(RemoteProtocolError, match="has not signed for"):
             joined(monkeypatch, forged, key=str(SERVER.public))
-    with pytest.raises(RemoteProtocolError):
-        joined(monkeypatch, offer(port=0))
+    for port in (0, 22, 443):
+        with pytest.raises(RemoteProtocolError):
+            joined(monkeypatch, offer(port=port))
