@@ -67,7 +67,8 @@ class Try(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         where = "" if self.remote is None else f"{format_address(self.remote)} "
-        seconds = "" if self.end_ms is None or self.way == "channel" else f" after {(self.end_ms - self.start_ms) / _MS:.1f} s"
+        took = 0.0 if self.end_ms is None else self.end_ms - self.start_ms
+        seconds = "" if took < 1 or self.way == "channel" else f" after {took / _MS:.1f} s"
         return f"{where}{self.sent}: {self.reason or 'no answer yet'}{seconds}"
 
 

@@ -364,7 +364,7 @@ def test_with_a_server_the_network_is_asked_as_well_and_without_it_goes_on(wire:
     with contextlib.ExitStack() as peers:
         with living(server, lambda: Rendezvous(("10.77.0.10", 7000))):
             home = peers.enter_context(living_peer(wire.machine(1), "home", tmp_path, serves=True, rendezvous=address))
-            laptop = peers.enter_context(living_peer(wire.machine(2), "laptop", tmp_path, rendezvous=address))
+            laptop = peers.enter_context(living_peer(wire.machine(2), "laptop", tmp_path, rendezvous=address, relay="never"))
             introduce(home, laptop)
             assert laptop.do(greet, "home")[1].kind == "lan"
             laptop.do(drop_sessions)

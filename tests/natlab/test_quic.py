@@ -128,4 +128,4 @@ def test_without_the_library_it_is_not_tried_and_the_error_says_so(monkeypatch: 
     [cell] = run_matrix(("noSO",), attempts=1, delay=0.0)
     [attempt] = cell.attempts
     assert attempt.error.startswith("NoPathError")
-    assert "QUIC not tried: this side lacks the extra `quic`" in attempt.error
+    assert "QUIC: not tried: this side lacks the extra `quic`" in attempt.error
