@@ -121,7 +121,7 @@ async def failure(work: Callable[[], Any]) -> list[str]:
 def reprs() -> Iterator[str]:
     """How every living object of the package shows itself."""
     for thing in gc.get_objects():
-        if type(thing).__module__.startswith("p2ptunnel.") and not isinstance(thing, type):
+        if str(type(thing).__module__).startswith("p2ptunnel.") and not isinstance(thing, type):
             yield repr(thing)
 
 
