@@ -157,15 +157,15 @@ def _proxy(host: str) -> _Proxy | None:
     url = named.get("https", "")
     if not url or _goes_past(host, named.get("no", "")):
         return None
-    parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
     try:
+        parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
         address = (parts.hostname or "", parts.port or _PROXY_PORT)
-    except ValueError as error:  # a port that is none
-        raise ResolveError(clean(parts.netloc.rpartition("@")[2]), "not the address of a proxy") from error
+    except ValueError:  # its text has all of the URL, with the password
+        raise ResolveError("https_proxy", "not the address of a proxy") from None
     if parts.scheme != "http" or not address[0]:
         raise ResolveError(clean(address[0]), "not the address of an HTTP proxy")
     user = f"{urllib.parse.unquote(parts.username or '')}:{urllib.parse.unquote(parts.password or '')}"
-    return _Proxy(address, base64.b64encode(user.encode()).decode() if parts.username else "")
+    return _Proxy(address, base64.b64encode(user.encode(errors="surrogateescape")).decode() if parts.username else "")
 
 
 def _goes_past(host: str, no_proxy: str) -> bool:

@@ -9,6 +9,7 @@ import datetime
 import socket
 import ssl
 import struct
+import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Final
@@ -319,16 +320,37 @@ def test_a_proxy_that_does_not_is_named(monkeypatch: pytest.MonkeyPatch, answer:
     run(main())
 
 
-@pytest.mark.parametrize("url", ["socks5://127.0.0.1:1", "http://127.0.0.1:x", "http://", "https://proxy.example"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "socks5://me:secret@127.0.0.1:1",
+        "http://me:secret@127.0.0.1:x",
+        "http://me:secret@127.0.0.1:99999",
+        "http://me:secret/@proxy.example",  # a slash of the password's that is not escaped
+        "http://me:secret@[proxy.example",
+        "http://me:secret@pro\u2100xy.example",
+        "me:secret@pro\x1b[31mxy",
+        "http://me:secret\udcff@",
+        "http://",
+        "https://me:secret@proxy.example",
+    ],
+)
 def test_what_is_no_http_proxy_is_an_error_that_shows_no_password(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    monkeypatch.setenv("https_proxy", url.replace("//", "//me:secret@") if url != "http://" else url)
+    monkeypatch.setenv("https_proxy", url)
 
     async def main() -> None:
         with pytest.raises(ResolveError) as caught:
             await WebLinks().connect(WebRoute(spec(), "tls"))
-        assert "secret" not in str(caught.value)
+        assert "secret" not in "".join(traceback.format_exception(caught.value))
 
     run(main())
+
+
+def test_a_password_that_is_no_text_is_sent_as_the_bytes_that_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://me:\udcff@192.0.2.1:3128")
+    proxy = web._proxy("rv.example")
+    assert proxy is not None
+    assert base64.b64decode(proxy.credentials) == b"me:\xff"
 
 
 def test_a_proxy_shows_no_password() -> None:
