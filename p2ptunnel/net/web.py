@@ -22,8 +22,8 @@ from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidHandshake
 from websockets.uri import parse_uri
 
-from p2ptunnel.defaults import CLOSE_GRACE, WEB_FRAME_MAX_BYTES, WEB_HEAD_MAX_BYTES, WEB_PORT
-from p2ptunnel.errors import InvalidKeyError, RendezvousError, ResolveError
+from p2ptunnel.defaults import CLOSE_GRACE, TRANSACTION_TIMEOUT, WEB_FRAME_MAX_BYTES, WEB_HEAD_MAX_BYTES, WEB_PORT
+from p2ptunnel.errors import InvalidKeyError, RendezvousError, RendezvousTimeoutError, ResolveError
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.identity.tls import web_client_context
 from p2ptunnel.net.bridge import Bridges, Codec, End, Frames, Plain
@@ -60,9 +60,21 @@ class WebLinks:
 
         Raises:
             RendezvousError: The proxy refused, or what answers is not the server.
+            RendezvousTimeoutError: Not all of it was there in `TRANSACTION_TIMEOUT`.
             ResolveError: The proxy's name has no address.
             OSError: No connection.
         """
+        limit = asyncio.timeout(TRANSACTION_TIMEOUT)
+        try:
+            async with limit:
+                return await self._connected(route)
+        except TimeoutError as error:
+            if limit.expired():
+                where = format_address((route.server.address[0], WEB_PORT))
+                raise RendezvousTimeoutError(where, TRANSACTION_TIMEOUT, "TCP") from error
+            raise
+
+    async def _connected(self, route: WebRoute) -> socket.socket:
         server = route.server
         outer = await _tls(server)
         try:

@@ -20,7 +20,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from p2ptunnel.errors import AddressInUseError, ConfigError, P2PTunnelError, RendezvousError, ResolveError
+from p2ptunnel.errors import (
+    AddressInUseError,
+    ConfigError,
+    P2PTunnelError,
+    RendezvousError,
+    RendezvousTimeoutError,
+    ResolveError,
+)
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.tls import web_client_context
 from p2ptunnel.net import web
@@ -221,8 +228,10 @@ Proxying = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None
 
 
 @contextlib.asynccontextmanager
-async def proxy(monkeypatch: pytest.MonkeyPatch, proxying: Proxying, user: str = "") -> AsyncGenerator[None]:
-    """A proxy that the environment names."""
+async def proxy(
+    monkeypatch: pytest.MonkeyPatch, proxying: Proxying, user: str = "", *, context: ssl.SSLContext | None = None
+) -> AsyncGenerator[int]:
+    """A proxy that the environment names; its port."""
     tasks: set[asyncio.Task[None]] = set()
     writers: list[asyncio.StreamWriter] = []
 
@@ -232,10 +241,11 @@ async def proxy(monkeypatch: pytest.MonkeyPatch, proxying: Proxying, user: str =
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             await proxying(reader, writer)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    monkeypatch.setenv("https_proxy", f"http://{user}127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    monkeypatch.setenv("https_proxy", f"http://{user}127.0.0.1:{port}/")
     try:
-        yield
+        yield port
     finally:
         server.close()
         for writer in writers:
@@ -395,6 +405,33 @@ def test_what_does_not_speak_websocket_is_refused(monkeypatch: pytest.MonkeyPatc
     async def main() -> None:
         async with https(monkeypatch, answer):
             await refused(WebRoute(spec(), "websocket"), "WebSocket")
+
+    run(main())
+
+
+async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+@contextlib.asynccontextmanager
+async def stalling(monkeypatch: pytest.MonkeyPatch, where: str) -> AsyncGenerator[None]:
+    """What is connected to, and says nothing from some point on."""
+    async with proxy(monkeypatch, say_nothing, context=Web(ANYWHERE).context(SERVER) if where == "websocket" else None) as port:
+        if where != "proxy":
+            monkeypatch.delenv("https_proxy")
+            monkeypatch.setattr(web, "WEB_PORT", port)
+        yield
+
+
+@pytest.mark.parametrize("where", ["proxy", "tls", "websocket"])
+def test_who_stalls_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    monkeypatch.setattr(web, "TRANSACTION_TIMEOUT", 0.2)
+
+    async def main() -> None:
+        async with stalling(monkeypatch, where):
+            before = descriptors()
+            await refused(WebRoute(spec(), "websocket"), "did not answer over TCP in 0.2 s", RendezvousTimeoutError)
+            await settle(before + 1)  # the other side's
 
     run(main())
 
