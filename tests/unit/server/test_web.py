@@ -32,7 +32,7 @@ from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.tls import web_client_context
 from p2ptunnel.net import web
 from p2ptunnel.net.web import WebLinks, WebRoute, WebWay
-from p2ptunnel.server import Rendezvous
+from p2ptunnel.server import Rendezvous, handshakes
 from p2ptunnel.server import web as fronts
 from p2ptunnel.server.web import Web
 from p2ptunnel.types import ServerSpec
@@ -516,10 +516,11 @@ def test_what_is_in_frames_is_judged_as_on_the_tcp_port(monkeypatch: pytest.Monk
 
 
 def test_silent_handshakes_have_few_places_and_little_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fronts, "WEB_HANDSHAKES_OF_SOURCE_MAX", 3)
+    monkeypatch.setattr(handshakes, "WEB_HANDSHAKES_MAX", 3)
     monkeypatch.setattr(fronts, "CONTROL_FIRST_LINE", 0.2)
 
     async def main() -> None:
+        before = descriptors()
         async with serving(monkeypatch) as server:
             assert server.web_address is not None
             silent = [socket.create_connection(server.web_address) for _ in range(5)]
@@ -532,6 +533,7 @@ def test_silent_handshakes_have_few_places_and_little_time(monkeypatch: pytest.M
             assert (await asked(sock)).code == 200
             sock.close()
             await links.close()
+        await settle(before, 1)
 
     run(main())
 
