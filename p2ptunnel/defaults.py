@@ -271,6 +271,7 @@ WEB_STAGGER: Final = 0.5  # of TLS before WebSocket inside it, which few network
 WEB_MEMORY: Final = 300.0  # for which what has worked last goes first
 WEB_HANDSHAKES_MAX: Final = 256  # TLS handshakes under way at a server
 WEB_HANDSHAKES_OF_SOURCE_MAX: Final = 16
+WEB_HANDSHAKES_OF_SITE_MAX: Final = 128  # half of all: one /48 does not fill the listener
 
 # --- TCP connections of the rendezvous server -------------------------------------------------------------------------
 CONTROL_CONNECTIONS_MAX: Final = 20_000

@@ -1,6 +1,8 @@
 """Two connections that belong together: what comes over one goes out over the other, as it is or in frames.
 
-Rule: whoever does not read stops the other side's writer; nothing is kept here beyond what the two transports queue.  The end
+Rule: whoever does not read stops the other side's writer; nothing is kept here beyond what the two transports queue, and one
+answer to a ping, which its sender may not leave unread for long: it goes on being read, or two that both write would wait for
+each other.  The end
 of one side is the end of both, once what it sent is on its way: TLS under asyncio closes by halves no more than WebSocket does.
 """
 
@@ -15,6 +17,8 @@ from websockets.exceptions import InvalidState
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol as FrameProtocol
 from websockets.protocol import State
+
+from p2ptunnel.defaults import CONTROL_UNREAD
 
 __all__ = ["Bridges", "Codec", "End", "Frames", "Plain"]
 
@@ -62,14 +66,18 @@ class Frames:
         return self._waiting()
 
     def unwrap(self, data: bytes) -> tuple[bytes, bytes, bool]:
-        """Return what was in the frames that are complete by now; pings are answered, and what is no frame ends it."""
+        """Return what was in the frames that are complete by now; what is no frame ends it.
+
+        Of pings that come together the last one is answered, which does for all (RFC 6455 5.5.3).
+        """
         with contextlib.suppress(EOFError):
             self._protocol.receive_data(data)
         early, self._early = self._early, ()
         frames = (event for event in (*early, *self._protocol.events_received()) if isinstance(event, Frame))
         came = b"".join(frame.data for frame in frames if frame.opcode in {Opcode.BINARY, Opcode.CONT})
         is_over = self._protocol.state is not State.OPEN or self._protocol.parser_exc is not None
-        return came, self._waiting(), is_over
+        answers = [answer for answer in self._protocol.data_to_send() if answer]
+        return came, b"".join(answers[-1:]), is_over
 
     def _waiting(self) -> bytes:
         return b"".join(self._protocol.data_to_send())
@@ -90,6 +98,9 @@ class End(asyncio.Protocol):
         self._is_outer = False
         self._came = bytearray()
         self._is_over = False
+        self._is_full = False
+        self._answer = b""  # that waits for room
+        self._unread: asyncio.TimerHandle | None = None  # runs while it does
         self._changed: Final = asyncio.Event()
         self.gone: Final = asyncio.Event()
 
@@ -121,11 +132,16 @@ class End(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Stop the other side's writer."""
+        self._is_full = True
         if self._other is not None and self._other.transport is not None:
             self._other.transport.pause_reading()
 
     def resume_writing(self) -> None:
         """Let it go on."""
+        self._is_full = False
+        answer = self._forget_answer()
+        if answer and self.transport is not None:
+            self.transport.write(answer)
         if self._other is not None and self._other.transport is not None:
             self._other.transport.resume_reading()
 
@@ -135,6 +151,7 @@ class End(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the other one as well, behind what it was given."""
+        self._forget_answer()
         self._is_over = True
         self._changed.set()
         if self._other is not None and self._other.transport is not None:
@@ -162,10 +179,25 @@ class End(asyncio.Protocol):
         inner, answer, is_over = self._codec.unwrap(data)
         if inner:
             self._other.transport.write(inner)
-        if answer:
+        if answer and self._is_full and not is_over:
+            self._keep_answer(answer)
+        elif answer:
             self.transport.write(answer)
         if is_over:
             self.transport.close()
+
+    def _keep_answer(self, answer: bytes) -> None:
+        """Keep it instead of the last one, for as long as who asked may take to read what there is already."""
+        self._answer = answer
+        if self._unread is None:
+            self._unread = asyncio.get_running_loop().call_later(CONTROL_UNREAD, self.abort)
+
+    def _forget_answer(self) -> bytes:
+        """Return the one that was kept."""
+        if self._unread is not None:
+            self._unread.cancel()
+        answer, self._answer, self._unread = self._answer, b"", None
+        return answer
 
     def join(self, other: End, codec: Codec, *, is_outer: bool) -> None:
         """Belong together with another end from now on."""

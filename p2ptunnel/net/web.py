@@ -22,8 +22,8 @@ from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidHandshake
 from websockets.uri import parse_uri
 
-from p2ptunnel.defaults import CLOSE_GRACE, WEB_FRAME_MAX_BYTES, WEB_HEAD_MAX_BYTES, WEB_PORT
-from p2ptunnel.errors import InvalidKeyError, RendezvousError, ResolveError
+from p2ptunnel.defaults import CLOSE_GRACE, TRANSACTION_TIMEOUT, WEB_FRAME_MAX_BYTES, WEB_HEAD_MAX_BYTES, WEB_PORT
+from p2ptunnel.errors import InvalidKeyError, RendezvousError, RendezvousTimeoutError, ResolveError
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.identity.tls import web_client_context
 from p2ptunnel.net.bridge import Bridges, Codec, End, Frames, Plain
@@ -60,9 +60,21 @@ class WebLinks:
 
         Raises:
             RendezvousError: The proxy refused, or what answers is not the server.
+            RendezvousTimeoutError: Not all of it was there in `TRANSACTION_TIMEOUT`.
             ResolveError: The proxy's name has no address.
             OSError: No connection.
         """
+        limit = asyncio.timeout(TRANSACTION_TIMEOUT)
+        try:
+            async with limit:
+                return await self._connected(route)
+        except TimeoutError as error:
+            if limit.expired():
+                where = format_address((route.server.address[0], WEB_PORT))
+                raise RendezvousTimeoutError(where, TRANSACTION_TIMEOUT, "TCP") from error
+            raise
+
+    async def _connected(self, route: WebRoute) -> socket.socket:
         server = route.server
         outer = await _tls(server)
         try:
@@ -157,15 +169,15 @@ def _proxy(host: str) -> _Proxy | None:
     url = named.get("https", "")
     if not url or _goes_past(host, named.get("no", "")):
         return None
-    parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
     try:
+        parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
         address = (parts.hostname or "", parts.port or _PROXY_PORT)
-    except ValueError as error:  # a port that is none
-        raise ResolveError(clean(parts.netloc.rpartition("@")[2]), "not the address of a proxy") from error
+    except ValueError:  # its text has all of the URL, with the password
+        raise ResolveError("https_proxy", "not the address of a proxy") from None
     if parts.scheme != "http" or not address[0]:
         raise ResolveError(clean(address[0]), "not the address of an HTTP proxy")
     user = f"{urllib.parse.unquote(parts.username or '')}:{urllib.parse.unquote(parts.password or '')}"
-    return _Proxy(address, base64.b64encode(user.encode()).decode() if parts.username else "")
+    return _Proxy(address, base64.b64encode(user.encode(errors="surrogateescape")).decode() if parts.username else "")
 
 
 def _goes_past(host: str, no_proxy: str) -> bool:

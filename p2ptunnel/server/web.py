@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
+import random
 import socket
 import ssl
-from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -22,8 +23,6 @@ from p2ptunnel.defaults import (
     CLOSE_GRACE,
     CONTROL_FIRST_LINE,
     WEB_FRAME_MAX_BYTES,
-    WEB_HANDSHAKES_MAX,
-    WEB_HANDSHAKES_OF_SOURCE_MAX,
     WEB_HEAD_MAX_BYTES,
 )
 from p2ptunnel.errors import ConfigError
@@ -31,6 +30,7 @@ from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.tls import web_server_context
 from p2ptunnel.net.bridge import Bridges, Codec, End, Frames, Plain
 from p2ptunnel.server.control import ControlConnections
+from p2ptunnel.server.handshakes import Handshakes
 from p2ptunnel.server.listening import listen_at
 from p2ptunnel.types import Address
 
@@ -89,9 +89,10 @@ class WebFront:
         self._listener: Final = listener
         self._context: Final = context
         self._connections: Final = connections
-        self._greeting: Final[set[asyncio.Task[None]]] = set()
+        self._numbers: Final = itertools.count()
+        self._greeting: Final[dict[int, asyncio.Task[None]]] = {}
         self._unbegun: Final[set[socket.socket]] = set()
-        self._of_source: Final[Counter[str]] = Counter()
+        self._handshakes: Final = Handshakes(random.SystemRandom())
         self._bridges: Final = Bridges()
         self._accepting: asyncio.Task[None] | None = None
 
@@ -101,7 +102,7 @@ class WebFront:
 
     async def close(self) -> None:
         """Close the listener and every connection; closing twice is fine."""
-        tasks = [task for task in (self._accepting, *self._greeting) if task is not None]
+        tasks = [task for task in (self._accepting, *self._greeting.values()) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -118,21 +119,21 @@ class WebFront:
                 await asyncio.sleep(ACCEPT_PAUSE)
                 continue
             source: Address = address[:2]
-            if len(self._greeting) >= WEB_HANDSHAKES_MAX or self._of_source[source[0]] >= WEB_HANDSHAKES_OF_SOURCE_MAX:
-                self._connections.cut_off["too many handshakes"] += 1
-                sock.close()
-                continue
-            self._of_source[source[0]] += 1
-            task = asyncio.create_task(self._greet(sock, source))
-            self._greeting.add(task)
-            task.add_done_callback(functools.partial(self._greeted, source[0]))
+            number = next(self._numbers)
+            task = self._greeting[number] = asyncio.create_task(self._greet(sock, source))
             self._unbegun.add(sock)
+            task.add_done_callback(functools.partial(self._greeted, number, sock))
+            victim = self._handshakes.enter(number, source[0])
+            if victim is not None:
+                self._connections.cut_off["too many handshakes"] += 1
+                self._greeting[victim].cancel()
 
-    def _greeted(self, host: str, task: asyncio.Task[None]) -> None:
-        self._greeting.discard(task)
-        self._of_source[host] -= 1
-        if not self._of_source[host]:
-            del self._of_source[host]
+    def _greeted(self, number: int, sock: socket.socket, task: asyncio.Task[None]) -> None:
+        del self._greeting[number]
+        self._handshakes.leave(number)
+        if sock in self._unbegun:  # cancelled before its first turn
+            self._unbegun.discard(sock)
+            sock.close()
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, OSError):
             asyncio.get_running_loop().call_exception_handler({"message": "a handshake failed", "exception": error})
 
@@ -191,10 +192,12 @@ class WebFront:
         near, far = socket.socketpair()
         near.setblocking(False)
         far.setblocking(False)
+        inner = End()
         try:
-            _, inner = await loop.connect_accepted_socket(End, near)
+            await loop.connect_accepted_socket(lambda: inner, near)
             await loop.connect_accepted_socket(lambda: self._connections.make(source), far)
         except BaseException:
+            inner.abort()
             near.close()
             far.close()
             raise

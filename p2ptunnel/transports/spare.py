@@ -145,8 +145,7 @@ class _Spare:
 
     async def _connected(self) -> socket.socket:
         if self.web is not None:
-            async with asyncio.timeout(TRANSACTION_TIMEOUT):
-                return await self._links.connect(self.web)
+            return await self._links.connect(self.web)
         local = ("::" if ":" in self._relay[0] else ANY_IPV4, 0)
         return await dial(local, self._relay, rng=_dice, patience=TRANSACTION_TIMEOUT, redials=0)
 

@@ -101,10 +101,12 @@ class WarmPort:
             opening = self._opening = asyncio.get_running_loop().create_future()
         try:
             self._spare = await self._open_port()
-        except (P2PTunnelError, OSError) as error:
-            self._trace("traversal", "no_spare_port", reason=str(error))
+        except Exception as error:  # who waits must not wait for ever, whatever it is
             opening.set_exception(error)
             opening.exception()  # most often nobody waits for it
+            if not isinstance(error, (P2PTunnelError, OSError)):
+                raise
+            self._trace("traversal", "no_spare_port", reason=str(error))
             return False
         opening.set_result(None)
         return True

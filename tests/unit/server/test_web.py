@@ -9,6 +9,7 @@ import datetime
 import socket
 import ssl
 import struct
+import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Final
@@ -19,12 +20,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from p2ptunnel.errors import AddressInUseError, ConfigError, P2PTunnelError, RendezvousError, ResolveError
+from p2ptunnel.errors import (
+    AddressInUseError,
+    ConfigError,
+    P2PTunnelError,
+    RendezvousError,
+    RendezvousTimeoutError,
+    ResolveError,
+)
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.tls import web_client_context
 from p2ptunnel.net import web
 from p2ptunnel.net.web import WebLinks, WebRoute, WebWay
-from p2ptunnel.server import Rendezvous
+from p2ptunnel.server import Rendezvous, handshakes
 from p2ptunnel.server import web as fronts
 from p2ptunnel.server.web import Web
 from p2ptunnel.types import ServerSpec
@@ -220,8 +228,10 @@ Proxying = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None
 
 
 @contextlib.asynccontextmanager
-async def proxy(monkeypatch: pytest.MonkeyPatch, proxying: Proxying, user: str = "") -> AsyncGenerator[None]:
-    """A proxy that the environment names."""
+async def proxy(
+    monkeypatch: pytest.MonkeyPatch, proxying: Proxying, user: str = "", *, context: ssl.SSLContext | None = None
+) -> AsyncGenerator[int]:
+    """A proxy that the environment names; its port."""
     tasks: set[asyncio.Task[None]] = set()
     writers: list[asyncio.StreamWriter] = []
 
@@ -231,10 +241,11 @@ async def proxy(monkeypatch: pytest.MonkeyPatch, proxying: Proxying, user: str =
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             await proxying(reader, writer)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    monkeypatch.setenv("https_proxy", f"http://{user}127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    monkeypatch.setenv("https_proxy", f"http://{user}127.0.0.1:{port}/")
     try:
-        yield
+        yield port
     finally:
         server.close()
         for writer in writers:
@@ -319,16 +330,37 @@ def test_a_proxy_that_does_not_is_named(monkeypatch: pytest.MonkeyPatch, answer:
     run(main())
 
 
-@pytest.mark.parametrize("url", ["socks5://127.0.0.1:1", "http://127.0.0.1:x", "http://", "https://proxy.example"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "socks5://me:secret@127.0.0.1:1",
+        "http://me:secret@127.0.0.1:x",
+        "http://me:secret@127.0.0.1:99999",
+        "http://me:secret/@proxy.example",  # a slash of the password's that is not escaped
+        "http://me:secret@[proxy.example",
+        "http://me:secret@pro\u2100xy.example",
+        "me:secret@pro\x1b[31mxy",
+        "http://me:secret\udcff@",
+        "http://",
+        "https://me:secret@proxy.example",
+    ],
+)
 def test_what_is_no_http_proxy_is_an_error_that_shows_no_password(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    monkeypatch.setenv("https_proxy", url.replace("//", "//me:secret@") if url != "http://" else url)
+    monkeypatch.setenv("https_proxy", url)
 
     async def main() -> None:
         with pytest.raises(ResolveError) as caught:
             await WebLinks().connect(WebRoute(spec(), "tls"))
-        assert "secret" not in str(caught.value)
+        assert "secret" not in "".join(traceback.format_exception(caught.value))
 
     run(main())
+
+
+def test_a_password_that_is_no_text_is_sent_as_the_bytes_that_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://me:\udcff@192.0.2.1:3128")
+    proxy = web._proxy("rv.example")
+    assert proxy is not None
+    assert base64.b64decode(proxy.credentials) == b"me:\xff"
 
 
 def test_a_proxy_shows_no_password() -> None:
@@ -373,6 +405,33 @@ def test_what_does_not_speak_websocket_is_refused(monkeypatch: pytest.MonkeyPatc
     async def main() -> None:
         async with https(monkeypatch, answer):
             await refused(WebRoute(spec(), "websocket"), "WebSocket")
+
+    run(main())
+
+
+async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+@contextlib.asynccontextmanager
+async def stalling(monkeypatch: pytest.MonkeyPatch, where: str) -> AsyncGenerator[None]:
+    """What is connected to, and says nothing from some point on."""
+    async with proxy(monkeypatch, say_nothing, context=Web(ANYWHERE).context(SERVER) if where == "websocket" else None) as port:
+        if where != "proxy":
+            monkeypatch.delenv("https_proxy")
+            monkeypatch.setattr(web, "WEB_PORT", port)
+        yield
+
+
+@pytest.mark.parametrize("where", ["proxy", "tls", "websocket"])
+def test_who_stalls_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    monkeypatch.setattr(web, "TRANSACTION_TIMEOUT", 0.2)
+
+    async def main() -> None:
+        async with stalling(monkeypatch, where):
+            before = descriptors()
+            await refused(WebRoute(spec(), "websocket"), "did not answer over TCP in 0.2 s", RendezvousTimeoutError)
+            await settle(before + 1)  # the other side's
 
     run(main())
 
@@ -457,10 +516,11 @@ def test_what_is_in_frames_is_judged_as_on_the_tcp_port(monkeypatch: pytest.Monk
 
 
 def test_silent_handshakes_have_few_places_and_little_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fronts, "WEB_HANDSHAKES_OF_SOURCE_MAX", 3)
+    monkeypatch.setattr(handshakes, "WEB_HANDSHAKES_MAX", 3)
     monkeypatch.setattr(fronts, "CONTROL_FIRST_LINE", 0.2)
 
     async def main() -> None:
+        before = descriptors()
         async with serving(monkeypatch) as server:
             assert server.web_address is not None
             silent = [socket.create_connection(server.web_address) for _ in range(5)]
@@ -473,6 +533,7 @@ def test_silent_handshakes_have_few_places_and_little_time(monkeypatch: pytest.M
             assert (await asked(sock)).code == 200
             sock.close()
             await links.close()
+        await settle(before, 1)
 
     run(main())
 

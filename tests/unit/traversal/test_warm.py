@@ -167,6 +167,22 @@ def test_why_it_could_not_be_opened_is_told_to_who_waits_and_to_the_trace() -> N
     run(main())
 
 
+def test_a_fault_in_opening_it_is_told_to_who_waits_as_well_and_nobody_waits_after_that() -> None:
+    async def main() -> None:
+        async def fail() -> PunchPort:
+            await asyncio.sleep(0)
+            raise ValueError("a fault")
+
+        warm = WarmPort(fail)
+        warm.start()
+        with pytest.raises(ValueError, match="a fault"):
+            await warm.take(ServerSpec(LOOPBACK))
+        assert await warm.take(ServerSpec(LOOPBACK)) is None
+        await warm.close()
+
+    run(main())
+
+
 def test_closed_while_somebody_waits_there_is_none() -> None:
     async def main() -> None:
         async with Rendezvous(LOOPBACK) as server:
