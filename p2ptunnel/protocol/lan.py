@@ -15,7 +15,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from p2ptunnel.addresses import canonical, scope_of
+from p2ptunnel.addresses import canonical, port_refusal, scope_of
 from p2ptunnel.defaults import (
     LAN_CONKEY_TTL,
     LAN_CONKEYS_MAX,
@@ -23,6 +23,7 @@ from p2ptunnel.defaults import (
     LAN_DATAGRAMS_BURST,
     LAN_DATAGRAMS_PER_SECOND,
     LAN_MEETINGS_MAX,
+    LAN_OPEN_PAD_BYTES,
     LAN_PATIENCE,
     LAN_PROBE_FIRST,
     LAN_PROBES,
@@ -46,6 +47,7 @@ from p2ptunnel.wire.messages import (
     OpenTcpAnswer,
     OpenTcpExtra,
     encode,
+    encode_padded,
 )
 
 __all__ = ["TRANSITIONS", "LanCaller", "LanExhausted", "LanPort", "LanReached", "LanTargetState", "LanTargetTrigger"]
@@ -86,6 +88,7 @@ TRANSITIONS: Final = {
 """Every legal transition of an announced address; what is not here cannot happen."""
 
 _UNDER_WAY: Final = frozenset({_S.PROBING, _S.ASKING})
+_MINUS: Final = 1  # byte by which -31 is longer than t=31
 
 
 class LanReached(Event, frozen=True):
@@ -253,10 +256,11 @@ class LanCaller(MachineBase):
 
     def _send(self, target: LanTarget, now: float) -> None:
         if target.state is LanTargetState.PROBING:
-            message: HoleProbe | OpenTcp = HoleProbe(mid=target.mid, token=target.token)
+            question = encode(HoleProbe(mid=target.mid, token=target.token))
         else:
-            message = OpenTcp(mid=target.mid, token=target.token, extra=OpenTcpExtra(op=1))
-        self._datagrams.append(Datagram(KeyedSender(target.keys.caller_mac).seal(encode(message)), target.address))
+            open_tcp = OpenTcp(mid=target.mid, token=target.token, extra=OpenTcpExtra(op=1))
+            question = encode_padded(open_tcp, LAN_OPEN_PAD_BYTES)
+        self._datagrams.append(Datagram(KeyedSender(target.keys.caller_mac).seal(question), target.address))
         target.sent_at, target.due_at = now, now + LAN_PROBE_FIRST * 2**target.sends
         target.sends += 1
 
@@ -315,6 +319,9 @@ class LanPort(MachineBase):
         if not self._is_near(source[0]):
             self._drop("not from a network like ours")
             return
+        if port_refusal(source[1]):
+            self._drop("from the port of a service")
+            return
         if not self._sources.take(source[0], now):
             self._drop("too many")
             return
@@ -327,8 +334,13 @@ class LanPort(MachineBase):
             self._drop("not keyed")
             return
         answer = self._answer(message, keys, source, now)
-        if answer is not None:
-            self._datagrams.append(Datagram(KeyedSender(keys.callee_mac).seal(encode(answer)), source))
+        if answer is None:
+            return
+        sealed = KeyedSender(keys.callee_mac).seal(encode(answer))
+        if len(sealed) > len(data) + _MINUS:
+            self._drop("shorter than its answer")
+        else:
+            self._datagrams.append(Datagram(sealed, source))
 
     def handle_timer(self, now: float) -> None:
         """Forget conkeys that are too old."""

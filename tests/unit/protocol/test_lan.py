@@ -395,8 +395,8 @@ def probe(mid: int = 1, token: str = TOKEN, **options: bytes) -> bytes:
     return keyed(HoleProbe(mid=mid, token=token), token=token, to_caller=False, **options)
 
 
-def asks(mid: int = 2, token: str = TOKEN, op: int = 1) -> bytes:
-    return keyed(OpenTcp(mid=mid, token=token, extra=OpenTcpExtra(op=op)), token=token, to_caller=False)
+def asks(mid: int = 2, token: str = TOKEN, op: int = 1, pad: str = " " * 60) -> bytes:
+    return keyed(OpenTcp(mid=mid, token=token, extra=OpenTcpExtra(op=op, pad=pad)), token=token, to_caller=False)
 
 
 def conkey_of(port: LanPort, source: Address = LAPTOP, now: float = NOW, mid: int = 2) -> str:
@@ -456,13 +456,35 @@ def test_loopback_is_answered_in_tests_only() -> None:
     assert len(port.datagrams_to_send()) == 1
 
 
-def test_an_answer_is_hardly_longer_than_the_question() -> None:
-    """It goes to who knows our key only; and even then it is no means to flood anybody."""
+@pytest.mark.parametrize("token", ["a", TOKEN, "b" * 64])
+def test_no_answer_is_longer_than_its_question_but_for_the_minus(token: str) -> None:
+    """Who knows our key can ask in the name of a host that has not."""
     port = a_port()
-    for question in (probe(mid=2**53 - 1), asks(mid=2**53 - 1)):
-        port.receive_datagram(question, LAPTOP, NOW)
+    for number in range(100):
+        question = asks(token=token, pad=" " * number)
+        for asked in (question, probe(token=token), asks(token=token, op=7, pad=" " * number)):
+            port.receive_datagram(asked, (f"10.0.0.{number}", 40000), NOW)
+            assert all(len(answer.data) <= len(asked) + 1 for answer in port.datagrams_to_send())
+    assert 0 < port.dropped["shorter than its answer"] < 200
+
+
+def test_what_a_caller_asks_is_long_enough_for_each_answer() -> None:
+    caller = a_caller(HOME)
+    port = a_port()
+    for _ in range(2):
+        [question] = caller.datagrams_to_send()
+        port.receive_datagram(question.data, LAPTOP, NOW)
         [answer] = port.datagrams_to_send()
-        assert len(answer.data) < 1.5 * len(question)
+        caller.receive_datagram(answer.data, HOME, NOW)
+    assert len(caller.events()) == 1
+
+
+@pytest.mark.parametrize(("number", "answers"), [(0, 0), (53, 0), (1023, 0), (1024, 1), (1900, 0), (5353, 0), (65535, 1)])
+def test_nobody_is_answered_at_the_port_of_a_service(number: int, answers: int) -> None:
+    port = a_port()
+    port.receive_datagram(probe(), (LAPTOP[0], number), NOW)
+    assert len(port.datagrams_to_send()) == answers
+    assert port.dropped["from the port of a service"] == 1 - answers
 
 
 def test_a_source_that_floods_is_not_read_and_nobody_else_suffers() -> None:
