@@ -333,6 +333,7 @@ LAN_STAGGER: Final = 1.0  # after which the next address that answered is tried 
 LAN_MEETINGS_MAX: Final = 4  # at once
 LAN_DIAL_PATIENCE: Final = 2.5  # of TCP to who has just answered: one lost SYN costs 1 s
 LAN_SERVICES_MAX: Final = 1024  # announced ones that are remembered; the oldest go first
+LAN_OPEN_PAD_BYTES: Final = 160  # t=32 before it is keyed: its answer is 148 and gives a conkey to who may not have asked
 LAN_CONKEY_TTL: Final = 10.0
 LAN_CONKEYS_MAX: Final = 64  # that are good at one time
 LAN_CONKEYS_OF_SOURCE_MAX: Final = 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Final
 
@@ -83,6 +83,8 @@ TRANSITIONS: Final = {
 }
 """Every legal transition of a callee; what is not here cannot happen."""
 
+_PLACES: Final = 4  # where a caller has been heard that are remembered: its NAT may map the port anew for each of our ports
+
 
 class SignedCall(Struct, frozen=True):
     """A call that its caller has signed, and our signed answer.
@@ -152,6 +154,7 @@ class CalleeAgent(MachineBase):
         self._entropy = entropy
         self._hints = notice.extra.nat or NatHints()
         self._expires_at: float | None = None
+        self._heard_at: deque[Address] = deque(maxlen=_PLACES)
         self._approach = Approach(
             "callee",
             self.token,
@@ -196,6 +199,10 @@ class CalleeAgent(MachineBase):
         """Where the caller's connections may come from."""
         return self._approach.hosts
 
+    def has_heard_from(self, source: Address) -> bool:
+        """Tell whether what came from that very address was keyed: only there may more be sent than came."""
+        return source in self._heard_at
+
     def start(self, now: float) -> None:
         """Open our NAT, then answer: SYN and t=30 that die on the way, -10.
 
@@ -237,6 +244,8 @@ class CalleeAgent(MachineBase):
         if self._receiver is not None and not self._receiver.open(data):
             self._drop("replayed" if self._receiver.is_replay else "not keyed")
             return
+        if source not in self._heard_at:
+            self._heard_at.append(source)
         self._approach.prove(now)
         self._collect()
         if isinstance(message, HoleProbe):

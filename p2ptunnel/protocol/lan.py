@@ -15,7 +15,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from p2ptunnel.addresses import canonical, scope_of
+from p2ptunnel.addresses import canonical, port_refusal, scope_of
 from p2ptunnel.defaults import (
     LAN_CONKEY_TTL,
     LAN_CONKEYS_MAX,
@@ -23,6 +23,7 @@ from p2ptunnel.defaults import (
     LAN_DATAGRAMS_BURST,
     LAN_DATAGRAMS_PER_SECOND,
     LAN_MEETINGS_MAX,
+    LAN_OPEN_PAD_BYTES,
     LAN_PATIENCE,
     LAN_PROBE_FIRST,
     LAN_PROBES,
@@ -46,6 +47,7 @@ from p2ptunnel.wire.messages import (
     OpenTcpAnswer,
     OpenTcpExtra,
     encode,
+    encode_padded,
 )
 
 __all__ = ["TRANSITIONS", "LanCaller", "LanExhausted", "LanPort", "LanReached", "LanTargetState", "LanTargetTrigger"]
@@ -86,13 +88,17 @@ TRANSITIONS: Final = {
 """Every legal transition of an announced address; what is not here cannot happen."""
 
 _UNDER_WAY: Final = frozenset({_S.PROBING, _S.ASKING})
+_MINUS: Final = 1  # byte by which -31 is longer than t=31
 
 
 class LanReached(Event, frozen=True):
-    """Whoever is at `address` knows the key that we look for, and waits for TCP; `rtt` in seconds, None if unsure."""
+    """Whoever is at `address` knows the key that we look for, and waits for TCP; `rtt` in seconds, None if unsure.
+
+    selector: What the connection begins with, 32 hex characters.
+    """
 
     address: Address
-    conkey: str
+    selector: str
     rtt: float | None
 
 
@@ -193,7 +199,7 @@ class LanCaller(MachineBase):
         if not isinstance(message, HoleAnswer | OpenTcpAnswer):
             self._drop("unexpected message")
             return
-        target = self._asked(message)
+        target = self._asked(message, source)
         if target is None or not KeyedReceiver(target.keys.callee_mac).open(data):
             self._drop("unasked" if target is None else "not keyed")
             return
@@ -203,7 +209,7 @@ class LanCaller(MachineBase):
             self._answered.append(target)
         elif message.code == 200 and message.extra is not None:
             target.move(LanTargetTrigger.OPENED)
-            self._events.append(LanReached(target.address, message.extra.conkey, target.rtt))
+            self._events.append(LanReached(target.address, target.keys.selector(message.extra.conkey).hex(), target.rtt))
         else:
             target.move(LanTargetTrigger.SILENT)
         self._go_on(now)
@@ -250,18 +256,19 @@ class LanCaller(MachineBase):
 
     def _send(self, target: LanTarget, now: float) -> None:
         if target.state is LanTargetState.PROBING:
-            message: HoleProbe | OpenTcp = HoleProbe(mid=target.mid, token=target.token)
+            question = encode(HoleProbe(mid=target.mid, token=target.token))
         else:
-            message = OpenTcp(mid=target.mid, token=target.token, extra=OpenTcpExtra(op=1))
-        self._datagrams.append(Datagram(KeyedSender(target.keys.caller_mac).seal(encode(message)), target.address))
+            open_tcp = OpenTcp(mid=target.mid, token=target.token, extra=OpenTcpExtra(op=1))
+            question = encode_padded(open_tcp, LAN_OPEN_PAD_BYTES)
+        self._datagrams.append(Datagram(KeyedSender(target.keys.caller_mac).seal(question), target.address))
         target.sent_at, target.due_at = now, now + LAN_PROBE_FIRST * 2**target.sends
         target.sends += 1
 
-    def _asked(self, answer: HoleAnswer | OpenTcpAnswer) -> LanTarget | None:
-        """Return the address that an answer is about; from where it came does not count, a machine has several."""
+    def _asked(self, answer: HoleAnswer | OpenTcpAnswer, source: Address) -> LanTarget | None:
+        """Return the address that answers what it was asked; nobody answers for another one."""
         wanted = LanTargetState.PROBING if isinstance(answer, HoleAnswer) else LanTargetState.ASKING
         for target in self._targets.values():
-            if target.state is wanted and (target.mid, target.token) == (answer.mid, answer.token):
+            if target.state is wanted and (target.address, target.mid, target.token) == (source, answer.mid, answer.token):
                 return target
         return None
 
@@ -279,9 +286,9 @@ class LanCaller(MachineBase):
 
 
 class _Conkey(Struct, frozen=True):
-    """A conkey that was given out; it is good for one connection, from that host."""
+    """A conkey that was given out; it is good for one connection, which begins with the selector, from that host."""
 
-    raw: bytes
+    selector: bytes
     host: str
     expires_at: float
 
@@ -312,6 +319,9 @@ class LanPort(MachineBase):
         if not self._is_near(source[0]):
             self._drop("not from a network like ours")
             return
+        if port_refusal(source[1]):
+            self._drop("from the port of a service")
+            return
         if not self._sources.take(source[0], now):
             self._drop("too many")
             return
@@ -323,9 +333,14 @@ class LanPort(MachineBase):
         if not KeyedReceiver(keys.caller_mac).open(data):
             self._drop("not keyed")
             return
-        answer = self._answer(message, source, now)
-        if answer is not None:
-            self._datagrams.append(Datagram(KeyedSender(keys.callee_mac).seal(encode(answer)), source))
+        answer = self._answer(message, keys, source, now)
+        if answer is None:
+            return
+        sealed = KeyedSender(keys.callee_mac).seal(encode(answer))
+        if len(sealed) > len(data) + _MINUS:
+            self._drop("shorter than its answer")
+        else:
+            self._datagrams.append(Datagram(sealed, source))
 
     def handle_timer(self, now: float) -> None:
         """Forget conkeys that are too old."""
@@ -339,19 +354,20 @@ class LanPort(MachineBase):
         """Return how many connections of a host would count now."""
         return len(self._good(host, now))
 
-    def match(self, selector: bytes, host: str, now: float) -> str | None:
-        """Return the conkey that a connection of this host names, None if it is none of its own; compared in constant time.
+    def matches(self, selector: bytes, host: str, now: float) -> bool:
+        """Tell whether a connection of this host names a conkey of its own; compared in constant time.
 
         It stays good until `spend`: who has only seen it cannot burn it.
         """
-        found = [conkey for conkey in self._good(host, now) if hmac.compare_digest(conkey.raw, selector)]
-        return found[0].raw.hex() if found else None
+        return any(hmac.compare_digest(conkey.selector, selector) for conkey in self._good(host, now))
 
-    def spend(self, conkey: str) -> None:
+    def spend(self, selector: bytes) -> None:
         """Forget a conkey: its connection has come to a channel."""
-        self._conkeys = [other for other in self._conkeys if other.raw.hex() != conkey]
+        self._conkeys = [conkey for conkey in self._conkeys if conkey.selector != selector]
 
-    def _answer(self, message: HoleProbe | OpenTcp, source: Address, now: float) -> HoleAnswer | OpenTcpAnswer | None:
+    def _answer(
+        self, message: HoleProbe | OpenTcp, keys: LanKeys, source: Address, now: float
+    ) -> HoleAnswer | OpenTcpAnswer | None:
         if isinstance(message, HoleProbe):
             return HoleAnswer(mid=message.mid, token=message.token)
         if message.extra.op != 1:
@@ -359,14 +375,14 @@ class LanPort(MachineBase):
         request = (source, message.mid, message.token)
         given = self._answered.recall(request, now)
         if given is None:
-            given = self._new_conkey(source[0], now)
+            given = self._new_conkey(keys, source[0], now)
             if given is None:
                 self._drop("too many conkeys")
                 return None
             self._answered.remember(request, given, now)
-        return OpenTcpAnswer(mid=message.mid, token=message.token, code=200, em="", extra=ConkeyExtra(conkey=given.hex()))
+        return OpenTcpAnswer(mid=message.mid, token=message.token, code=200, em="", extra=ConkeyExtra(conkey=given.decode()))
 
-    def _new_conkey(self, host: str, now: float) -> bytes | None:
+    def _new_conkey(self, keys: LanKeys, host: str, now: float) -> bytes | None:
         """Return a fresh conkey; a host that has many loses its oldest: it may have given up call after call."""
         self.handle_timer(now)
         of_host = self._good(host, now)
@@ -374,9 +390,9 @@ class LanPort(MachineBase):
             self._conkeys.remove(of_host[0])
         if len(self._conkeys) >= LAN_CONKEYS_MAX:
             return None
-        raw = bytes.fromhex(new_secret(self._entropy))
-        self._conkeys.append(_Conkey(raw, host, now + LAN_CONKEY_TTL))
-        return raw
+        conkey = new_secret(self._entropy)
+        self._conkeys.append(_Conkey(keys.selector(conkey), host, now + LAN_CONKEY_TTL))
+        return conkey.encode()
 
     def _good(self, host: str, now: float) -> list[_Conkey]:
         return [conkey for conkey in self._conkeys if conkey.host == host and conkey.expires_at > now]

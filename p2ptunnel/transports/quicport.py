@@ -62,7 +62,7 @@ class QuicPort:
         self._watch: Watch | None = None
         self._links: dict[bytes, Link] = {}  # by the name and by the id of each
         self._consents: dict[str, Link] = {}
-        self._expected: dict[bytes, Callable[[bytes, Address], None]] = {}
+        self._expected: dict[bytes, Callable[[bytes, Address], bool]] = {}
 
     async def connect(self, name: bytes, consent: Consent, rtt: float | None) -> QuicPipe:
         """Connect to the callee, which expects us by `name`.
@@ -74,8 +74,8 @@ class QuicPort:
         await in_thread(_load)
         return await self._open(name, consent, rtt, is_caller=True)
 
-    def expect(self, name: bytes, on_first: Callable[[bytes, Address], None]) -> None:
-        """Have the first datagram of the caller's connection handed to `on_first`, once, until it is forgotten."""
+    def expect(self, name: bytes, on_first: Callable[[bytes, Address], bool]) -> None:
+        """Have the first datagram of the caller's connection handed to `on_first`, until it takes one or is forgotten."""
         self._expected[name] = on_first
 
     def forget(self, name: bytes) -> None:
@@ -101,10 +101,11 @@ class QuicPort:
         if (link := self._links.get(_id_of(data))) is not None:
             link.receive(data, source)
             return True
-        if (on_first := self._expected.pop(_id_of(data), None)) is not None:
-            on_first(data, source)
-            return True
-        return False
+        name = _id_of(data)
+        if (on_first := self._expected.get(name)) is None or not on_first(data, source):
+            return False
+        self.forget(name)
+        return True
 
     def outlive(self) -> None:
         """Read the port on, if there is a connection; whoever is expected is expected no more."""

@@ -43,7 +43,7 @@ from p2ptunnel.types import Address, Tag, format_address
 __all__ = ["AdmitLan", "LanAnswerer", "LanCall", "beside"]
 
 AdmitLan: TypeAlias = Callable[[Pipe, str], Awaitable[None]]
-"""Makes a channel on a pipe: `(pipe, conkey)`; anybody who is admitted may come.  Raises an error of ours if none came up."""
+"""Makes a channel on a pipe: `(pipe, selector in hex)`; anybody who is admitted may come.  Raises an error of ours if not."""
 
 T = TypeVar("T", bound=Abortable)
 _dice: Final = random.SystemRandom()
@@ -120,15 +120,14 @@ class LanAnswerer:
         try:
             async with asyncio.timeout(PREAMBLE_TIMEOUT):
                 selector = await read_preamble(sock, PREAMBLE_TIMEOUT)
-                conkey = self._port.match(selector, remote[0], time.monotonic())
-                if conkey is None:
+                if not self._port.matches(selector, remote[0], time.monotonic()):
                     raise ChannelClosedError("us: a preamble with no conkey of ours")
-                await self._admit(pipe, conkey)
+                await self._admit(pipe, selector.hex())
         except (P2PTunnelError, OSError) as error:  # TimeoutError among them
             reason = str(error) or f"not admitted in {PREAMBLE_TIMEOUT:g} s"
             self._trace("lan", "connection_refused", remote=format_address(remote), reason=reason)
         else:
-            self._port.spend(conkey)
+            self._port.spend(selector)
 
 
 class LanCall(Generic[T]):
@@ -245,7 +244,7 @@ class LanCall(Generic[T]):
         sock = await dial(self._driver.udp.address, reached.address, rng=_dice, patience=LAN_DIAL_PATIENCE)
         pipe = TcpPipe(sock, path_of(sock, reached.address, "connect", reached.rtt))
         try:
-            return await self._establish(pipe, reached.conkey, self._key)
+            return await self._establish(pipe, reached.selector, self._key)
         finally:
             pipe.abort()  # unless a transport has it
 

@@ -88,16 +88,22 @@ class QuicAnswers:
     def expect(self, agent: CalleeAgent, on_up: Callable[[QuicPipe, CalleeAgent], Awaitable[None]]) -> None:
         """Be there, should the caller turn to QUIC, until it is forgotten: most callers come by TCP.
 
+        It comes from where its probes came, or not at all: a handshake is three times as long as what asks for it, and goes
+        to no address that somebody may have made up.
+
         Args:
             agent: Of the call.
             on_up: Makes a channel on a connection that has shown the call's conkey.
         """
 
-        def begin(first: bytes, source: Address) -> None:
+        def begin(first: bytes, source: Address) -> bool:
+            if not agent.has_heard_from(source):
+                return False
             del self._names[agent.token]
             taking = asyncio.create_task(self._take(agent, first, source, on_up))
             self._taking.add(taking)
             taking.add_done_callback(self._taking.discard)
+            return True
 
         name = self._names[agent.token] = quic_name(agent.conkey)
         self._port.expect(name, begin)

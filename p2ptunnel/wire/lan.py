@@ -22,7 +22,7 @@ LAN_SALT_BYTES: Final = 16
 _HASH_BYTES: Final = 16
 _VERSION: Final = b"1"
 _CHARACTERS: Final = 22  # of 16 bytes in base64url
-_MARK, _CALLER, _CALLEE = b"p2ptlanm", b"p2ptlanc", b"p2ptlans"  # what a hash is for: BLAKE2's `person`
+_MARK, _CALLER, _CALLEE, _SELECTOR = b"p2ptlanm", b"p2ptlanc", b"p2ptlans", b"p2ptlanx"  # what a hash is for: BLAKE2's `person`
 
 
 class LanMark(Struct, frozen=True):
@@ -37,10 +37,18 @@ class LanMark(Struct, frozen=True):
 
 
 class LanKeys(Struct, frozen=True):
-    """What keys the datagrams of one attempt, each direction apart."""
+    """What keys the datagrams of one attempt, each direction apart, and what becomes of a conkey."""
 
     caller_mac: bytes
     callee_mac: bytes
+    selector_key: bytes
+
+    def selector(self, conkey: str) -> bytes:
+        """Return the 16 bytes with which the caller begins a TCP connection; who gives the conkey does not choose them.
+
+        Whoever answers may stand before a service of somebody else's, which must not read there what he likes.
+        """
+        return hashlib.blake2s(conkey.encode(), key=self.selector_key, digest_size=_HASH_BYTES).digest()
 
     def __repr__(self) -> str:
         return "LanKeys(...)"
@@ -65,7 +73,7 @@ def decode_mark(pairs: Mapping[bytes, bytes | None]) -> LanMark | None:
 
 
 def lan_keys(key: bytes, salt: bytes, token: str) -> LanKeys:
-    """Return what keys an attempt's datagrams: known to whoever knows the callee's public key, so no proof of who sends.
+    """Return what keys an attempt: known to whoever knows the callee's public key, so no proof of who sends.
 
     It keeps strangers from being answered at all, and from answering in a peer's name; TLS proves the rest.
 
@@ -75,7 +83,7 @@ def lan_keys(key: bytes, salt: bytes, token: str) -> LanKeys:
         token: The caller's, fresh for each service that it tries.
     """
     attempt = salt + token.encode()
-    return LanKeys(_hash(key, _CALLER, attempt), _hash(key, _CALLEE, attempt))
+    return LanKeys(*(_hash(key, person, attempt) for person in (_CALLER, _CALLEE, _SELECTOR)))
 
 
 def _hash(key: bytes, person: bytes, data: bytes) -> bytes:

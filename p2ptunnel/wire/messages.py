@@ -261,6 +261,7 @@ class OpenTcpExtra(_Wire, frozen=True):
     """Body of t=32; `op` 1 opens one TCP connection."""
 
     op: Annotated[int, Meta(ge=0, le=1000)]
+    pad: Text = ""
 
 
 class ConkeyExtra(_Wire, frozen=True):
@@ -555,10 +556,10 @@ def _is_too_deep(raw: bytes) -> bool:
     return bool(brackets)
 
 
-def encode_padded(message: Register | Heartbeat | Leave | ReflexiveProbe | ConnectRequest, size_bytes: int) -> bytes:
+def encode_padded(message: Register | Heartbeat | Leave | ReflexiveProbe | ConnectRequest | OpenTcp, size_bytes: int) -> bytes:
     """Return the message with `extra.pad` so long that it has at least `size_bytes`.
 
-    A server answers whom it does not know yet only with less than it was sent: nobody can use it to amplify.
+    Who is asked answers whom it does not know yet only with less than it was sent: nobody can use it to amplify.
     """
     data = encode(message)
     missing = size_bytes - len(data)

@@ -95,8 +95,13 @@ async def quic_ports() -> AsyncGenerator[tuple[Port, Port]]:
 async def accepted(port: Port, consent: Consent) -> QuicPipe:
     """The callee's pipe, once the caller has come."""
     came: asyncio.Future[tuple[bytes, Address]] = asyncio.get_running_loop().create_future()
+
+    def take(first: bytes, source: Address) -> bool:
+        came.set_result((first, source))
+        return True
+
     name = quic_name(CONKEY)
-    port.quic.expect(name, lambda first, source: came.set_result((first, source)))
+    port.quic.expect(name, take)
     try:
         first, consent.remote = await came
     finally:

@@ -97,7 +97,7 @@ def test_over_a_lossy_network_the_peer_is_reached_or_the_call_ends(seed: int, lo
         caller.handle_timer(now)
     assert isinstance(events[0], LanReached | LanExhausted)
     if isinstance(events[0], LanReached):
-        assert port.match(bytes.fromhex(events[0].conkey), LAPTOP[0], now) == events[0].conkey
+        assert port.matches(bytes.fromhex(events[0].selector), LAPTOP[0], now)
     else:
         assert loss > 0
     assert now < 6

@@ -103,6 +103,12 @@ def reach(caller: LanCaller, now: float = NOW) -> list[LanReached]:
     return reached
 
 
+def selector_of(caller: LanCaller) -> str:
+    """What becomes of the conkey that `answer_to` gives, if one address was found."""
+    [target] = caller.targets
+    return target.keys.selector(CONKEY).hex()
+
+
 def sends_until(caller: LanCaller, end: float) -> list[tuple[float, Address]]:
     """When the caller sends what to whom if nobody ever answers."""
     sent = [(NOW, datagram.destination) for datagram in caller.datagrams_to_send()]
@@ -132,7 +138,7 @@ def test_an_address_makes_the_transitions_of_the_table_and_no_others(state: LanT
 
 def test_a_peer_that_answers_is_reached_in_two_questions() -> None:
     caller = a_caller(HOME)
-    assert reach(caller) == [LanReached(HOME, CONKEY, 0.0)]
+    assert reach(caller) == [LanReached(HOME, selector_of(caller), 0.0)]
     assert caller.next_deadline() is None
     assert [target.state for target in caller.targets] == [LanTargetState.REACHED]
 
@@ -268,11 +274,35 @@ def test_an_answer_is_taken_once() -> None:
     assert caller.dropped["unasked"] == 2
 
 
-def test_an_answer_may_come_from_another_address_of_the_machine() -> None:
+@pytest.mark.parametrize("source", [OTHER, (HOME[0], OTHER[1])])
+def test_nobody_answers_for_another_address(source: Address) -> None:
+    """What is at that address may be a service of somebody else's, which would be sent what belongs here."""
     caller = a_caller(HOME)
     [question] = caller.datagrams_to_send()
-    caller.receive_datagram(answer_to(question), OTHER, NOW)
-    assert [datagram.destination for datagram in caller.datagrams_to_send()] == [HOME]
+    caller.receive_datagram(answer_to(question), source, NOW)
+    assert caller.dropped == {"unasked": 1}
+    caller.receive_datagram(answer_to(question), HOME, NOW)
+    [question] = caller.datagrams_to_send()
+    caller.receive_datagram(answer_to(question), source, NOW)
+    assert caller.events() == []
+    assert caller.dropped == {"unasked": 2}
+
+
+@pytest.mark.parametrize("conkey", [b"\r\nFLUSHALL\r\n--\r\n".hex(), CONKEY, "no hex", "\u20ac" * 64])
+def test_who_gives_the_conkey_does_not_choose_what_is_sent(conkey: str) -> None:
+    """Behind the magic, which ends a line, it would be a command to a service that reads lines."""
+    selectors: set[str] = set()
+    for seed in range(2):
+        caller = LanCaller(CALLEE, random.Random(seed))
+        caller.start(NOW)
+        caller.found(SALT, (HOME,), (), NOW)
+        for _ in range(2):
+            [question] = caller.datagrams_to_send()
+            caller.receive_datagram(answer_to(question, conkey=conkey), HOME, NOW)
+        selectors |= {event.selector for event in caller.events() if isinstance(event, LanReached)}
+    assert len(selectors) == 2
+    assert conkey not in selectors
+    assert {len(bytes.fromhex(selector)) for selector in selectors} == {16}
 
 
 def test_the_round_trip_is_measured() -> None:
@@ -280,7 +310,7 @@ def test_the_round_trip_is_measured() -> None:
     for now in (NOW + 0.003, NOW + 0.007):
         [question] = caller.datagrams_to_send()
         caller.receive_datagram(answer_to(question), HOME, now)
-    assert caller.events() == [LanReached(HOME, CONKEY, pytest.approx(0.004))]
+    assert caller.events() == [LanReached(HOME, selector_of(caller), pytest.approx(0.004))]
 
 
 def test_a_round_trip_of_a_repeated_question_is_not_known() -> None:
@@ -352,8 +382,8 @@ def test_with_nobody_found_the_call_is_over_after_a_while_and_says_so_once() -> 
 def test_nothing_secret_is_shown() -> None:
     caller = a_caller(HOME)
     [reached] = reach(caller)
-    assert CONKEY not in repr(reached)
-    assert "conkey" not in reached.facts()
+    assert reached.selector not in repr(reached)
+    assert "selector" not in reached.facts()
     [target] = caller.targets
     assert target.token not in repr(target)
 
@@ -365,8 +395,8 @@ def probe(mid: int = 1, token: str = TOKEN, **options: bytes) -> bytes:
     return keyed(HoleProbe(mid=mid, token=token), token=token, to_caller=False, **options)
 
 
-def asks(mid: int = 2, token: str = TOKEN, op: int = 1) -> bytes:
-    return keyed(OpenTcp(mid=mid, token=token, extra=OpenTcpExtra(op=op)), token=token, to_caller=False)
+def asks(mid: int = 2, token: str = TOKEN, op: int = 1, pad: str = " " * 60) -> bytes:
+    return keyed(OpenTcp(mid=mid, token=token, extra=OpenTcpExtra(op=op, pad=pad)), token=token, to_caller=False)
 
 
 def conkey_of(port: LanPort, source: Address = LAPTOP, now: float = NOW, mid: int = 2) -> str:
@@ -376,6 +406,10 @@ def conkey_of(port: LanPort, source: Address = LAPTOP, now: float = NOW, mid: in
     assert isinstance(answer, OpenTcpAnswer)
     assert answer.extra is not None
     return answer.extra.conkey
+
+
+def selector(conkey: str) -> bytes:
+    return lan_keys(CALLEE.raw, SALT, TOKEN).selector(conkey)
 
 
 def test_who_knows_the_key_is_answered_at_its_address() -> None:
@@ -422,13 +456,35 @@ def test_loopback_is_answered_in_tests_only() -> None:
     assert len(port.datagrams_to_send()) == 1
 
 
-def test_an_answer_is_hardly_longer_than_the_question() -> None:
-    """It goes to who knows our key only; and even then it is no means to flood anybody."""
+@pytest.mark.parametrize("token", ["a", TOKEN, "b" * 64])
+def test_no_answer_is_longer_than_its_question_but_for_the_minus(token: str) -> None:
+    """Who knows our key can ask in the name of a host that has not."""
     port = a_port()
-    for question in (probe(mid=2**53 - 1), asks(mid=2**53 - 1)):
-        port.receive_datagram(question, LAPTOP, NOW)
+    for number in range(100):
+        question = asks(token=token, pad=" " * number)
+        for asked in (question, probe(token=token), asks(token=token, op=7, pad=" " * number)):
+            port.receive_datagram(asked, (f"10.0.0.{number}", 40000), NOW)
+            assert all(len(answer.data) <= len(asked) + 1 for answer in port.datagrams_to_send())
+    assert 0 < port.dropped["shorter than its answer"] < 200
+
+
+def test_what_a_caller_asks_is_long_enough_for_each_answer() -> None:
+    caller = a_caller(HOME)
+    port = a_port()
+    for _ in range(2):
+        [question] = caller.datagrams_to_send()
+        port.receive_datagram(question.data, LAPTOP, NOW)
         [answer] = port.datagrams_to_send()
-        assert len(answer.data) < 1.5 * len(question)
+        caller.receive_datagram(answer.data, HOME, NOW)
+    assert len(caller.events()) == 1
+
+
+@pytest.mark.parametrize(("number", "answers"), [(0, 0), (53, 0), (1023, 0), (1024, 1), (1900, 0), (5353, 0), (65535, 1)])
+def test_nobody_is_answered_at_the_port_of_a_service(number: int, answers: int) -> None:
+    port = a_port()
+    port.receive_datagram(probe(), (LAPTOP[0], number), NOW)
+    assert len(port.datagrams_to_send()) == answers
+    assert port.dropped["from the port of a service"] == 1 - answers
 
 
 def test_a_source_that_floods_is_not_read_and_nobody_else_suffers() -> None:
@@ -451,21 +507,21 @@ def test_other_messages_are_dropped() -> None:
 def test_a_conkey_is_good_for_its_host_and_for_ten_seconds() -> None:
     port = a_port()
     conkey = conkey_of(port)
-    selector = bytes.fromhex(conkey)
-    assert port.match(selector, LAPTOP[0], NOW) == conkey
-    assert port.match(selector, OTHER[0], NOW) is None
-    assert port.match(bytes(16), LAPTOP[0], NOW) is None
-    assert port.match(selector, LAPTOP[0], NOW + LAN_CONKEY_TTL - 0.01) == conkey
-    assert port.match(selector, LAPTOP[0], NOW + LAN_CONKEY_TTL) is None
+    assert port.matches(selector(conkey), LAPTOP[0], NOW)
+    assert not port.matches(selector(conkey), OTHER[0], NOW)
+    assert not port.matches(bytes(16), LAPTOP[0], NOW)
+    assert not port.matches(bytes.fromhex(conkey), LAPTOP[0], NOW)
+    assert port.matches(selector(conkey), LAPTOP[0], NOW + LAN_CONKEY_TTL - 0.01)
+    assert not port.matches(selector(conkey), LAPTOP[0], NOW + LAN_CONKEY_TTL)
 
 
 def test_a_conkey_that_was_only_seen_is_still_good_and_a_spent_one_is_not() -> None:
     port = a_port()
     conkey = conkey_of(port)
     for _ in range(3):
-        assert port.match(bytes.fromhex(conkey), LAPTOP[0], NOW) == conkey
-    port.spend(conkey)
-    assert port.match(bytes.fromhex(conkey), LAPTOP[0], NOW) is None
+        assert port.matches(selector(conkey), LAPTOP[0], NOW)
+    port.spend(selector(conkey))
+    assert not port.matches(selector(conkey), LAPTOP[0], NOW)
     assert port.waiting_for(LAPTOP[0], NOW) == 0
 
 
@@ -480,14 +536,14 @@ def test_a_request_replayed_from_elsewhere_gives_its_conkey_to_nobody() -> None:
     port = a_port()
     conkey = conkey_of(port)
     assert conkey_of(port, OTHER) != conkey
-    assert port.match(bytes.fromhex(conkey), OTHER[0], NOW) is None
+    assert not port.matches(selector(conkey), OTHER[0], NOW)
 
 
 def test_conkeys_are_bounded_by_host_and_in_all() -> None:
     port = a_port()
     conkeys = [conkey_of(port, mid=mid) for mid in range(20)]
     assert port.waiting_for(LAPTOP[0], NOW) == LAN_CONKEYS_OF_SOURCE_MAX
-    good = [conkey for conkey in conkeys if port.match(bytes.fromhex(conkey), LAPTOP[0], NOW)]
+    good = [conkey for conkey in conkeys if port.matches(selector(conkey), LAPTOP[0], NOW)]
     assert good == conkeys[-LAN_CONKEYS_OF_SOURCE_MAX:]
     for host, mid in product(range(100), range(3)):
         port.receive_datagram(asks(mid), (f"10.0.0.{host}", 40000), NOW)

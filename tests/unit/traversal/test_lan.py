@@ -28,7 +28,7 @@ from p2ptunnel.identity.acl import AccessList
 from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.net.lan import Lan, OnFound
 from p2ptunnel.protocol import lan as protocol
-from p2ptunnel.protocol.lan import LanCaller, LanPort
+from p2ptunnel.protocol.lan import LanCaller, LanPort, LanReached
 from p2ptunnel.session.session import Session, accept_session, connect_session
 from p2ptunnel.trace import TraceEvent, Tracer
 from p2ptunnel.traversal import lan as module
@@ -339,8 +339,8 @@ def test_cancelled_at_any_turn_a_call_leaves_nothing_behind(monkeypatch: pytest.
 # --- the answering side -----------------------------------------------------------------------------------------------
 
 
-async def conkey_for(address: Address) -> str:
-    """Ask as one who knows the key; return the conkey."""
+async def selector_for(address: Address) -> bytes:
+    """Ask as one who knows the key; return with what to begin."""
     caller = LanCaller(CALLEE.public, _dice)
     caller.start(0.0)
     caller.found(SALT, (address,), (), 0.0)
@@ -352,7 +352,8 @@ async def conkey_for(address: Address) -> str:
             data, source = await loop.sock_recvfrom(sock, 2048)
             caller.receive_datagram(data, source, 0.0)
             for event in caller.events():
-                return str(getattr(event, "conkey"))  # noqa: B009 - the only event that there is
+                assert isinstance(event, LanReached)
+                return bytes.fromhex(event.selector)
 
 
 @contextlib.contextmanager
@@ -392,14 +393,14 @@ def test_a_selector_that_is_none_of_ours_is_refused_and_burns_nothing() -> None:
         board = Board()
         async with home_on(board) as home:
             [(_, [address])] = board.services
-            conkey = await conkey_for(address)
+            selector = await selector_for(address)
             await ended(address, preamble(os.urandom(16)))
             assert (await home.told("connection_refused")).facts[
                 "reason"
             ] == "the channel was closed by us: a preamble with no conkey of ours"
-            await ended(address, preamble(bytes.fromhex(conkey)) + b"no TLS at all")
+            await ended(address, preamble(selector) + b"no TLS at all")
             await home.told("connection_refused", 2)
-            assert home.answerer._port.match(bytes.fromhex(conkey), HOST, time.monotonic()) == conkey
+            assert home.answerer._port.matches(selector, HOST, time.monotonic())
 
     run(main())
 
@@ -424,7 +425,7 @@ def test_silent_connections_are_few_and_go_in_time(monkeypatch: pytest.MonkeyPat
         board = Board()
         async with home_on(board) as home:
             [(_, [address])] = board.services
-            await conkey_for(address)
+            await selector_for(address)
             with connections(address, 5):
                 await home.told("stranger_cut_off", 4)
                 refused = await home.told("connection_refused")
@@ -440,7 +441,7 @@ def test_of_one_host_no_more_connections_wait_than_it_has_conkeys() -> None:
             [(_, [address])] = board.services
             for _ in range(PENDING_CONNECTIONS + 4):
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(conkey_for(address), 0.1)
+                    await asyncio.wait_for(selector_for(address), 0.1)
             with connections(address, PENDING_CONNECTIONS + 2):
                 await home.told("stranger_cut_off", 2)
                 assert len(home.answerer._greetings) == PENDING_CONNECTIONS

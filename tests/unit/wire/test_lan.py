@@ -86,9 +86,19 @@ def test_other_pairs_in_the_record_change_nothing() -> None:
 
 def test_keys_of_an_attempt_differ_by_key_salt_token_and_direction() -> None:
     attempts = [(KEY, SALT, TOKEN), (OTHER, SALT, TOKEN), (KEY, OTHER_SALT, TOKEN), (KEY, SALT, TOKEN[::-1])]
-    keys = [key for attempt in attempts for made in [lan_keys(*attempt)] for key in (made.caller_mac, made.callee_mac)]
-    assert len(set(keys)) == 8
+    keys = [
+        key
+        for attempt in attempts
+        for made in [lan_keys(*attempt)]
+        for key in (made.caller_mac, made.callee_mac, made.selector_key)
+    ]
+    assert len(set(keys)) == 12
     assert lan_keys(KEY, SALT, TOKEN) == lan_keys(KEY, SALT, TOKEN)
+
+
+def test_the_bytes_of_a_selector_are_these() -> None:
+    """What other programs must compute, as well."""
+    assert lan_keys(bytes(32), bytes(16), "0" * 32).selector("00" * 16).hex() == "a249a72e99d4fb6b9ba0328f50b80185"
 
 
 def test_the_keys_of_an_attempt_are_not_shown() -> None:
