@@ -98,6 +98,7 @@ BIRTHDAY_BLOCK: Final = 4096  # ports so near to each other lie in one block of 
 BIRTHDAY_SILENCE: Final = 2.0  # without a go-ahead, after which the easy side is done
 BIRTHDAY_PAUSE: Final = 10.0  # between two to one peer
 BIRTHDAYS_PER_HOUR: Final = 6  # on one network
+BIRTHDAYS_OF_PEER_PER_HOUR: Final = 2  # of those: the second finds what the first has missed; no peer takes them all
 
 # --- channel and streams ----------------------------------------------------------------------------------------------------
 HANDSHAKE_TIMEOUT: Final = 5.0
