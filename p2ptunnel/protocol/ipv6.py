@@ -1,9 +1,9 @@
 """IPv6 beside whatever else an attempt tries: no NATs, so no ports to find out, only firewalls to open from both sides.
 
 The server sees a peer over one family only, so nobody vouches for the IPv6 addresses that a peer names but the peer, who may
-name somebody else's, our own or our neighbours'.  Rule: only what it has signed counts, global addresses only, of other networks
-than ours, three at most; the callee sends there nothing that leaves its own network before the caller has shown that it holds
-the attempt's key, and neither sends more than three SYNs to an address that does not answer.
+name somebody else's, our own or our neighbours'.  Rule: only what it has signed counts, global addresses only, of other
+networks than ours, three at most; the callee sends there nothing that leaves its own network before the caller has shown that
+it holds the attempt's key, and neither sends more than three SYNs to an address that does not answer.
 
 A phase lasts until kernels have repeated their SYNs.  A new socket in the place of one whose SYN both firewalls have seen would
 come with another sequence number, and be refused by them for minutes.  So the callee's last SYN comes while the caller's first
@@ -41,7 +41,7 @@ def ipv6_targets(
 ) -> tuple[Address, ...]:
     """Return where to send SYNs over IPv6, best first; nowhere, if we have no address there.
 
-    In our own networks a peer is found otherwise (`lan`), and nobody who only says so: what answers there may trust its neighbours.
+    In our own networks a peer is found otherwise (`lan`), not by its word: what answers there may trust its neighbours.
 
     Args:
         theirs: The peer's candidates, signed.
