@@ -82,7 +82,7 @@ PREDICTED_TCP: Final = 5  # ports ahead of a sequential NAT's last one; other fl
 PREDICTED_UDP: Final = 8
 PREDICTED_BUSY: Final = 16  # where its steps were seen to differ
 PREDICTED_MAX: Final = 32  # the window doubles with each round up to this
-PREDICTED_UNSEALED: Final = 5  # on no better word than unsigned hints
+PREDICTED_UNSEALED: Final = 5  # on no better word than hints, which are as old as the call
 BIRTHDAY_HOLES: Final = 256  # sockets of the hard side; 1024 guesses then hit one with 98.3 %
 BIRTHDAY_HOLES_FEW: Final = 64  # where there are fewer than BIRTHDAY_DESCRIPTORS: 64 % a round
 BIRTHDAY_DESCRIPTORS: Final = 600  # the limit is 1024 in most places
@@ -98,6 +98,7 @@ BIRTHDAY_BLOCK: Final = 4096  # ports so near to each other lie in one block of 
 BIRTHDAY_SILENCE: Final = 2.0  # without a go-ahead, after which the easy side is done
 BIRTHDAY_PAUSE: Final = 10.0  # between two to one peer
 BIRTHDAYS_PER_HOUR: Final = 6  # on one network
+BIRTHDAYS_OF_PEER_PER_HOUR: Final = 2  # of those: the second finds what the first has missed; no peer takes them all
 
 # --- channel and streams ----------------------------------------------------------------------------------------------------
 HANDSHAKE_TIMEOUT: Final = 5.0

@@ -21,6 +21,7 @@ from p2ptunnel.defaults import (
     BIRTHDAY_PROBES_OPEN,
     BIRTHDAY_PROBES_PER_SECOND,
     BIRTHDAY_RENEWAL,
+    BIRTHDAYS_OF_PEER_PER_HOUR,
     BIRTHDAYS_PER_HOUR,
     SYN_REPEAT,
 )
@@ -90,12 +91,15 @@ class BirthdayEnded(Event, frozen=True):
 
 
 class BirthdayGate:
-    """Which birthdays may begin on this machine: one at a time, 10 s between two with one peer, six an hour on one network."""
+    """Which birthdays may begin on this machine: one at a time, 10 s between two with one peer, six an hour on one network.
+
+    Two of the six with one peer: whoever is let in takes no one else's.
+    """
 
     def __init__(self) -> None:
         self._is_taken = False
         self._begun: deque[tuple[float, Hashable]] = deque()  # not longer ago than the pause
-        self._on_network: deque[float] = deque()  # within the last hour
+        self._on_network: deque[tuple[float, Hashable]] = deque()  # within the last hour
 
     def enter(self, peer: Hashable, now: float) -> str | None:
         """Begin one with `peer`, or return why not, in words; who has begun one leaves.
@@ -111,9 +115,11 @@ class BirthdayGate:
             return f"the last birthday with this peer began less than {BIRTHDAY_PAUSE:g} s ago"
         if len(self._on_network) >= BIRTHDAYS_PER_HOUR:
             return f"{BIRTHDAYS_PER_HOUR} birthdays in the last hour"
+        if sum(other == peer for _, other in self._on_network) >= BIRTHDAYS_OF_PEER_PER_HOUR:
+            return f"{BIRTHDAYS_OF_PEER_PER_HOUR} birthdays with this peer in the last hour"
         self._is_taken = True
         self._begun.append((now, peer))
-        self._on_network.append(now)
+        self._on_network.append((now, peer))
         return None
 
     def leave(self) -> None:
@@ -127,7 +133,7 @@ class BirthdayGate:
     def _forget(self, now: float) -> None:
         while self._begun and now - self._begun[0][0] >= BIRTHDAY_PAUSE:
             self._begun.popleft()
-        while self._on_network and now - self._on_network[0] >= _HOUR:
+        while self._on_network and now - self._on_network[0][0] >= _HOUR:
             self._on_network.popleft()
 
 

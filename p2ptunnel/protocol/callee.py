@@ -484,7 +484,7 @@ class CalleePort(MachineBase):
             self._drop("too many calls that nobody signs")
 
     def _on_signed_call(self, message: PunchNotice, caller: Address, now: float) -> None:
-        call = self._judge.judge(message.extra.intent, message.extra.cands, caller[0], now)
+        call = self._judge.judge(message.extra.intent, message.extra.cands, caller[0], now, hints=message.extra.nat)
         if isinstance(call, str):
             self._drop(call)
         elif call.verdict in {CallVerdict.REFUSED, CallVerdict.FORGED}:
@@ -497,7 +497,7 @@ class CalleePort(MachineBase):
 
     def _let_in(self, message: PunchNotice, caller: Address, call: Call, now: float) -> None:
         view = self._signed_view()
-        answered = self._judge.answer(call, view.candidates)
+        answered = self._judge.answer(call, view.candidates, view.hints)
         if answered is None:
             self._drop("unusable intent")
             return

@@ -284,7 +284,7 @@ class CallerAgent(MachineBase):
     def _question(self) -> ConnectRequestExtra:
         if self._signer is None:
             return ConnectRequestExtra(rtag=self._wanted, cookie=self._cookie)
-        call = self._signer.sign(self._candidates)
+        call = self._signer.sign(self._candidates, self._view.hints)
         return ConnectRequestExtra(
             rtag=self._wanted,
             v=WIRE_VERSION,
@@ -383,7 +383,7 @@ class CallerAgent(MachineBase):
     def _accept(self, callee: PunchResultExtra, now: float) -> bool:
         """Find out who answered, and where it may be sent to; not one packet goes there before."""
         if self._signer is not None:
-            answered = self._signer.judge(callee.intent, callee.cands)
+            answered = self._signer.judge(callee.intent, callee.cands, callee.nat)
             if isinstance(answered, AnswerFault):
                 self._fail("key-changed" if answered is AnswerFault.OTHER_KEY else "forged", 401, answered.value, now)
                 return False

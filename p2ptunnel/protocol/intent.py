@@ -34,6 +34,7 @@ from p2ptunnel.identity.keys import KEY_BYTES, Identity, PublicKey, Purpose, sig
 from p2ptunnel.protocol.limits import Buckets, Rate, SourceLimit
 from p2ptunnel.protocol.machine import Entropy
 from p2ptunnel.types import Candidate
+from p2ptunnel.wire.claims import hash_claims
 from p2ptunnel.wire.intent import (
     COUNTER_END,
     NONCE_BYTES,
@@ -43,9 +44,9 @@ from p2ptunnel.wire.intent import (
     MalformedIntentError,
     decode,
     encode,
-    hash_candidates,
     hash_intent,
 )
+from p2ptunnel.wire.messages import NatHints
 
 __all__ = ["AnswerFault", "Answered", "AttemptKeys", "Call", "CallSigner", "CallVerdict", "Counter", "IntentJudge"]
 
@@ -134,8 +135,8 @@ class CallSigner:
         self._at_least = 0
         self._call: Intent | None = None
 
-    def sign(self, candidates: Sequence[Candidate]) -> str:
-        """Return the `extra.intent` of a call from these candidates.
+    def sign(self, candidates: Sequence[Candidate], hints: NatHints | None = None) -> str:
+        """Return the `extra.intent` of a call from these candidates, with these hints.
 
         Raises:
             MalformedIntentError: A candidate's host is not numeric, or the counter is at its end.
@@ -144,7 +145,7 @@ class CallSigner:
         public = self._secret.public_key().public_bytes_raw()
         key = self._identity.public.raw
         nonce = _random_bytes(self._entropy, NONCE_BYTES)
-        unsigned = Intent(IntentRole.CALL, key, public, ts, nonce, hash_candidates(candidates))
+        unsigned = Intent(IntentRole.CALL, key, public, ts, nonce, hash_claims(candidates, hints))
         callee = UNKNOWN_KEY if self.callee is None else self.callee.raw
         signature = self._identity.sign(_call_payload(self._server_key, callee, unsigned))
         self._call = replace(unsigned, signature=signature)
@@ -159,7 +160,7 @@ class CallSigner:
         payload = member_payload(server_key, cookie, call)
         return to_base64(self._identity.sign(payload)) if payload else ""
 
-    def judge(self, text: str, candidates: Sequence[Candidate]) -> Answered | AnswerFault:
+    def judge(self, text: str, candidates: Sequence[Candidate], hints: NatHints | None = None) -> Answered | AnswerFault:
         """Judge the `extra.intent` that came with the answer to the last call; cheap checks first."""
         answer = self._verified(text, IntentRole.ANSWER)
         if isinstance(answer, AnswerFault):
@@ -167,7 +168,7 @@ class CallSigner:
         call = self._call
         assert call is not None
         try:
-            is_bound = answer.candidates == hash_candidates(candidates)
+            is_bound = answer.claims == hash_claims(candidates, hints)
             shared = self._secret.exchange(X25519PublicKey.from_public_bytes(answer.ephemeral))
         except (MalformedIntentError, ValueError):  # ValueError: a point of small order
             return AnswerFault.FORGED
@@ -280,7 +281,9 @@ class IntentJudge:
         self._strangers = Buckets(Rate(STRANGERS_PER_SECOND, STRANGERS_PER_SECOND), most=1)
         self._pairing = Buckets(Rate(1 / PAIRING_CALL_PAUSE, 1), most=1)
 
-    def judge(self, text: str, candidates: Sequence[Candidate], source: str, now: float) -> Call | str:
+    def judge(
+        self, text: str, candidates: Sequence[Candidate], source: str, now: float, *, hints: NatHints | None = None
+    ) -> Call | str:
         """Judge the `extra.intent` of a call; the text says why nothing at all is to be done.
 
         Args:
@@ -288,11 +291,12 @@ class IntentJudge:
             candidates: The caller's, as they came with it.
             source: The caller's host, as the server sees it; rates are kept by it.
             now: Monotonic seconds.
+            hints: The caller's, as they came with it.
         """
         try:
             intent = decode(text)
             key = PublicKey(intent.key)
-            is_bound = intent.role is IntentRole.CALL and intent.candidates == hash_candidates(candidates)
+            is_bound = intent.role is IntentRole.CALL and intent.claims == hash_claims(candidates, hints)
         except (MalformedIntentError, InvalidKeyError):
             return "no intent"
         if not is_bound:
@@ -315,7 +319,9 @@ class IntentJudge:
         verdict = CallVerdict.ADMITTED if is_admitted else CallVerdict.PAIRING
         return Call(key, verdict, intent, self._highest(key))
 
-    def answer(self, call: Call, candidates: Sequence[Candidate]) -> tuple[str, AttemptKeys] | None:
+    def answer(
+        self, call: Call, candidates: Sequence[Candidate], hints: NatHints | None = None
+    ) -> tuple[str, AttemptKeys] | None:
         """Return the `extra.intent` of our answer and the keys of the attempt; None where the caller's point is unusable.
 
         Raises:
@@ -326,21 +332,21 @@ class IntentJudge:
             shared = secret.exchange(X25519PublicKey.from_public_bytes(call.intent.ephemeral))
         except ValueError:  # a point of small order: anybody would know the keys
             return None
-        answer = self._sign(call, IntentRole.ANSWER, secret.public_key().public_bytes_raw(), candidates)
+        answer = self._sign(call, IntentRole.ANSWER, secret.public_key().public_bytes_raw(), hash_claims(candidates, hints))
         return encode(answer), AttemptKeys(shared, call.intent, answer)
 
     def renew(self, call: Call) -> str:
         """Return the `extra.intent` that asks for a call with a higher counter."""
-        return encode(self._sign(call, IntentRole.RENEW, bytes(KEY_BYTES), ()))
+        return encode(self._sign(call, IntentRole.RENEW, bytes(KEY_BYTES), hash_claims(())))
 
     def refuse(self, call: Call) -> str:
         """Return the `extra.intent` of a no, which is the same for all who are not let in, and shows our key."""
-        return encode(self._sign(call, IntentRole.REFUSE, bytes(KEY_BYTES), ()))
+        return encode(self._sign(call, IntentRole.REFUSE, bytes(KEY_BYTES), hash_claims(())))
 
-    def _sign(self, call: Call, role: IntentRole, ephemeral: bytes, candidates: Sequence[Candidate]) -> Intent:
+    def _sign(self, call: Call, role: IntentRole, ephemeral: bytes, claims: bytes) -> Intent:
         nonce = _random_bytes(self._entropy, NONCE_BYTES)
         key = self._identity.public.raw
-        unsigned = Intent(role, key, ephemeral, call.highest, nonce, hash_candidates(candidates))
+        unsigned = Intent(role, key, ephemeral, call.highest, nonce, claims)
         signature = self._identity.sign(_answer_payload(self._server_key, call.intent, unsigned))
         return replace(unsigned, signature=signature)
 

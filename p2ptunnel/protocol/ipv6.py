@@ -1,9 +1,9 @@
 """IPv6 beside whatever else an attempt tries: no NATs, so no ports to find out, only firewalls to open from both sides.
 
 The server sees a peer over one family only, so nobody vouches for the IPv6 addresses that a peer names but the peer, who may
-name somebody else's.  Rule: only what it has signed counts, global addresses only, three at most; the callee sends there
-nothing that leaves its own network before the caller has shown that it holds the attempt's key, and neither sends more than
-three SYNs to an address that does not answer.
+name somebody else's, our own or our neighbours'.  Rule: only what it has signed counts, global addresses only, of other
+networks than ours, three at most; the callee sends there nothing that leaves its own network before the caller has shown that
+it holds the attempt's key, and neither sends more than three SYNs to an address that does not answer.
 
 A phase lasts until kernels have repeated their SYNs.  A new socket in the place of one whose SYN both firewalls have seen would
 come with another sequence number, and be refused by them for minutes.  So the callee's last SYN comes while the caller's first
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from p2ptunnel.addresses import canonical, probe_refusal
+from p2ptunnel.addresses import canonical, probe_refusal, source_of
 from p2ptunnel.defaults import IPV6_CANDIDATES_MAX, IPV6_PHASE_MAX, PLAIN_MARGIN, SYN_REPEAT
 from p2ptunnel.errors import InvalidAddressError
 from p2ptunnel.protocol.machine import MachineBase
@@ -41,18 +41,27 @@ def ipv6_targets(
 ) -> tuple[Address, ...]:
     """Return where to send SYNs over IPv6, best first; nowhere, if we have no address there.
 
+    In our own networks a peer is found otherwise (`lan`), not by its word: what answers there may trust its neighbours.
+
     Args:
         theirs: The peer's candidates, signed.
         ours: Our own.
         peer: What `aim` returned.
         server: As we reach it.
     """
-    if not any(":" in candidate.host for candidate in ours):
+    near = {_network(candidate.host) for candidate in ours if ":" in candidate.host}
+    if not near:
         return ()
     named = (_target(candidate) for candidate in theirs if (candidate.kind, candidate.proto) == ("host", "tcp"))
-    unseen = tuple(dict.fromkeys(target for target in named if target is not None))[:IPV6_CANDIDATES_MAX]
+    far = (target for target in named if target is not None and _network(target[0]) not in near)
+    unseen = tuple(dict.fromkeys(far))[:IPV6_CANDIDATES_MAX]
     seen = tcp_targets(theirs, peer, server) if ":" in peer[0] else ()
     return tuple(dict.fromkeys((*seen, *unseen)))
+
+
+def _network(host: str) -> int:
+    """Return the /64 of an address: what is on one link (RFC 4291, 2.5.1)."""
+    return source_of(canonical(host)).block
 
 
 def _target(candidate: Candidate) -> Address | None:

@@ -47,7 +47,7 @@ def window(transport: Transport, round_number: int, *, is_busy: bool, is_sealed:
         transport: Of the flows.
         round_number: From 0; each failure doubles the window, since more flows of others come in between than was thought.
         is_busy: The NAT was seen to give ports to others in between.
-        is_sealed: The peer has told where its NAT stands under the attempt's key; unsigned hints buy 5 packets.
+        is_sealed: The peer has told where its NAT stands under the attempt's key; hints, as old as the call, buy 5 packets.
     """
     first = max(PREDICTED_BUSY if is_busy else 0, _FIRST_WINDOW[transport])
     wanted = min(first << min(round_number, 8), PREDICTED_MAX)

@@ -9,14 +9,10 @@ import base64
 import binascii
 import enum
 import hashlib
-import ipaddress
 import struct
-from collections.abc import Iterable
 from typing import Final
 
 from msgspec import Struct
-
-from p2ptunnel.types import Candidate, CandidateKind
 
 __all__ = [
     "COUNTER_END",
@@ -30,7 +26,6 @@ __all__ = [
     "MalformedIntentError",
     "decode",
     "encode",
-    "hash_candidates",
     "hash_intent",
 ]
 
@@ -48,13 +43,10 @@ UNKNOWN_KEY: Final = bytes(32)
 
 _LAYOUT: Final = struct.Struct("!BB32s32sQ16s16s64s")
 _SIGNATURE_BYTES: Final = 64
-_HASH_BYTES: Final = 16
-_KINDS: Final[dict[CandidateKind, int]] = {"host": 1, "srflx": 2, "mapped": 3, "prflx": 4, "relay": 5}
-_PROTOS: Final = {"tcp": 1, "udp": 2}
 
 
 class MalformedIntentError(ValueError):
-    """Text that is no intent, or candidates that cannot be bound to one: counted and dropped by whoever reads it."""
+    """Text that is no intent, or claims that cannot be bound to one: counted and dropped by whoever reads it."""
 
 
 class IntentRole(enum.IntEnum):
@@ -75,7 +67,7 @@ class Intent(Struct, frozen=True):
         key: Ed25519 public key of the signer, 32 bytes.
         ephemeral: X25519 public key of this attempt, 32 bytes.
         nonce: 16 random bytes.
-        candidates: What `hash_candidates` makes of the signer's.
+        claims: What `hash_claims` makes of where the signer says it is, and of its hints.
         signature: 64 bytes, over a purpose, what the signer knows of the others, and `signed`.
     """
 
@@ -84,7 +76,7 @@ class Intent(Struct, frozen=True):
     ephemeral: bytes
     ts: int
     nonce: bytes
-    candidates: bytes
+    claims: bytes
     signature: bytes = bytes(_SIGNATURE_BYTES)
 
     def __repr__(self) -> str:
@@ -93,7 +85,7 @@ class Intent(Struct, frozen=True):
     @property
     def raw(self) -> bytes:
         """All 170 bytes."""
-        fields = (self.key, self.ephemeral, self.ts, self.nonce, self.candidates, self.signature)
+        fields = (self.key, self.ephemeral, self.ts, self.nonce, self.claims, self.signature)
         return _LAYOUT.pack(INTENT_VERSION, self.role, *fields)
 
     @property
@@ -136,28 +128,6 @@ def decode(text: str) -> Intent:
     return intent
 
 
-def hash_candidates(candidates: Iterable[Candidate]) -> bytes:
-    """Return 16 bytes (BLAKE2s) that bind the candidates: kind, protocol, family, address and port of each, in order.
-
-    JSON that is spelt otherwise changes nothing, another address everything.
-
-    Raises:
-        MalformedIntentError: A host is not numeric.
-    """
-    return hashlib.blake2s(b"".join(map(_pack, candidates)), digest_size=_HASH_BYTES).digest()
-
-
 def hash_intent(intent: Intent) -> bytes:
     """Return the 32 bytes (BLAKE2s) by which an answer names the intent that it is for."""
     return hashlib.blake2s(intent.raw).digest()
-
-
-def _pack(candidate: Candidate) -> bytes:
-    try:
-        address = ipaddress.ip_address(candidate.host)
-    except ValueError:
-        raise MalformedIntentError("a candidate's host is not numeric") from None
-    if "%" in candidate.host:  # a zone means something on one machine only, and `packed` leaves it out
-        raise MalformedIntentError("a candidate's host has a zone")
-    kind, proto = _KINDS[candidate.kind], _PROTOS[candidate.proto]
-    return bytes((kind, proto, address.version)) + address.packed + candidate.port.to_bytes(2, "big")

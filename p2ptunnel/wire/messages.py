@@ -102,7 +102,7 @@ class PortRow(Struct, frozen=True, array_like=True):
 
 
 class NatHints(_Wire, frozen=True):
-    """`extra.nat`: what a side believes of its own NAT; unsigned hints, a lie costs time only (RFC 4787, 5382).
+    """`extra.nat`: what a side believes of its own NAT; its intent binds it (`claims`), so a lie is its own (RFC 4787, 5382).
 
     tcp, udp: mapping class `eim`, `adm`, `seq`, `rnd` or `none`.  low: can send a SYN that dies on the way.
     rtt: round trip to the server in ms.  tcp_row, udp_row: where a `seq` stands.  so: its NAT lets a SYN in that meets one

@@ -76,12 +76,12 @@ def world(natlab: Lab, tmp_path: Path) -> Generator[World]:
 def test_redirected_replayed_and_invented_calls_send_it_nothing(natlab: Lab, world: World) -> None:
     victim = world.victim.ip
     lies = (Candidate("srflx", "tcp", victim, PORT), Candidate("srflx", "udp", victim, PORT))
-    invented = called_by(EVE, world.home.identity().public, lies)
 
     def notices(message: PunchNotice) -> Iterable[Message]:
         """The genuine one, and many that are aimed at the victim."""
         yield message
         here = replace(message.extra, host=victim, port=PORT)
+        invented = called_by(EVE, world.home.identity().public, lies, here.nat)
         for n in range(50):
             for extra in (here, replace(here, cands=lies), replace(here, cands=lies, intent=invented)):
                 yield replace(message, extra=replace(extra, token=f"{message.extra.token[:13]}{n}{extra.intent[-19:]}"))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from p2ptunnel.protocol.intent import Call, CallVerdict
 from p2ptunnel.types import Candidate
-from p2ptunnel.wire.intent import COUNTER_END, Intent, IntentRole, MalformedIntentError, decode, encode, hash_candidates
+from p2ptunnel.wire.claims import hash_claims
+from p2ptunnel.wire.intent import COUNTER_END, Intent, IntentRole, MalformedIntentError, decode, encode
 from p2ptunnel.wire.keyed import KeyedReceiver, KeyedSender
 from p2ptunnel.wire.messages import HoleProbe, Opener, OpenTcp, OpenTcpAnswer, OpenTcpExtra
 from p2ptunnel.wire.messages import decode as decode_message
@@ -26,7 +27,7 @@ INTENTS = st.builds(
     ephemeral=st.binary(min_size=32, max_size=32),
     ts=st.integers(0, COUNTER_END - 1),
     nonce=st.binary(min_size=16, max_size=16),
-    candidates=st.binary(min_size=16, max_size=16),
+    claims=st.binary(min_size=16, max_size=16),
     signature=st.binary(min_size=64, max_size=64),
 )
 CANDIDATES = st.lists(
@@ -64,13 +65,13 @@ def test_any_other_text_is_refused_or_is_the_one_spelling_of_what_it_reads_as(te
 
 @given(CANDIDATES, CANDIDATES)
 def test_only_the_same_candidates_have_the_same_hash(one: tuple[Candidate, ...], other: tuple[Candidate, ...]) -> None:
-    assert (hash_candidates(one) == hash_candidates(other)) is (one == other)
+    assert (hash_claims(one) == hash_claims(other)) is (one == other)
 
 
 @given(st.text(max_size=64))
 def test_any_host_is_bound_or_refused(host: str) -> None:
     with contextlib.suppress(MalformedIntentError):
-        assert len(hash_candidates((Candidate("host", "tcp", host, 1),))) == 16
+        assert len(hash_claims((Candidate("host", "tcp", host, 1),))) == 16
 
 
 @given(st.integers(0, 226), st.integers(1, 63))

@@ -23,6 +23,7 @@ from p2ptunnel.wire.messages import (
     ConnectAnswer,
     ConnectAnswerExtra,
     Message,
+    NatHints,
     Observed,
     PunchNotice,
     PunchNoticeExtra,
@@ -80,10 +81,12 @@ class EvilRendezvous(Rendezvous):
         """Send a message of our own making, from the server's address."""
         assert self._services[0].driver.udp.send(encode(message), to)
 
-    def call(self, intent: str, cands: tuple[Candidate, ...], *, at: Address, to: Address) -> None:
+    def call(
+        self, intent: str, cands: tuple[Candidate, ...], *, at: Address, to: Address, hints: NatHints | None = None
+    ) -> None:
         """Tell a callee, by t=10 with a fresh token, of a call from `at`."""
         host, port = at
-        extra = PunchNoticeExtra(token=new_secret(_dice), host=host, port=port, v=1, intent=intent, cands=cands)
+        extra = PunchNoticeExtra(token=new_secret(_dice), host=host, port=port, v=1, intent=intent, cands=cands, nat=hints)
         self.tell(PunchNotice(mid=1, extra=extra), to)
 
     def _twisted(self) -> list[Datagram]:
@@ -98,18 +101,18 @@ class EvilRendezvous(Rendezvous):
         return [replace(datagram, data=encode(other)) for other in self.twist(message)]
 
 
-def answered_by(identity: Identity, call: str, cands: Sequence[Candidate]) -> str:
+def answered_by(identity: Identity, call: str, cands: Sequence[Candidate], hints: NatHints | None) -> str:
     """Return the answer of `identity` to a call, which it may not have been meant for."""
     intent = decode_intent(call)
     judge = IntentJudge(identity, _dice, is_admitted=lambda _: True)
-    answered = judge.answer(Call(PublicKey(intent.key), CallVerdict.ADMITTED, intent, intent.ts), cands)
+    answered = judge.answer(Call(PublicKey(intent.key), CallVerdict.ADMITTED, intent, intent.ts), cands, hints)
     assert answered is not None
     return answered[0]
 
 
-def called_by(identity: Identity, callee: PublicKey, cands: Sequence[Candidate]) -> str:
+def called_by(identity: Identity, callee: PublicKey, cands: Sequence[Candidate], hints: NatHints | None = None) -> str:
     """Return a call of `identity`, signed as it should be."""
-    return CallSigner(identity, SimCounter(), _dice, callee=callee).sign(cands)
+    return CallSigner(identity, SimCounter(), _dice, callee=callee).sign(cands, hints)
 
 
 class Victim:

@@ -20,7 +20,7 @@ from p2ptunnel.protocol import broker as broker_module
 from p2ptunnel.protocol.callee import CalleePort
 from p2ptunnel.protocol.intent import IntentJudge
 from p2ptunnel.types import Address, Candidate
-from p2ptunnel.wire.messages import Message, PunchNotice, PunchResult
+from p2ptunnel.wire.messages import Message, NatHints, PortRow, PunchNotice, PunchResult
 from tests.helpers import run
 from tests.helpers.meeting import HELLO, HOME, Meeting, conversation, fresh_spare, introduce
 from tests.security.evil import EVE, EvilRendezvous, Twist, Victim, answered_by, called_by, honest, misleading, until, victim
@@ -130,6 +130,16 @@ def with_more_candidates(message: PunchResult, at: Scene) -> PunchResult:
     return replace(message, extra=replace(message.extra, cands=(*message.extra.cands, more)))
 
 
+def with_other_hints(message: PunchResult, at: Scene) -> PunchResult:
+    assert message.extra is not None
+    return replace(message, extra=replace(message.extra, nat=behind_random_ports(message.extra.nat)))
+
+
+def behind_random_ports(hints: NatHints | None) -> NatHints:
+    """No datagram would come from there: signals alone would have to show that the other side is there."""
+    return replace(hints or NatHints(), udp="rnd")
+
+
 def stripped(message: PunchResult, at: Scene) -> PunchResult:
     assert message.extra is not None
     return replace(message, extra=replace(message.extra, v=0, intent="", cands=()))
@@ -145,7 +155,7 @@ def by_eve(message: PunchResult, at: Scene) -> PunchResult:
     [notice] = [said for said, _ in at.server.said if isinstance(said, PunchNotice)]
     host, port = at.victim.address
     cands = (Candidate("srflx", "udp", host, port),)
-    intent = answered_by(EVE, notice.extra.intent, cands)
+    intent = answered_by(EVE, notice.extra.intent, cands, message.extra.nat)
     return replace(message, extra=replace(message.extra, host=host, port=port, intent=intent, cands=cands))
 
 
@@ -163,6 +173,7 @@ def by_eve_in_the_name_of_home(message: PunchResult, at: Scene) -> PunchResult:
         (redirected, AuthenticationError, "the server names an address that the peer has not signed"),
         (with_other_candidates, AuthenticationError, "its signature does not hold"),
         (with_more_candidates, AuthenticationError, "its signature does not hold"),
+        (with_other_hints, AuthenticationError, "its signature does not hold"),
         (stripped, AuthenticationError, "it is not signed"),
         (of_the_founding_protocol_elsewhere, AuthenticationError, "it is not signed"),
         (by_eve, PeerKeyChangedError, "home-nas did not prove the pinned key"),
@@ -202,10 +213,19 @@ def with_another_target(message: PunchNotice, at: Scene) -> PunchNotice:
     return replace(message, extra=replace(message.extra, cands=(*message.extra.cands, more)))
 
 
+def with_random_ports(message: PunchNotice, at: Scene) -> PunchNotice:
+    return replace(message, extra=replace(message.extra, nat=behind_random_ports(message.extra.nat)))
+
+
+def with_ports_in_a_row(message: PunchNotice, at: Scene) -> PunchNotice:
+    hints = replace(message.extra.nat or NatHints(), tcp="seq", tcp_row=PortRow(at.victim.address[1] - 1, 1))
+    return replace(message, extra=replace(message.extra, nat=hints))
+
+
 def from_eve(message: PunchNotice, at: Scene) -> PunchNotice:
     host, port = at.victim.address
     cands = (Candidate("srflx", "udp", host, port),)
-    intent = called_by(EVE, at.there.home.key, cands)
+    intent = called_by(EVE, at.there.home.key, cands, message.extra.nat)
     return replace(message, extra=replace(message.extra, host=host, port=port, intent=intent, cands=cands))
 
 
@@ -224,6 +244,8 @@ def of_the_founding_protocol(message: PunchNotice, at: Scene) -> PunchNotice:
         (elsewhere, NoPathError),
         (elsewhere_with_candidates, NoPathError),
         (with_another_target, NoPathError),
+        (with_random_ports, NoPathError),
+        (with_ports_in_a_row, NoPathError),
         (unsigned, NoPathError),
         (from_eve, PeerRefusedError),
         (of_the_founding_protocol, PeerRefusedError),
@@ -296,7 +318,8 @@ def test_a_thousand_replays_of_a_call_change_nothing(tmp_path: Path, is_moved: b
             dropped = at.callee.dropped.copy()
 
             def replay(_: int) -> None:
-                at.server.call(genuine.intent, genuine.cands, at=(host, at.victim.address[1]), to=at.home)
+                there = (host, at.victim.address[1])
+                at.server.call(genuine.intent, genuine.cands, at=there, to=at.home, hints=genuine.nat)
 
             await deafly(at, 1000, replay)
             reason = "an address that the peer has not signed" if is_moved else "intent repeated"

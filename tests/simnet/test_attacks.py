@@ -201,14 +201,15 @@ def test_who_lies_of_its_nat_costs_time_and_what_it_grants_itself(lie: MappingCl
         assert call.callee.host.sent[CALLER[0]] <= (BIRTHDAY_PROBES + 500 if lie in {"rnd", "adm"} else 250)
 
 
-def test_hints_that_a_server_makes_up_make_nobody_guess() -> None:
-    """Only the peer itself can invite, and it does not where it has holes to show for none."""
+def test_hints_that_a_server_makes_up_make_nobody_guess_or_dial() -> None:
     call = Call(Network(seed=1), "pr", "pr")
     call.register()
     call.callee.port.receive_datagram = _lying_of_hints(call.callee.port.receive_datagram)  # type: ignore[method-assign]
     outcome = call.run()
-    assert outcome.connected
+    assert not outcome.connected
     assert call.callee.probes == call.caller.probes == 0
+    assert call.callee.port.dropped["an intent for something else"]
+    assert CALLER[0] not in call.callee.host.sent
 
 
 def _lying_of_hints(receive: Callable[[bytes, Address, float], None]) -> Callable[[bytes, Address, float], None]:

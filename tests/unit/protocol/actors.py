@@ -46,6 +46,7 @@ CALLER: Address = ("198.51.100.1", 40001)
 CALLEE: Address = ("198.51.100.2", 40002)
 STRANGER: Address = ("192.0.2.66", 6666)
 TOKEN = "0123456789abcdef0123456789abcdef"
+HINTS = NatHints(low=True, rtt=50)
 CONKEY = "fedcba9876543210fedcba9876543210"
 VIEW = LocalView((Candidate("srflx", "tcp", CALLEE[0], 50002),), 0.05, can_open_low=True)
 
@@ -88,10 +89,12 @@ def judge(identity: Identity = BOB, admitted: Identity = ALICE) -> IntentJudge:
     return IntentJudge(identity, random.Random(4), is_admitted=admitted.public.__eq__)
 
 
-def answer_intent(question: str, cands: Sequence[Candidate], identity: Identity = BOB) -> tuple[str, AttemptKeys]:
+def answer_intent(
+    question: str, cands: Sequence[Candidate], identity: Identity = BOB, hints: NatHints | None = None
+) -> tuple[str, AttemptKeys]:
     """Return what `identity` signs as its answer to a call, and the keys of that attempt."""
     intent = decode_intent(question)
-    answered = judge(identity).answer(Call(ALICE.public, CallVerdict.ADMITTED, intent, intent.ts), cands)
+    answered = judge(identity).answer(Call(ALICE.public, CallVerdict.ADMITTED, intent, intent.ts), cands, hints)
     assert answered is not None
     return answered
 
@@ -129,14 +132,14 @@ def result(
     code: int = 200,
     cands: tuple[Candidate, ...] = (),
     by: Identity = BOB,
+    nat: NatHints = HINTS,
 ) -> bytes:
     """Return a t=11 for what the agent has asked; the founding protocol's, if it signs nothing or there is none."""
     v, intent = 0, ""
     if agent is not None and agent._signer is not None and agent._signer._call is not None:
         v, cands = 1, (*cands, Candidate("srflx", "udp", *CALLEE))
-        intent, keys = answer_intent(encode_intent(agent._signer._call), cands, by)
+        intent, keys = answer_intent(encode_intent(agent._signer._call), cands, by, nat)
         _voices[agent] = KeyedSender(keys.callee_mac)
-    nat = NatHints(low=True, rtt=50)
     extra = PunchResultExtra(host=CALLEE[0], port=CALLEE[1], v=v, intent=intent, cands=cands, nat=nat)
     return encode(PunchResult(mid=11, token=token, code=code, em="", extra=extra if code == 200 else None))
 
@@ -213,8 +216,8 @@ def notice(
     """Return a t=10: signed, if it is one of ours."""
     host, port = caller
     cands = (*cands, Candidate("srflx", "udp", host, port)) if v else cands
-    intent = signer().sign(cands) if v else ""
     nat = NatHints(low=low, rtt=rtt)
+    intent = signer().sign(cands, nat) if v else ""
     extra = PunchNoticeExtra(token=token, host=host, port=port, v=v, intent=intent, cands=cands, nat=nat)
     return PunchNotice(mid=10, extra=extra)
 

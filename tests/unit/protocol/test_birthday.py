@@ -38,6 +38,14 @@ def test_six_an_hour() -> None:
     assert not entered(gate, "bob", HOUR + 1)
 
 
+def test_two_of_them_with_one_peer() -> None:
+    gate = BirthdayGate()
+    assert [entered(gate, "mallory", 10.0 * n) for n in range(6)] == [True] * 2 + [False] * 4
+    assert gate.enter("mallory", HOUR - 1) == "2 birthdays with this peer in the last hour"
+    assert entered(gate, "alice", HOUR - 1)
+    assert entered(gate, "mallory", HOUR)
+
+
 def test_what_was_refused_does_not_count() -> None:
     gate = BirthdayGate()
     assert gate.enter("alice", 0.0) is None

@@ -499,7 +499,7 @@ def by(identity: Identity, callee: Identity = BOB, *, cands: tuple[Candidate, ..
     """A call of somebody's, signed."""
     genuine = notice()
     signed = genuine.extra.cands if cands is None else cands
-    return without(genuine, intent=signer(identity, callee).sign(signed))
+    return without(genuine, intent=signer(identity, callee).sign(signed, genuine.extra.nat))
 
 
 def test_an_admitted_caller_is_answered_with_a_signature_over_where_we_are() -> None:

@@ -339,8 +339,7 @@ def test_the_caller_opens_in_the_second_phase_and_each_dial_lasts_to_the_end() -
 
 def test_a_callee_that_cannot_open_is_opened_for() -> None:
     agent = offered()
-    body = result(agent).replace(b'"low":true', b'"low":false')
-    agent.receive_datagram(body, SERVER, 0.0)
+    agent.receive_datagram(result(agent, nat=NatHints(low=False, rtt=50)), SERVER, 0.0)
     assert [dial.low for _, dial in dials(agent)] == [True, False, False]
 
 
@@ -734,7 +733,8 @@ def test_who_knows_no_address_that_a_server_sees_signs_that_as_well_when_told(ow
     agent.receive_datagram(encode(ConnectAnswer(mid=question.mid, code=401, em="cookie", extra=seen)), SERVER, 0.1)
     again = only(ConnectRequest, agent.datagrams_to_send())
     assert again.extra.cands == (Candidate("srflx", "udp", "198.51.100.1", 40001), *own)
-    assert isinstance(judge().judge(again.extra.intent, again.extra.cands, "198.51.100.1", 0.0), Call)
+    extra = again.extra
+    assert isinstance(judge().judge(extra.intent, extra.cands, "198.51.100.1", 0.0, hints=extra.nat), Call)
 
 
 # --- keyed datagrams --------------------------------------------------------------------------------------------------------

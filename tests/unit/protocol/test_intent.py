@@ -26,6 +26,7 @@ from p2ptunnel.testing.simnet.peers import SimCounter
 from p2ptunnel.types import Candidate
 from p2ptunnel.wire.intent import COUNTER_END, IntentRole, MalformedIntentError, decode, encode
 from p2ptunnel.wire.keyed import KeyedSender
+from p2ptunnel.wire.messages import NatHints, PortRow
 from tests.unit.protocol.actors import ALICE, BOB, EVE
 
 [VECTOR] = json.loads((Path(__file__).parents[2] / "vectors" / "intents.json").read_text(encoding="utf-8"))["intents"]
@@ -33,6 +34,7 @@ KEYED = json.loads((Path(__file__).parents[2] / "vectors" / "intents.json").read
 HOST = "198.51.100.1"
 HERE = (Candidate("srflx", "udp", HOST, 40001),)
 THERE = (Candidate("srflx", "udp", "198.51.100.2", 40002),)
+HINTS = NatHints(tcp="eim", udp="eim", low=True, rtt=50)
 LOW_ORDER = bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800")
 
 
@@ -132,6 +134,15 @@ def test_what_is_no_call_of_these_candidates_costs_no_signature(
 ) -> None:
     monkeypatch.setattr(PublicKey, "verify", None)
     assert judge().judge(text, HERE, HOST, 0.0) == reason
+
+
+@pytest.mark.parametrize("told", [None, replace(HINTS, udp="rnd"), replace(HINTS, tcp="seq", tcp_row=PortRow(50_000, 1))])
+def test_hints_that_somebody_else_has_written_are_none_of_the_callers(told: NatHints | None) -> None:
+    text = signer().sign(HERE, HINTS)
+    assert judge().judge(text, HERE, HOST, 0.0, hints=told) == "an intent for something else"
+    call = judge().judge(text, HERE, HOST, 0.0, hints=HINTS)
+    assert isinstance(call, Call)
+    assert call.verdict is CallVerdict.ADMITTED
 
 
 def test_candidates_that_are_no_addresses_are_dropped() -> None:
@@ -409,6 +420,15 @@ def test_an_answer_counts_for_its_own_call_only() -> None:
     old = answer_by(BOB, calling)
     calling.sign(HERE)
     assert calling.judge(old, THERE) is AnswerFault.FORGED
+
+
+@pytest.mark.parametrize("told", [None, replace(HINTS, udp="rnd")])
+def test_an_answer_counts_with_its_own_hints_only(told: NatHints | None) -> None:
+    calling, judging = signer(), judge()
+    answered = judging.answer(judged(judging, calling.sign(HERE)), THERE, HINTS)
+    assert answered is not None
+    assert calling.judge(answered[0], THERE, told) is AnswerFault.FORGED
+    assert isinstance(calling.judge(answered[0], THERE, HINTS), Answered)
 
 
 def test_an_answer_counts_for_its_own_candidates_only() -> None:

@@ -65,6 +65,17 @@ def test_only_what_is_a_hosts_own_is_taken_for_it(candidate: Candidate) -> None:
     assert ipv6_targets((candidate,), OURS, PEER, SERVER) == ()
 
 
+@pytest.mark.parametrize("host", ["2001:db8:1::2", "2001:DB8:1:0::2", "2001:db8:1::1", "2001:db8:1:0:ffff::9", "2001:db8:9::7"])
+def test_nothing_is_sent_to_ourselves_or_to_neighbours_on_the_word_of_a_peer(host: str) -> None:
+    ours = (*OURS, Candidate("host", "tcp", "2001:db8:9::2", 40001))
+    assert ipv6_targets((named(host, 5432), named(*PEER_6)), ours, PEER, SERVER) == (PEER_6,)
+
+
+def test_a_neighbour_whom_the_server_has_seen_is_one() -> None:
+    neighbour = ("2001:db8:1::9", 40002)
+    assert ipv6_targets((Candidate("srflx", "tcp", *neighbour),), OURS, neighbour, SERVER) == (neighbour,)
+
+
 def test_three_addresses_count_and_each_of_them_once() -> None:
     names = ("2001:db8:2::1", "2001:DB8:2:0::1", *(f"2001:db8:2::{number}" for number in range(2, 9)))
     targets = ipv6_targets(tuple(map(named, names)), OURS, PEER, SERVER)

@@ -48,7 +48,7 @@ def test_a_window_doubles_with_each_round(transport: Transport, is_busy: bool, e
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 @pytest.mark.parametrize("is_busy", [False, True])
-def test_unsigned_hints_buy_five_packets(transport: Transport, is_busy: bool) -> None:
+def test_hints_buy_five_packets(transport: Transport, is_busy: bool) -> None:
     assert {window(transport, number, is_busy=is_busy, is_sealed=False) for number in range(9)} == {5}
 
 

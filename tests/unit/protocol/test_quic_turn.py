@@ -17,6 +17,7 @@ from p2ptunnel.wire.messages import ConsentCheck, HoleProbe, NatHints, PunchAnsw
 from tests.unit.protocol.actors import (
     CALLEE,
     CALLER,
+    HINTS,
     SERVER,
     TOKEN,
     VIEW,
@@ -40,8 +41,7 @@ def caller(*, ours: bool = True, theirs: bool = True) -> CallerAgent:
     agent, question = asking()
     agent._view = replace(agent._view, can_quic=ours)
     agent.receive_datagram(offer(question), SERVER, 0.0)
-    said = b'"rtt":50' + (b',"quic":true' if theirs else b"")
-    agent.receive_datagram(result(agent).replace(b'"rtt":50', said), SERVER, 0.0)
+    agent.receive_datagram(result(agent, nat=replace(HINTS, quic=theirs)), SERVER, 0.0)
     agent.events()
     return agent
 

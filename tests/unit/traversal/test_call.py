@@ -99,13 +99,14 @@ class Callee:
         host, port = self._called.address
         doors = tuple(Candidate("srflx", "tcp", host, number) for number in self.ports)
         answer = ConnectAnswer(mid=message.mid, code=200, em="", extra=ConnectAnswerExtra(token=TOKEN))
-        call = self._judge.judge(message.extra.intent, message.extra.cands, source[0], 0.0)
+        asked, hints = message.extra, NatHints(low=True)
+        call = self._judge.judge(asked.intent, asked.cands, source[0], 0.0, hints=asked.nat)
         assert isinstance(call, SignedCall)
-        answered = self._judge.answer(call, doors)
+        answered = self._judge.answer(call, doors, hints)
         assert answered is not None
         intent, keys = answered
         self._called.voice = KeyedSender(keys.callee_mac)
-        extra = PunchResultExtra(host=host, port=port, v=1, intent=intent, cands=doors, nat=NatHints(low=True))
+        extra = PunchResultExtra(host=host, port=port, v=1, intent=intent, cands=doors, nat=hints)
         return (answer, PunchResult(mid=1, token=TOKEN, code=200, em="", extra=extra))
 
 

@@ -200,7 +200,7 @@ class Caller:
         await self._send(PunchResultAck(mid=result.mid, token=result.token), self._server)
         if result.extra is not None:
             self.callee = (result.extra.host, result.extra.port)
-            answered = signs.judge(result.extra.intent, result.extra.cands)
+            answered = signs.judge(result.extra.intent, result.extra.cands, result.extra.nat)
             self._voice = KeyedSender(answered.keys.caller_mac) if isinstance(answered, Answered) else None
         return result
 
