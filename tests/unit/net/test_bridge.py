@@ -51,7 +51,7 @@ class Bridged:
 
     async def fill(self) -> None:
         """Ping until no more is answered."""
-        for _ in range(3000):  # a fifth of that is enough
+        for _ in range(3000):
             before = self.queued
             await self.ping(0)
             if before and before == self.queued:
