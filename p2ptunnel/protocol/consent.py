@@ -68,6 +68,11 @@ class Consent(MachineBase):
         self._ends_at = now + CONSENT_TIMEOUT
         self._asks_at = now + self._interval()
 
+    def doubt(self, remote: Address, now: float) -> None:
+        """Take the peer to be at `remote`, where it may not be sent to before it has answered there."""
+        self.remote, self.is_given = remote, False
+        self.suspect(remote, now)
+
     def receive(self, message: ConsentCheck | ConsentAnswer, data: bytes, source: Address, now: float) -> None:
         """Take a t=33 or -33 that names our token; `data` is the datagram that it came in."""
         if not self._receiver.open(data):
@@ -79,8 +84,8 @@ class Consent(MachineBase):
             self._on_answer(message, source, now)
 
     def suspect(self, source: Address, now: float) -> None:
-        """Ask where something of the peer's came from, if it has moved; once in a while, as anybody can forge it."""
-        if source != self.remote and now >= self._probes_at:
+        """Ask where something of the peer's came from, if it has not answered there; once in a while: anybody can forge it."""
+        if (source != self.remote or not self.is_given) and now >= self._probes_at:
             self._probes_at = now + CONSENT_PROBE_PAUSE
             self._ask(source, now)
 

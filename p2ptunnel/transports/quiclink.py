@@ -94,7 +94,7 @@ class Link:
         if self.is_over:
             return
         now = self._loop.time()
-        if source != self.consent.remote:
+        if source != self.consent.remote or not self.consent.is_given:
             self.consent.suspect(source, now)
         self.connection.receive_datagram(data, PEER, now)
         self._turn_soon()

@@ -88,8 +88,8 @@ class QuicAnswers:
     def expect(self, agent: CalleeAgent, on_up: Callable[[QuicPipe, CalleeAgent], Awaitable[None]]) -> None:
         """Be there, should the caller turn to QUIC, until it is forgotten: most callers come by TCP.
 
-        It comes from where its probes came, or not at all: a handshake is three times as long as what asks for it, and goes
-        to no address that somebody may have made up.
+        It comes from where its probes came, or not at all, and has to answer a question there: a handshake is three times as
+        long as what asks for it, and goes to no address that somebody may have made up.
 
         Args:
             agent: Of the call.
@@ -129,7 +129,7 @@ class QuicAnswers:
         self, agent: CalleeAgent, first: bytes, source: Address, on_up: Callable[[QuicPipe, CalleeAgent], Awaitable[None]]
     ) -> None:
         consent = agent.consent()
-        consent.remote = source
+        consent.doubt(source, asyncio.get_running_loop().time())
         try:
             pipe = await self._port.accept(quic_name(agent.conkey), consent, first)
         except (P2PTunnelError, OSError) as error:

@@ -88,6 +88,21 @@ def test_a_question_of_the_peers_from_elsewhere_moves_nothing_before_it_answers_
     assert machine.events() == [ConsentGiven(MOVED)]
 
 
+def test_who_is_doubted_is_asked_once_a_second_and_sent_to_when_it_has_answered() -> None:
+    machine, peer = consent(), consent(NEAR, is_peer=True)
+    machine.doubt(MOVED, 2.0)
+    [question] = machine.datagrams_to_send()
+    assert (question.destination, machine.remote, machine.is_given) == (MOVED, MOVED, False)
+    for now in (2.5, 2.0 + CONSENT_PROBE_PAUSE):
+        machine.suspect(MOVED, now)
+    assert len(machine.datagrams_to_send()) == 1
+    give(machine, answered(peer, question, 3.1), MOVED, 3.1)
+    assert machine.is_given
+    assert machine.events() == [ConsentGiven(MOVED)]
+    machine.suspect(MOVED, 5.0)
+    assert machine.datagrams_to_send() == []
+
+
 def test_an_answer_from_elsewhere_than_was_asked_counts_for_nothing() -> None:
     machine, peer = consent(), consent(NEAR, is_peer=True)
     question = asked(machine, 6.0)
