@@ -515,7 +515,7 @@ class Peer:
 
         Raises:
             UnknownPeerError: No key is pinned for the tag.
-            ConfigError: No server is given.
+            ConfigError: No server is given, and our own network is not to be searched.
         """
         pinned, calling = self._pinned(tag), self._calling
         if probe or pinned.key not in calling.tried:

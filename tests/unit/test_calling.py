@@ -8,7 +8,10 @@ import pytest
 
 from p2ptunnel.abc import Pipe
 from p2ptunnel.errors import LocalProtocolError
-from p2ptunnel.identity.keys import PublicKey
+from p2ptunnel.identity.keys import Identity, PublicKey
+from p2ptunnel.identity.store import Profile
+from p2ptunnel.peer import Peer
+from p2ptunnel.protocol import lan
 from p2ptunnel.transports.raw import RawStream
 from p2ptunnel.traversal.call import Conkey
 from p2ptunnel.traversal.tries import Tries
@@ -42,5 +45,23 @@ def test_a_port_that_came_up_while_we_were_closed_is_closed(tmp_path: Path) -> N
             with pytest.raises(LocalProtocolError, match="the peer has been closed"):
                 await calling._attempt(port, HOME, establish, None, "auto", None, Tries())
             assert port._reserved.fileno() == -1
+
+    run(main())
+
+
+def test_an_attempt_without_a_server_is_explained_by_what_was_tried_near_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lan, "LAN_PATIENCE", 0.05)
+
+    async def main() -> None:
+        profile = Profile(tmp_path)
+        profile.peers().add(HOME, Identity.generate().public)
+        async with Peer("laptop", profile=profile, port_mapping=False) as laptop:
+            told = await laptop.explain(HOME)
+        [looked] = told.tries
+        assert (looked.way, looked.outcome) == ("lan", "silent")
+        assert told.verdict.startswith("'home-nas' is not to be found in this network")
+        assert told.hint.startswith("Is `p2ptunnel serve` running on home-nas")
 
     run(main())
