@@ -45,6 +45,7 @@ from p2ptunnel.errors import (
     PeerRefusedError,
     RendezvousTimeoutError,
     ResolveError,
+    TagInUseError,
     UnknownPeerError,
 )
 from p2ptunnel.events import (
@@ -631,8 +632,10 @@ class Peer:
         try:
             servers = Servers((server,) if self._servers.specs else (), default_port=RENDEZVOUS_PORT, tracer=self._trace)
             port = await servers.first(lambda at: self._reachable.register_at(at, tag, judge, admit))
-        except BaseException:
+        except BaseException as error:
             await invitation.close()
+            if isinstance(error, TagInUseError):
+                raise TagInUseError(invitation.tag, error.server) from error  # by the name that people know
             raise
 
         async def leave() -> None:

@@ -487,6 +487,19 @@ def test_a_tag_of_another_key_is_named_and_nothing_is_served(tmp_path: Path) -> 
     run(main())
 
 
+def test_a_tag_that_another_key_pairs_under_is_named_as_people_know_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with meeting(tmp_path) as there, there.peer(HOME, "thief") as thief, await there.home.invite():
+            await refused(
+                thief.invite(),
+                TagInUseError,
+                "the tag 'home-nas' belongs to another key",
+                "Choose another tag; or the server's operator frees it: p2ptunnel rendezvous tags free home-nas",
+            )
+
+    run(main())
+
+
 def test_a_peer_that_was_not_started_says_so(tmp_path: Path) -> None:
     text = "the peer has not been started: use `async with Peer(…)` or `await peer.start()`"
 
