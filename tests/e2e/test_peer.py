@@ -376,7 +376,7 @@ async def without_server(directory: Path, port: int) -> AsyncGenerator[Peer]:
         yield laptop
 
 
-UNREACHABLE = "Is the server up, is the port open? `p2ptunnel netcheck`"
+UNREACHABLE = "Is `p2ptunnel rendezvous` running there, and do its firewalls let in UDP and TCP to port {}?"
 
 
 def test_a_server_that_is_not_there_is_given_up_in_time(tmp_path: Path) -> None:
@@ -388,11 +388,12 @@ def test_a_server_that_is_not_there_is_given_up_in_time(tmp_path: Path) -> None:
             port = closed.getsockname()[1]
             async with without_server(tmp_path, port) as laptop:
                 text = f"127.0.0.1:{port} did not answer over UDP or TCP in 5 s"
+                hint = UNREACHABLE.format(port)
                 began = time.monotonic()
                 await asyncio.gather(
-                    refused(laptop.connect(HOME), RendezvousTimeoutError, text, UNREACHABLE),
-                    refused(laptop.serve({"echo": echo}), RendezvousTimeoutError, text, UNREACHABLE),
-                    refused(laptop.netcheck(), RendezvousTimeoutError, text, f"TCP: Connection refused. {UNREACHABLE}"),
+                    refused(laptop.connect(HOME), RendezvousTimeoutError, text, hint),
+                    refused(laptop.serve({"echo": echo}), RendezvousTimeoutError, text, hint),
+                    refused(laptop.netcheck(), RendezvousTimeoutError, text, f"TCP: Connection refused. {hint}"),
                 )
                 assert time.monotonic() - began < 6
 
@@ -408,10 +409,11 @@ def test_a_server_that_is_silent_over_both_is_given_up_as_soon(tmp_path: Path) -
             udp.bind(("127.0.0.1", port))
             async with without_server(tmp_path, port) as laptop:
                 text = f"127.0.0.1:{port} did not answer over UDP or TCP in 5 s"
+                hint = UNREACHABLE.format(port)
                 began = time.monotonic()
                 await asyncio.gather(
-                    refused(laptop.connect(HOME), RendezvousTimeoutError, text, UNREACHABLE),
-                    refused(laptop.serve({"echo": echo}), RendezvousTimeoutError, text, UNREACHABLE),
+                    refused(laptop.connect(HOME), RendezvousTimeoutError, text, hint),
+                    refused(laptop.serve({"echo": echo}), RendezvousTimeoutError, text, hint),
                 )
                 assert time.monotonic() - began < 6
 

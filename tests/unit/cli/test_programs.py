@@ -339,7 +339,9 @@ def test_a_server_that_is_not_there_is_4(network: Network, dead: int) -> None:
     done = subprocess.run(argv, env=environment(), input="", capture_output=True, text=True, timeout=15, check=False)
     assert done.returncode == 4
     assert done.stderr.startswith(f"p2ptunnel: 127.0.0.1:{dead} did not answer over UDP or TCP in ")
-    assert done.stderr.endswith("hint: Is the server up, is the port open? `p2ptunnel netcheck`\n")
+    assert done.stderr.endswith(
+        f"hint: Is `p2ptunnel rendezvous` running there, and do its firewalls let in UDP and TCP to port {dead}?\n"
+    )
 
 
 def test_status_and_netcheck_ask_the_server(network: Network, dead: int) -> None:
