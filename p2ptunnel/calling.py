@@ -43,7 +43,7 @@ from p2ptunnel.traversal.port import PunchPort
 from p2ptunnel.traversal.race import Keep, Race
 from p2ptunnel.traversal.relayed import RelayedCall
 from p2ptunnel.traversal.servers import Servers
-from p2ptunnel.traversal.tries import Tries
+from p2ptunnel.traversal.tries import Tries, Trying
 from p2ptunnel.types import RelayUse, ServerSpec, Tag
 from p2ptunnel.wire.frames import conkey_to_selector
 
@@ -204,7 +204,7 @@ class Calling:
         async def at(server: ServerSpec) -> A:
             with tries.begin("server", "t=5, UDP and TCP", remote=server.address) as looking:
                 port = await self._fresh_port(server)
-                looking.end("answered", "how this machine looks from outside")
+                _note_answer(looking, port.heard_over)
             try:
                 await asyncio.shield(reserving)
             except BaseException:
@@ -317,6 +317,15 @@ async def within(timeout: float | None, tag: Tag, work: Coroutine[Any, Any, T], 
         if timeout is not None and deadline.expired() and type(error) is TimeoutError:
             raise PunchTimeoutError(tag, timeout) from None
         raise
+
+
+def _note_answer(looking: Trying, over: tuple[str, ...]) -> None:
+    """End the entry of the question how we look by what has answered."""
+    alone = f", {over[0]} alone" if len(over) == 1 else ""
+    if over:
+        looking.end("answered", f"how this machine looks from outside{alone}")
+    else:
+        looking.end("silent", "no answer over either")
 
 
 def _by_name_here(
