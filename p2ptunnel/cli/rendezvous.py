@@ -120,7 +120,7 @@ def command(context: click.Context, /, **options: Any) -> None:
 
     It introduces peers by their tags, and carries sealed what finds no direct path. It sees no byte of what they say to each
     other. Peers need to reach it over UDP and TCP.
-    The line that it prints first is what they put into their configuration: with its key, no other server can pass for it.
+    The second line that it prints is what they put into their configuration: with its key, no other server can pass for it.
     """
     if context.invoked_subcommand is None:
         from p2ptunnel.cli.running import run_until_stopped
