@@ -43,7 +43,7 @@ from p2ptunnel.traversal.port import PunchPort
 from p2ptunnel.traversal.race import Keep, Race
 from p2ptunnel.traversal.relayed import RelayedCall
 from p2ptunnel.traversal.servers import Servers
-from p2ptunnel.traversal.tries import Tries
+from p2ptunnel.traversal.tries import Tries, Trying
 from p2ptunnel.types import RelayUse, ServerSpec, Tag
 from p2ptunnel.wire.frames import conkey_to_selector
 
@@ -151,7 +151,7 @@ class Calling:
             timeout: Seconds for all of it.
 
         Raises:
-            ConfigError: No server is given; all else that it may come to is noted in `tried`.
+            ConfigError: No server is given, nor a network to search; all else that it may come to is noted in `tried`.
         """
         session = self._up.session(pinned, is_direct=relay == "never")
 
@@ -204,7 +204,7 @@ class Calling:
         async def at(server: ServerSpec) -> A:
             with tries.begin("server", "t=5, UDP and TCP", remote=server.address) as looking:
                 port = await self._fresh_port(server)
-                looking.end("answered", "how this machine looks from outside")
+                _note_answer(looking, port.heard_over)
             try:
                 await asyncio.shield(reserving)
             except BaseException:
@@ -220,26 +220,28 @@ class Calling:
                 await asyncio.gather(reserving, return_exceptions=True)
 
     async def _call_known(self, pinned: PinnedPeer, establish: Establish[A], relay: RelayUse, keep: Keep[A]) -> A:
-        """Call with a server's help, and beside it in our own network: what comes up first counts."""
-        lan, call = self._up.lan, partial(self._call_by_name, pinned, establish, relay, keep)
-        if lan is None or (lan.trouble and self._servers.specs):
-            return await call()
-        near = LanCall(lan, pinned.key, pinned.tag, establish, tracer=self._trace)
-        return await (beside(call(), near.run()) if self._servers.specs else near.run())
-
-    async def _call_by_name(self, pinned: PinnedPeer, establish: Establish[A], relay: RelayUse, keep: Keep[A]) -> A:
-        """Call a peer by the tag under which the server knows it; errors name it as it is called here."""
+        """Call with a server's help, and beside it in our own network: what comes up first counts; note what is tried."""
         tries = self.tried[pinned.key] = Tries()
+        lan, call = self._up.lan, partial(self._call_by_name, pinned, establish, relay, keep, tries)
         try:
-            return await self.call(pinned.wanted, establish, self._up.signer(pinned.key), relay=relay, keep=keep, tries=tries)
-        except (PeerOfflineError, PeerRefusedError, NoPathError, PunchTimeoutError) as error:
-            tries.error = error if pinned.wanted == pinned.tag else _by_name_here(error, pinned)
-            if tries.error is error:
-                raise
-            raise tries.error from error
+            if lan is None or (lan.trouble and self._servers.specs):
+                return await call()
+            near = LanCall(lan, pinned.key, pinned.tag, establish, tries=tries, tracer=self._trace)
+            return await (beside(call(), near.run()) if self._servers.specs else near.run())
         except P2PTunnelError as error:
             tries.error = error
             raise
+
+    async def _call_by_name(
+        self, pinned: PinnedPeer, establish: Establish[A], relay: RelayUse, keep: Keep[A], tries: Tries
+    ) -> A:
+        """Call a peer by the tag under which the server knows it; errors name it as it is called here."""
+        try:
+            return await self.call(pinned.wanted, establish, self._up.signer(pinned.key), relay=relay, keep=keep, tries=tries)
+        except (PeerOfflineError, PeerRefusedError, NoPathError, PunchTimeoutError) as error:
+            if pinned.wanted == pinned.tag:
+                raise
+            raise _by_name_here(error, pinned) from error
 
     async def open_spare(self) -> PunchPort:
         """Open a port at the server that is asked first, and a connection to its relay beside."""
@@ -315,6 +317,15 @@ async def within(timeout: float | None, tag: Tag, work: Coroutine[Any, Any, T], 
         if timeout is not None and deadline.expired() and type(error) is TimeoutError:
             raise PunchTimeoutError(tag, timeout) from None
         raise
+
+
+def _note_answer(looking: Trying, over: tuple[str, ...]) -> None:
+    """End the entry of the question how we look by what has answered."""
+    alone = f", {over[0]} alone" if len(over) == 1 else ""
+    if over:
+        looking.end("answered", f"how this machine looks from outside{alone}")
+    else:
+        looking.end("silent", "no answer over either")
 
 
 def _by_name_here(

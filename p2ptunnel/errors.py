@@ -276,10 +276,11 @@ class RendezvousTimeoutError(RendezvousError, TimeoutError):
     """No answer from the rendezvous server; `over` says which transports were silent."""
 
     code = 408
-    hint = "Is the server up, is the port open? `p2ptunnel netcheck`"
 
     def __init__(self, server: str, timeout: float, over: str = "UDP or TCP") -> None:
         super().__init__(server, "no answer", 408)
+        port = server.rpartition(":")[2]
+        self.hint = f"Is `p2ptunnel rendezvous` running there, and do its firewalls let in UDP and TCP to port {port}?"
         self.timeout = timeout
         self.over = over
         self.args = (server, timeout, over)

@@ -45,6 +45,7 @@ from p2ptunnel.errors import (
     PeerRefusedError,
     RendezvousTimeoutError,
     ResolveError,
+    TagInUseError,
     UnknownPeerError,
 )
 from p2ptunnel.events import (
@@ -515,7 +516,7 @@ class Peer:
 
         Raises:
             UnknownPeerError: No key is pinned for the tag.
-            ConfigError: No server is given.
+            ConfigError: No server is given, and our own network is not to be searched.
         """
         pinned, calling = self._pinned(tag), self._calling
         if probe or pinned.key not in calling.tried:
@@ -631,8 +632,10 @@ class Peer:
         try:
             servers = Servers((server,) if self._servers.specs else (), default_port=RENDEZVOUS_PORT, tracer=self._trace)
             port = await servers.first(lambda at: self._reachable.register_at(at, tag, judge, admit))
-        except BaseException:
+        except BaseException as error:
             await invitation.close()
+            if isinstance(error, TagInUseError):
+                raise TagInUseError(invitation.tag, error.server) from error  # by the name that people know
             raise
 
         async def leave() -> None:

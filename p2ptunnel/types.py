@@ -130,7 +130,7 @@ def parse_address(text: str, *, default_port: int | None = None) -> Address:
         port = rest[1:]
     elif host.count(":") == 1:
         host, _, port = host.partition(":")
-    if not host or (not port and default_port is None):
+    if not host or "/" in host or (not port and default_port is None):  # a URL is none
         raise InvalidAddressError(clean(text))
     if port and not (port.isascii() and port.isdigit() and int(port) <= 65535):
         raise InvalidAddressError(clean(text))

@@ -100,7 +100,13 @@ def _identity(profile: Profile) -> Iterator[Finding]:
 def _peers(profile: Profile) -> Iterator[Finding]:
     with _told("peers") as found:
         peers = profile.peers().all()
-        found.append(Finding("peers", "ok", f"{len(peers)} known, {sum(bool(peer.services) for peer in peers)} of them served"))
+        found.append(
+            Finding(
+                "peers",
+                "ok",
+                f"{len(peers)} known, {sum(bool(peer.services) for peer in peers)} of them may open services here",
+            )
+        )
     yield from found
 
 
@@ -308,7 +314,7 @@ async def examine_servers(servers: Sequence[str], timeout: float, profile: Profi
         profile: Has an identity; None: nothing is registered.
     """
     if not servers:
-        text = "none is configured, so no peer can be found"
+        text = "none is configured, so only peers in this network can be found"
         return [Finding("server", "warn", text, "rendezvous under [peer] in config.toml, or --rendezvous HOST:PORT")]
     return [await _ask(server, timeout, profile) for server in servers]
 

@@ -28,4 +28,8 @@ def command(settings: Settings) -> None:
     key = settings.profile.identity().public
     tag = settings.tag
     line = f"{tag} {key}" if tag else str(key)
+    if not tag:
+        settings.output.say(
+            "This machine has no tag yet: before the key, `p2ptunnel peers add` there wants the name to call it by"
+        )
     settings.output.data(line, tag=tag, key=str(key), fingerprint=key.fingerprint)

@@ -59,6 +59,8 @@ async def _ping(settings: Settings, tag: str, count: int, until_direct: bool) ->
             timeout = settings.timeout or PING_TIMEOUT
             report = await peer.ping(tag, count=count, until_direct=until_direct, timeout=timeout, tell=tell)
     _sum_up(output, report)
+    if until_direct and not report.is_direct:
+        output.say(f"still not direct after {timeout:g} s: p2ptunnel explain {tag}")
     return 0 if (report.is_direct if until_direct else report.rtts) else _NO_ANSWER
 
 

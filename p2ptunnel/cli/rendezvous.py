@@ -120,7 +120,7 @@ def command(context: click.Context, /, **options: Any) -> None:
 
     It introduces peers by their tags, and carries sealed what finds no direct path. It sees no byte of what they say to each
     other. Peers need to reach it over UDP and TCP.
-    The line that it prints first is what they put into their configuration: with its key, no other server can pass for it.
+    The second line that it prints is what they put into their configuration: with its key, no other server can pass for it.
     """
     if context.invoked_subcommand is None:
         from p2ptunnel.cli.running import run_until_stopped
@@ -177,15 +177,15 @@ def _where(record: TagRecord) -> str:
 @click.argument("tag")
 @click.pass_obj
 def free_tag(settings: Settings, tag: str) -> None:
-    """Let another key have TAG; a server that runs hears of it within seconds.
+    """Let another key have TAG, and pair under it; a server that runs hears of it within seconds.
 
     Stop the machine that has it first: it takes its tag again as soon as it registers.
     """
-    from p2ptunnel.types import parse_tag
+    from p2ptunnel.types import pairing_tag, parse_tag
 
     with _tags(settings) as store:
-        was_owned = store.free(parse_tag(tag))
-    if not was_owned:
+        freed = [store.free(owned) for owned in (parse_tag(tag), pairing_tag(tag))]
+    if not any(freed):
         raise ConfigError(f"nobody owns the tag {tag!r} here", "p2ptunnel rendezvous tags list")
     settings.output.data(f"{tag} is free", event="freed", tag=tag)
 

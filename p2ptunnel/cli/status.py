@@ -95,7 +95,7 @@ def _text(tag: str | None, key: str, directory: str, servers: list[ServerStatus]
     lines = [f"self    {tag or '(no tag)'}  {key}  {directory}"]
     lines += [f"server  {_server(server)}" for server in servers] or ["server  none configured"]
     if not peers:
-        return "\n".join((*lines, "no peer is known yet: p2ptunnel pair"))
+        return "\n".join((*lines, "No peer is known yet: p2ptunnel pair"))
     rows = [(peer.tag, str(peer.key), ", ".join(peer.granted(time.time())) or "-") for peer in peers]
     return "\n".join((*lines, table(("PEER", "KEY", "MAY OPEN"), rows)))
 
@@ -125,5 +125,5 @@ def _server(status: ServerStatus) -> str:
     from p2ptunnel.types import format_address
 
     if status.rtt is None or status.observed is None:
-        return f"{status.server}  {in_words(status.problem) or 'no answer'}"
+        return f"{status.server}  {in_words(status.problem).removeprefix(f'{status.server} ') or 'no answer'}"
     return f"{status.server}  up, {status.rtt * 1000:.0f} ms, sees us at {format_address(status.observed)}"

@@ -120,7 +120,7 @@ class PortMapper:
         self._drop_router()
 
     async def aclose(self) -> None:
-        """Take back what was mapped, waiting for the router two seconds at most; closing twice is fine."""
+        """Take back what was mapped, waiting two seconds at most for a router that has answered; closing twice is fine."""
         self._is_closed = True
         self._outcomes.clear()
         asking, self._asking = self._asking, None
@@ -251,7 +251,10 @@ class _Asking:
         self._driver.wake()
 
     async def take_back(self) -> None:
+        is_owed = self._machine.has_answered
         self.take_back_now()
+        if not is_owed:
+            return
         try:
             async with asyncio.timeout(PORTMAP_CLOSE):
                 await self._returned.wait()

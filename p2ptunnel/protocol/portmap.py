@@ -162,6 +162,12 @@ class PortMapClient(MachineBase):
             for transport in transports
         }
 
+    @property
+    def has_answered(self) -> bool:
+        """Whether the router speaks to us, or keeps what it granted before: else what is taken back is owed no answer."""
+        is_kept = any(wish.mapping is not None for wish in self._wishes.values())
+        return is_kept or self.state in {PortMapState.BY_PCP, PortMapState.BY_NATPMP}
+
     # --- what the owner asks for ----------------------------------------------------------------------------------------
 
     def start(self, now: float) -> None:

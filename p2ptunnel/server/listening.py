@@ -13,9 +13,10 @@ from p2ptunnel.types import Address, format_address
 __all__ = ["BACKLOG", "bind_error", "listen_at", "listening_socket"]
 
 BACKLOG: Final = 1024
+_ANOTHER: Final = "--listen :7001"
 
 
-def listen_at(address: Address) -> socket.socket:
+def listen_at(address: Address, *, instead: str = _ANOTHER) -> socket.socket:
     """Return a TCP listener; the host is numeric.
 
     Raises:
@@ -25,7 +26,7 @@ def listen_at(address: Address) -> socket.socket:
     try:
         return listening_socket(address)
     except OSError as error:
-        raise bind_error(address, error, error.strerror or str(error)) from error
+        raise bind_error(address, error, error.strerror or str(error), instead) from error
 
 
 def listening_socket(address: Address, *, is_dialled_from: bool = False) -> socket.socket:
@@ -55,8 +56,8 @@ def listening_socket(address: Address, *, is_dialled_from: bool = False) -> sock
     return sock
 
 
-def bind_error(address: Address, cause: BaseException | None, reason: str) -> BindError:
-    """Return the error of an address that cannot be had."""
+def bind_error(address: Address, cause: BaseException | None, reason: str, instead: str = _ANOTHER) -> BindError:
+    """Return the error of an address that cannot be had; `instead` is the flag by which another one is."""
     if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
-        return AddressInUseError(format_address(address))
+        return AddressInUseError(format_address(address), f"Is a server running there already? Another port: {instead}")
     return BindError(format_address(address), reason)

@@ -72,7 +72,7 @@ class Web(msgspec.Struct, frozen=True):
             AddressInUseError: Another program has the port.
             BindError: The address is not ours.
         """
-        return WebFront(listen_at(self.listen), context, connections)
+        return WebFront(listen_at(self.listen, instead="--tls-port 8443"), context, connections)
 
 
 class WebFront:

@@ -18,6 +18,7 @@ __all__ = ["Explained", "Explanation", "explain", "next_step"]
 _MS: Final = 1000
 _WAYS: Final = {
     "server": "server",
+    "lan": "LAN",
     "tcp": "TCP",
     "udp": "UDP",
     "quic": "QUIC",
@@ -38,6 +39,7 @@ _STEPS: Final[dict[tuple[str, str], str]] = {
     ("tcp", "burnt"): "Another program of this machine has the local port; the next attempt takes another.",
     ("tcp", "dead"): "This machine cannot send there: look at its routes and at its own firewall.",
     ("udp", "silent"): "No datagram got through: a firewall drops UDP, or a NAT takes another port for each destination.",
+    ("lan", "failed"): "Somebody in this network announced that peer and did not speak for it, or was cut off.",
     ("server", "failed"): "Is the server up, and the peer registered? `p2ptunnel status`",
     ("relay", "failed"): "Without a direct path the relay is the only way: does the server have one, and is our quota used up?",
     (

@@ -38,6 +38,7 @@ from p2ptunnel.transports.tcp import TcpPipe, read_preamble
 from p2ptunnel.traversal.call import Abortable, Establish
 from p2ptunnel.traversal.port import take_number
 from p2ptunnel.traversal.report import path_of
+from p2ptunnel.traversal.tries import Outcome, Tries, Trying
 from p2ptunnel.types import Address, Tag, format_address
 
 __all__ = ["AdmitLan", "LanAnswerer", "LanCall", "beside"]
@@ -139,15 +140,27 @@ class LanCall(Generic[T]):
         tag: Its name, for errors.
         establish: Makes a channel, as for `Call`.  ChannelError, OSError and PeerKeyChangedError let the next address try:
             whoever answers in another's name costs nothing but time.  What else it raises ends the call.
+        tries: Noted in there what is tried.
         tracer: Told what happens.
     """
 
-    def __init__(self, lan: Lan, key: PublicKey, tag: Tag, establish: Establish[T], *, tracer: Tracer | None = None) -> None:
+    def __init__(
+        self,
+        lan: Lan,
+        key: PublicKey,
+        tag: Tag,
+        establish: Establish[T],
+        *,
+        tries: Tries | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
         self._lan: Final = lan
         self._key: Final = key
         self._tag: Final = tag
         self._establish: Final = establish
         self._trace: Final = tracer or Tracer()
+        self._tries: Final = tries or Tries()
+        self._noted: Final[dict[Address, Trying]] = {}
         self._agent: Final = LanCaller(key, _dice)
         self._driver: UdpDriver | None = None
         self._result: Final[asyncio.Future[T]] = asyncio.get_running_loop().create_future()
@@ -179,14 +192,16 @@ class LanCall(Generic[T]):
         """Wait for the result, whatever it is."""
         udp, reserved = take_number(ANY_IPV4, self._trace)
         self._driver = UdpDriver(self._agent, udp, self._on_event)
+        self._looking = self._tries.begin("lan", "question to all by multicast")
         try:
             self._driver.start()
             self._agent.start(time.monotonic())
             self._driver.wake()
-            with self._lan.finding(self._key, self._on_found):
+            with self._tries.working(), self._lan.finding(self._key, self._on_found):
                 await asyncio.wait({self._result})
         finally:
             self._result.cancel()
+            self._end_entries("given up", "given up")
             self._driver.close()
             reserved.close()
 
@@ -199,20 +214,31 @@ class LanCall(Generic[T]):
 
     def _on_found(self, salt: bytes, near: tuple[Address, ...], far: tuple[Address, ...]) -> None:
         self._trace("lan", "found", addresses=[format_address(address) for address in (*near, *far)])
+        self._looking.end("answered", "its mark is announced")
         self._agent.found(salt, near, far, time.monotonic())
+        for address in (target.address for target in self._agent.targets):
+            if address not in self._noted:
+                self._noted[address] = self._tries.begin("lan", "t=31", remote=address, kind="host")
         self._wake()
 
     def _on_event(self, event: Event) -> None:
         self._trace("lan", type(event).__name__, **event.facts())
         match event:
             case LanReached():
+                self._noted[event.address].end("answered", "somebody who knows the peer's key")
                 meeting = asyncio.create_task(self._meet(event))
                 self._meetings.add(meeting)
                 meeting.add_done_callback(self._on_met)
             case LanExhausted():
+                self._looking.end("silent", self._lan.trouble or "nobody announces its mark")
+                self._end_entries("silent", "announced, but does not answer")
                 self._fail(self._error())
             case _:
                 pass
+
+    def _end_entries(self, outcome: Outcome, reason: str) -> None:
+        for entry in (self._looking, *self._noted.values()):
+            entry.end(outcome, reason)
 
     def _error(self) -> P2PTunnelError:
         found = dict.fromkeys((target.address for target in self._agent.targets), "announced, but does not answer")
@@ -228,7 +254,8 @@ class LanCall(Generic[T]):
     async def _meet(self, reached: LanReached) -> None:
         """Connect where somebody answered; who that is shows only now."""
         try:
-            made = await self._channel(reached)
+            with self._tries.begin("lan", "SYN", remote=reached.address, kind="host"):
+                made = await self._channel(reached)
         except (ChannelError, PeerKeyChangedError, DialError, OSError) as error:
             self._broken[reached.address] = f"answered: {error}"
             self._trace("lan", "meeting_failed", remote=format_address(reached.address), reason=str(error))

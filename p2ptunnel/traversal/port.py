@@ -211,6 +211,11 @@ class PunchPort:
         yield from (mapping.candidate for mapping in mappings if mapping is not None and mapping.external[0] in seen)
 
     @property
+    def heard_over(self) -> tuple[str, ...]:
+        """Over what the server has shown us how we look; it may be neither, where it refuses TCP and UDP is lost."""
+        return (*(("UDP",) if self._seen_udp else ()), *(("TCP",) if self.control else ()))
+
+    @property
     def silent_over(self) -> str:
         """Over what a server has been silent that does not answer here."""
         return "UDP or TCP" if self.control is None else "UDP"

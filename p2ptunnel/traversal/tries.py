@@ -24,8 +24,9 @@ from p2ptunnel.types import Address, CandidateKind, Path, clean, format_address
 
 __all__ = ["CallTries", "Outcome", "Tries", "Try", "Trying", "Way"]
 
-Way: TypeAlias = Literal["server", "tcp", "udp", "quic", "relay", "channel"]
-"""What was tried: a question to the server, packets to a candidate over a transport, the relay, TLS on a connection."""
+Way: TypeAlias = Literal["server", "lan", "tcp", "udp", "quic", "relay", "channel"]
+"""What was tried: a question to the server, our own network without one, packets to a candidate over a transport, the relay,
+TLS on a connection."""
 
 Outcome: TypeAlias = Literal[
     "under way", "answered", "connected", "silent", "refused", "taken", "burnt", "dead", "replaced", "failed", "given up"

@@ -91,6 +91,8 @@ def parse_word(text: str, place: int = 0) -> str:
         return near[0]
     nearest = near or difflib.get_close_matches(text, listed, n=3) or complete_word(text[:2])
     hint = f"Nearest to it: {', '.join(nearest[:5])}." if nearest else "Ask for the code again."
+    if not (place or near):
+        hint += " Or is a word missing? A code is a tag and three words."
     which = "could be several of the list" if near else "is not in the list"
     raise InvalidCodeError(f"the {_ORDINALS[place]} word {which}", hint)
 

@@ -376,7 +376,7 @@ async def without_server(directory: Path, port: int) -> AsyncGenerator[Peer]:
         yield laptop
 
 
-UNREACHABLE = "Is the server up, is the port open? `p2ptunnel netcheck`"
+UNREACHABLE = "Is `p2ptunnel rendezvous` running there, and do its firewalls let in UDP and TCP to port {}?"
 
 
 def test_a_server_that_is_not_there_is_given_up_in_time(tmp_path: Path) -> None:
@@ -388,11 +388,12 @@ def test_a_server_that_is_not_there_is_given_up_in_time(tmp_path: Path) -> None:
             port = closed.getsockname()[1]
             async with without_server(tmp_path, port) as laptop:
                 text = f"127.0.0.1:{port} did not answer over UDP or TCP in 5 s"
+                hint = UNREACHABLE.format(port)
                 began = time.monotonic()
                 await asyncio.gather(
-                    refused(laptop.connect(HOME), RendezvousTimeoutError, text, UNREACHABLE),
-                    refused(laptop.serve({"echo": echo}), RendezvousTimeoutError, text, UNREACHABLE),
-                    refused(laptop.netcheck(), RendezvousTimeoutError, text, f"TCP: Connection refused. {UNREACHABLE}"),
+                    refused(laptop.connect(HOME), RendezvousTimeoutError, text, hint),
+                    refused(laptop.serve({"echo": echo}), RendezvousTimeoutError, text, hint),
+                    refused(laptop.netcheck(), RendezvousTimeoutError, text, f"TCP: Connection refused. {hint}"),
                 )
                 assert time.monotonic() - began < 6
 
@@ -408,10 +409,11 @@ def test_a_server_that_is_silent_over_both_is_given_up_as_soon(tmp_path: Path) -
             udp.bind(("127.0.0.1", port))
             async with without_server(tmp_path, port) as laptop:
                 text = f"127.0.0.1:{port} did not answer over UDP or TCP in 5 s"
+                hint = UNREACHABLE.format(port)
                 began = time.monotonic()
                 await asyncio.gather(
-                    refused(laptop.connect(HOME), RendezvousTimeoutError, text, UNREACHABLE),
-                    refused(laptop.serve({"echo": echo}), RendezvousTimeoutError, text, UNREACHABLE),
+                    refused(laptop.connect(HOME), RendezvousTimeoutError, text, hint),
+                    refused(laptop.serve({"echo": echo}), RendezvousTimeoutError, text, hint),
                 )
                 assert time.monotonic() - began < 6
 
@@ -483,6 +485,19 @@ def test_a_tag_of_another_key_is_named_and_nothing_is_served(tmp_path: Path) -> 
             )
             assert thief.snapshot().serving == ()
             assert thief.local_address is None
+
+    run(main())
+
+
+def test_a_tag_that_another_key_pairs_under_is_named_as_people_know_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with meeting(tmp_path) as there, there.peer(HOME, "thief") as thief, await there.home.invite():
+            await refused(
+                thief.invite(),
+                TagInUseError,
+                "the tag 'home-nas' belongs to another key",
+                "Choose another tag; or the server's operator frees it: p2ptunnel rendezvous tags free home-nas",
+            )
 
     run(main())
 

@@ -126,6 +126,8 @@ NO_ADDRESSES = [
     "[::1]7000",
     "[]:7000",
     "h:99999999",
+    "http://rv.example:7000",
+    "rv.example/",
 ]
 
 

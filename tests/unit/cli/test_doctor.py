@@ -65,7 +65,7 @@ def test_a_profile_in_use_is_described(healthy: Path) -> None:
     short = Profile(healthy).identity().public.short
     assert worst(healthy, "profile").text == f"{healthy} is its owner's alone"
     assert worst(healthy, "identity").text == f"the key is {short}, and only its owner can read it"
-    assert worst(healthy, "peers").text == "1 known, 1 of them served"
+    assert worst(healthy, "peers").text == "1 known, 1 of them may open services here"
     assert worst(healthy, "config").text == "config.toml is understood"
 
 
@@ -265,6 +265,7 @@ def test_only_servers_of_the_configuration_are_asked() -> None:
     async def scenario() -> None:
         [finding] = await examine_servers((), 1.0)
         assert (finding.check, finding.verdict) == ("server", "warn")
+        assert finding.text == "none is configured, so only peers in this network can be found"
         async with Rendezvous(("127.0.0.1", 0)) as server:
             [finding] = await examine_servers((f"127.0.0.1:{server.address[1]}",), 1.0)
         assert finding.verdict in {"ok", "warn"}, finding

@@ -31,7 +31,7 @@ FAILURES = [
     (
         errors.RendezvousTimeoutError("rv.example:7000", 5.0),
         "rv.example:7000 did not answer over UDP or TCP in 5 s",
-        "Is the server up, is the port open? `p2ptunnel netcheck`",
+        "Is `p2ptunnel rendezvous` running there, and do its firewalls let in UDP and TCP to port 7000?",
         "rendezvous",
         4,
     ),

@@ -16,6 +16,8 @@ import pytest
 from p2ptunnel.identity.capability import issue
 from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.store import Profile
+from p2ptunnel.peer import Peer
+from p2ptunnel.session.ping import PingReport
 from tests.unit.cli.running import call, environment, program
 from tests.unit.ssh.test_knownhosts import ED, RSA
 
@@ -25,9 +27,22 @@ PEERS_COMMANDS = {"add", "allow", "deny", "drop", "list", "rename", "revoke", "r
 KEY = str(Identity.from_seed(bytes(32)).public)
 
 
+def test_a_ping_that_waits_in_vain_for_a_direct_path_says_so(
+    profile: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def relayed(peer: Peer, tag: str, **_: object) -> PingReport:
+        return PingReport(tag, ())
+
+    monkeypatch.setattr(Peer, "ping", relayed)
+    flags = ("--timeout", "4", "--no-port-mapping", "--rendezvous", "127.0.0.1:9", "--no-lan")
+    code, _, err = call(capsys, *flags, "ping", "nas", "--until-direct")
+    assert (code, err) == (1, "still not direct after 4 s: p2ptunnel explain nas\n")
+
+
 def test_id_prints_the_line_that_peers_add_wants(profile: Path, capsys: Capture) -> None:
     key = Profile(profile).identity().public
-    assert tuple(call(capsys, "id")) == (0, f"{key}\n", "")
+    assert tuple(call(capsys, "id"))[:2] == (0, f"{key}\n")
+    assert "no tag yet" in str(call(capsys, "id").err)
     assert tuple(call(capsys, "--tag", "nas", "id")) == (0, f"nas {key}\n", "")
     told = json.loads(call(capsys, "id", "--tag", "nas", "--json").out)
     assert told == {"schema": 1, "tag": "nas", "key": str(key), "fingerprint": key.fingerprint}

@@ -160,6 +160,12 @@ def test_tags_under_which_machines_wait_to_be_paired_are_listed_for_programs_onl
     assert json.loads(str(out))["tag"] == "nas.pair"
 
 
+def test_with_a_tag_the_one_is_freed_that_its_machine_pairs_under(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept(tmp_path, TagRecord(pairing_tag("nas"), KEY, time.time()))
+    assert call(capsys, "--profile", tmp_path, "rendezvous", "tags", "free", "nas").out == "nas is free\n"
+    assert call(capsys, "--profile", tmp_path, "--json", "rendezvous", "tags", "list").out == ""
+
+
 def test_a_tag_is_freed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept(tmp_path, TagRecord("nas", KEY, time.time()))
     assert tuple(call(capsys, "--profile", tmp_path, "rendezvous", "tags", "free", "nas")) == (0, "nas is free\n", "")

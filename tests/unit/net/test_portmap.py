@@ -40,6 +40,12 @@ class Router(asyncio.DatagramProtocol):
             self.transport.sendto(answer, addr)  # type: ignore[attr-defined]
         self._heard.set()
 
+    async def hears(self) -> None:
+        """Wait until something is mapped."""
+        while not self.fake.mappings:
+            self._heard.clear()
+            await self._heard.wait()
+
     async def forgets(self) -> None:
         """Wait until nothing is mapped."""
         while self.fake.mappings:
@@ -128,6 +134,24 @@ def test_a_router_that_has_gone_silent_keeps_nobody_from_closing(monkeypatch: py
             await mapper.settle()
             router.is_silent = True
         assert router.fake.mappings == {}  # it was told, once at least
+        router.transport.close()
+
+    run(main())
+
+
+def test_a_router_that_has_never_answered_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portmap, "PORTMAP_CLOSE", 60.0)
+    monkeypatch.setattr("p2ptunnel.protocol.portmap.PORTMAP_FIRST", 60.0)
+
+    async def main() -> None:
+        router = await a_router(monkeypatch)
+        router.is_silent = True
+        mapper = PortMapper(("0.0.0.0", PORT), find=lambda _: LOOPBACK)
+        mapper.start()
+        await router.hears()
+        async with asyncio.timeout(5):
+            await mapper.aclose()
+        await router.forgets()  # it was told all the same
         router.transport.close()
 
     run(main())

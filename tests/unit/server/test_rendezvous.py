@@ -68,6 +68,7 @@ def test_a_port_that_is_taken_is_named(kind: socket.SocketKind) -> None:
         with pytest.raises(AddressInUseError) as caught:
             run(Rendezvous((host, port)).start())
     assert str(caught.value) == f"127.0.0.1:{port} is taken by another program"
+    assert caught.value.hint == "Is a server running there already? Another port: --listen :7001"
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["UDP", "TCP"])

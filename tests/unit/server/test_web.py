@@ -569,8 +569,9 @@ def test_what_cannot_be_served_is_refused_before(tmp_path: Path) -> None:
         before = descriptors()
         with socket.create_server(ANYWHERE) as taken:
             server = Rendezvous(ANYWHERE, identity=SERVER, web=Web(taken.getsockname()))
-            with pytest.raises(AddressInUseError):
+            with pytest.raises(AddressInUseError) as caught:
                 await server.start()
+            assert caught.value.hint.endswith("--tls-port 8443")
         await settle(before, 1)
 
     run(main())

@@ -33,6 +33,7 @@ from p2ptunnel.session.session import Session, accept_session, connect_session
 from p2ptunnel.trace import TraceEvent, Tracer
 from p2ptunnel.traversal import lan as module
 from p2ptunnel.traversal.lan import LanAnswerer, LanCall, beside
+from p2ptunnel.traversal.tries import Tries
 from p2ptunnel.types import Address
 from p2ptunnel.wire.frames import preamble
 from tests.helpers import run
@@ -590,5 +591,59 @@ def test_a_race_that_is_cancelled_ends_both(turns: int) -> None:
         if outcome is not call.made:
             assert isinstance(outcome, asyncio.CancelledError)
             assert call.is_cancelled or call.made.ended == "too late"
+
+    run(main())
+
+
+# --- what was tried ---------------------------------------------------------------------------------------------------
+
+
+def told(tries: Tries) -> list[tuple[str, str, str]]:
+    return [(each.sent, each.outcome, each.reason) for each in tries.all]
+
+
+def test_what_was_tried_is_noted_until_the_peer_was_connected_to() -> None:
+    async def main() -> None:
+        board, tries = Board(), Tries()
+        async with home_on(board):
+            (await call(board, tries=tries).run()).abort()
+        assert told(tries) == [
+            ("question to all by multicast", "answered", "its mark is announced"),
+            ("t=31", "answered", "somebody who knows the peer's key"),
+            ("SYN", "connected", ""),
+        ]
+        assert {each.way for each in tries.all} == {"lan"}
+        await tries.wait_idle()
+
+    run(main())
+
+
+def test_it_is_noted_that_nobody_was_announced_or_that_who_was_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "LAN_PATIENCE", 0.05)
+
+    async def main() -> None:
+        absent, silent = Tries(), Tries()
+        board = Board()
+        with pytest.raises(PeerNotNearError):
+            await call(board, tries=absent).run()
+        board.put(SALT, (HOST, 9))
+        with pytest.raises(NoPathError):
+            await call(board, tries=silent).run()
+        assert told(absent) == [("question to all by multicast", "silent", "nobody announces its mark")]
+        assert told(silent)[1:] == [("t=31", "silent", "announced, but does not answer")]
+
+    run(main())
+
+
+def test_a_call_that_is_cancelled_leaves_no_entry_under_way() -> None:
+    async def main() -> None:
+        tries = Tries()
+        calling = asyncio.ensure_future(call(Board(), tries=tries).run())
+        await asyncio.sleep(0)
+        calling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+        assert told(tries) == [("question to all by multicast", "given up", "given up")]
+        await tries.wait_idle()
 
     run(main())

@@ -84,6 +84,15 @@ def test_a_word_that_cannot_be_mended_is_named_by_its_place_only(text: str, whic
     assert not any(part in str(caught.value) for part in text.split("-")[2:])
 
 
+def test_who_has_left_out_a_word_is_told_of_how_many_there_are() -> None:
+    with pytest.raises(InvalidCodeError) as caught:
+        parse_code("home-nas-aple-rivver")
+    assert caught.value.hint.endswith("Or is a word missing? A code is a tag and three words.")
+    with pytest.raises(InvalidCodeError) as caught:
+        parse_code("home-nas-apple-river-qqqq")
+    assert "missing" not in caught.value.hint
+
+
 def test_every_word_is_itself_and_so_are_its_first_four_letters() -> None:
     for word in listed():
         assert parse_word(word) == word
