@@ -22,6 +22,8 @@ from p2ptunnel.defaults import CONTROL_UNREAD
 
 __all__ = ["Bridges", "Codec", "End", "Frames", "Plain"]
 
+_QUEUED_MAX_BYTES: Final = 1024 * 1024  # ours are a mark, a frame and a read at most: the rest is what TLS answers by itself
+
 
 class Codec(Protocol):
     """How bytes look on the outer connection."""
@@ -164,6 +166,12 @@ class End(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
+    def is_heaped(self) -> bool:
+        """Return whether more waits to be read at the far side than both ends may ever have sent."""
+        if self.transport is None or self.transport.is_closing():
+            return False
+        return self.transport.get_write_buffer_size() > _QUEUED_MAX_BYTES
+
     def unread(self, data: bytes) -> None:
         """Put back what `read` has returned last."""
         self._came[:0] = data
@@ -218,11 +226,14 @@ class Bridges:
 
     def __init__(self) -> None:
         self._ends: Final[set[End]] = set()
+        self._looking: asyncio.TimerHandle | None = None  # while there are any
 
     def add(self, outer: End, inner: End, codec: Codec) -> None:
         """Have two connections belong together, both of which are up; on the outer one bytes look as `codec` has them."""
-        self._ends.difference_update([end for end in self._ends if end.gone.is_set()])
+        self._forget_gone()
         self._ends.update((outer, inner))
+        if self._looking is None:
+            self._look_later()
         outer.join(inner, codec, is_outer=True)
         inner.join(outer, codec, is_outer=False)
         outer.begin()
@@ -243,6 +254,25 @@ class Bridges:
             for end in self._ends:
                 end.abort()
         await self._wait_gone()
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+
+    def _look(self) -> None:
+        """Cut off whose answers of TLS heap up, new keys for one: no protocol is told when it should stop asking for them."""
+        self._forget_gone()
+        for end in self._ends:
+            if end.is_heaped():
+                end.abort()
+        self._looking = None
+        if self._ends:
+            self._look_later()
+
+    def _look_later(self) -> None:
+        self._looking = asyncio.get_running_loop().call_later(CONTROL_UNREAD, self._look)
+
+    def _forget_gone(self) -> None:
+        self._ends.difference_update([end for end in self._ends if end.gone.is_set()])
 
     async def _wait_gone(self) -> None:
         for end in tuple(self._ends):

@@ -129,3 +129,20 @@ def test_of_pings_that_come_together_the_last_one_is_answered(is_server: bool) -
             assert is_last(answer, b"99".rjust(125), is_masked=not is_server)
 
     run(main())
+
+
+@SIDES
+def test_what_heaps_up_past_all_of_this_ends_it(monkeypatch: pytest.MonkeyPatch, is_server: bool) -> None:
+    """TLS answers to who asks for new keys, for one, and tells nobody."""
+    monkeypatch.setattr(bridge, "CONTROL_UNREAD", 0.05)
+
+    async def main() -> None:
+        async with bridged(is_server=is_server) as ends:
+            assert ends.outer.transport is not None
+            ends.outer.transport.write(bytes(2 * MARK))
+            assert not ends.outer.is_heaped()
+            ends.outer.transport.write(bytes(bridge._QUEUED_MAX_BYTES + 2 * MARK))
+            assert await asyncio.get_running_loop().sock_recv(ends.near, 10) == b""
+            await ends.outer.gone.wait()
+
+    run(main())
