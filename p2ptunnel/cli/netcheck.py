@@ -44,8 +44,8 @@ def command(settings: Settings, brief: bool, watch: str | None) -> int:
     """Find out how this machine's NAT treats connections, and what to expect of peers; the last line is the verdict.
 
     Takes two seconds, everything being asked at once; about five where UDP is blocked, or the router says nothing.
-    Two machines connect directly if at least one of their NATs behaves; run it on both. How much it finds out depends on the
-    server: give it a second port and a second address.
+    Two machines connect directly if at least one of their NATs behaves; run it on both. How much
+    it finds out depends on the server: give it a second port and a second address.
     """
     from p2ptunnel.cli.running import run
 

@@ -149,8 +149,8 @@ def test_without_either_the_server_is_silent(monkeypatch: pytest.MonkeyPatch) ->
         report(monkeypatch, {}, {})
     assert str(caught.value) == "203.0.113.1:7000 did not answer over UDP or TCP in 5 s"
     assert caught.value.hint == (
-        "TCP: Connection refused. Is `p2ptunnel rendezvous` running there, and do its firewalls let in UDP and TCP to port"
-        " 7000?"
+        "TCP: Connection refused. Is `p2ptunnel rendezvous` running there,"
+        " and do its firewalls let in UDP and TCP to port 7000?"
     )
 
 
