@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Final, Self
 
-from p2ptunnel.defaults import PORTMAP_CLOSE, PORTMAP_PORT
+from p2ptunnel.defaults import PORTMAP_CLOSE, PORTMAP_FIRST, PORTMAP_PORT
 from p2ptunnel.errors import BindError, LocalProtocolError
 from p2ptunnel.net.announcements import Announcements
 from p2ptunnel.net.gateway import Gateway, find_gateway
@@ -120,7 +120,7 @@ class PortMapper:
         self._drop_router()
 
     async def aclose(self) -> None:
-        """Take back what was mapped, waiting two seconds at most for a router that has answered; closing twice is fine."""
+        """Take back what was mapped; waits two seconds, a moment if the router never answered; closing twice is fine."""
         self._is_closed = True
         self._outcomes.clear()
         asking, self._asking = self._asking, None
@@ -251,12 +251,10 @@ class _Asking:
         self._driver.wake()
 
     async def take_back(self) -> None:
-        is_owed = self._machine.has_answered
+        patience = PORTMAP_CLOSE if self._machine.has_answered else PORTMAP_FIRST  # it may be about to answer
         self.take_back_now()
-        if not is_owed:
-            return
         try:
-            async with asyncio.timeout(PORTMAP_CLOSE):
+            async with asyncio.timeout(patience):
                 await self._returned.wait()
         except TimeoutError:  # the lifetime ends it
             return

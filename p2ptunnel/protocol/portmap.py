@@ -164,7 +164,7 @@ class PortMapClient(MachineBase):
 
     @property
     def has_answered(self) -> bool:
-        """Whether the router speaks to us, or keeps what it granted before: else what is taken back is owed no answer."""
+        """Whether the router speaks to us, or keeps what it granted before: else it is not waited for."""
         is_kept = any(wish.mapping is not None for wish in self._wishes.values())
         return is_kept or self.state in {PortMapState.BY_PCP, PortMapState.BY_NATPMP}
 

@@ -139,7 +139,7 @@ def test_a_router_that_has_gone_silent_keeps_nobody_from_closing(monkeypatch: py
     run(main())
 
 
-def test_a_router_that_has_never_answered_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_router_that_has_never_answered_is_hardly_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(portmap, "PORTMAP_CLOSE", 60.0)
     monkeypatch.setattr("p2ptunnel.protocol.portmap.PORTMAP_FIRST", 60.0)
 
