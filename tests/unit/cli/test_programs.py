@@ -26,7 +26,7 @@ pytestmark = pytest.mark.e2e
 
 class Network:
     """A rendezvous server, `nas` that serves, `laptop` that may open some of it, `shed` and `cellar` that serve at times and
-    know the laptop, and `stranger` that nobody knows.
+    know the laptop, `attic` that never serves, and `stranger` that nobody knows.
     """
 
     def __init__(self, directory: Path, rendezvous: str) -> None:
@@ -95,13 +95,13 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
     with started("--json", "--profile", directory / "server", "rendezvous", "--listen", "127.0.0.1:0") as server:
         assert server.stdout is not None
         host, port = json.loads(server.stdout.readline())["address"]
-        profiles = {name: Profile(directory / name) for name in ("nas", "shed", "cellar", "laptop", "stranger")}
+        profiles = {name: Profile(directory / name) for name in ("nas", "shed", "cellar", "attic", "laptop", "stranger")}
         keys = {name: profile.identity().public for name, profile in profiles.items()}
         profiles["nas"].peers().add("laptop", keys["laptop"], ("echo", "dead"))
         profiles["shed"].peers().add("laptop", keys["laptop"], ("ssh",))
         profiles["stranger"].peers().add("nas", keys["nas"])
         profiles["cellar"].peers().add("laptop", keys["laptop"], ("echo",))
-        for known in ("nas", "shed", "cellar"):
+        for known in ("nas", "shed", "cellar", "attic"):
             profiles["laptop"].peers().add(known, keys[known])
         yield Network(directory, f"{host}:{port}")
 
@@ -375,10 +375,10 @@ def test_explain_tells_of_each_way_and_draws_it(network: Network, served: dict[s
 
 
 def test_explain_of_a_peer_that_is_away_ends_with_4_and_says_what_to_do(network: Network) -> None:
-    done = network.run("laptop", "explain", "cellar")
+    done = network.run("laptop", "explain", "attic")
     assert done.returncode == 4
-    assert "no peer is registered as 'cellar'\nnext: Check the tag" in done.stdout
-    assert network.run("laptop", "explain", "cellar", "--svg", "/nowhere/at/all.svg").returncode == 2
+    assert "no peer is registered as 'attic'\nnext: Check the tag" in done.stdout
+    assert network.run("laptop", "explain", "attic", "--svg", "/nowhere/at/all.svg").returncode == 2
 
 
 def test_ping_tells_each_round_trip_and_over_what(network: Network, served: dict[str, Any]) -> None:
@@ -399,7 +399,7 @@ def test_ping_until_direct_ends_with_the_first_direct_answer(network: Network, s
 
 
 def test_ping_of_a_peer_that_is_away_ends_as_every_call(network: Network) -> None:
-    assert network.run("laptop", "ping", "cellar").returncode == 4
+    assert network.run("laptop", "ping", "attic").returncode == 4
 
 
 def test_a_name_that_another_key_owns_is_refused(network: Network, served: dict[str, Any]) -> None:
