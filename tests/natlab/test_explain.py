@@ -45,7 +45,7 @@ def test_a_call_that_gets_through_tells_each_step_and_the_way_it_took(natlab: La
         won = [each for each in found.tries if each.way == "channel" and each.outcome == "connected"]
         assert len(won) == 1
         assert won[0].remote == found.path.remote
-        assert {"server", "udp", "tcp", "relay", "channel"} == {each.way for each in found.tries}
+        assert {"server", "lan", "udp", "tcp", "relay", "channel"} == {each.way for each in found.tries}
         assert {each.kind for each in found.tries if each.way in {"tcp", "udp"}} == {"srflx"}
         assert all(each.end_ms is not None for each in found.tries)
         asked = [each for each in found.tries if each.way == "server"]
