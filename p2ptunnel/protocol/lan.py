@@ -292,6 +292,9 @@ class _Conkey(Struct, frozen=True):
     host: str
     expires_at: float
 
+    def __repr__(self) -> str:
+        return f"_Conkey(host={self.host!r}, expires_at={self.expires_at})"
+
 
 class LanPort(MachineBase):
     """A port of ours in our own network; for strangers it keeps nothing but how much they have sent.
