@@ -66,7 +66,8 @@ def test_a_birthday_that_missed_has_another_one_from_a_fresh_port(
     natlab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(birthday, "BIRTHDAY_PAUSE", 0.5)
-    monkeypatch.setattr(birthday, "BIRTHDAYS_OF_PEER_PER_HOUR", 6)  # after so short a pause one call may begin two
+    for limit in ("BIRTHDAYS_OF_PEER_PER_HOUR", "BIRTHDAYS_PER_HOUR"):  # after so short a pause one call begins several
+        monkeypatch.setattr(birthday, limit, 1000)
     first = [1]  # hole: which misses nearly always; the next round does never
     monkeypatch.setattr(started, "hole_count", lambda _: first.pop() if first else 600)
     with homes(natlab, tmp_path, ("symR", "pr")) as (caller, _, server):
