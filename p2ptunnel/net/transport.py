@@ -1,4 +1,4 @@
-"""A stream as an asyncio transport, for libraries that bring a protocol of their own: no socket in between, and its copies.
+"""Asyncio transports that stand on no socket: what they have in common, and the one over a stream, for libraries' protocols.
 
 Rule: the protocol's `connection_lost` comes once, behind all that was taken from the stream unless the protocol closed it.
 """
@@ -8,18 +8,90 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast
 
 from p2ptunnel.abc import Spliceable
 from p2ptunnel.errors import LocalProtocolError, StreamResetError
 
-__all__ = ["StreamTransport", "Tunnel"]
+__all__ = ["ProtocolTransport", "StreamTransport", "Tunnel"]
 
 _HIGH_BYTES: Final = 256 * 1024  # written and not taken: the protocol is asked to pause
-P = TypeVar("P", bound=asyncio.Protocol)
+P = TypeVar("P", bound=asyncio.BaseProtocol)
+C = TypeVar("C", bound=asyncio.Protocol)
 
 
-class StreamTransport(asyncio.Transport):
+class ProtocolTransport(asyncio.Transport, Generic[P]):
+    """What every transport of ours keeps of its protocol: whether it reads, whether it may write, and how it hears of the end.
+
+    Args:
+        protocol: Told nothing yet.
+    """
+
+    def __init__(self, protocol: P) -> None:
+        super().__init__()
+        self._loop: Final = asyncio.get_running_loop()
+        self._protocol: P = protocol
+        self._is_paused = False  # by the protocol: it reads nothing for now
+        self._has_paused = False  # the protocol was told to write no more for now
+        self._is_closing = False
+        self._is_lost = False
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Hand everything to another protocol from now on."""
+        self._protocol = cast("P", protocol)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """Return the protocol."""
+        return self._protocol
+
+    def is_closing(self) -> bool:
+        """Whether it was closed, or has ended."""
+        return self._is_closing
+
+    def is_reading(self) -> bool:
+        """Whether the protocol gets what comes."""
+        return not self._is_paused and not self._is_closing
+
+    def pause_reading(self) -> None:
+        """Keep what comes; the peer stops when the window is full."""
+        self._is_paused = True
+
+    def resume_reading(self) -> None:
+        """Hand on what was kept, soon."""
+        if self._is_paused:
+            self._is_paused = False
+            self._loop.call_soon(self._read_on)
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        """Write bytes, joined."""
+        self.write(b"".join(list_of_data))
+
+    def can_write_eof(self) -> bool:
+        """Return True: each direction ends by itself."""
+        return True
+
+    def _read_on(self) -> None:
+        """Hand on what was kept while the protocol had paused."""
+        raise NotImplementedError
+
+    def _pause_writer(self) -> None:
+        if not self._has_paused:
+            self._has_paused = True
+            self._protocol.pause_writing()
+
+    def _resume_writer(self) -> None:
+        if self._has_paused:
+            self._has_paused = False
+            self._loop.call_soon(self._protocol.resume_writing)
+
+    def _lose(self, error: Exception | None) -> None:
+        """Tell the protocol of the end, once."""
+        if not self._is_lost:
+            self._is_lost = True
+            self._loop.call_soon(self._protocol.connection_lost, error)
+
+
+class StreamTransport(ProtocolTransport[asyncio.Protocol]):
     """Carries a protocol over a stream, which is spent by it.
 
     Args:
@@ -31,10 +103,8 @@ class StreamTransport(asyncio.Transport):
     """
 
     def __init__(self, stream: Spliceable, protocol: asyncio.Protocol) -> None:
-        super().__init__()
-        self._loop: Final = asyncio.get_running_loop()
+        super().__init__(protocol)
         self._stream: Final = stream
-        self._protocol = protocol
         self._waiting: Final[deque[memoryview]] = deque()
         self._waiting_bytes = 0
         self._came: Final[deque[bytes]] = deque()  # taken from the stream, and soon the protocol's
@@ -43,10 +113,6 @@ class StreamTransport(asyncio.Transport):
         self._is_end_sent = False
         self._is_end_known = False  # the peer writes no more
         self._is_end_told = False
-        self._is_paused = False  # by the protocol: it reads nothing for now
-        self._has_paused = False  # the protocol was told to write no more for now
-        self._is_closing = False
-        self._is_lost = False
         self._is_stopped = False  # the peer takes no more
         stream.splice(self)
         protocol.connection_made(self)  # what it writes goes into the splice; what has come is handed on in a later turn
@@ -65,28 +131,7 @@ class StreamTransport(asyncio.Transport):
         """
         if not isinstance(protocol, asyncio.Protocol):
             raise TypeError(f"{type(protocol).__name__} is no asyncio.Protocol")
-        self._protocol = protocol
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        """Return the protocol."""
-        return self._protocol
-
-    def is_closing(self) -> bool:
-        """Whether it was closed, or has ended."""
-        return self._is_closing
-
-    def is_reading(self) -> bool:
-        """Whether the protocol gets what comes."""
-        return not self._is_paused and not self._is_closing
-
-    def pause_reading(self) -> None:
-        """Keep what comes; the peer stops when a window is full."""
-        self._is_paused = True
-
-    def resume_reading(self) -> None:
-        """Hand on what was kept, soon."""
-        self._is_paused = False
-        self._loop.call_soon(self._read_on)
+        super().set_protocol(protocol)
 
     def get_write_buffer_size(self) -> int:
         """Return how many bytes wait to be taken by the stream."""
@@ -110,17 +155,8 @@ class StreamTransport(asyncio.Transport):
             self._waiting.append(view.cast("B"))
             self._waiting_bytes += view.nbytes
             self._stream.source_ready()
-            if self._waiting_bytes > _HIGH_BYTES and not self._has_paused:
-                self._has_paused = True
-                self._protocol.pause_writing()
-
-    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
-        """Queue bytes."""
-        self.write(b"".join(list_of_data))
-
-    def can_write_eof(self) -> bool:
-        """Return True: streams close by halves."""
-        return True
+            if self._waiting_bytes > _HIGH_BYTES:
+                self._pause_writer()
 
     def write_eof(self) -> None:
         """End our direction behind what is written."""
@@ -200,11 +236,6 @@ class StreamTransport(asyncio.Transport):
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _resume_writer(self) -> None:
-        if self._has_paused:
-            self._has_paused = False
-            self._loop.call_soon(self._protocol.resume_writing)
-
     def _read_on(self) -> None:
         self._hand_on()
         if self.is_reading():
@@ -224,10 +255,8 @@ class StreamTransport(asyncio.Transport):
                 self.close()
 
     def _lose(self, error: Exception | None) -> None:
-        if not self._is_lost:
-            self._is_lost = True
-            self._came.clear()
-            self._loop.call_soon(self._protocol.connection_lost, error)
+        self._came.clear()
+        super()._lose(error)
 
 
 class Tunnel:
@@ -236,7 +265,7 @@ class Tunnel:
     def __init__(self, stream: Spliceable) -> None:
         self._stream: Final = stream
 
-    async def create_connection(self, session_factory: Callable[[], P], remote_host: str, remote_port: int) -> tuple[Any, P]:
+    async def create_connection(self, session_factory: Callable[[], C], remote_host: str, remote_port: int) -> tuple[Any, C]:
         """Carry the protocol that `session_factory` makes over the stream, wherever asyncssh believes that it goes."""
         protocol = session_factory()
         return StreamTransport(self._stream, protocol), protocol

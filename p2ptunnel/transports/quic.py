@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from p2ptunnel.abc import Pipe
 from p2ptunnel.defaults import PREAMBLE_TIMEOUT
 from p2ptunnel.errors import LocalProtocolError, RemoteProtocolError
+from p2ptunnel.net.transport import ProtocolTransport
 from p2ptunnel.types import Path
 from p2ptunnel.wire.frames import PREAMBLE_BYTES, parse_preamble
 
@@ -91,7 +92,7 @@ class QuicPipe(Pipe):
             self._link.abort()
 
 
-class QuicTransport(asyncio.Transport):
+class QuicTransport(ProtocolTransport[asyncio.BaseProtocol]):
     """Carries a protocol over a link.
 
     Rule: the protocol is called from the loop, except for `pause_writing`, which it may be told while it writes.
@@ -104,16 +105,12 @@ class QuicTransport(asyncio.Transport):
     """
 
     def __init__(self, link: Link, protocol: asyncio.BaseProtocol, early: bytes, path: Path) -> None:
-        super().__init__()
-        self._loop: Final = asyncio.get_running_loop()
+        super().__init__(protocol)
         self._link: Final = link
-        self._protocol = protocol
         self._unread: bytes | memoryview = early
         self._path: Final = path
         self._high_bytes, self._low_bytes = _HIGH_BYTES, _HIGH_BYTES // 4
-        self._is_paused = False  # by the protocol: it reads nothing for now
-        self._has_paused = False  # the protocol was told to write no more for now
-        self._is_closing = self._is_eof_written = self._is_end_told = self._is_lost = False
+        self._is_eof_written = self._is_end_told = False
         protocol.connection_made(self)
         link.join(self)
 
@@ -122,32 +119,6 @@ class QuicTransport(asyncio.Transport):
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return `sockname` and `peername`; there is no socket that is ours alone."""
         return {"sockname": self._path.local, "peername": self._path.remote}.get(name, default)
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Hand everything to another protocol from now on."""
-        self._protocol = protocol
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        """Return the protocol."""
-        return self._protocol
-
-    def is_closing(self) -> bool:
-        """Whether it was closed, or has ended."""
-        return self._is_closing
-
-    def is_reading(self) -> bool:
-        """Whether the protocol gets what comes."""
-        return not self._is_paused and not self._is_closing
-
-    def pause_reading(self) -> None:
-        """Keep what comes; the peer stops when the window is full."""
-        self._is_paused = True
-
-    def resume_reading(self) -> None:
-        """Hand on what was kept, soon."""
-        if self._is_paused:
-            self._is_paused = False
-            self._loop.call_soon(self.arrived)
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Set how much may wait to be sent before the protocol is asked to pause, and at how little it may go on.
@@ -183,16 +154,7 @@ class QuicTransport(asyncio.Transport):
         if data:
             self._link.write(data)
             if not self._has_paused and self.get_write_buffer_size() > self._high_bytes:
-                self._has_paused = True
-                self._protocol.pause_writing()
-
-    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
-        """Send bytes."""
-        self.write(b"".join(list_of_data))
-
-    def can_write_eof(self) -> bool:
-        """Return True: each direction ends by itself."""
-        return True
+                self._pause_writer()
 
     def write_eof(self) -> None:
         """End our direction behind what was written."""
@@ -233,8 +195,7 @@ class QuicTransport(asyncio.Transport):
     def left(self) -> None:
         """Let the protocol write on, if it waits for that and there is room."""
         if self._has_paused and self.get_write_buffer_size() <= self._low_bytes:
-            self._has_paused = False
-            self._loop.call_soon(self._protocol.resume_writing)
+            self._resume_writer()
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -258,7 +219,5 @@ class QuicTransport(asyncio.Transport):
         self._protocol.buffer_updated(count)
         return view[count:] if not self._is_closing else b""
 
-    def _lose(self, error: Exception | None) -> None:
-        if not self._is_lost:
-            self._is_lost = True
-            self._loop.call_soon(self._protocol.connection_lost, error)
+    def _read_on(self) -> None:
+        self.arrived()
