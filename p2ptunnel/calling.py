@@ -203,7 +203,7 @@ class Calling:
 
         async def at(server: ServerSpec) -> A:
             with tries.begin("server", "t=5, UDP and TCP", remote=server.address) as looking:
-                port = await self._fresh_port(server)
+                port = await self._up.fresh_port(server)
                 _note_answer(looking, port.heard_over)
             try:
                 await asyncio.shield(reserving)
@@ -247,12 +247,6 @@ class Calling:
         """Open a port at the server that is asked first, and a connection to its relay beside."""
         return await self._up.open_port(await self._servers.numeric(self._servers.specs[0]))
 
-    async def _fresh_port(self, server: ServerSpec) -> PunchPort:
-        """Return a port for one attempt, which nothing has been punched from: the spare one, or one that is opened now."""
-        spare = self._up.spare
-        port = None if spare is None else await spare.take(server)
-        return port or await self._up.open_port(server)
-
     async def _attempt(
         self,
         port: PunchPort,
@@ -272,6 +266,7 @@ class Calling:
                 wanted=tag,
                 establish=establish,
                 birthdays=self._up.birthdays,
+                rounds=self._up.rounds,
                 tries=tries,
                 tracer=self._trace,
             )
@@ -294,7 +289,7 @@ class Calling:
         except NoPathError:
             if signer is None or not first.has_missed:
                 raise
-        return await call(await self._fresh_port(port.spec), signer=self._up.signer(signer.callee)).run()
+        return await call(await self._up.fresh_port(port.spec), signer=self._up.signer(signer.callee)).run()
 
 
 async def within(timeout: float | None, tag: Tag, work: Coroutine[Any, Any, T], deadline: asyncio.Timeout | None = None) -> T:

@@ -25,7 +25,7 @@ from p2ptunnel.protocol.signals import Signals
 from p2ptunnel.protocol.strategy import Method, Plan, choose
 from p2ptunnel.types import Address, Candidate, Role
 from p2ptunnel.wire.messages import NatHints, Opener, PortRow, Signal, SignalAnswer, encode
-from p2ptunnel.wire.signal import FreshPort, GoAhead, SignalBody, Sync
+from p2ptunnel.wire.signal import FreshPort, GoAhead, SignalBody, Swap, Sync
 
 __all__ = ["Approach", "Birthdays"]
 
@@ -54,9 +54,12 @@ class Approach(MachineBase):
         keys: The attempt's; None: the other side speaks the founding protocol only, and nothing it says of itself counts.
         birthdays: What we have for one; None: there will be none.
         peer_key: Whose it would be with.
+        is_swapped: Whether the caller opens first.  A callee learns it from the caller's `swap`.
 
     Attributes:
         plan: What is done.
+        is_swapped: As it is by now.
+        is_met: The other side has shown that it knows the attempt's key.
         targets: Where the other side's TCP is, but for IPv6.
         udp_targets: Where its UDP is.
         hosts: Where connections of the other side may come from.
@@ -76,10 +79,15 @@ class Approach(MachineBase):
         keys: AttemptKeys | None,
         birthdays: Birthdays | None = None,
         peer_key: Hashable = None,
+        is_swapped: bool = False,
     ) -> None:
         super().__init__()
         hints = hints or NatHints()
-        self.plan: Plan = choose("tcp", role, view.hints, hints) if keys is not None else _founding_plan(role, view)
+        self.is_swapped = is_swapped and keys is not None
+        self.is_met = False
+        self.plan: Plan = _founding_plan(role, view)
+        if keys is not None:
+            self.plan = choose("tcp", role, view.hints, hints, is_swapped=is_swapped)
         self.targets: Final[tuple[Address, ...]] = (
             tcp_targets(candidates, peer, server) if keys is None or ":" not in peer[0] else ()
         )
@@ -88,6 +96,7 @@ class Approach(MachineBase):
         self._token: Final = token
         self._peer: Final = peer
         self._view: Final = view
+        self._hints: Final = hints
         self._entropy: Final = entropy
         self._birthdays: Final = birthdays
         self._peer_key: Final = peer_key
@@ -125,6 +134,8 @@ class Approach(MachineBase):
         self._ends_at = ends_at
         self._is_running = True
         if self._role == "caller" and self._signals is not None:
+            if self.plan.openers != self._plan(is_swapped=False).openers:
+                self._signals.tell(Swap(round=0), now)
             self._signals.tell(Sync(), now)
         self._ipv6.start(now, ends_at=ends_at)
         self._events += self._ipv6.events()
@@ -136,7 +147,7 @@ class Approach(MachineBase):
 
     def prove(self, now: float) -> None:
         """The other side holds the attempt's key, and is where it says: what was held back may go."""
-        self._is_trusted = True
+        self._is_trusted = self.is_met = True
         self._ipv6.prove(now)
         if self._holds_back:
             self._holds_back = False
@@ -151,6 +162,7 @@ class Approach(MachineBase):
             return self._signals.acknowledged(message)
         body = self._signals.open(message)
         if body is not None and self._is_running:
+            self.is_met = True
             self._ipv6.prove(now)  # where the other side is there, no datagram would show either
             if not self._comes_directly:
                 self.prove(now)
@@ -240,7 +252,7 @@ class Approach(MachineBase):
         self._phase = phase
         is_last = phase == self._phases - 1 and not self._hopes_for_birthday
         self._acts_at = None if is_last else now + self._length
-        self._holds_back = phase > 0 and not (self._is_trusted or self.plan.sends_low(phase))
+        self._holds_back = (phase > 0 or self.is_swapped) and not (self._is_trusted or self.plan.sends_low(phase))
         if not self._holds_back:
             self._dial(now)
         if phase > 0 and self._role == "callee":
@@ -286,10 +298,32 @@ class Approach(MachineBase):
                 self._awaits_other_row = False
                 self.plan = self.plan.with_row(body)
                 self._begin_with_rows(now)
+            case Swap(round=0) if self._role == "callee" and not self.is_swapped:
+                self._swap(now)
             case GoAhead(round=0) if self.plan.part == "easy":
                 self._invited(body, now)
             case _:
                 self._drop("signal of no use")
+
+    # --- who opens first ----------------------------------------------------------------------------------------------
+
+    def _plan(self, *, is_swapped: bool) -> Plan:
+        return choose("tcp", self._role, self._view.hints, self._hints, is_swapped=is_swapped)
+
+    def _swap(self, now: float) -> None:
+        """Let the caller have opened first: it has by now, and a plain SYN of ours gets through.
+
+        Ours that died on the way left before we could know.  Once the first phase is over this is of no use any more.
+        """
+        if self._phase > 0 or self._birthday is not None:
+            self._drop("swap too late")
+            return
+        self.is_swapped, openers = True, self._plan(is_swapped=True).openers
+        if openers == self.plan.openers:
+            return
+        self.plan = msgspec.structs.replace(self.plan, openers=openers)
+        if self._phase == 0 or not (self._awaits_own_row or self._awaits_other_row):
+            self._begin_phase(0, now)
 
     # --- the birthday -------------------------------------------------------------------------------------------------
 

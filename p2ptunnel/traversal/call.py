@@ -43,6 +43,7 @@ from p2ptunnel.protocol.punch import (
     HoleOpened,
     Nominate,
 )
+from p2ptunnel.protocol.rounds import Rounds
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.quicport import QuicPort
 from p2ptunnel.transports.tcp import TcpPipe
@@ -100,6 +101,7 @@ class Call(Generic[T]):
         companion: Told what the call learns.
         is_punching: Whether to punch; else the call only finds out for its companion who answers.
         birthdays: What this machine has for them; None: there will be none.
+        rounds: What earlier attempts have shown, and this one adds to; None: nothing.
         tries: Where what it tries is noted.
 
     Attributes:
@@ -119,6 +121,7 @@ class Call(Generic[T]):
         companion: Companion | None = None,
         is_punching: bool = True,
         birthdays: Birthdays | None = None,
+        rounds: Rounds | None = None,
         tries: Tries | None = None,
         tracer: Tracer | None = None,
     ) -> None:
@@ -140,6 +143,8 @@ class Call(Generic[T]):
             join=port.join,
             is_punching=is_punching,
             birthdays=birthdays,
+            rounds=rounds,
+            port=port.address[1],
         )
         quic = QuicPort(port.udp, tracer=self._trace)
         self._sockets = AttemptSockets(port, self._add, self._on_row, tracer=self._trace)

@@ -25,7 +25,16 @@ from p2ptunnel.protocol.punch import Dial, LocalView, ObserveRow, phase_length
 from p2ptunnel.protocol.strategy import Method
 from p2ptunnel.types import Address, Candidate, Role
 from p2ptunnel.wire.messages import NatHints, PortRow, Signal, SignalAnswer, SignalExtra, decode
-from p2ptunnel.wire.signal import FreshPort, GoAhead, SignalBody, SignalReceiver, SignalSender, Sync
+from p2ptunnel.wire.signal import (
+    FreshPort,
+    GoAhead,
+    SignalBody,
+    SignalFault,
+    SignalReceiver,
+    SignalSender,
+    Swap,
+    Sync,
+)
 from tests.unit.protocol.actors import CALLEE, CALLER, SERVER, TOKEN, answer_intent, signer
 
 E = TypeVar("E", bound=Event)
@@ -59,6 +68,7 @@ class Side:
         low: bool = True,
         is_founding: bool = False,
         udp: MappingClass = "eim",
+        is_swapped: bool = False,
     ) -> None:
         self.now = 0.0
         self.gate = gate or BirthdayGate()
@@ -74,6 +84,7 @@ class Side:
             keys=None if is_founding else KEYS,
             birthdays=Birthdays(self.gate, lambda: holes),
             peer_key="other",
+            is_swapped=is_swapped,
         )
         theirs = (KEYS.callee_seal, KEYS.caller_seal) if role == "caller" else (KEYS.caller_seal, KEYS.callee_seal)
         self._voice, self._ear = SignalSender(theirs[0]), SignalReceiver(theirs[1])
@@ -95,7 +106,7 @@ class Side:
             message = decode(datagram.data)
             if isinstance(message, Signal):
                 body = self._ear.open(message.extra.sealed)
-                found += [body] if isinstance(body, Sync | FreshPort | GoAhead) else []
+                found += [] if isinstance(body, SignalFault) else [body]  # it was here before
                 self.approach.hear(SignalAnswer(mid=message.mid, code=200), self.now)
         return found
 
@@ -199,6 +210,102 @@ def test_stopped_it_does_and_believes_nothing_more() -> None:
     side.tell(GoAhead())
     assert not side.advance(PUNCH_TIMEOUT)
     assert side.approach.next_deadline() is None
+
+
+# --- swapped roles --------------------------------------------------------------------------------------------------------
+
+
+def lows(side: Side, *, until: float = PUNCH_TIMEOUT) -> list[bool]:
+    """Whether the SYNs of each dial die on the way."""
+    return [dial.low for dial in dials(side.advance(until))]
+
+
+def test_a_caller_of_a_second_round_opens_first_and_says_so() -> None:
+    side = Side("caller", is_swapped=True).start()
+    assert side.told() == [Swap(round=0), Sync()]
+    assert lows(side) == [True, False, False]
+
+
+@pytest.mark.parametrize(("own", "low"), [("rnd", True), ("eim", False)])
+def test_where_swapping_changes_nothing_nothing_is_said(own: MappingClass, low: bool) -> None:
+    side = Side("caller", own, is_swapped=True, low=low).start()
+    assert side.told() == [Sync()]
+
+
+def test_a_callee_that_hears_of_it_sends_a_plain_syn_at_once() -> None:
+    side = Side("callee").start()
+    side.approach.prove(0.0)
+    assert lows(side, until=0.1) == [True]  # before it could know
+    side.tell(Swap(round=0))
+    assert side.approach.is_swapped
+    assert lows(side, until=0.1) == [False]
+    assert [(dial.low, dial.patience) for dial in dials(side.advance(0.1 + W))] == [(True, PUNCH_TIMEOUT - 0.1 - W)]
+    assert lows(side) == [False]
+
+
+def test_who_asks_for_it_must_be_where_the_server_says_before_a_syn_gets_there() -> None:
+    side = Side("callee").start()
+    side.tell(Swap(round=0))
+    assert lows(side, until=W - 0.01) == [True]
+    side.approach.prove(W - 0.01)
+    assert lows(side, until=W - 0.01) == [False]
+
+
+def test_where_no_datagram_would_show_it_the_signal_does() -> None:
+    side = Side("callee", udp="none").start()
+    side.tell(Swap(round=0))
+    assert lows(side, until=0.1) == [True, False]
+
+
+@pytest.mark.parametrize("times", [2, 20])
+def test_it_counts_once(times: int) -> None:
+    side = Side("callee").start()
+    side.approach.prove(0.0)
+    for _ in range(times):
+        side.tell(Swap(round=0))
+    assert lows(side, until=0.1) == [True, False]
+    assert side.approach.dropped["signal of no use"] == times - 1
+
+
+@pytest.mark.parametrize("body", [Swap(round=1), Swap(round=1000)])
+def test_of_another_round_it_changes_nothing(body: Swap) -> None:
+    side = Side("callee").start()
+    side.approach.prove(0.0)
+    side.tell(body)
+    assert lows(side) == [True, False, False]
+    assert not side.approach.is_swapped
+
+
+@pytest.mark.parametrize("phase", [1, 2])
+def test_after_the_first_phase_it_changes_nothing(phase: int) -> None:
+    side = Side("callee").start()
+    side.approach.prove(0.0)
+    before = lows(side, until=phase * W)
+    side.tell(Swap(round=0))
+    assert before + lows(side) == [True, False, False]
+    assert side.approach.dropped["swap too late"] == 1
+
+
+def test_a_callee_does_not_ask_the_caller_to_open_first() -> None:
+    side = Side("caller").start()
+    side.tell(Swap(round=0))
+    assert lows(side) == [False, True, False]
+    assert side.approach.dropped["signal of no use"] == 1
+
+
+@pytest.mark.parametrize("signal", [Sync(), Swap(round=0), None])
+def test_whoever_has_said_anything_that_is_sealed_has_been_met(signal: SignalBody | None) -> None:
+    side = Side("callee").start()
+    if signal is not None:
+        side.tell(signal)
+    assert side.approach.is_met is (signal is not None)
+
+
+def test_both_sides_agree_who_opens_whoever_of_them_knows_of_it() -> None:
+    """A callee of before that knows no `swap` goes on as it began: both then send plain SYNs in the second phase."""
+    caller, callee = Side("caller", is_swapped=True).start(), Side("callee").start()
+    callee.approach.prove(0.0)
+    assert list(zip(lows(caller), lows(callee), strict=True)) == [(True, True), (False, False), (False, False)]
 
 
 # --- prediction -----------------------------------------------------------------------------------------------------------
