@@ -50,11 +50,12 @@ class Habits(msgspec.Struct, frozen=True, kw_only=True):
     holes: int = hole_count(None)
 
 
-def look_around(network: Network, host: Host, server: Address, habits: Habits) -> LocalView:
+def look_around(network: Network, host: Host, server: Address, habits: Habits, port: int | None = None) -> LocalView:
     """Return what a side knows of its port before any call: how the server's three observers see it over UDP and over TCP."""
+    inside = host.port if port is None else port
     observers = (server, (server[0], server[1] + 1), (_OTHER_OBSERVER, server[1]))
-    udp = [_udp_port(network, host, observer) for observer in observers]
-    tcp = [tcp_port(network, host, host.port, observer) for observer in observers]
+    udp = [_udp_port(network, host, inside, observer) for observer in observers]
+    tcp = [tcp_port(network, host, inside, observer) for observer in observers]
     told = tcp[0] if habits.tells_tcp_port else udp[0]
     candidates = (Candidate("srflx", "tcp", host.address, told), Candidate("srflx", "udp", host.address, udp[0]))
     over_tcp, over_udp = (classify(*[(host.address, port) for port in ports]) for ports in (tcp, udp))
@@ -62,8 +63,8 @@ def look_around(network: Network, host: Host, server: Address, habits: Habits) -
     return LocalView(candidates, network.rtt(host, server), habits.can_open_low, nat, tuple(tcp))
 
 
-def _udp_port(network: Network, host: Host, observer: Address) -> int:
-    return host.port if host.nat is None else host.nat.udp_out(host.port, observer, network.clock.now)
+def _udp_port(network: Network, host: Host, inside: int, observer: Address) -> int:
+    return inside if host.nat is None else host.nat.udp_out(inside, observer, network.clock.now)
 
 
 def tcp_port(network: Network, host: Host, inside: int, observer: Address) -> int:
@@ -97,10 +98,12 @@ class Side(Driver):
         most_open: Sockets at one time.
     """
 
-    def __init__(self, machine: Machine, network: Network, host: Host, server: Address, habits: Habits) -> None:
-        """Take what arrives at `host`."""
-        super().__init__(machine, network, host, ttl_error=habits.ttl_error)
-        self.stack = TcpStack(network, host, self)
+    def __init__(
+        self, machine: Machine, network: Network, host: Host, server: Address, habits: Habits, port: int | None = None
+    ) -> None:
+        """Take what arrives at `host`, or at another `port` of it."""
+        super().__init__(machine, network, host, ttl_error=habits.ttl_error, port=port)
+        self.stack = TcpStack(network, host, self, port=port)
         self.chosen: dict[str, Socket] = {}
         self.probes = 0
         self.most_open = 0

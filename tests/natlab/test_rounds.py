@@ -1,0 +1,97 @@
+"""Real peers in a second round: a callee's router that ends all between a port and a host whose SYN has crossed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from p2ptunnel.errors import NoPathError
+from p2ptunnel.events import PathChanged
+from p2ptunnel.peer import Peer
+from p2ptunnel.protocol import callee as protocol_callee
+from p2ptunnel.protocol import caller as protocol_caller
+from p2ptunnel.server import Rendezvous
+from p2ptunnel.testing.natlab import Lab
+from p2ptunnel.testing.natlab.living import living
+from p2ptunnel.trace import TraceEvent, Tracer
+from p2ptunnel.traversal import port as traversal_port
+from p2ptunnel.types import RelayUse
+from tests.helpers.meeting import HOME, LAPTOP, echo
+
+pytestmark = pytest.mark.natlab
+PORT = 7000
+DELAY = 0.025
+ROUND = 2.0
+
+
+@pytest.fixture(autouse=True)
+def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round fails in two seconds, and QUIC, which needs no second one, is not there."""
+    for agents in (protocol_caller, protocol_callee):
+        monkeypatch.setattr(agents, "PUNCH_TIMEOUT", ROUND)
+    monkeypatch.setattr(traversal_port, "can_quic", bool)
+
+
+@pytest.mark.parametrize("kind", ["pr", "prR"])
+def test_what_the_callees_opening_has_spoilt_opens_from_fresh_ports_with_swapped_roles(
+    natlab: Lab, tmp_path: Path, kind: str
+) -> None:
+    async def calls(peer: Peer) -> None:
+        with pytest.raises(NoPathError):
+            await peer.connect(HOME, "echo")
+        stream = await peer.connect(HOME, "echo")
+        assert stream.path.kind == "direct"
+        await stream.close()
+
+    answered = meet(natlab, tmp_path, kind, calls, relay="never")
+    assert [event.name for event in answered].count("answered_apart") == 1
+
+
+def test_a_stream_over_the_relay_gets_a_direct_path_by_the_second_round(natlab: Lab, tmp_path: Path) -> None:
+    async def calls(peer: Peer) -> None:
+        moved = peer.events(PathChanged)
+        async with await peer.connect(HOME, "echo") as stream:
+            assert stream.path.kind == "relay"
+            async with asyncio.timeout(ROUND + 5):
+                await anext(event async for event in moved if isinstance(event, PathChanged) and event.new.kind == "direct")
+            assert stream.path.kind == "direct"
+            await stream.write(b"hello")
+            assert await stream.readexactly(5) == b"hello"
+
+    meet(natlab, tmp_path, "pr", calls, relay="auto")
+
+
+def meet(
+    lab: Lab, directory: Path, kind: str, calls: Callable[[Peer], Awaitable[None]], *, relay: RelayUse
+) -> list[TraceEvent]:
+    """Let a peer at a site of `kind` call one whose router is guarded; return what happened at the one that is called."""
+    calling = lab.site(kind, delay=DELAY, name="cafe")
+    called = lab.site("noSO", delay=DELAY, name="home", is_guarded=True)
+    server, events = f"{lab.server.ip}:{PORT}", list[TraceEvent]()
+
+    async def introduce() -> None:
+        async with Peer(HOME, profile=directory / HOME) as home, Peer(LAPTOP, profile=directory / LAPTOP) as laptop:
+            home.peers.add(LAPTOP, laptop.key)
+            laptop.peers.add(HOME, home.key)
+
+    @contextlib.asynccontextmanager
+    async def serving() -> AsyncGenerator[None]:
+        tracer = Tracer(events.append)
+        async with (
+            Peer(HOME, rendezvous=server, profile=directory / HOME, tracer=tracer) as peer,
+            peer.serve({"echo": echo}, allow=LAPTOP),
+        ):
+            yield
+
+    async def main() -> None:
+        async with Peer(LAPTOP, rendezvous=server, profile=directory / LAPTOP, relay=relay) as peer:
+            await calls(peer)
+
+    asyncio.run(introduce())
+    with living(lab.server, lambda: Rendezvous((lab.server.ip, PORT))), living(called.host, serving):
+        calling.host.thread(lambda: asyncio.run(main())).result(30)
+    return events
