@@ -38,7 +38,7 @@ from p2ptunnel.protocol.punch import (
 from p2ptunnel.protocol.registration import Credentials, Registration
 from p2ptunnel.protocol.rounds import Rounds
 from p2ptunnel.protocol.transaction import AnswerMemory
-from p2ptunnel.types import Address, Tag
+from p2ptunnel.types import Address, Candidate, Tag
 from p2ptunnel.wire.keyed import KeyedReceiver, KeyedSender
 from p2ptunnel.wire.messages import (
     ConkeyExtra,
@@ -171,6 +171,7 @@ class CalleeAgent(MachineBase):
         self._server = server
         self._view = view
         self._udp_port = udp_port
+        self._ports = [udp_port]
         self._entropy = entropy
         self._hints = notice.extra.nat or NatHints()
         self._expires_at: float | None = None
@@ -301,6 +302,17 @@ class CalleeAgent(MachineBase):
         self._approach.observed(port, now)
         self._collect()
 
+    def port_lost(self, now: float) -> None:
+        """Our port has turned out to be of no use."""
+        self._approach.port_lost(now)
+        self._collect()
+
+    def port_taken(self, number: int, candidates: tuple[Candidate, ...], now: float) -> None:
+        """We have a fresh port of that local number, and these are its candidates: the answer to `TakePort`."""
+        self._ports.append(number)
+        self._approach.port_taken(candidates, now)
+        self._collect()
+
     def connection_up(self) -> None:
         """A connection that may be the caller's is being tried."""
         self._approach.connection_up()
@@ -335,7 +347,8 @@ class CalleeAgent(MachineBase):
         """Begin the next phase or end the attempt."""
         if self._expires_at is not None and now >= self._expires_at:
             if self._approach.is_met:  # else nobody has tried: it came over the relay, or not at all
-                self._rounds.burn(self._udp_port, self.caller[0], now)
+                for port in self._ports:
+                    self._rounds.burn(port, self.caller[0], now)
             self.give_up()
         else:
             self._approach.handle_timer(now)

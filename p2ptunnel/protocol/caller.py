@@ -33,7 +33,7 @@ from p2ptunnel.protocol.punch import (
 )
 from p2ptunnel.protocol.rounds import Rounds
 from p2ptunnel.protocol.transaction import Requester
-from p2ptunnel.types import Address, Tag, clean
+from p2ptunnel.types import Address, Candidate, Tag, clean
 from p2ptunnel.wire.intent import MalformedIntentError
 from p2ptunnel.wire.keyed import KeyedReceiver, KeyedSender
 from p2ptunnel.wire.messages import (
@@ -159,7 +159,7 @@ class CallerAgent(MachineBase):
         self._is_punching = is_punching
         self._birthdays = birthdays
         self._rounds = rounds or Rounds()
-        self._port = port
+        self._ports = [port]
         self._keys: AttemptKeys | None = None
         self._approach: Approach | None = None
         self._candidates = view.candidates
@@ -243,6 +243,19 @@ class CallerAgent(MachineBase):
         """Our sequential NAT has just given `port` to a new TCP flow, or nobody knows: the answer to `ObserveRow`."""
         if self._approach is not None:
             self._approach.observed(port, now)
+            self._collect(now)
+
+    def port_lost(self, now: float) -> None:
+        """Our port has turned out to be of no use."""
+        if self._approach is not None:
+            self._approach.port_lost(now)
+            self._collect(now)
+
+    def port_taken(self, number: int, candidates: tuple[Candidate, ...], now: float) -> None:
+        """We have a fresh port of that local number, and these are its candidates: the answer to `TakePort`."""
+        if self._approach is not None:
+            self._ports.append(number)
+            self._approach.port_taken(candidates, now)
             self._collect(now)
 
     def abandon(self) -> None:
@@ -537,7 +550,8 @@ class CallerAgent(MachineBase):
     def _remember_failure(self, now: float) -> None:
         """Burn the port, if anything was sent from it; next time the other side opens first."""
         if self._approach is not None and self._peer is not None:
-            self._rounds.burn(self._port, self._peer[0], now)
+            for port in self._ports:
+                self._rounds.burn(port, self._peer[0], now)
             self._rounds.ended(self.peer_key, is_swapped=self._approach.is_swapped, is_open=False)
 
     def _finish(self) -> None:

@@ -25,13 +25,13 @@ from p2ptunnel.testing.simnet import (
     SimCaller,
     SimServer,
 )
-from p2ptunnel.wire.signal import SignalBody, Swap
+from p2ptunnel.wire.signal import Again, SignalBody, Swap
 
 GUARDED: Final = Kind(simultaneous_open=False, is_guarded=True)
 """It refuses SYNs that cross, and then all else between the two: only a SYN to somebody who has opened before gets through."""
 MEETS: Final = Kind()
 OTHERS: Final = (41_002, 41_003, 41_004)
-ALL_ALIKE: Final = Habits()
+ONE_ROUND: Final = Habits(has_ports=False)
 
 
 class Pair:
@@ -45,13 +45,15 @@ class Pair:
         others: tuple[int, ...] = OTHERS,
         delay: float = 0.025,
         remembers: bool = True,
+        habits: Habits = ONE_ROUND,
+        callee_habits: Habits | None = None,
     ) -> None:
-        self.network = Network(seed=1)
+        self.network, self._habits = Network(seed=1), habits
         SimServer(self.network, self.network.add(*SERVER))
         self._calling = self.network.add(*CALLER, delay=delay, kind=caller)
         called = self.network.add(*CALLEE, delay=delay, kind=callee)
         self.rounds = Rounds() if remembers else None
-        self.callee = SimCallee(self.network, called, SERVER, TAG, ALL_ALIKE, rounds=Rounds(), others=others)
+        self.callee = SimCallee(self.network, called, SERVER, TAG, callee_habits or habits, rounds=Rounds(), others=others)
         self.callee.start()
         registration = self.callee.port.registration
         self.network.clock.run_until(60.0, lambda: registration.state is RegistrationState.REGISTERED)
@@ -60,7 +62,7 @@ class Pair:
     def attempt(self) -> SimCaller:
         """Let one side call the other; return it when both have come to an end."""
         clock = self.network.clock
-        caller = SimCaller(self.network, self._calling, SERVER, TAG, ALL_ALIKE, rounds=self.rounds, port=next(self._ports))
+        caller = SimCaller(self.network, self._calling, SERVER, TAG, self._habits, rounds=self.rounds, port=next(self._ports))
         caller.start()
         clock.run_until(clock.now + 30.0, lambda: caller.ended_at is not None)
         clock.run_until(clock.now + 30.0, lambda: all(agent.is_over for agent in self.callee.port.agents))
@@ -112,6 +114,30 @@ def test_where_nothing_was_spoilt_the_registered_port_serves_all_rounds() -> Non
     assert not pair.callee.apart
 
 
+# --- two rounds in one attempt --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.025, 0.2])
+@pytest.mark.parametrize("kinds", [(MEETS, GUARDED), (KINDS["prR"], GUARDED)], ids=["drops", "refuses"])
+def test_who_has_fresh_ports_needs_no_second_attempt(kinds: tuple[Kind, Kind], delay: float) -> None:
+    pair = Pair(*kinds, delay=delay, habits=Habits())
+    assert is_up(pair.attempt())
+    assert not pair.callee.apart
+
+
+def test_the_roles_that_led_through_are_remembered() -> None:
+    pair = Pair(MEETS, GUARDED, habits=Habits())
+    first = pair.attempt()
+    assert pair.rounds is not None
+    assert pair.rounds.is_swapped(first.agent.peer_key)
+
+
+@pytest.mark.parametrize("habits", [(Habits(), ONE_ROUND), (ONE_ROUND, Habits())], ids=["callee has none", "caller has none"])
+def test_where_one_side_has_no_fresh_port_there_is_one_round(habits: tuple[Habits, Habits]) -> None:
+    pair = Pair(MEETS, GUARDED, habits=habits[0], callee_habits=habits[1])
+    assert not is_up(pair.attempt())
+
+
 # --- both orders, and peers of before -------------------------------------------------------------------------------------
 
 
@@ -135,7 +161,7 @@ def test_with_a_callee_that_knows_nothing_of_it_they_connect_too(caller: str, mo
     take = Approach._take
 
     def unknowing(approach: Approach, body: SignalBody, now: float) -> None:
-        if not isinstance(body, Swap):
+        if not isinstance(body, Swap | Again):
             take(approach, body, now)
 
     monkeypatch.setattr(Approach, "_take", unknowing)

@@ -14,7 +14,7 @@ from p2ptunnel.protocol.callee import AnswerApart, CalleeAgent, CalleePort, Call
 from p2ptunnel.protocol.caller import CallerAgent
 from p2ptunnel.protocol.intent import CallSigner, IntentJudge
 from p2ptunnel.protocol.machine import Event
-from p2ptunnel.protocol.punch import CallFailed, ConnectionChosen, HoleOpened, Nominate
+from p2ptunnel.protocol.punch import CallFailed, ConnectionChosen, HoleOpened, LocalView, Nominate
 from p2ptunnel.protocol.rounds import Rounds
 from p2ptunnel.testing.simnet.driver import Credentials
 from p2ptunnel.testing.simnet.network import Host, Network
@@ -108,6 +108,11 @@ class SimCaller(Side):
         self.agent.observed(port, self._clock.now)
         self.flush()
 
+    def port_taken(self, token: str, number: int, view: LocalView) -> None:
+        """Tell the agent."""
+        self.agent.port_taken(number, view.candidates, self._clock.now)
+        self.flush()
+
     def received(self, socket: Socket, payload: str) -> None:
         """Take the acceptance: the channel is up."""
         if socket.number == self._nominated and payload == _ACCEPTED:
@@ -179,6 +184,12 @@ class Answering(Side):
         """Tell the agent of that call."""
         for agent in (agent for agent in self.agents if agent.token == token):
             agent.observed(port, self._clock.now)
+            self.flush()
+
+    def port_taken(self, token: str, number: int, view: LocalView) -> None:
+        """Tell the agent of that call."""
+        for agent in (agent for agent in self.agents if agent.token == token):
+            agent.port_taken(number, view.candidates, self._clock.now)
             self.flush()
 
     def received(self, socket: Socket, payload: str) -> None:
