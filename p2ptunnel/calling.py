@@ -267,6 +267,7 @@ class Calling:
                 establish=establish,
                 birthdays=self._up.birthdays,
                 rounds=self._up.rounds,
+                open_other=lambda: self._up.fresh_port(port.spec),
                 tries=tries,
                 tracer=self._trace,
             )

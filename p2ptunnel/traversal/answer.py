@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 
 from p2ptunnel.abc import Pipe
 from p2ptunnel.defaults import (
-    APART_PATIENCE,
+    APART_CALLS_MAX,
     CALLS_MAX,
     FRUITLESS_CALLS,
     PENDING_CONNECTIONS,
@@ -47,7 +47,7 @@ from p2ptunnel.protocol.birthday import BirthdayEnded, OpenHoles, SendProbes
 from p2ptunnel.protocol.callee import AnswerApart, CallAnswered, CalleeAgent, CalleePort, OtherPort, Refusal
 from p2ptunnel.protocol.intent import IntentJudge
 from p2ptunnel.protocol.machine import Event
-from p2ptunnel.protocol.punch import Dial, ObserveRow, StopDialing
+from p2ptunnel.protocol.punch import Dial, ObserveRow, StopDialing, TakePort
 from p2ptunnel.protocol.registration import (
     AddressChanged,
     Credentials,
@@ -65,8 +65,8 @@ from p2ptunnel.transports.quicport import QuicPort
 from p2ptunnel.transports.relay import RelayPipe
 from p2ptunnel.transports.tcp import TcpPipe, read_preamble
 from p2ptunnel.traversal.apart import CallApart
-from p2ptunnel.traversal.attempt import AttemptSockets
-from p2ptunnel.traversal.port import PunchPort
+from p2ptunnel.traversal.attempt import AttemptSockets, NextRound
+from p2ptunnel.traversal.port import OpenPort, PunchPort, another_port
 from p2ptunnel.traversal.quic import QuicAnswers
 from p2ptunnel.traversal.report import ConnectedBy, path_of
 from p2ptunnel.types import Address, Tag, format_address
@@ -77,7 +77,6 @@ __all__ = ["Admit", "AdmitRaw", "AnsweringPort", "JoinAsCallee"]
 Admit: TypeAlias = Callable[[Pipe, str, PublicKey], Awaitable[None]]
 JoinAsCallee: TypeAlias = Callable[[str, RelayOffer | None], Awaitable[RelayPipe]]
 AdmitRaw: TypeAlias = Callable[[Pipe], Awaitable[None]]
-OpenPort: TypeAlias = Callable[[], Awaitable[PunchPort]]
 _dice: Final = random.SystemRandom()
 
 _ServerNews: TypeAlias = Registered | RegistrationRefused | RegistrationLost | ServerUnproven | Displaced
@@ -314,7 +313,7 @@ class AnsweringPort:
     def _on_event(self, event: Event) -> None:
         self._trace("punch", type(event).__name__, **event.facts())
         match event:
-            case Dial() | ObserveRow() | OpenHoles() | SendProbes() | BirthdayEnded() if not self._is_closing:
+            case Dial() | TakePort() | ObserveRow() | OpenHoles() | SendProbes() | BirthdayEnded() if not self._is_closing:
                 self._sockets_of(event.token).take(event)
             case AnswerApart():
                 self._answer_apart(event.token)
@@ -346,8 +345,11 @@ class AnsweringPort:
             listener.expect(raw_hosts)
         if token not in self._sockets:
             on_row = partial(self._on_row, token)
+            later = NextRound(
+                self._other_port, self._on_accepted, partial(self._on_taken, token), partial(self._on_burnt, token)
+            )
             port = self._apart[token].port if token in self._apart else self._port
-            self._sockets[token] = AttemptSockets(port, self._greet_soon, on_row, tracer=self._trace)
+            self._sockets[token] = AttemptSockets(port, self._greet_soon, on_row, later, tracer=self._trace)
         return self._sockets[token]
 
     def _on_row(self, token: str, port: int | None) -> None:
@@ -392,19 +394,23 @@ class AnsweringPort:
         call.start()
 
     async def _other_port(self) -> PunchPort | None:
-        """Return another port at the server; None if there is none in time, or the server sees it at another host than ours."""
-        assert self._open_other is not None  # else no call would ask for it
-        try:
-            async with asyncio.timeout(APART_PATIENCE):
-                port = await self._open_other()
-        except (P2PTunnelError, OSError) as error:  # TimeoutError is one
-            self._trace("traversal", "no_other_port", reason=str(error) or "not in time")
+        """Return another port at the server, where our peers know us; None if there is none, or too many are used already."""
+        used = len(self._apart) + sum(sockets.has_other for sockets in self._sockets.values())
+        if self._open_other is None or self.observed is None or used >= APART_CALLS_MAX:
             return None
-        seen = {candidate.host for candidate in port.view.candidates if candidate.kind == "srflx"}
-        if self.observed is not None and self.observed[0] in seen and not self._is_closing:
-            return port
-        port.close()
-        return None
+        return await another_port(self._open_other, self.observed[0], self._trace)
+
+    def _on_taken(self, token: str, port: PunchPort) -> None:
+        agent = self._machine.agent(token)
+        if agent is not None:
+            agent.port_taken(port.address[1], port.view.candidates, time.monotonic())
+            self._wake()
+
+    def _on_burnt(self, token: str) -> None:
+        agent = self._machine.agent(token)
+        if agent is not None:
+            agent.port_lost(time.monotonic())
+            self._wake()
 
     def _leave(self, token: str) -> None:
         call = self._apart.pop(token, None)

@@ -47,8 +47,8 @@ from p2ptunnel.protocol.rounds import Rounds
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.quicport import QuicPort
 from p2ptunnel.transports.tcp import TcpPipe
-from p2ptunnel.traversal.attempt import AttemptSockets
-from p2ptunnel.traversal.port import PunchPort
+from p2ptunnel.traversal.attempt import AttemptSockets, NextRound
+from p2ptunnel.traversal.port import OpenPort, PunchPort, another_port
 from p2ptunnel.traversal.quic import QuicCall
 from p2ptunnel.traversal.report import ConnectedBy, path_of
 from p2ptunnel.traversal.tries import Tries
@@ -102,6 +102,7 @@ class Call(Generic[T]):
         is_punching: Whether to punch; else the call only finds out for its companion who answers.
         birthdays: What this machine has for them; None: there will be none.
         rounds: What earlier attempts have shown, and this one adds to; None: nothing.
+        open_other: Opens another port at the same server, for a second round; None: there is none.
         tries: Where what it tries is noted.
 
     Attributes:
@@ -122,6 +123,7 @@ class Call(Generic[T]):
         is_punching: bool = True,
         birthdays: Birthdays | None = None,
         rounds: Rounds | None = None,
+        open_other: OpenPort | None = None,
         tries: Tries | None = None,
         tracer: Tracer | None = None,
     ) -> None:
@@ -147,7 +149,9 @@ class Call(Generic[T]):
             port=port.address[1],
         )
         quic = QuicPort(port.udp, tracer=self._trace)
-        self._sockets = AttemptSockets(port, self._add, self._on_row, tracer=self._trace)
+        self._open_other = open_other
+        later = NextRound(self._other_port, self._on_accepted, self._on_taken, self._on_burnt)
+        self._sockets = AttemptSockets(port, self._add, self._on_row, later, tracer=self._trace)
         self._tries = (tries or Tries()).call(port.server, port.address, lambda: self._sockets.records)
         self._quic = QuicCall(quic, self._keep, self._tries, self._trace)
         self._driver = UdpDriver(self._agent, port.udp, self._on_event, aside=quic)
@@ -264,6 +268,21 @@ class Call(Generic[T]):
 
     def _on_row(self, port: int | None) -> None:
         self._agent.observed(port, time.monotonic())
+        self._driver.wake()
+
+    async def _other_port(self) -> PunchPort | None:
+        """Return another port, where the callee knows us already; None if there is none."""
+        seen = next((candidate.host for candidate in self._port.view.candidates if candidate.kind == "srflx"), None)
+        if self._open_other is None or seen is None:
+            return None
+        return await another_port(self._open_other, seen, self._trace)
+
+    def _on_taken(self, port: PunchPort) -> None:
+        self._agent.port_taken(port.address[1], port.view.candidates, time.monotonic())
+        self._driver.wake()
+
+    def _on_burnt(self) -> None:
+        self._agent.port_lost(time.monotonic())
         self._driver.wake()
 
     def _nominate_soon(self, pipe: Pipe, conkey: str) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Final, NamedTuple, Self, TypeAlias
 
 from p2ptunnel.defaults import (
+    APART_PATIENCE,
     CONTROL_GRACE,
     OPENER_HOPS_IPV6,
     OPENER_TTL_MEMORY,
@@ -42,7 +43,7 @@ from p2ptunnel.traversal.ways import Ways
 from p2ptunnel.types import Address, Candidate, ServerSpec, format_address
 from p2ptunnel.wire.messages import Message, encode
 
-__all__ = ["Opener", "OpenerTtl", "PunchPort", "take_number"]
+__all__ = ["OpenPort", "Opener", "OpenerTtl", "PunchPort", "another_port", "take_number"]
 
 OnAccepted: TypeAlias = Callable[[socket.socket, Address], None]
 _NUMBER_TRIES: Final = 16
@@ -406,3 +407,24 @@ class PunchPort:
         if self._beside is not None:
             self._beside.close()
         self.udp.close()
+
+
+OpenPort: TypeAlias = Callable[[], Awaitable[PunchPort]]
+
+
+async def another_port(open_port: OpenPort, host: str, tracer: Tracer) -> PunchPort | None:
+    """Return another port, for a peer that knows us at `host`; None if there is none in time, or the server sees it elsewhere.
+
+    Whoever gets it closes it.
+    """
+    try:
+        async with asyncio.timeout(APART_PATIENCE):
+            port = await open_port()
+    except (P2PTunnelError, OSError) as error:  # TimeoutError is one
+        tracer("traversal", "no_other_port", reason=str(error) or "not in time")
+        return None
+    if any(candidate.kind == "srflx" and candidate.host == host for candidate in port.view.candidates):
+        return port
+    tracer("traversal", "no_other_port", reason="the server sees it at another address")
+    port.close()
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from p2ptunnel.errors import NoPathError
 from p2ptunnel.events import PathChanged
 from p2ptunnel.peer import Peer
+from p2ptunnel.protocol import approach
 from p2ptunnel.protocol import callee as protocol_callee
 from p2ptunnel.protocol import caller as protocol_caller
 from p2ptunnel.server import Rendezvous
@@ -41,6 +43,23 @@ def test_what_the_callees_opening_has_spoilt_opens_from_fresh_ports_with_swapped
     natlab: Lab, tmp_path: Path, kind: str
 ) -> None:
     async def calls(peer: Peer) -> None:
+        began = time.monotonic()
+        stream = await peer.connect(HOME, "echo")
+        assert time.monotonic() - began < ROUND
+        assert stream.path.kind == "direct"
+        await stream.close()
+
+    answered = meet(natlab, tmp_path, kind, calls, relay="never")
+    assert [event.name for event in answered].count("second_round") == 1
+
+
+@pytest.mark.parametrize("kind", ["pr", "prR"])
+def test_with_one_round_an_attempt_the_next_attempt_leads_through(
+    natlab: Lab, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(approach, "ROUNDS", 1)
+
+    async def calls(peer: Peer) -> None:
         with pytest.raises(NoPathError):
             await peer.connect(HOME, "echo")
         stream = await peer.connect(HOME, "echo")
@@ -51,7 +70,12 @@ def test_what_the_callees_opening_has_spoilt_opens_from_fresh_ports_with_swapped
     assert [event.name for event in answered].count("answered_apart") == 1
 
 
-def test_a_stream_over_the_relay_gets_a_direct_path_by_the_second_round(natlab: Lab, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_stream_over_the_relay_gets_a_direct_path_by_the_second_round(
+    natlab: Lab, tmp_path: Path, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(approach, "ROUNDS", rounds)
+
     async def calls(peer: Peer) -> None:
         moved = peer.events(PathChanged)
         async with await peer.connect(HOME, "echo") as stream:

@@ -199,9 +199,12 @@ class Side(Driver):
             if socket.remote in replaced and self._is_replaceable(socket):
                 stack.reset(socket)
         for target in event.targets:
-            socket = stack.connect(target, ttl=attempt.ttl)
-            if socket is not None and stack is not self.stack:
-                self._dialled[socket] = stack
+            self._connect(stack, target, attempt.ttl)
+
+    def _connect(self, stack: TcpStack, target: Address, ttl: int) -> None:
+        socket = stack.connect(target, ttl=ttl)
+        if socket is not None and stack is not self.stack:
+            self._dialled[socket] = stack
 
     def _stack_from(self, event: Dial) -> TcpStack:
         """Return the TCP of the port that the round has."""
@@ -214,9 +217,7 @@ class Side(Driver):
 
     def _redial(self, stack: TcpStack, attempt: _Attempt, phase: int, target: Address) -> None:
         if attempt.phase == phase:
-            socket = stack.connect(target, ttl=attempt.ttl)
-            if socket is not None and stack is not self.stack:
-                self._dialled[socket] = stack
+            self._connect(stack, target, attempt.ttl)
 
     def _open_holes(self, event: OpenHoles) -> None:
         for _ in event.holes:

@@ -28,6 +28,7 @@ from p2ptunnel.server import Rendezvous
 from p2ptunnel.trace import TraceEvent, Tracer
 from p2ptunnel.transports.raw import RawStreams
 from p2ptunnel.traversal import answer as module
+from p2ptunnel.traversal import port as port_module
 from p2ptunnel.traversal.answer import AnsweringPort
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort
 from p2ptunnel.types import Address
@@ -712,7 +713,7 @@ def test_others_are_answered_from_the_registered_port_meanwhile() -> None:
 def test_where_no_other_port_is_to_be_had_the_burnt_one_answers(
     trouble: Exception | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "APART_PATIENCE", 0.05)
+    monkeypatch.setattr(port_module, "APART_PATIENCE", 0.05)
 
     async def main() -> None:
         hall = Hall()
