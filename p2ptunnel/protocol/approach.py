@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from p2ptunnel.defaults import BIRTHDAY_RENEWAL, PHASES, PLAIN_MARGIN, ROUNDS
+from p2ptunnel.defaults import BIRTHDAY_RENEWAL, CANDIDATES_MAX, PHASES, PLAIN_MARGIN, ROUNDS
 from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes, Tell
 from p2ptunnel.protocol.guessing import EasySide, EasyState
 from p2ptunnel.protocol.holes import HardSide, HardState
@@ -34,12 +34,12 @@ from p2ptunnel.protocol.signals import Signals
 from p2ptunnel.protocol.strategy import Method, Plan, choose
 from p2ptunnel.types import Address, Candidate, Role
 from p2ptunnel.wire.messages import NatHints, Opener, PortRow, Signal, SignalAnswer, encode
-from p2ptunnel.wire.signal import Again, FreshPort, GoAhead, SignalBody, Swap, Sync
+from p2ptunnel.wire.signal import Again, FreshPort, GoAhead, MoreCandidates, SignalBody, Swap, Sync
 
 __all__ = ["Approach", "Birthdays"]
 
 _NOT_BEGUN: Final = -1
-_AGAIN_CANDIDATES: Final = 8  # an `again` has no more
+_SIGNAL_CANDIDATES: Final = 8  # one has no more
 
 
 class Birthdays(msgspec.Struct, frozen=True):
@@ -137,6 +137,7 @@ class Approach(MachineBase):
         self._is_running = False
         self._birthday: HardSide | EasySide | None = None
         self._server: Final = server
+        self._told = view.candidates
         self._swapped: set[int] = {0} if self.is_swapped else set()  # rounds in which the caller opens first
         self._wants_port = False
         self._has_port = False
@@ -196,6 +197,14 @@ class Approach(MachineBase):
         self._begin_with_rows(now)
         self._collect(now)
 
+    def tell_more(self, candidates: tuple[Candidate, ...], now: float) -> None:
+        """Tell the other side of ways in to our port that have turned up since: those of `candidates` it does not know."""
+        new = tuple(candidate for candidate in candidates if candidate not in self._told)[:_SIGNAL_CANDIDATES]
+        if new and self._is_running and self._signals is not None:
+            self._told += new
+            self._signals.tell(MoreCandidates(cands=new), now)
+            self._collect(now)
+
     def port_lost(self, now: float) -> None:
         """Our port has turned out to be of no use: another round is to begin from a fresh one."""
         self._want_port()
@@ -203,7 +212,7 @@ class Approach(MachineBase):
 
     def port_taken(self, candidates: tuple[Candidate, ...], now: float) -> None:
         """We have a fresh port and these are its candidates, or none: what `TakePort` asked for."""
-        candidates = tuple(candidate for candidate in candidates if candidate.proto == "tcp")[:_AGAIN_CANDIDATES]
+        candidates = tuple(candidate for candidate in candidates if candidate.proto == "tcp")[:_SIGNAL_CANDIDATES]
         if not (self._is_running and self._wants_port and candidates) or self._has_port or self._signals is None:
             return
         self._has_port = True
@@ -339,6 +348,8 @@ class Approach(MachineBase):
                 self._swapped.add(body.round)
                 if body.round == self.round:
                     self._swap(now)
+            case MoreCandidates():
+                self._add(body.cands, now)
             case Again(round=1) if self._can_go_round and not self._next_targets:
                 self._next_targets = aimed_at(body.cands, self._peer, self._server)
                 self._want_port()
@@ -367,6 +378,20 @@ class Approach(MachineBase):
         self.plan = msgspec.structs.replace(self.plan, openers=openers)
         if self._phase == 0 or not (self._awaits_own_row or self._awaits_other_row):
             self._begin_phase(0, now)
+
+    # --- more candidates ----------------------------------------------------------------------------------------------
+
+    def _add(self, candidates: tuple[Candidate, ...], now: float) -> None:
+        """Dial what has turned up on the other side, by the rules for what it has signed: there, and not too much.
+
+        A plain SYN, since it is a way in that needs none of ours; unless the other side has yet to show that it is there.
+        """
+        named = tuple(candidate for candidate in candidates if candidate.proto == "tcp")
+        aimed = aimed_at(named, self._peer, self._server) if self.targets and self.round == 0 else ()
+        new = tuple(address for address in aimed if address not in self.targets)[: CANDIDATES_MAX - len(self.targets)]
+        self.targets += new
+        if new and self._is_trusted and self._phase != _NOT_BEGUN and self._birthday is None and self.plan.row is None:
+            self._events.append(Dial(self._token, new, low=False, patience=self._ends_at - now, is_added=True))
 
     # --- the next round -----------------------------------------------------------------------------------------------
 

@@ -302,6 +302,11 @@ class CalleeAgent(MachineBase):
         self._approach.observed(port, now)
         self._collect()
 
+    def tell_more(self, candidates: tuple[Candidate, ...], now: float) -> None:
+        """Tell the caller of ways in to our port that have turned up since."""
+        self._approach.tell_more(candidates, now)
+        self._collect()
+
     def port_lost(self, now: float) -> None:
         """Our port has turned out to be of no use."""
         self._approach.port_lost(now)
@@ -483,6 +488,14 @@ class CalleePort(MachineBase):
     def agent(self, token: str) -> CalleeAgent | None:
         """Return the agent of `token` while its attempt lives."""
         return self._agents.get(token)
+
+    def view_changed(self, view: LocalView, now: float) -> None:
+        """Take what we know of our port by now, for later calls; those under way are told of ways in that have turned up."""
+        self.view = view
+        for agent in self.agents:
+            if not agent.is_apart:
+                agent.tell_more(view.candidates, now)
+        self._collect()
 
     def receive_datagram(self, data: bytes, source: Address, now: float) -> None:
         """Take one datagram from the server, a caller or anybody else."""

@@ -107,7 +107,7 @@ class Dial(Event, frozen=True):
     What the peer has answered already (SYN_RECEIVED) stays: it comes up if it is left alone, and resetting it poisons the
     NATs' memory of this pair of ports.  low: They must die outside our own NATs.  patience: Seconds until the attempt ends;
     the next phase replaces them before.  is_unseen: Nobody but the peer itself says that it is there: a plain SYN that is
-    refused is not sent again.  round: From the port of that round: those of an earlier one stay.
+    refused is not sent again.  round: From the port of that round: those of an earlier one stay.  is_added: All others stay.
 
     All targets are of one family; the SYNs of the other stay.
     """
@@ -118,6 +118,7 @@ class Dial(Event, frozen=True):
     patience: float
     is_unseen: bool = False
     round: int = 0
+    is_added: bool = False
 
 
 class TakePort(Event, frozen=True):

@@ -284,7 +284,8 @@ class AnsweringPort:
         self._machine.registration.server_key = self._port.server_key
 
     def _take_mapping(self) -> None:
-        self._machine.view = self._port.view
+        self._machine.view_changed(self._port.view, time.monotonic())
+        self._driver.wake()
 
     async def _watch_control(self) -> None:
         """Keep the standing TCP connection open; what ended it may have ended the registration or changed our address."""

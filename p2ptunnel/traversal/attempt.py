@@ -154,6 +154,7 @@ class AttemptSockets:
             low_ttl=opener.ttl if wanted.low else None,
             hop_rtt=opener.rtt,
             patience=wanted.patience,
+            is_added=wanted.is_added,
             redials=0 if wanted.is_unseen and not wanted.low else REDIALS_PER_PHASE,
         )
 

@@ -25,6 +25,7 @@ from p2ptunnel.testing.simnet import (
     SimCaller,
     SimServer,
 )
+from p2ptunnel.testing.simnet.side import look_around
 from p2ptunnel.wire.signal import Again, SignalBody, Swap
 
 GUARDED: Final = Kind(simultaneous_open=False, is_guarded=True)
@@ -166,3 +167,22 @@ def test_with_a_callee_that_knows_nothing_of_it_they_connect_too(caller: str, mo
 
     monkeypatch.setattr(Approach, "_take", unknowing)
     assert [callee for callee in PUNCHABLE if not swapped(caller, callee, 0.025)] == []
+
+
+# --- more candidates ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [0.2, 0.5, 1.5])
+def test_a_way_in_that_turns_up_during_the_attempt_is_used(at: float) -> None:
+    """The callee has told the port that its NAT shows over UDP, and learns in the middle of it which one leads in."""
+    pair = Pair(MEETS, KINDS["shift"], callee_habits=Habits(tells_tcp_port=False, has_ports=False))
+    assert not is_up(pair.attempt())
+    right = look_around(pair.network, pair.callee.host, SERVER, Habits())
+
+    def tell() -> None:
+        pair.callee.port.view_changed(right, pair.network.clock.now)
+        pair.callee.flush()
+
+    pair = Pair(MEETS, KINDS["shift"], callee_habits=Habits(tells_tcp_port=False, has_ports=False))
+    pair.network.clock.call_later(at, tell)
+    assert is_up(pair.attempt())

@@ -188,6 +188,11 @@ class Side(Driver):
 
     def _dial(self, event: Dial) -> None:
         attempt = self._attempts[event.token]
+        if event.is_added:
+            attempt.redials |= dict.fromkeys(event.targets, self._habits.redials)
+            for target in event.targets:
+                self._connect(self._stack_from(event), target, TTL)
+            return
         attempt.phase += 1
         if attempt.phase >= self._habits.phases * (event.round + 1):
             return

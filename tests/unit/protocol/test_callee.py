@@ -20,8 +20,9 @@ from p2ptunnel.protocol.callee import (
     OtherPort,
     Refusal,
 )
+from p2ptunnel.protocol.intent import Answered
 from p2ptunnel.protocol.machine import Event
-from p2ptunnel.protocol.punch import ConnectionChosen, Dial, LocalView, PunchStarted, StopDialing, phase_length
+from p2ptunnel.protocol.punch import ConnectionChosen, Dial, LocalView, PunchStarted, StopDialing, TakePort, phase_length
 from p2ptunnel.protocol.registration import RegistrationState
 from p2ptunnel.protocol.rounds import Rounds
 from p2ptunnel.testing.simnet import Credentials
@@ -31,6 +32,7 @@ from p2ptunnel.wire.intent import IntentRole
 from p2ptunnel.wire.intent import decode as decode_intent
 from p2ptunnel.wire.intent import encode as encode_intent
 from p2ptunnel.wire.keyed import KeyedReceiver
+from p2ptunnel.wire.signal import Again, MoreCandidates, SignalReceiver
 from p2ptunnel.wire.messages import (
     ConkeyExtra,
     HoleAnswer,
@@ -44,6 +46,7 @@ from p2ptunnel.wire.messages import (
     PunchNotice,
     Register,
     RegisterAnswer,
+    Signal,
     SignalAnswer,
     encode,
 )
@@ -838,3 +841,58 @@ def test_one_that_came_to_a_channel_burns_nothing() -> None:
     agent.channel_accepted(1)
     port.handle_timer(PUNCH_TIMEOUT)
     assert not rounds.is_number_burnt(CALLEE[1], PUNCH_TIMEOUT)
+
+
+# --- more ways in, and a second round -------------------------------------------------------------------------------------
+
+
+def heard(port: CalleePort, ear: SignalReceiver) -> list[object]:
+    """What the caller hears from it through the server."""
+    return [ear.open(said.extra.sealed) for said in sent(port.datagrams_to_send()) if isinstance(said, Signal)]
+
+
+def called(rounds: Rounds | None = None) -> tuple[CalleePort, CalleeAgent, SignalReceiver]:
+    """A port with one call, its agent, and what its caller hears with."""
+    port, signs = callee_port(rounds=rounds), signer()
+    cands = (Candidate("srflx", "udp", *CALLER),)
+    nat = NatHints(low=True, rtt=50)
+    extra = replace(notice().extra, intent=signs.sign(cands, nat), cands=cands, nat=nat)
+    port.receive_datagram(encode(PunchNotice(mid=10, extra=extra)), SERVER, 0.0)
+    answer = only(PunchAnswer, port.datagrams_to_send())
+    assert answer.extra is not None
+    answered = signs.judge(answer.extra.intent, answer.extra.cands, answer.extra.nat)
+    assert isinstance(answered, Answered)
+    [agent] = port.agents
+    port.events()
+    return port, agent, SignalReceiver(answered.keys.callee_seal)
+
+
+MAPPED = Candidate("mapped", "tcp", CALLEE[0], 51_000)
+
+
+def test_calls_under_way_are_told_of_a_way_in_that_turns_up() -> None:
+    port, _, ear = called()
+    port.view_changed(replace(VIEW, candidates=(*VIEW.candidates, MAPPED)), 0.1)
+    assert heard(port, ear) == [MoreCandidates(cands=(MAPPED,))]
+    assert MAPPED in port.view.candidates
+    port.view_changed(replace(VIEW, candidates=(*VIEW.candidates, MAPPED)), 0.2)
+    assert heard(port, ear) == []
+
+
+def test_a_call_on_a_port_of_its_own_is_told_of_none_of_another() -> None:
+    port, agent = apart()
+    agent.datagrams_to_send()
+    port.view_changed(replace(VIEW, candidates=(MAPPED,)), 1.1)
+    assert not agent.datagrams_to_send()
+
+
+def test_a_port_that_is_lost_is_replaced_and_both_are_burnt_if_nothing_comes_of_it() -> None:
+    rounds = Rounds()
+    port, agent, ear = called(rounds)
+    agent.port_lost(0.1)
+    event(TakePort, port.events())
+    agent.port_taken(APART.number, APART.view.candidates, 0.2)
+    assert heard(port, ear) == [Again(round=1, cands=APART.view.candidates)]
+    tell(agent, PROBE, CALLER, 0.3)
+    port.handle_timer(PUNCH_TIMEOUT)
+    assert all(rounds.is_burnt(number, CALLER[0], PUNCH_TIMEOUT) for number in (CALLEE[1], APART.number))

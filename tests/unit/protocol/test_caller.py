@@ -23,6 +23,7 @@ from p2ptunnel.protocol.punch import (
     Nominate,
     PunchStarted,
     StopDialing,
+    TakePort,
     phase_length,
 )
 from p2ptunnel.protocol.rounds import Rounds
@@ -823,3 +824,20 @@ def test_a_call_that_came_to_no_round_burns_nothing(code: int) -> None:
     assert agent.state is CallerState.FAILED
     assert not rounds.is_number_burnt(CALLER[1], 0.0)
     assert not opens_first(remembering(rounds))
+
+
+def test_the_port_of_a_second_round_is_burnt_like_that_of_the_first() -> None:
+    rounds = Rounds()
+    agent = remembering(rounds)
+    agent.port_lost(0.1)
+    assert event(TakePort, agent.events()) == TakePort(TOKEN)
+    agent.port_taken(40_009, (Candidate("srflx", "tcp", CALLER[0], 50_009),), 0.2)
+    agent.handle_timer(PUNCH_TIMEOUT)
+    assert all(rounds.is_burnt(port, CALLEE[0], PUNCH_TIMEOUT) for port in (CALLER[1], 40_009))
+
+
+def test_before_anybody_answers_there_is_no_round_to_repeat() -> None:
+    agent = offered()
+    agent.port_lost(0.0)
+    agent.port_taken(40_009, (), 0.0)
+    assert not [happened for happened in agent.events() if isinstance(happened, TakePort)]
