@@ -297,7 +297,8 @@ class Approach(MachineBase):
         self._phase = phase
         is_last = phase == self._phases - 1 and not (self._hopes_for_birthday or self._is_to_go_round)
         self._acts_at = None if is_last else now + self._length
-        self._holds_back = (phase > 0 or self.is_swapped) and not (self._is_trusted or self.plan.sends_low(phase))
+        is_first = phase == 0 and self.round == 0 and not self.is_swapped
+        self._holds_back = not (is_first or self._is_trusted or self.plan.sends_low(phase))
         if not self._holds_back:
             self._dial(now)
         if phase > 0 and self._role == "callee" and self.round == 0:

@@ -346,9 +346,8 @@ class AnsweringPort:
             listener.expect(raw_hosts)
         if token not in self._sockets:
             on_row = partial(self._on_row, token)
-            later = NextRound(
-                self._other_port, self._on_accepted, partial(self._on_taken, token), partial(self._on_burnt, token)
-            )
+            taken, burnt = partial(self._on_taken, token), partial(self._on_burnt, token)
+            later = NextRound(partial(self._other_port, token), self._on_accepted, taken, burnt)
             port = self._apart[token].port if token in self._apart else self._port
             self._sockets[token] = AttemptSockets(port, self._greet_soon, on_row, later, tracer=self._trace)
         return self._sockets[token]
@@ -372,7 +371,7 @@ class AnsweringPort:
 
     async def _open_apart(self, token: str) -> None:
         """Open a port for one call, and answer from there; from the registered one, where none is to be had in time."""
-        port = await self._other_port()
+        port = await self._other_port(token)
         other = None if port is None else OtherPort(port.view, port.address[1])
         agent = self._machine.answer_apart(token, other, time.monotonic())
         if port is not None and agent is not None:
@@ -394,9 +393,9 @@ class AnsweringPort:
         self._trace("traversal", "answered_apart", port=port.address[1])
         call.start()
 
-    async def _other_port(self) -> PunchPort | None:
+    async def _other_port(self, token: str) -> PunchPort | None:
         """Return another port at the server, where our peers know us; None if there is none, or too many are used already."""
-        used = len(self._apart) + sum(sockets.has_other for sockets in self._sockets.values())
+        used = len(self._apart) + sum(sockets.has_other for other, sockets in self._sockets.items() if other != token)
         if self._open_other is None or self.observed is None or used >= APART_CALLS_MAX:
             return None
         return await another_port(self._open_other, self.observed[0], self._trace)

@@ -763,3 +763,25 @@ def test_an_attempt_that_comes_to_nothing_there_leaves_nothing(monkeypatch: pyte
             assert other.udp.is_closed
 
     run(main())
+
+
+@pytest.mark.parametrize("most", [1, 0])
+def test_a_second_round_has_a_port_of_its_own_while_there_are_not_too_many(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "APART_CALLS_MAX", most)
+
+    async def main() -> None:
+        hall = Hall()
+        async with burnt(hall, host="127.0.0.9") as (server, callee, others), Caller(server.address) as caller:
+            await caller.call(TAG)
+            [agent] = callee._machine.agents
+            callee._on_burnt(agent.token)
+            await hall.told("TakePort")
+            if most:
+                await hall.told("second_round")
+            [sockets] = callee._sockets.values()
+            await asyncio.gather(*(task for task in [sockets._taking] if task is not None))
+            assert len(others.opened) == most
+            await callee.close()
+            assert all(port.udp.is_closed for port in others.opened)
+
+    run(main())
