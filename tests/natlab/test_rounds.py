@@ -27,15 +27,20 @@ from tests.helpers.meeting import HOME, LAPTOP, echo
 pytestmark = pytest.mark.natlab
 PORT = 7000
 DELAY = 0.025
-ROUND = 2.0
+SECONDS = 5.0  # that two rounds take at most; measured are 1.6 to 2.2
 
 
 @pytest.fixture(autouse=True)
-def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A round fails in two seconds, and QUIC, which needs no second one, is not there."""
-    for agents in (protocol_caller, protocol_callee):
-        monkeypatch.setattr(agents, "PUNCH_TIMEOUT", ROUND)
+def no_quic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """QUIC needs no second round, and gets through by the first."""
     monkeypatch.setattr(traversal_port, "can_quic", bool)
+
+
+def rounds_of_an_attempt(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give an attempt that many rounds; with one it fails in two seconds."""
+    monkeypatch.setattr(approach, "ROUNDS", count)
+    for agents in (protocol_caller, protocol_callee) if count == 1 else ():
+        monkeypatch.setattr(agents, "PUNCH_TIMEOUT", 2.0)
 
 
 @pytest.mark.parametrize("kind", ["pr", "prR"])
@@ -45,7 +50,7 @@ def test_what_the_callees_opening_has_spoilt_opens_from_fresh_ports_with_swapped
     async def calls(peer: Peer) -> None:
         began = time.monotonic()
         stream = await peer.connect(HOME, "echo")
-        assert time.monotonic() - began < ROUND
+        assert time.monotonic() - began < SECONDS
         assert stream.path.kind == "direct"
         await stream.close()
 
@@ -57,7 +62,7 @@ def test_what_the_callees_opening_has_spoilt_opens_from_fresh_ports_with_swapped
 def test_with_one_round_an_attempt_the_next_attempt_leads_through(
     natlab: Lab, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(approach, "ROUNDS", 1)
+    rounds_of_an_attempt(1, monkeypatch)
 
     async def calls(peer: Peer) -> None:
         with pytest.raises(NoPathError):
@@ -74,13 +79,13 @@ def test_with_one_round_an_attempt_the_next_attempt_leads_through(
 def test_a_stream_over_the_relay_gets_a_direct_path_by_the_second_round(
     natlab: Lab, tmp_path: Path, rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(approach, "ROUNDS", rounds)
+    rounds_of_an_attempt(rounds, monkeypatch)
 
     async def calls(peer: Peer) -> None:
         moved = peer.events(PathChanged)
         async with await peer.connect(HOME, "echo") as stream:
             assert stream.path.kind == "relay"
-            async with asyncio.timeout(ROUND + 5):
+            async with asyncio.timeout(2 + SECONDS):
                 await anext(event async for event in moved if isinstance(event, PathChanged) and event.new.kind == "direct")
             assert stream.path.kind == "direct"
             await stream.write(b"hello")
