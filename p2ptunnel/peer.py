@@ -332,7 +332,8 @@ class Peer:
         async def open_on(session: Session) -> Stream:
             return await session.open_confirmed(service, on_asked=on_asked) if confirm else session.open(service)
 
-        known = self._up.session(pinned, is_direct=relay == "never")
+        is_direct = relay == "never"
+        known = self._up.session(pinned, is_direct=is_direct)
         if known is not None:
             with suppress(ChannelClosedError, ChannelLostError):  # it died unnoticed, or was about to end
                 for ticket in pinned.tickets:  # some may be newer than the session
