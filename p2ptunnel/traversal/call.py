@@ -103,6 +103,7 @@ class Call(Generic[T]):
         birthdays: What this machine has for them; None: there will be none.
         rounds: What earlier attempts have shown, and this one adds to; None: nothing.
         open_other: Opens another port at the same server, for a second round; None: there is none.
+        meanwhile: Called once the server has been asked: there is time until it answers.
         tries: Where what it tries is noted.
 
     Attributes:
@@ -124,10 +125,12 @@ class Call(Generic[T]):
         birthdays: Birthdays | None = None,
         rounds: Rounds | None = None,
         open_other: OpenPort | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
         tries: Tries | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         self._port = port
+        self._meanwhile = meanwhile
         self.wanted: Final = wanted
         self._establish = establish
         self._trace = tracer or Tracer()
@@ -190,6 +193,7 @@ class Call(Generic[T]):
             self._tries.start()
             self._agent.start(time.monotonic())
             self._driver.wake()
+            self._meanwhile()
             return await self._result
         except asyncio.CancelledError:
             if self._result.done() and not self._result.cancelled() and self._result.exception() is None:

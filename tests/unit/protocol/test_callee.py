@@ -32,7 +32,6 @@ from p2ptunnel.wire.intent import IntentRole
 from p2ptunnel.wire.intent import decode as decode_intent
 from p2ptunnel.wire.intent import encode as encode_intent
 from p2ptunnel.wire.keyed import KeyedReceiver
-from p2ptunnel.wire.signal import Again, MoreCandidates, SignalReceiver
 from p2ptunnel.wire.messages import (
     ConkeyExtra,
     HoleAnswer,
@@ -50,6 +49,7 @@ from p2ptunnel.wire.messages import (
     SignalAnswer,
     encode,
 )
+from p2ptunnel.wire.signal import Again, MoreCandidates, SignalReceiver
 from tests.unit.protocol.actors import (
     ALICE,
     BOB,
