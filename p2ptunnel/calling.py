@@ -6,7 +6,7 @@ Rule: an attempt that fails, or that nobody waits for any more, leaves neither a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -276,7 +276,7 @@ class Calling:
                 tracer=self._trace,
             )
             if signer is None or relay == "never":
-                return await self._punch(call, port, signer)
+                return await call(port, signer=signer).run()
             head_start = 0.0 if relay == "always" else RELAY_HEAD_START
             join = self._up.joining.at(port, "caller")
             relayed = RelayedCall(join, establish, callee=signer.callee, head_start=head_start, tries=tries, tracer=self._trace)
@@ -285,16 +285,6 @@ class Calling:
         except BaseException:
             port.close()  # it may not have come to the call, whose it is
             raise
-
-    async def _punch(self, call: Callable[..., Call[A]], port: PunchPort, signer: CallSigner | None) -> A:
-        """Make a direct call; once more from a fresh port, if all that failed was a birthday: that misses one time in sixty."""
-        first = call(port, signer=signer)
-        try:
-            return await first.run()
-        except NoPathError:
-            if signer is None or not first.has_missed:
-                raise
-        return await call(await self._fresh_port(port.spec), signer=self._up.signer(signer.callee)).run()
 
 
 async def within(timeout: float | None, tag: Tag, work: Coroutine[Any, Any, T], deadline: asyncio.Timeout | None = None) -> T:

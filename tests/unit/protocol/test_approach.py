@@ -54,7 +54,7 @@ class Side:
         own: MappingClass = "eim",
         other: MappingClass = "eim",
         *,
-        holes: int = BIRTHDAY_HOLES,
+        sockets: int = BIRTHDAY_HOLES,
         gate: BirthdayGate | None = None,
         low: bool = True,
         is_founding: bool = False,
@@ -72,7 +72,7 @@ class Side:
             replace(hints_of(other), udp=udp),
             random.Random(1),
             keys=None if is_founding else KEYS,
-            birthdays=Birthdays(self.gate, lambda: holes),
+            birthdays=Birthdays(self.gate, lambda: sockets),
             peer_key="other",
         )
         theirs = (KEYS.callee_seal, KEYS.caller_seal) if role == "caller" else (KEYS.caller_seal, KEYS.callee_seal)
@@ -269,8 +269,8 @@ def test_nobody_who_knows_the_row_is_no_obstacle() -> None:
 # --- the birthday ---------------------------------------------------------------------------------------------------------
 
 
-def hard(role: Role = "caller", *, gate: BirthdayGate | None = None, holes: int = BIRTHDAY_HOLES) -> Side:
-    side = Side(role, "rnd", "eim", gate=gate, holes=holes).start()
+def hard(role: Role = "caller", *, gate: BirthdayGate | None = None, sockets: int = BIRTHDAY_HOLES) -> Side:
+    side = Side(role, "rnd", "eim", gate=gate, sockets=sockets).start()
     side.approach.prove(0.0)
     return side
 
@@ -279,7 +279,7 @@ def hard(role: Role = "caller", *, gate: BirthdayGate | None = None, holes: int 
 def test_the_hard_side_opens_holes_when_the_first_phase_is_over(role: Role) -> None:
     side = hard(role)
     side.advance(W - 0.001)
-    happened = side.advance(W + 1.0)
+    happened = side.advance(W + 1.1)
     assert dials(happened)[-1].targets == ()  # what waits of the first phase is closed
     opened = [event for event in happened if isinstance(event, OpenHoles)]
     assert sum(len(event.holes) for event in opened) == BIRTHDAY_HOLES
@@ -327,21 +327,56 @@ def test_a_go_ahead_of_another_round_begins_nothing() -> None:
     side = Side("caller", "eim", "rnd").start()
     side.tell(GoAhead(round=1))
     assert not any(isinstance(event, SendProbes) for event in side.advance(1.0))
-    assert side.gate.enter("others", 1.0) is None
+    assert side.gate.enter("others", 1, 1.0) == 1
 
 
-@pytest.mark.parametrize("holes", [0, 64])
-def test_so_many_holes_as_there_are_descriptors_for(holes: int) -> None:
-    happened = hard(holes=holes).advance(W + 1.0)
-    assert sum(len(event.holes) for event in happened if isinstance(event, OpenHoles)) == holes
+@pytest.mark.parametrize("sockets", [0, 64, 300])
+def test_so_many_holes_as_there_are_descriptors_for(sockets: int) -> None:
+    happened = hard(sockets=sockets).advance(W + 1.1)
+    assert sum(len(event.holes) for event in happened if isinstance(event, OpenHoles)) == sockets
+
+
+@pytest.mark.parametrize("sockets", [0, 64])
+def test_no_more_guesses_at_a_time_than_there_are_descriptors_for(sockets: int) -> None:
+    side = Side("caller", "eim", "rnd", sockets=sockets).start()
+    side.tell(GoAhead())
+    sent = [event for event in side.advance(0.1 + RTT) if isinstance(event, SendProbes)]  # as long as each waits
+    assert sum(len(event.ports) for event in sent) == sockets
+
+
+def invited(side: Side, *times: float) -> int:
+    """Return how many guesses it sends when it is invited at these times."""
+    sent = 0
+    for at in times:
+        sent += sum(len(event.ports) for event in side.advance(at) if isinstance(event, SendProbes))
+        side.tell(GoAhead())
+    return sent + sum(len(event.ports) for event in side.advance(PUNCH_TIMEOUT) if isinstance(event, SendProbes))
+
+
+@pytest.mark.parametrize(("before", "left"), [(88, 616), (448, 256), (449, 0), (672, 0)])
+def test_what_the_last_birthdays_have_left_in_routers_is_what_the_next_may_take(before: int, left: int) -> None:
+    gate = BirthdayGate()
+    assert gate.enter("others", before, 0.0) == before
+    gate.leave(before)
+    side = Side("caller", "eim", "rnd", gate=gate).start()
+    assert invited(side, 0.0, 0.4, 0.8, 1.2) == left
+
+
+def test_what_it_has_opened_counts_for_the_next() -> None:
+    side = hard(sockets=96)
+    side.advance(PUNCH_TIMEOUT)
+    assert side.gate.enter("others", 672, PUNCH_TIMEOUT) == 704 - 96
+    side = Side("caller", "eim", "rnd").start()
+    assert invited(side, 0.0) == BIRTHDAY_CREDIT
+    assert side.gate.enter("others", 672, PUNCH_TIMEOUT) == 704 - BIRTHDAY_CREDIT
 
 
 def test_one_birthday_at_a_time_and_the_next_when_that_is_over() -> None:
     gate = BirthdayGate()
-    assert gate.enter("others", 0.0) is None
+    assert gate.enter("others", 1, 0.0) == 1
     side = hard(gate=gate)
     assert not any(isinstance(event, OpenHoles) for event in side.advance(4 * W))
-    gate.leave()
+    gate.leave(1)
     assert any(isinstance(event, OpenHoles) for event in side.advance(4 * W + BIRTHDAY_RENEWAL + 1e-6))
 
 
@@ -355,7 +390,7 @@ def test_its_end_is_told_and_lets_others_have_theirs(how: str) -> None:
     else:
         happened += side.advance(PUNCH_TIMEOUT)
     assert only(BirthdayEnded, happened).token == TOKEN
-    assert side.gate.enter("others", PUNCH_TIMEOUT) is None
+    assert side.gate.enter("others", 1, PUNCH_TIMEOUT) == 1
 
 
 def test_an_attempt_has_one_birthday() -> None:
