@@ -21,7 +21,7 @@ from p2ptunnel.defaults import (
     PHASES,
     PLAIN_MARGIN,
 )
-from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes, Tell
+from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes, Tell, birthday_wait
 from p2ptunnel.protocol.guessing import EasySide, EasyState
 from p2ptunnel.protocol.holes import HardSide, HardState
 from p2ptunnel.protocol.intent import AttemptKeys
@@ -246,7 +246,8 @@ class Approach(MachineBase):
     def _begin_phase(self, phase: int, now: float) -> None:
         self._phase = phase
         is_last = phase == self._phases - 1 and not self._hopes_for_birthday
-        self._acts_at = None if is_last else now + self._length
+        length = birthday_wait(self._round_trip) if phase == 0 and self._hopes_for_birthday else self._length
+        self._acts_at = None if is_last else now + length
         self._holds_back = phase > 0 and not (self._is_trusted or self.plan.sends_low(phase))
         if not self._holds_back:
             self._dial(now)

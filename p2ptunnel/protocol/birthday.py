@@ -18,6 +18,8 @@ from collections.abc import Hashable
 from typing import Final
 
 from p2ptunnel.defaults import (
+    BIRTHDAY_AFTER,
+    BIRTHDAY_AFTER_ROUND_TRIPS,
     BIRTHDAY_FLOWS,
     BIRTHDAY_FLOWS_FEW,
     BIRTHDAY_FLOWS_PER_SECOND,
@@ -44,6 +46,7 @@ __all__ = [
     "OpenHoles",
     "SendProbes",
     "Tell",
+    "birthday_wait",
     "next_tick",
     "probe_packets",
     "probe_patience",
@@ -177,6 +180,11 @@ class BirthdayGate:
 
 
 # --- times ---------------------------------------------------------------------------------------------------------------
+
+
+def birthday_wait(round_trip: float) -> float:
+    """Return for how many seconds the hard side waits for an answer to its first SYN: who is open needs no birthday."""
+    return max(BIRTHDAY_AFTER, BIRTHDAY_AFTER_ROUND_TRIPS * round_trip)
 
 
 def probe_patience(round_trip: float) -> float:

@@ -18,7 +18,7 @@ from p2ptunnel.defaults import (
     PUNCH_TIMEOUT,
 )
 from p2ptunnel.protocol.approach import Approach, Birthdays
-from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes
+from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes, birthday_wait
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.nat import Mapping, MappingClass, NatProfile
 from p2ptunnel.protocol.punch import Dial, LocalView, ObserveRow, phase_length
@@ -31,6 +31,7 @@ from tests.unit.protocol.actors import CALLEE, CALLER, SERVER, TOKEN, answer_int
 E = TypeVar("E", bound=Event)
 RTT = 0.05
 W = phase_length(RTT, RTT)
+WAIT = birthday_wait(2 * RTT)
 HALF_WAY = RTT + PLAIN_MARGIN
 KEYS = answer_intent(signer().sign(()), ())[1]
 OTHER: dict[Role, Address] = {"caller": CALLEE, "callee": CALLER}
@@ -276,10 +277,10 @@ def hard(role: Role = "caller", *, gate: BirthdayGate | None = None, sockets: in
 
 
 @pytest.mark.parametrize("role", ["caller", "callee"])
-def test_the_hard_side_opens_holes_when_the_first_phase_is_over(role: Role) -> None:
+def test_the_hard_side_opens_holes_when_who_is_open_would_have_answered(role: Role) -> None:
     side = hard(role)
-    side.advance(W - 0.001)
-    happened = side.advance(W + 1.1)
+    assert not any(isinstance(event, OpenHoles) for event in side.advance(WAIT - 0.001))
+    happened = side.advance(WAIT + 1.1)
     assert dials(happened)[-1].targets == ()  # what waits of the first phase is closed
     opened = [event for event in happened if isinstance(event, OpenHoles)]
     assert sum(len(event.holes) for event in opened) == BIRTHDAY_HOLES
@@ -289,7 +290,7 @@ def test_the_hard_side_opens_holes_when_the_first_phase_is_over(role: Role) -> N
 def test_it_invites_with_the_ports_that_were_seen() -> None:
     side = hard()
     side.told()
-    side.advance(W)
+    side.advance(WAIT)
     side.approach.datagrams_to_send()
     while not (told := side.told()):
         at = side.approach.next_deadline()
@@ -301,11 +302,11 @@ def test_it_invites_with_the_ports_that_were_seen() -> None:
 
 def test_a_callee_opens_no_holes_for_whom_it_has_not_heard() -> None:
     side = Side("callee", "rnd", "eim").start()
-    assert not any(isinstance(event, OpenHoles) for event in side.advance(W + 0.1))
+    assert not any(isinstance(event, OpenHoles) for event in side.advance(WAIT + 0.1))
 
 
 @pytest.mark.parametrize("role", ["caller", "callee"])
-@pytest.mark.parametrize("at", [0.0, W / 2, 1.0])
+@pytest.mark.parametrize("at", [0.0, WAIT / 2, 1.0])
 def test_the_easy_side_guesses_when_it_is_invited(role: Role, at: float) -> None:
     side = Side(role, "eim", "rnd").start()
     assert not any(isinstance(event, SendProbes) for event in side.advance(at))
@@ -319,7 +320,7 @@ def test_the_easy_side_guesses_when_it_is_invited(role: Role, at: float) -> None
 def test_who_is_not_the_easy_side_is_not_made_to_guess(own: MappingClass, other: MappingClass) -> None:
     side = Side("callee", own, other).start()
     side.tell(GoAhead())
-    assert not any(isinstance(event, SendProbes | OpenHoles) for event in side.advance(W / 2))  # its own turn is at W
+    assert not any(isinstance(event, SendProbes | OpenHoles) for event in side.advance(WAIT / 2))  # its own turn is at WAIT
     assert not any(isinstance(event, SendProbes) for event in side.advance(PUNCH_TIMEOUT))
 
 
@@ -332,7 +333,7 @@ def test_a_go_ahead_of_another_round_begins_nothing() -> None:
 
 @pytest.mark.parametrize("sockets", [0, 64, 300])
 def test_so_many_holes_as_there_are_descriptors_for(sockets: int) -> None:
-    happened = hard(sockets=sockets).advance(W + 1.1)
+    happened = hard(sockets=sockets).advance(WAIT + 1.1)
     assert sum(len(event.holes) for event in happened if isinstance(event, OpenHoles)) == sockets
 
 
@@ -340,7 +341,7 @@ def test_so_many_holes_as_there_are_descriptors_for(sockets: int) -> None:
 def test_no_more_guesses_at_a_time_than_there_are_descriptors_for(sockets: int) -> None:
     side = Side("caller", "eim", "rnd", sockets=sockets).start()
     side.tell(GoAhead())
-    sent = [event for event in side.advance(0.1 + RTT) if isinstance(event, SendProbes)]  # as long as each waits
+    sent = [event for event in side.advance(0.1 + RTT) if isinstance(event, SendProbes)]  # less than each waits
     assert sum(len(event.ports) for event in sent) == sockets
 
 
@@ -375,15 +376,15 @@ def test_one_birthday_at_a_time_and_the_next_when_that_is_over() -> None:
     gate = BirthdayGate()
     assert gate.enter("others", 1, 0.0) == 1
     side = hard(gate=gate)
-    assert not any(isinstance(event, OpenHoles) for event in side.advance(4 * W))
+    assert not any(isinstance(event, OpenHoles) for event in side.advance(4 * WAIT))
     gate.leave(1)
-    assert any(isinstance(event, OpenHoles) for event in side.advance(4 * W + BIRTHDAY_RENEWAL + 1e-6))
+    assert any(isinstance(event, OpenHoles) for event in side.advance(4 * WAIT + BIRTHDAY_RENEWAL + 1e-6))
 
 
 @pytest.mark.parametrize("how", ["stopped", "spent"])
 def test_its_end_is_told_and_lets_others_have_theirs(how: str) -> None:
     side = hard()
-    happened = side.advance(W)
+    happened = side.advance(WAIT)
     if how == "stopped":
         side.approach.stop()
         happened += side.approach.events()
@@ -407,23 +408,23 @@ def test_while_a_connection_is_tried_nobody_guesses_and_nobody_is_invited(part: 
     side = hard() if part == "hard" else Side("caller", "eim", "rnd").start()
     if part == "easy":
         side.tell(GoAhead())
-    side.advance(W + 0.2)
+    side.advance(WAIT + 0.2)
     for _ in range(2):
         side.approach.connection_up()
     side.told()
-    assert not any(isinstance(event, SendProbes | OpenHoles) for event in side.advance(W + 0.3))
+    assert not any(isinstance(event, SendProbes | OpenHoles) for event in side.advance(WAIT + 0.3))
     assert side.told() == []
     side.approach.connection_failed(side.now)
-    assert not side.advance(W + 0.4)  # the other one is tried still
+    assert not side.advance(WAIT + 0.4)  # the other one is tried still
     side.approach.connection_failed(side.now)
     side.tell(GoAhead())
-    happened = side.advance(W + 1.0)
+    happened = side.advance(WAIT + 1.0)
     assert part == "hard" or any(isinstance(event, SendProbes) for event in happened)
 
 
 def test_a_connection_from_before_the_birthday_ends_no_birthday() -> None:
     side = hard("callee")
     side.approach.connection_up()
-    side.advance(W + 0.1)
+    side.advance(WAIT + 0.1)
     side.approach.connection_failed(side.now)
     assert only(BirthdayEnded, side.advance(PUNCH_TIMEOUT)).why == "nothing came through"
