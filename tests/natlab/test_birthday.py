@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 
+from p2ptunnel.defaults import BIRTHDAY_HOLES
 from p2ptunnel.net import low
 from p2ptunnel.net.dial import Dial
 from p2ptunnel.net.sockets import ANY_IPV4
@@ -21,8 +22,8 @@ from p2ptunnel.wire.signal import GoAhead
 TTL = 2  # dies at the internet's router
 DELAY = 0.025
 ROUND_TRIP = 4 * DELAY
-ROUNDS = 3  # of which each misses once in 58 times
-HOLES = 256
+ROUNDS = 3  # of which each misses once in 75 times
+HOLES = BIRTHDAY_HOLES
 
 
 class Round:
