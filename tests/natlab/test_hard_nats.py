@@ -87,9 +87,9 @@ def test_a_round_in_which_every_guess_is_wrong_costs_routers_no_more_and_is_foll
             birthday, "BIRTHDAY_PAUSE", 3.0
         )  # so that nothing but what routers remember is in the second one's way
         assert not call(caller, tmp_path, server, events, times=2)
-        assert [event.name for event in events].count("BirthdayEnded") == 1
         assert BIRTHDAY_HOLES <= flows(hard) <= FLOWS_MOST
         assert BIRTHDAY_PROBES <= flows(easy) <= FLOWS_MOST
+        assert [event.name for event in events].count("BirthdayEnded") == 1
 
 
 def test_when_routers_have_forgotten_a_round_that_has_missed_the_next_one_connects(
