@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, NamedTuple, Self, TypeAlias
 
+import msgspec
+
 from p2ptunnel.defaults import (
     CONTROL_GRACE,
     OPENER_HOPS_IPV6,
@@ -33,7 +35,7 @@ from p2ptunnel.net.tcp import Listener
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
 from p2ptunnel.net.web import WebLinks, WebRoute
 from p2ptunnel.protocol.ipv6 import ipv6_candidates
-from p2ptunnel.protocol.nat import NatProfile
+from p2ptunnel.protocol.nat import Mapping, NatProfile
 from p2ptunnel.protocol.punch import LocalView, own_candidates
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.quic import can_quic
@@ -203,7 +205,13 @@ class PunchPort:
         mapped = self._mapped({candidate.host for candidate in seen})
         over_ipv6 = ipv6_candidates(global_ipv6(), self.address[1]) if self._has_ipv6 else ()
         rtt = 0.0 if control is None else control.rtt
-        return LocalView((*seen, *mapped, *over_ipv6), rtt, can_open_low(), self._nat, self._ports, can_quic())
+        return LocalView((*seen, *mapped, *over_ipv6), rtt, can_open_low(), self._profile, self._ports, can_quic())
+
+    @property
+    def _profile(self) -> NatProfile:
+        """What our NATs do; UDP that nobody has answered while TCP was is blocked: no datagram will show the peer where we are."""
+        is_blocked = self.is_udp_silent and self._nat.udp.observed is None
+        return msgspec.structs.replace(self._nat, udp=Mapping("none")) if is_blocked else self._nat
 
     def _mapped(self, seen: set[str]) -> Iterator[Candidate]:
         """Yield the ways in that our router keeps open, unless another NAT stands above it."""

@@ -92,6 +92,20 @@ def test_one_observer_cannot_tell() -> None:
     run(main())
 
 
+def test_udp_that_nobody_has_answered_while_tcp_was_is_told_as_blocked() -> None:
+    """Else a callee behind such a router would wait for a datagram of the caller's for ever, before it sends a plain SYN."""
+
+    async def main() -> None:
+        async with scripted_server(lambda *_: None, tcp="observes") as server:
+            port = await PunchPort.open(server.address, OpenerTtl())
+            assert (port.is_udp_silent, port.view.hints.udp) == (True, "none")
+            port.udp_lost()  # TCP was the way that went silent
+            assert port.view.hints.udp == ""
+            port.close()
+
+    run(main())
+
+
 def test_observers_that_are_out_of_reach_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile, "PHASE_MIN", 0.05)
 
