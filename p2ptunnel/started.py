@@ -32,6 +32,7 @@ from p2ptunnel.session.session import Session
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.spare import Spares
 from p2ptunnel.traversal.answer import AnsweringPort
+from p2ptunnel.traversal.habits import NatHabits
 from p2ptunnel.traversal.joining import Joining
 from p2ptunnel.traversal.lan import AdmitLan, LanAnswerer
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort
@@ -85,6 +86,7 @@ class Started:
         """Our tag, while somebody needs the registration."""
         self._relay: Final[RelayUse] = relay
         self._ttl: Final = OpenerTtl()
+        self._habits: Final = NatHabits(self._habits_learned, tracer=tracer)
         self._trace: Final = tracer
         self._is_closed = False
         self._sessions: list[Session] = []
@@ -111,7 +113,14 @@ class Started:
         self.require_open()
         if self._relay != "never":
             self.joining.expect(server.address)
-        return await PunchPort.open(server, self._ttl, ways=self.ways, tracer=self._trace)
+        port = await PunchPort.open(server, self._ttl, ways=self.ways, habits=self._habits.known, tracer=self._trace)
+        if self._relay != "always" and not self._is_closed:
+            self._habits.learn(port)
+        return port
+
+    def _habits_learned(self) -> None:
+        if self.answering is not None:
+            self.answering.take_view()
 
     def signer(self, callee: PublicKey | None) -> CallSigner:
         """Return what signs one call to the peer with this key, or to one whose key is to be learnt."""
@@ -163,6 +172,7 @@ class Started:
     def network_changed(self) -> None:
         """Look at every path anew."""
         self.ways.forget()
+        self._habits.forget()
         self.birthdays.gate.network_changed()
         for session in self._sessions:
             session.network_changed()
@@ -238,9 +248,11 @@ class Started:
         for port in spare:
             port.abort()
         self.spares.abort()
+        self._habits.abort()
         try:
             await asyncio.gather(
                 *(port.close() for port in spare),
+                self._habits.close(),
                 *(forward.close() for forward in self._forwards),
                 *(invitation.close() for invitation in self.invitations),
                 self._stop_replacing(),

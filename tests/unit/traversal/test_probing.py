@@ -13,7 +13,18 @@ from p2ptunnel.protocol.probing import ProbesBack
 from p2ptunnel.server import Rendezvous, probing
 from p2ptunnel.traversal.lifetime import mapping_lifetime
 from p2ptunnel.traversal.netreport import Lifetime
-from p2ptunnel.traversal.probing import Strangers, crosses, filtering_udp, hairpins_tcp, hairpins_udp, strangers_tcp
+from p2ptunnel.traversal.port import Opener
+from p2ptunnel.traversal.probing import (
+    Crossing,
+    Strangers,
+    ask_habits,
+    crosses,
+    does_cross,
+    filtering_udp,
+    hairpins_tcp,
+    hairpins_udp,
+    strangers_tcp,
+)
 from p2ptunnel.types import Address
 from tests.helpers import run
 from tests.helpers.turns import cancel_at_each_turn, descriptors, settle
@@ -39,13 +50,13 @@ def ask(question: Callable[[Address], Awaitable[object]], *others: Address) -> o
 
 def test_on_loopback_everybody_gets_in() -> None:
     assert ask(filtering_udp, *ALTERNATIVES) == "endpoint-independent"
-    assert ask(strangers_tcp, *ALTERNATIVES) == Strangers("endpoint-independent", "accept")
+    assert ask(strangers_tcp, *ALTERNATIVES) == Strangers("endpoint-independent", "accept", is_open=True)
 
 
 def test_a_server_with_one_address_cannot_tell() -> None:
     assert ask(filtering_udp) == "unknown"
     assert ask(strangers_tcp) == Strangers()
-    assert ask(lambda server: crosses(server, 1)) is None
+    assert ask(lambda server: crosses(server, 1)) == Crossing()
 
 
 def test_a_server_with_two_ports_does_not_tell_hosts_apart() -> None:
@@ -54,7 +65,7 @@ def test_a_server_with_two_ports_does_not_tell_hosts_apart() -> None:
 
 
 def test_a_syn_that_does_not_die_on_the_way_tells_nothing() -> None:
-    assert ask(lambda server: crosses(server, 64), *ALTERNATIVES) is None
+    assert ask(lambda server: crosses(server, 64), *ALTERNATIVES) == Crossing(has_died=False)
 
 
 def test_without_a_nat_there_is_no_hairpin_to_tell_of() -> None:
