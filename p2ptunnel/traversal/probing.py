@@ -78,7 +78,9 @@ def does_cross(strangers: Strangers, crossing: Crossing, mapping: MappingClass) 
 
 
 async def ask_habits(server: Address, mapping: MappingClass, opener: Opener) -> Habits:
-    """Find out what our NATs do with SYNs, by one probe where strangers get in and by two elsewhere; four seconds at most.
+    """Find out what our NATs do with SYNs, by one probe where strangers get in and by two elsewhere.
+
+    A third one confirms that SYNs do not cross, since any of them may have been lost on the way.  Then it takes six seconds.
 
     Args:
         server: Numeric.
@@ -88,6 +90,8 @@ async def ask_habits(server: Address, mapping: MappingClass, opener: Opener) -> 
     strangers = await strangers_tcp(server, is_brief=True)
     is_asked = not strangers.is_open and mapping == "eim" and can_open_low()
     crossing = await crosses(server, opener.ttl) if is_asked else Crossing()
+    if crossing.gets_in is False:
+        crossing = await crosses(server, opener.ttl)
     return Habits(
         crosses=does_cross(strangers, crossing, mapping),
         is_open=strangers.is_open,

@@ -113,6 +113,32 @@ def test_where_they_do_not_two_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == []
 
 
+@pytest.mark.parametrize(
+    ("met", "expected", "times"),
+    [
+        ([True], True, 1),
+        ([None], None, 1),
+        ([False, False], False, 2),
+        ([False, True], True, 2),
+        ([False, None], None, 2),
+    ],
+)
+def test_a_no_is_asked_for_twice(
+    monkeypatch: pytest.MonkeyPatch, met: list[bool | None], expected: bool | None, times: int
+) -> None:
+    asked: list[int] = []
+
+    async def told(_: Address, ttl: int) -> Crossing:
+        asked.append(ttl)
+        return Crossing(met[len(asked) - 1], has_died=True)
+
+    monkeypatch.setattr(module, "_let_dial", nobody_gets_in)
+    monkeypatch.setattr(module, "crosses", told)
+    habits = ask(lambda server: ask_habits(server, "eim", Opener(2, 0.01)), *ALTERNATIVES)
+    assert habits == Habits(crosses=expected, is_open=False, opens_low=True)
+    assert asked == [2] * times
+
+
 def test_a_server_with_one_address_tells_no_habits() -> None:
     assert not ask_habits_at().is_known
     assert not ask_habits_at(LOOPBACK).is_open
