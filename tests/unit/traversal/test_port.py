@@ -74,6 +74,8 @@ def test_all_observers_of_a_server_are_asked_how_the_port_is_mapped() -> None:
             assert nat.tcp.observed == nat.udp.observed == port.address
             assert port.view.ports == (port.address[1],) * 3
             assert (port.view.hints.tcp, port.view.hints.udp) == ("eim", "eim")
+            port.udp_lost()  # the server was silent for a while
+            assert (port.is_udp_silent, port.view.hints.udp) == (True, "eim")
             port.forget_control()
             assert (port.view.nat.tcp.kind, port.view.ports) == ("unknown", ())
             port.close()
