@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -61,7 +62,7 @@ class Ports:
         port._opener = Opener(2, 0.01)
         port._nat = NatProfile(tcp=Mapping(kind, (host, 40_000), 40_000, 1))
         if is_heard:
-            port.control = TcpControl(server, None, None, msgspec, Tracer())  # type: ignore[arg-type]
+            port.control = TcpControl(server, None, None, random.Random(1), Tracer())
             port.control.observed, port.control.others = (host, 40_000), others
         return port
 
