@@ -240,6 +240,7 @@ def test_where_one_refuses_them_the_other_opens_at_once(natlab: Lab, tmp_path: P
     [
         (("pr", "pr"), Habits(crosses=False), Habits(crosses=False)),
         (("prR", "prO"), Habits(crosses=False), Habits(crosses=False)),
+        (("noU", "prR"), Habits(crosses=False), Habits(crosses=False)),
         (("noSO", "noSO"), Habits(crosses=True), Habits(crosses=True)),
         (("noSO", "pr"), Habits(crosses=True), Habits(crosses=False)),
         (("pr", "noSO"), Habits(crosses=False), Habits(crosses=True)),
