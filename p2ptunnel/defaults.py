@@ -306,6 +306,9 @@ CONTROL_KEEPALIVE: Final = 25.0  # NATs keep TCP mappings for longer; what it br
 
 # --- the network around us --------------------------------------------------------------------------------------------
 SPARE_PAUSE: Final = 3.0  # before the next spare port where each new flow takes a port: those of the attempt come first
+HABITS_DELAY: Final = 2.0  # from a port that is ready to questions about its NATs: who calls at once comes first
+HABITS_MEMORY: Final = 6 * 3600.0  # a NAT changes its habits by its owner's hand
+HABITS_AGAIN: Final = 600.0  # after questions that nobody has answered: to a server, ten machines of one address are one
 OPENER_TTL_MEMORY: Final = 300.0  # the number of our own NATs changes with the network, not from call to call
 CONTROL_GRACE: Final = 3.5  # a server that has answered over UDP gets so much longer over TCP: two lost SYNs cost 3 s
 UDP_GRACE: Final = 0.25  # and over UDP, once it has answered over TCP: two lost datagrams; 2 round trips where those are more
