@@ -71,6 +71,7 @@ HOPS_MAX: Final = 6
 HOPS_WAIT: Final = 0.4
 CANDIDATES_MAX: Final = 16
 IPV6_CANDIDATES_MAX: Final = 3  # of a peer's: those that its server has not seen
+INSIDE_CANDIDATES_MAX: Final = 2  # of a peer's: ways in of its own router, behind a NAT that is before us as well
 PUNCH_MSS_BYTES: Final = 1200  # an MTU black hole otherwise moves nothing at all
 PREAMBLE_TIMEOUT: Final = 5.0  # from TCP up to ACCEPT
 CALLS_MAX: Final = 32  # answered at one time; a peer has few callers, a flood has many

@@ -21,6 +21,7 @@ from p2ptunnel.types import clean
 
 __all__ = [
     "global_ipv6",
+    "ipv4_networks",
     "is_on_link",
     "lan_hosts",
     "local_addresses",
@@ -75,6 +76,12 @@ def global_ipv6() -> tuple[str, ...]:
         return ()
     found = dict.fromkeys(host for host in (own, *local_addresses()) if ":" in host and _is_global(host))
     return tuple(found)[:IPV6_CANDIDATES_MAX]
+
+
+def ipv4_networks() -> tuple[str, ...]:
+    """Return the IPv4 networks of our interfaces, in CIDR notation; one of prefix 0 has nobody in it, and is left out."""
+    found = (address for address in _known_addresses() if ":" not in address.host and address.prefix > 0)
+    return tuple(dict.fromkeys(str(ipaddress.ip_network((own.host, own.prefix), strict=False)) for own in found))
 
 
 def speaks_ipv6_only() -> bool:

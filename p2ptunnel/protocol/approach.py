@@ -17,6 +17,7 @@ from p2ptunnel.defaults import BIRTHDAY_RENEWAL, PHASES, PLAIN_MARGIN
 from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes, Tell
 from p2ptunnel.protocol.guessing import EasySide, EasyState
 from p2ptunnel.protocol.holes import HardSide, HardState
+from p2ptunnel.protocol.inside import INSIDE_PATIENCE, inside_targets
 from p2ptunnel.protocol.intent import AttemptKeys
 from p2ptunnel.protocol.ipv6 import Ipv6Approach, ipv6_targets
 from p2ptunnel.protocol.machine import Datagram, Entropy, MachineBase
@@ -100,7 +101,10 @@ class Approach(MachineBase):
             theirs=hints,
             round_trip=self._round_trip,
         )
-        self.hosts: Final = frozenset((peer[0], *(host for host, _ in self._ipv6.targets)))
+        self._inside: Final = (
+            inside_targets(candidates, view.candidates, peer, view.networks) if keys is not None and role == "caller" else ()
+        )
+        self.hosts: Final = frozenset((peer[0], *(host for host, _ in (*self._ipv6.targets, *self._inside))))
         self._signals: Final = None if keys is None else _signals(role, token, server, entropy, keys, self._round_trip)
         self._length: Final = phase_length(view.rtt, hints.rtt / 1000)
         # A program of the seed dials by itself, in one phase: it needs the hole; one that answers has to be dialled.
@@ -128,6 +132,9 @@ class Approach(MachineBase):
             self._signals.tell(Sync(), now)
         self._ipv6.start(now, ends_at=ends_at)
         self._events += self._ipv6.events()
+        if self._inside:
+            patience = min(INSIDE_PATIENCE, ends_at - now)
+            self._events.append(Dial(self._token, self._inside, False, patience, is_unseen=True, is_beside=True))
         if not self._await_rows(now):
             self._begin(now)
         if self._role == "callee":

@@ -55,6 +55,8 @@ class LocalView(msgspec.Struct, frozen=True):
     nat: What the NATs before the port do.
     ports: Outside TCP ports that they have given lately, the last one last.
     can_quic: It can do QUIC over the punched UDP port.
+    inside: Ways in that our router keeps where another NAT stands above it: for those behind that one, too.
+    networks: Those of our interfaces over IPv4, as text.
     """
 
     candidates: tuple[Candidate, ...] = ()
@@ -63,6 +65,8 @@ class LocalView(msgspec.Struct, frozen=True):
     nat: NatProfile = NatProfile()
     ports: tuple[int, ...] = ()
     can_quic: bool = False
+    inside: tuple[Candidate, ...] = ()
+    networks: tuple[str, ...] = ()
 
     @property
     def hints(self) -> NatHints:
@@ -105,7 +109,7 @@ class Dial(Event, frozen=True):
     What the peer has answered already (SYN_RECEIVED) stays: it comes up if it is left alone, and resetting it poisons the
     NATs' memory of this pair of ports.  low: They must die outside our own NATs.  patience: Seconds until the attempt ends;
     the next phase replaces them before.  is_unseen: Nobody but the peer itself says that it is there: a plain SYN that is
-    refused is not sent again.
+    refused is not sent again.  is_beside: No SYN is dropped for these, nor are these for others.
 
     All targets are of one family; the SYNs of the other stay.
     """
@@ -115,6 +119,7 @@ class Dial(Event, frozen=True):
     low: bool
     patience: float
     is_unseen: bool = False
+    is_beside: bool = False
 
 
 class ObserveRow(Event, frozen=True):

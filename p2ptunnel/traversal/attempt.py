@@ -84,6 +84,9 @@ class AttemptSockets:
             await asyncio.gather(self._observing, return_exceptions=True)
 
     def _dial(self, wanted: Dial) -> None:
+        if wanted.is_beside:
+            self._dialer.add(wanted.targets, patience=wanted.patience)
+            return
         opener = self._port.opener(wanted.targets[0][0] if wanted.targets else "")
         self._dialer.start(
             wanted.targets,

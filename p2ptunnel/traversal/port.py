@@ -25,13 +25,14 @@ from p2ptunnel.errors import BindError, P2PTunnelError, RendezvousError, Rendezv
 from p2ptunnel.identity.judge import join_proof
 from p2ptunnel.net.dial import punch_socket
 from p2ptunnel.net.hops import Hops, opener_ttl
-from p2ptunnel.net.interfaces import global_ipv6, source_address
+from p2ptunnel.net.interfaces import global_ipv6, ipv4_networks, source_address
 from p2ptunnel.net.portmap import PortMapper
 from p2ptunnel.net.reflexive import TcpControl, observe_tcp, observe_udp
 from p2ptunnel.net.sockets import ANY_IPV4, ANY_IPV6, can_open_low, family_of, is_loopback
 from p2ptunnel.net.tcp import Listener
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
 from p2ptunnel.net.web import WebLinks, WebRoute
+from p2ptunnel.protocol.inside import is_inside
 from p2ptunnel.protocol.ipv6 import ipv6_candidates
 from p2ptunnel.protocol.nat import NatProfile
 from p2ptunnel.protocol.punch import LocalView, own_candidates
@@ -71,6 +72,11 @@ class OpenerTtl:
         opener = Opener(hops.ttl or (OPENER_HOPS_IPV6 if ":" in server[0] else OPENER_TTL_UNKNOWN), hops.rtt)
         self._known[server] = (now, opener)
         return opener
+
+
+def _is_way_inside(candidate: Candidate) -> bool:
+    """Tell whether a way in leads no further than to the NAT above our router; TCP passes it whatever kind that is."""
+    return candidate.proto == "tcp" and is_inside(candidate.host)
 
 
 def take_number(host: str, tracer: Tracer) -> tuple[UdpSocket, socket.socket]:
@@ -200,15 +206,26 @@ class PunchPort:
         over_tcp = () if control is None else own_candidates("tcp", control.observed, self.server)
         over_udp = () if self._seen_udp is None else own_candidates("udp", self._seen_udp, self.server)
         seen = (*over_tcp, *over_udp)
-        mapped = self._mapped({candidate.host for candidate in seen})
+        hosts = {candidate.host for candidate in seen}
+        mapped = tuple(candidate for candidate in self._mapped() if candidate.host in hosts)
+        inside = tuple(candidate for candidate in self._mapped() if candidate not in mapped and _is_way_inside(candidate))
         over_ipv6 = ipv6_candidates(global_ipv6(), self.address[1]) if self._has_ipv6 else ()
         rtt = 0.0 if control is None else control.rtt
-        return LocalView((*seen, *mapped, *over_ipv6), rtt, can_open_low(), self._nat, self._ports, can_quic())
+        return LocalView(
+            (*seen, *mapped, *over_ipv6),
+            rtt,
+            can_open_low(),
+            self._nat,
+            self._ports,
+            can_quic(),
+            inside,
+            ipv4_networks() if seen else (),
+        )
 
-    def _mapped(self, seen: set[str]) -> Iterator[Candidate]:
-        """Yield the ways in that our router keeps open, unless another NAT stands above it."""
+    def _mapped(self) -> Iterator[Candidate]:
+        """Yield the ways in that our router keeps open."""
         mappings = [] if self._mapper is None else [self._mapper.mapped("tcp"), self._mapper.mapped("udp")]
-        yield from (mapping.candidate for mapping in mappings if mapping is not None and mapping.external[0] in seen)
+        yield from (mapping.candidate for mapping in mappings if mapping is not None)
 
     @property
     def heard_over(self) -> tuple[str, ...]:

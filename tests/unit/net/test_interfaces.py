@@ -12,6 +12,7 @@ from p2ptunnel.errors import InvalidAddressError, ResolveError
 from p2ptunnel.net import interfaces
 from p2ptunnel.net.interfaces import (
     global_ipv6,
+    ipv4_networks,
     is_on_link,
     lan_hosts,
     local_addresses,
@@ -65,6 +66,19 @@ def test_loopback_and_link_local_addresses_reach_nobody(monkeypatch: pytest.Monk
     )
     monkeypatch.setattr(interfaces, "interface_addresses", lambda: found)
     assert local_addresses() == ("192.168.1.7", "2001:db8::1", "2001:db8::aaaa")  # the temporary one last
+
+
+def test_the_networks_of_our_interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = (
+        InterfaceAddress("127.0.0.1", 8),
+        InterfaceAddress("192.168.1.7", 24),
+        InterfaceAddress("192.168.1.8", 24),
+        InterfaceAddress("10.0.0.1", 32),
+        InterfaceAddress("10.9.9.9", 0),
+        InterfaceAddress("2001:db8::1", 64),
+    )
+    monkeypatch.setattr(interfaces, "interface_addresses", lambda: found)
+    assert ipv4_networks() == ("127.0.0.0/8", "192.168.1.0/24", "10.0.0.1/32")
 
 
 def have(monkeypatch: pytest.MonkeyPatch, *found: InterfaceAddress, sources: dict[str, str]) -> None:
