@@ -276,8 +276,8 @@ WEB_HANDSHAKES_OF_SOURCE_MAX: Final = 16
 WEB_HANDSHAKES_OF_SITE_MAX: Final = 128  # half of all: one /48 does not fill the listener
 
 # --- TCP connections of the rendezvous server -------------------------------------------------------------------------
-CONTROL_CONNECTIONS_MAX: Final = 20_000
-CONTROL_OF_SOURCE_MAX: Final = 1024  # a peer has up to three; a provider's NAT has many peers
+CONTROL_CONNECTIONS_MAX: Final = 60_000  # of 20 000 peers, with three each; 2.1 KiB and a descriptor each
+CONTROL_OF_SOURCE_MAX: Final = 3072  # a peer has up to three; a provider's NAT has many peers
 CONTROL_QUIET: Final = 0.25  # after which one that has said nothing counts as silent; peers speak at once
 CONTROL_SILENT_OF_SOURCE_MAX: Final = 16
 CONTROL_DROP_FROM: Final = 10  # silent ones of all sources, beyond which the next one costs one of them its place, by lot,

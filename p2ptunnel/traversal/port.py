@@ -342,6 +342,16 @@ class PunchPort:
         if self.is_udp_silent:
             self._trace("traversal", "udp_silent", server=format_address(self.server))
 
+    async def keep_udp(self) -> bool:
+        """Have the NATs remember the port over UDP; return whether it looks as it did, True where it was never seen there."""
+        seen = self._seen_udp
+        if seen is None:
+            return True
+        try:
+            return (await observe_udp(self.address, self.server)).address == seen
+        except (RendezvousError, OSError):
+            return False
+
     def serve(self, driver: UdpDriver) -> None:
         """Let a machine speak with the server over TCP, wherever that does not answer over UDP."""
         self._driver = driver
