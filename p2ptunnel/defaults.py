@@ -67,6 +67,7 @@ PUNCH_ACCEPT_PAUSE: Final = 0.2  # after descriptors ran out; connections wait i
 OPENER_TTL_UNKNOWN: Final = 3  # no hop answered
 IPV6_PHASE_MAX: Final = 1.85 * SYN_REPEAT  # a little later kernels send the SYN a third time
 OPENER_HOPS_IPV6: Final = 2  # no NAT to get through: the home's router, and the provider's first
+IPV6_PROBING: Final = 0.35  # for three probes over UDP, at an address that no server has seen
 HOPS_MAX: Final = 6
 HOPS_WAIT: Final = 0.4
 CANDIDATES_MAX: Final = 16

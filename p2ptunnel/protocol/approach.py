@@ -19,7 +19,7 @@ from p2ptunnel.protocol.guessing import EasySide, EasyState
 from p2ptunnel.protocol.holes import HardSide, HardState
 from p2ptunnel.protocol.inside import INSIDE_PATIENCE, inside_targets
 from p2ptunnel.protocol.intent import AttemptKeys
-from p2ptunnel.protocol.ipv6 import Ipv6Approach, ipv6_targets
+from p2ptunnel.protocol.ipv6 import Ipv6Approach, ipv6_targets, ipv6_udp_target
 from p2ptunnel.protocol.machine import Datagram, Entropy, MachineBase
 from p2ptunnel.protocol.punch import Dial, LocalView, ObserveRow, phase_length, tcp_targets, udp_targets
 from p2ptunnel.protocol.signals import Signals
@@ -93,13 +93,15 @@ class Approach(MachineBase):
         self._birthdays: Final = birthdays
         self._peer_key: Final = peer_key
         self._round_trip: Final = view.rtt + hints.rtt / 1000
+        ipv6 = () if keys is None else ipv6_targets(candidates, view.candidates, peer, server)
         self._ipv6: Final = Ipv6Approach(
             role,
             token,
-            () if keys is None else ipv6_targets(candidates, view.candidates, peer, server),
+            ipv6,
             ours=view.hints,
             theirs=hints,
             round_trip=self._round_trip,
+            udp=ipv6_udp_target(candidates, ipv6, peer) if hints.quic and view.can_quic else None,
         )
         self._inside: Final = (
             inside_targets(candidates, view.candidates, peer, view.networks) if keys is not None and role == "caller" else ()
@@ -340,6 +342,7 @@ class Approach(MachineBase):
 
     def _collect(self, now: float) -> None:
         self._events += self._ipv6.events()
+        self._datagrams += self._ipv6.datagrams_to_send()
         if self._birthday is not None:
             self._collect_birthday(self._birthday, now)
         if self._signals is not None:

@@ -239,7 +239,7 @@ class CalleeAgent(MachineBase):
         if self.state is not CalleeState.OPENED:
             self._drop("attempt over")
             return
-        if source[0] != self.caller[0]:
+        if source[0] not in self._approach.hosts:
             self._drop("another host")
             return
         if self._receiver is not None and not self._receiver.open(data):

@@ -1,27 +1,22 @@
-"""The sockets of one service: for each family that it is reached over one of UDP and one of TCP, all on one port.
-
-A machine has one driver, which sends and receives by the first; `Doors` carries what goes and comes by the others.
-"""
+"""The sockets of one service: for each family that it is reached over one of UDP and one of TCP, all on one port."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 from collections.abc import Sequence
-from functools import partial
 from typing import Final, NamedTuple
 
 from p2ptunnel.defaults import FLOOD_ROOM_BYTES
 from p2ptunnel.errors import AddressInUseError, BindError
 from p2ptunnel.net.filter import attach_filter
-from p2ptunnel.net.sockets import family_of, widen_receiving
-from p2ptunnel.net.udp import UdpDriver, UdpSocket
-from p2ptunnel.net.watch import Watch
+from p2ptunnel.net.sockets import widen_receiving
+from p2ptunnel.net.udp import UdpSocket
 from p2ptunnel.server.listening import bind_error, listening_socket
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Address
 
-__all__ = ["Door", "Doors", "open_doors"]
+__all__ = ["Door", "open_doors"]
 
 _PORT_TRIES: Final = 16
 
@@ -38,55 +33,13 @@ class Door(NamedTuple):
         self.listener.close()
 
 
-class Doors:
-    """Lets the datagrams of a machine come and go by every door of its service.
-
-    Args:
-        doors: One of each family; the first one's socket is the driver's.
-        driver: Of the machine.
-    """
-
-    def __init__(self, doors: Sequence[Door], driver: UdpDriver) -> None:
-        self.udps: Final = tuple(door.udp for door in doors)
-        self._driver: Final = driver
-        self._beside: Final = {family_of(udp.address[0]): udp for udp in self.udps[1:]}
-        self._watches: list[Watch] = []
-        if self._beside:
-            driver.detour = self._send
-
-    def start(self) -> None:
-        """Take what comes."""
-        for udp in self.udps:
-            attach_filter(udp.socket)
-            widen_receiving(udp.socket, FLOOD_ROOM_BYTES)
-        self._watches = [Watch(udp.socket, partial(self._read, udp)) for udp in self._beside.values()]
-        self._driver.start()
-
-    def close(self) -> None:
-        """Take nothing any more, and close every UDP socket; closing twice is fine."""
-        for watch in self._watches:
-            watch.stop()
-        self._driver.close()
-        for udp in self._beside.values():
-            udp.close()
-
-    def _read(self, udp: UdpSocket) -> None:
-        for data, source in udp.receive():
-            self._driver.receive(data, source)
-
-    def _send(self, data: bytes, destination: Address) -> bool:
-        udp = self._beside.get(family_of(destination[0]))
-        if udp is None:
-            return False
-        udp.send(data, destination)
-        return True
-
-
 def open_doors(addresses: Sequence[Address], trace: Tracer, *, is_dialled_from: bool = False) -> tuple[Door, ...]:
     """Bind UDP and TCP to each address; with the port 0, to the same one everywhere, trying until one is free.
 
+    The first one's UDP socket sends and receives for all.
+
     Args:
-        addresses: One of each family; the hosts are numeric, and a port 0 stands for the first one's.
+        addresses: One or two, of different families; the hosts are numeric, and a port 0 stands for the first one's.
         trace: Told of what the system refuses.
         is_dialled_from: Whether connections are to be made from the same port.
 
@@ -109,6 +62,8 @@ def _open_once(addresses: Sequence[Address], trace: Tracer, *, is_dialled_from: 
             port = port or (doors[0].udp.address[1] if doors else 0)
             doors.append(_door((host, port), trace, is_dialled_from=is_dialled_from))
             undo.callback(doors[-1].close)
+        for beside in doors[1:]:
+            doors[0].udp.join(beside.udp)
         undo.pop_all()
         return tuple(doors)
 
@@ -119,6 +74,8 @@ def _door(address: Address, trace: Tracer, *, is_dialled_from: bool) -> Door:
     except BindError as error:
         raise bind_error(address, error.__cause__, error.reason) from error
     try:
+        attach_filter(udp.socket)
+        widen_receiving(udp.socket, FLOOD_ROOM_BYTES)
         return Door(udp, listening_socket(udp.address, is_dialled_from=is_dialled_from))
     except OSError as error:
         udp.close()

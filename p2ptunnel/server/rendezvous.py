@@ -24,7 +24,7 @@ from p2ptunnel.identity.grant import Offers
 from p2ptunnel.identity.judge import Judge
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.net.interfaces import resolve_both
-from p2ptunnel.net.udp import UdpDriver, UdpSocket
+from p2ptunnel.net.udp import UdpDriver
 from p2ptunnel.protocol.broker import Broker, LineToSend, RelayJoined
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.observer import Observer
@@ -32,7 +32,7 @@ from p2ptunnel.protocol.probing import ProbeBack
 from p2ptunnel.protocol.relay import Relay
 from p2ptunnel.protocol.tags import TagBook
 from p2ptunnel.server.control import ControlConnections
-from p2ptunnel.server.doors import Door, Doors, open_doors
+from p2ptunnel.server.doors import Door, open_doors
 from p2ptunnel.server.keeper import TagKeeper
 from p2ptunnel.server.listening import BACKLOG, families_refusal
 from p2ptunnel.server.members import KeyList
@@ -298,14 +298,9 @@ class _Service(abc.ABC):
         self.address: Final = first.address
         self.connections: Final = ControlConnections(self.on_line, self.on_closed)
         self.driver: Final = UdpDriver(machine, first, self.on_event)
-        self._doors: Final = Doors(doors, self.driver)
+        self.udps: Final = tuple(door.udp for door in doors)
         self._listeners: Final = tuple(door.listener for door in doors)
         self._servers: Final[list[asyncio.Server]] = []
-
-    @property
-    def udps(self) -> tuple[UdpSocket, ...]:
-        """The UDP sockets, for their addresses and counters."""
-        return self._doors.udps
 
     @property
     def dropped(self) -> Counter[str]:
@@ -314,7 +309,7 @@ class _Service(abc.ABC):
 
     async def start(self) -> None:
         """Serve."""
-        self._doors.start()
+        self.driver.start()
         loop, make = asyncio.get_running_loop(), self.connections.make
         for listener in self._listeners:
             # Served in a second step: cancelled in the middle of a first one, there would be nobody to stop it.
@@ -328,7 +323,7 @@ class _Service(abc.ABC):
             server.close()
         for listener in self._listeners[len(self._servers) :]:
             listener.close()
-        self._doors.close()
+        self.driver.close()
         self.connections.close()
 
     async def wait_closed(self) -> None:

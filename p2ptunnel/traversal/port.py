@@ -122,6 +122,7 @@ class PunchPort:
         self._reserved: Final = number[1]
         self._trace = tracer
         self._beside: Final = self._reserve_ipv6()
+        self._udp_beside: Final = self._join_ipv6()
         self._opener = Opener()
         self._control_lost = asyncio.Event()
         self._seen_udp: Address | None = None
@@ -159,6 +160,8 @@ class PunchPort:
             await port._observe_first()
             port._opener = await hops
             port.udp.opener_ttl = port._opener.ttl
+            if port._udp_beside is not None:
+                port._udp_beside.opener_ttl = port.opener(ANY_IPV6).ttl
         except BaseException:
             port.close()
             hops.cancel()
@@ -209,7 +212,8 @@ class PunchPort:
         hosts = {candidate.host for candidate in seen}
         mapped = tuple(candidate for candidate in self._mapped() if candidate.host in hosts)
         inside = tuple(candidate for candidate in self._mapped() if candidate not in mapped and _is_way_inside(candidate))
-        over_ipv6 = ipv6_candidates(global_ipv6(), self.address[1]) if self._has_ipv6 else ()
+        has_udp = self._udp_beside is not None and can_quic()
+        over_ipv6 = ipv6_candidates(global_ipv6(), self.address[1], has_udp=has_udp) if self._has_ipv6 else ()
         rtt = 0.0 if control is None else control.rtt
         return LocalView(
             (*seen, *mapped, *over_ipv6),
@@ -265,6 +269,18 @@ class PunchPort:
         except OSError as error:
             self._trace("traversal", "no_ipv6", reason=error.strerror or str(error))
             return None
+
+    def _join_ipv6(self) -> UdpSocket | None:
+        """Have datagrams to IPv6 leave from our number as well, and come there."""
+        if self._beside is None:
+            return None
+        try:
+            beside = UdpSocket((ANY_IPV6, self.address[1]), tracer=self._trace)
+        except BindError as error:
+            self._trace("traversal", "no_ipv6", reason=error.reason)
+            return None
+        self.udp.join(beside)
+        return beside
 
     async def observe(self, *, timeout: float = TRANSACTION_TIMEOUT) -> bool:
         """Open the standing TCP connection to the server, anew if there is one; return whether there is one now.

@@ -254,6 +254,7 @@ def test_a_port_is_listened_on_over_both_families() -> None:
 
 def test_a_port_tells_its_global_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "global_ipv6", lambda: ("2001:db8::2", "2001:db8::aaaa"))
+    monkeypatch.setattr(module, "can_quic", lambda: False)
 
     async def main() -> None:
         for host, server in ((ANY_IPV4, "192.0.2.1"), ("::", "2001:db8:ffff::1")):
@@ -267,6 +268,25 @@ def test_a_port_tells_its_global_addresses(monkeypatch: pytest.MonkeyPatch) -> N
             assert port.view.candidates == ()
             [listener] = port.listen(lambda *_: None, is_limited=True)
             listener.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("can_quic", [True, False])
+def test_datagrams_leave_over_both_families_and_that_is_told_where_they_are_of_use(
+    can_quic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "global_ipv6", lambda: ("2001:db8::2", "2001:db8::aaaa"))
+    monkeypatch.setattr(module, "can_quic", lambda: can_quic)
+
+    async def main() -> None:
+        with unobserved_port(ANY_IPV4) as port, socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as there:
+            number = port.address[1]
+            assert (Candidate("host", "udp", "2001:db8::2", number) in port.view.candidates) is can_quic
+            there.bind(("::1", 0))
+            port.udp.send(b"hello", there.getsockname()[:2])
+            data, source = there.recvfrom(100)
+            assert (data, source[1]) == (b"hello", number)
 
     run(main())
 
