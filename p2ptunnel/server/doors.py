@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from p2ptunnel.defaults import FLOOD_ROOM_BYTES
 from p2ptunnel.errors import AddressInUseError, BindError
@@ -21,7 +23,7 @@ __all__ = ["Door", "open_doors"]
 _PORT_TRIES: Final = 16
 
 
-class Door(NamedTuple):
+class Door(msgspec.Struct, frozen=True):
     """One address of a service."""
 
     udp: UdpSocket
