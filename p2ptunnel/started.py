@@ -20,13 +20,12 @@ from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.store import PeerStore, PinnedPeer
 from p2ptunnel.identity.taglock import TagLock
 from p2ptunnel.net.changes import NetworkWatch
-from p2ptunnel.net.descriptors import free_descriptors
+from p2ptunnel.net.descriptors import allow_descriptors, spare_descriptors
 from p2ptunnel.net.lan import Lan
 from p2ptunnel.net.web import WebLinks
 from p2ptunnel.pairing import Invitation
 from p2ptunnel.protocol.approach import Birthdays
 from p2ptunnel.protocol.birthday import BirthdayGate
-from p2ptunnel.protocol.holes import hole_count
 from p2ptunnel.protocol.intent import CallSigner, IntentJudge
 from p2ptunnel.protocol.rounds import Rounds
 from p2ptunnel.serving import ServiceTable
@@ -62,11 +61,12 @@ class Started:
         relay: RelayUse = "auto",
         lan: Lan | None = None,
     ) -> None:
+        allow_descriptors()
         self.identity: Final = identity
         self.counter: Final = counter
         self.store: Final = store
         self.table: Final = table
-        self.birthdays: Final = Birthdays(BirthdayGate(), lambda: hole_count(free_descriptors()))
+        self.birthdays: Final = Birthdays(BirthdayGate(), spare_descriptors)
         self.rounds: Final = Rounds()
         self.judge: Final = IntentJudge(identity, _dice, is_admitted=self._admits)
         self.dialing: Final[Shared[tuple[Tag, PublicKey, bool], Session]] = Shared()

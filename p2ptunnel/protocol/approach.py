@@ -13,8 +13,17 @@ from typing import Final
 
 import msgspec
 
-from p2ptunnel.defaults import BIRTHDAY_RENEWAL, CANDIDATES_MAX, PHASES, PLAIN_MARGIN, ROUNDS
-from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes, Tell
+from p2ptunnel.defaults import (
+    BIRTHDAY_HOLES,
+    BIRTHDAY_PROBES,
+    BIRTHDAY_PROBES_OPEN,
+    BIRTHDAY_RENEWAL,
+    CANDIDATES_MAX,
+    PHASES,
+    PLAIN_MARGIN,
+    ROUNDS,
+)
+from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes, Tell, birthday_wait
 from p2ptunnel.protocol.guessing import EasySide, EasyState
 from p2ptunnel.protocol.holes import HardSide, HardState
 from p2ptunnel.protocol.inside import INSIDE_PATIENCE, inside_targets
@@ -44,10 +53,10 @@ _SIGNAL_CANDIDATES: Final = 8  # one has no more
 
 
 class Birthdays(msgspec.Struct, frozen=True):
-    """What a machine has for birthdays: who says whether one may begin, and how many holes it could open just now."""
+    """What a machine has for birthdays: who says whether one may begin, and how many sockets it could have just now, or 0."""
 
     gate: BirthdayGate
-    holes: Callable[[], int]
+    sockets: Callable[[], int]
 
 
 class Approach(MachineBase):
@@ -305,7 +314,8 @@ class Approach(MachineBase):
     def _begin_phase(self, phase: int, now: float) -> None:
         self._phase = phase
         is_last = phase == self._phases - 1 and not (self._hopes_for_birthday or self._is_to_go_round)
-        self._acts_at = None if is_last else now + self._length
+        length = birthday_wait(self._round_trip) if phase == 0 and self._hopes_for_birthday else self._length
+        self._acts_at = None if is_last else now + length
         is_first = phase == 0 and self.round == 0 and not self.is_swapped
         self._holds_back = not (is_first or self._is_trusted or self.plan.sends_low(phase))
         if not self._holds_back:
@@ -449,23 +459,25 @@ class Approach(MachineBase):
         here = self._birthdays
         if here is None or self._signals is None or self.plan.part is None or not (self._is_trusted and self.targets):
             return False
-        holes = here.holes() if self.plan.part == "hard" else 0
-        refusal = "too few descriptors" if self.plan.part == "hard" and not holes else here.gate.enter(self._peer_key, now)
-        if refusal is not None:
-            self._drop(f"no birthday: {refusal}")
+        sockets = here.sockets()
+        wanted = min(sockets, BIRTHDAY_HOLES) if self.plan.part == "hard" else BIRTHDAY_PROBES
+        flows = here.gate.enter(self._peer_key, wanted, now) if sockets else "too few descriptors"
+        if isinstance(flows, str):
+            self._drop(f"no birthday: {flows}")
             return False
         self._acts_at = None
         self._events.append(Dial(self._token, (), low=False, patience=self._ends_at - now))
-        self._birthday = self._part(holes)
+        self._birthday = self._part(flows, sockets)
         self._birthday.start(now)
         if self._tried:
             self._birthday.connection_up()
         return True
 
-    def _part(self, holes: int) -> HardSide | EasySide:
+    def _part(self, flows: int, sockets: int) -> HardSide | EasySide:
         if self.plan.part == "hard":
-            return HardSide(self.targets[0], self._round_trip, ports=self._view.ports, holes=holes)
-        return EasySide(self._peer[0], self._round_trip, self._entropy)
+            return HardSide(self.targets[0], self._round_trip, ports=self._view.ports, holes=flows)
+        open_most = min(sockets, BIRTHDAY_PROBES_OPEN)
+        return EasySide(self._peer[0], self._round_trip, self._entropy, probes=flows, open_most=open_most)
 
     @property
     def _is_held(self) -> bool:
@@ -496,7 +508,7 @@ class Approach(MachineBase):
         """Let others have theirs."""
         assert self._birthdays is not None
         self._birthday = None
-        self._birthdays.gate.leave()
+        self._birthdays.gate.leave(ended.holes + ended.probes)
         return msgspec.structs.replace(ended, token=self._token)
 
 

@@ -7,10 +7,9 @@ from typing import Final
 
 import msgspec
 
-from p2ptunnel.defaults import PHASES, REDIAL_MAX, REDIAL_MIN, REDIALS_PER_PHASE
+from p2ptunnel.defaults import BIRTHDAY_HOLES, PHASES, REDIAL_MAX, REDIAL_MIN, REDIALS_PER_PHASE
 from p2ptunnel.protocol.approach import Birthdays
 from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes
-from p2ptunnel.protocol.holes import hole_count
 from p2ptunnel.protocol.machine import Event, Machine
 from p2ptunnel.protocol.nat import NatProfile, classify
 from p2ptunnel.protocol.punch import Dial, LocalView, ObserveRow, PunchStarted, StopDialing, TakePort
@@ -37,7 +36,7 @@ class Habits(msgspec.Struct, frozen=True, kw_only=True):
         keeps_answered: A new phase replaces no dial that the other side has answered already.
         phases: After so many, nothing new is dialled.
         redials: Refusals that are answered by another SYN, in each phase.
-        holes: How many it could open in a birthday.
+        sockets: How many it could have in a birthday.
         has_ports: It has a fresh port for a second round.
     """
 
@@ -48,7 +47,7 @@ class Habits(msgspec.Struct, frozen=True, kw_only=True):
     keeps_answered: bool = True
     phases: int = PHASES
     redials: int = REDIALS_PER_PHASE
-    holes: int = hole_count(None)
+    sockets: int = BIRTHDAY_HOLES
     has_ports: bool = True
 
 
@@ -120,7 +119,7 @@ class Side(Driver):
     @staticmethod
     def birthdays(habits: Habits) -> Birthdays:
         """Return what a side has for birthdays."""
-        return Birthdays(BirthdayGate(), lambda: habits.holes)
+        return Birthdays(BirthdayGate(), lambda: habits.sockets)
 
     @property
     def sockets(self) -> tuple[Socket, ...]:
