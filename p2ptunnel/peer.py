@@ -498,9 +498,7 @@ class Peer:
 
         async def at(server: ServerSpec) -> NetReport:
             other = None if brief else await self._servers.other_family(server.address)
-            return await netcheck(
-                server, timeout=timeout, brief=brief, other=other, watch=watch, asks_router=self._is_mapping
-            )
+            return await netcheck(server, timeout=timeout, brief=brief, other=other, watch=watch, asks_router=self._is_mapping)
 
         return await self._servers.first(at)
 

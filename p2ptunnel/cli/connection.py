@@ -77,7 +77,7 @@ class Narrator:
                 return f"{event.tag}: connection lost ({in_words(cause)}){waiting}"
             case SessionStalled():
                 self._stalled.add(event.session)
-                return f"{event.tag}: its program does not answer, its machine does; waiting"
+                return f"{event.tag}: its program does not answer, though the connection stands; waiting"
             case SessionResumed(gap=gap, replayed_bytes=replayed):
                 self._waiting.discard(event.session)
                 self._unmissed.discard(event.session)

@@ -114,7 +114,7 @@ def test_while_a_connection_is_waited_for_nobody_is_reminded_of_it() -> None:
 
 def test_a_program_that_stands_still_is_no_lost_connection() -> None:
     assert told(opened(), STALLED, resumed(gap=12))[1:] == [
-        "home-nas: its program does not answer, its machine does; waiting",
+        "home-nas: its program does not answer, though the connection stands; waiting",
         "home-nas: its program answers again, after 12 s",
     ]
     assert told(opened(), STALLED, lost(), resumed())[-1].startswith("home-nas: connected again after 1.8 s")
