@@ -94,8 +94,8 @@ def test_without_a_scanner_this_machines_own_keys_are_read(monkeypatch: pytest.M
 
 def keys_of_this_machine(directory: Path, monkeypatch: pytest.MonkeyPatch, **files: str) -> HostKeys:
     """The host keys of a machine whose sshd is not asked, or says what `sshd_says` told last."""
-    for name, key in files.items():
-        (directory / f"ssh_host_{name}_key.pub").write_text(f"{key} root@nas\n")
+    for name, line in files.items():
+        (directory / f"ssh_host_{name}_key.pub").write_text(f"{line} root@nas\n")
     monkeypatch.setattr(hostkeys, "_scan", sshd_says())
     return HostKeys(directory)
 
@@ -113,10 +113,10 @@ LOCAL = ("127.0.0.1", 22)
 OTHER_ED = key(fill=5)
 
 
-def written(file: Path, key: str) -> None:
-    """Write a key where another one is, as long and in the same tick of the clock."""
+def written(file: Path, line: str) -> None:
+    """Write a key where another one is, in the same tick of the clock."""
     times = file.stat()
-    file.write_text(f"{key} root@nas\n")
+    file.write_text(f"{line} root@nas\n")
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
