@@ -215,22 +215,21 @@ async def tell_connections(
 async def _with_pauses(
     events: AsyncIterator[PeerEvent | EventsDropped], narrator: Narrator
 ) -> AsyncGenerator[PeerEvent | EventsDropped | None]:
-    """Yield the events, and None whenever the narrator has waited long enough for another."""
-    coming = asyncio.ensure_future(anext(events, None))
-    try:
-        while True:
-            deadline = narrator.next_deadline()
-            pause = None if deadline is None else max(0.0, deadline - monotonic())
-            if not (await asyncio.wait({coming}, timeout=pause))[0]:
-                yield None
-                continue
-            if (event := coming.result()) is None:
-                return
-            coming = asyncio.ensure_future(anext(events, None))
-            yield event
-    finally:
-        coming.cancel()
-        await asyncio.gather(coming, return_exceptions=True)
+    """Yield the events, and None whenever the narrator has waited long enough for another.
+
+    An event is taken in the turn in which it comes, without a task between: others who tell of the same must not be faster.
+    """
+    while True:
+        deadline = narrator.next_deadline()
+        try:
+            async with asyncio.timeout(None if deadline is None else max(0.0, deadline - monotonic())):
+                event = await anext(events, None)
+        except TimeoutError:
+            yield None
+            continue
+        if event is None:
+            return
+        yield event
 
 
 @contextlib.asynccontextmanager
