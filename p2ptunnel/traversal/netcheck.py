@@ -99,7 +99,7 @@ async def netcheck(
             udp = group.create_task(_observe_all(partial(_ask_udp, number), server, timeout))
             tcp = group.create_task(_observe_all(_telling(partial(_ask_tcp, number[1]), own_port), server, timeout))
             web = group.create_task(through_web(spec, own_port, timeout))
-            why = group.create_task(_why_silent(server, own_port))
+            why = group.create_task(_why_silent(server, own_port, timeout))
             lifetime = group.create_task(mapping_lifetime(server, watch)) if watch else None
             more = None if brief else group.create_task(_ask_more(server, hops, timeout, other, asks_router=asks_router))
     finally:
@@ -178,9 +178,9 @@ async def _ask_tcp(local_port: int, observer: Address, timeout: float) -> Observ
         return None
 
 
-async def _why_silent(server: Address, own_port: asyncio.Future[bool]) -> str:
+async def _why_silent(server: Address, own_port: asyncio.Future[bool], timeout: float) -> str:
     """Return in words why the server does not answer over TCP; empty if it does."""
-    if await answers_soon(own_port):
+    if await answers_soon(own_port, timeout):
         return ""
     try:
         reset_close(await dial((_any(server), 0), server, rng=_dice, patience=_WHY_SILENT, redials=0))

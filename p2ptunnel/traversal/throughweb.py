@@ -10,6 +10,7 @@ import os
 import ssl
 from contextlib import suppress
 from functools import partial
+from typing import Final
 
 from p2ptunnel.defaults import WEB_HEAD_START, WEB_PORT
 from p2ptunnel.errors import P2PTunnelError, RendezvousTimeoutError
@@ -21,15 +22,19 @@ from p2ptunnel.types import ServerSpec, format_address
 
 __all__ = ["answers_soon", "through_web"]
 
+_LEAST: Final = 0.5
+"""Seconds for a way whose turn comes late."""
 
-async def answers_soon(own_port: asyncio.Future[bool]) -> bool:
+
+async def answers_soon(own_port: asyncio.Future[bool], timeout: float) -> bool:
     """Tell whether the server's own port answers over TCP before its head start is over.
 
     Args:
         own_port: Whether it answers, once that is known; it is not cancelled.
+        timeout: Seconds for all that is asked: a quarter of it is the longest head start.
     """
     with suppress(TimeoutError):
-        return await asyncio.wait_for(asyncio.shield(own_port), WEB_HEAD_START)
+        return await asyncio.wait_for(asyncio.shield(own_port), min(WEB_HEAD_START, timeout / 4))
     return False
 
 
@@ -39,22 +44,24 @@ async def through_web(server: ServerSpec, own_port: asyncio.Future[bool], timeou
     Args:
         server: Its address is numeric.
         own_port: As `answers_soon`.
-        timeout: Seconds, > 0, for each of the two.
+        timeout: Seconds, > 0, for all of it, the head start included.
     """
-    if await answers_soon(own_port):
+    over = asyncio.get_running_loop().time() + timeout
+    if await answers_soon(own_port, timeout):
         return None
     links = WebLinks()
     try:
-        return await _asked(server, links, timeout)
+        return await _asked(server, links, over)
     finally:
         await links.close()
 
 
-async def _asked(server: ServerSpec, links: WebLinks, timeout: float) -> WebReport:
+async def _asked(server: ServerSpec, links: WebLinks, over: float) -> WebReport:
     problems: dict[str, str] = {}
     there = (server.address[0], WEB_PORT)
 
     async def open_(route: WebRoute | None) -> TcpControl:
+        timeout = max(_LEAST, over - asyncio.get_running_loop().time())
         if route is None:  # its turn is over
             raise RendezvousTimeoutError(format_address(server.address), timeout, "TCP")
         try:
