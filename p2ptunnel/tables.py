@@ -108,7 +108,9 @@ def _check(value: object, kind: object, place: tuple[str, ...]) -> None:
         try:
             msgspec.convert(value, cast("Any", kind))
         except (msgspec.ValidationError, OverflowError) as error:
-            raise TableError(f"{_shown(value)} is not {expected}: {_named(place)}", _near_value(value, inner)) from error
+            raise TableError(
+                f"{_shown(value)} is not {expected}: {_named(place)}", _near_value(value, cast("object", inner))
+            ) from error
 
 
 def _check_struct(table: Mapping[str, Any], kind: type[msgspec.Struct], place: tuple[str, ...]) -> None:
