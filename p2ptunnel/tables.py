@@ -108,9 +108,7 @@ def _check(value: object, kind: object, place: tuple[str, ...]) -> None:
         try:
             msgspec.convert(value, cast("Any", kind))
         except (msgspec.ValidationError, OverflowError) as error:
-            raise TableError(
-                f"{_shown(value)} is not {expected}: {_named(place)}", _near_value(value, cast("object", inner))
-            ) from error
+            raise TableError(f"{_shown(value)} is not {expected}: {_named(place)}", _near_value(value, kind)) from error
 
 
 def _check_struct(table: Mapping[str, Any], kind: type[msgspec.Struct], place: tuple[str, ...]) -> None:
@@ -181,6 +179,6 @@ def _nearest(key: str, known: list[str]) -> str:
 
 def _near_value(value: object, kind: object) -> str:
     """Return what may have been meant, of a key whose values are a few words."""
-    words = [word for word in get_args(kind) if isinstance(word, str)]
+    words = [word for word in get_args(_described(kind)[0]) if isinstance(word, str)]
     near = difflib.get_close_matches(str(value), words, n=1, cutoff=0.5)
     return f'Did you mean "{near[0]}"?' if near else _TOML if not words else f"Write one of: {', '.join(words)}."
