@@ -84,8 +84,9 @@ class Attempts:
             return min(attempt.expires_at for attempt in own)
         if self._places.of(site) >= ATTEMPTS_OF_SOURCE_MAX * SITE_FACTOR:
             return min(attempt.expires_at for attempt in self._places.at(site))
-        if self._held[block, callee] >= ATTEMPTS_OF_SOURCE_TO_CALLEE_MAX:
-            return min(attempt.answer_by for attempt in own if attempt.callee == callee and not attempt.answered)
+        unanswered = [attempt.answer_by for attempt in own if attempt.callee == callee and not attempt.answered]
+        if len(unanswered) >= ATTEMPTS_OF_SOURCE_TO_CALLEE_MAX:
+            return min(unanswered)
         waiting = self._waiting.get(callee)
         if waiting is not None and len(waiting) >= ATTEMPTS_OF_CALLEE_MAX:
             return min(attempt.answer_by for attempt in waiting)

@@ -34,8 +34,7 @@ class SeedRation:
 
     def wait(self, host: str, now: float) -> float:
         """Return after how many seconds one more request of `host` may be served, if nobody else takes its place."""
-        source = limited_source(host)
-        user = host if source is None else source.block
+        user = host if (source := limited_source(host)) is None else source.block
         of_source = [at + 60 for at, other in self._uses if other == user][-COMPAT_REQUESTS_PER_MINUTE:]
         of_all = [at + 1 for at, _ in self._uses][-COMPAT_REQUESTS_PER_SECOND:]
         full = [
