@@ -79,18 +79,18 @@ class Attempts:
     def free_at(self, caller: Endpoint, callee: Endpoint) -> float:
         """Return at which second, at the latest, there is a place again for one that has just been refused."""
         block, site = _party(caller)
-        own = [attempt for attempt in self._places.at(site) if _party(attempt.caller)[0] == block]
-        if len(own) >= ATTEMPTS_OF_SOURCE_MAX:
-            return min(attempt.expires_at for attempt in own)
-        if self._places.of(site) >= ATTEMPTS_OF_SOURCE_MAX * SITE_FACTOR:
-            return min(attempt.expires_at for attempt in self._places.at(site))
-        unanswered = [attempt.answer_by for attempt in own if attempt.callee == callee and not attempt.answered]
-        if len(unanswered) >= ATTEMPTS_OF_SOURCE_TO_CALLEE_MAX:
-            return min(unanswered)
-        waiting = self._waiting.get(callee)
-        if waiting is not None and len(waiting) >= ATTEMPTS_OF_CALLEE_MAX:
+        here, held = self._places.at(site), self._held[block]
+        if held >= ATTEMPTS_OF_SOURCE_MAX:
+            return next(attempt.expires_at for attempt in here if _party(attempt.caller)[0] == block)  # the oldest ends first
+        if len(here) >= ATTEMPTS_OF_SOURCE_MAX * SITE_FACTOR:
+            return here[0].expires_at
+        waiting = tuple(self._waiting.get(callee, ()))
+        own = [attempt.answer_by for attempt in waiting if _party(attempt.caller)[0] == block]
+        if len(own) >= ATTEMPTS_OF_SOURCE_TO_CALLEE_MAX:
+            return min(own)
+        if len(waiting) >= ATTEMPTS_OF_CALLEE_MAX:
             return min(attempt.answer_by for attempt in waiting)
-        return next(iter(self._by_token.values())).expires_at  # all live equally long
+        return next(iter(self._by_token.values())).expires_at
 
     def make_room(self, caller: Endpoint, callee: Endpoint) -> list[Attempt]:
         """Forget what has to give way to one more attempt, which has just not been refused; return it."""
