@@ -1,6 +1,6 @@
 """Whether the server is reached through what only lets the web through, as a call would reach it.
 
-Rule: nobody asks that while the server's own port may still answer; who knocks there twice is one guest too many.
+Rule: the server's own port has a head start; where it answers in that, nothing is sent to the other one.
 """
 
 from __future__ import annotations
