@@ -356,7 +356,7 @@ class RateLimitedError(RendezvousError):
         super().__init__(server, "too many requests", 429)
         self.retry_after = retry_after
         self.args = (server, retry_after)
-        self.hint = f"Try again in {retry_after:g} s."
+        self.hint = f"Try again in {retry_after:g} s." if retry_after else "Try again a little later."
 
 
 # --- traversal --------------------------------------------------------------------------------------------------------

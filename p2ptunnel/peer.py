@@ -491,7 +491,8 @@ class Peer:
     async def netcheck(self, *, timeout: float = 5.0, brief: bool = False, watch: float = 0.0) -> NetReport:
         """Find out what our NAT does, as far as the server can help, what the router says, and what to expect of peers.
 
-        Everything is asked at once; the router, if it may be asked (`port_mapping`), for a way in, which is given back.
+        Everything is asked at once; the router, if it may be asked (`port_mapping`), for a way in, which is given back.  Where
+        only the web is let through, the report says so (`NetReport.web`), and little else can be known.
 
         Args:
             timeout: Seconds for each question.
@@ -505,9 +506,7 @@ class Peer:
 
         async def at(server: ServerSpec) -> NetReport:
             other = None if brief else await self._servers.other_family(server.address)
-            return await netcheck(
-                server.address, timeout=timeout, brief=brief, other=other, watch=watch, asks_router=self._is_mapping
-            )
+            return await netcheck(server, timeout=timeout, brief=brief, other=other, watch=watch, asks_router=self._is_mapping)
 
         return await self._servers.first(at)
 

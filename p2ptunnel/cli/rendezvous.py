@@ -151,7 +151,7 @@ def tags() -> None:
     """
 
 
-@tags.command("list", short_help="List them.", examples=("p2ptunnel rendezvous tags list",))
+@tags.command("list", short_help="List the tags, and who owns each.", examples=("p2ptunnel rendezvous tags list",))
 @click.pass_obj
 def list_tags(settings: Settings) -> None:
     """List the tags that are owned, the longest unseen first.
@@ -186,7 +186,11 @@ def _where(record: TagRecord) -> str:
     return format_address(record.address) if record.address else "offline"
 
 
-@tags.command("free", short_help="Free one.", examples=("p2ptunnel rendezvous tags free old-nas",))
+@tags.command(
+    "free",
+    short_help="Free a tag: the next key that registers it owns it.",
+    examples=("p2ptunnel rendezvous tags free old-nas",),
+)
 @click.argument("tag")
 @click.pass_obj
 def free_tag(settings: Settings, tag: str) -> None:

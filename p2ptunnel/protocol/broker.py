@@ -7,6 +7,7 @@ source is never longer than its question.  Source: wire document, sections 1 to 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Final
 
@@ -307,7 +308,7 @@ class Broker:
         if not is_tag(message.ltag) or not is_tag(extra.rtag):
             return ConnectAnswer(mid=message.mid, code=400, em="not a tag")
         if not self._asked.take(source.host, now):
-            return _later(message.mid, "too many calls from there")
+            return _later(message.mid, "too many calls from there", self._asked.wait(source.host, now))
         if not self._judge.is_calling_member(extra):
             return ConnectAnswer(mid=message.mid, code=407, em="this server serves its members only")
         caller = self._judge.caller_key(extra.intent)
@@ -317,7 +318,7 @@ class Broker:
         if callee is None:
             return self._absent(message, now)
         if busy := self._is_too_much(source, callee, now):
-            return _later(message.mid, busy)
+            return _later(message.mid, *busy)
         token = new_secret(self._entropy)
         host, port = source.address
         said = PunchNoticeExtra(
@@ -352,22 +353,25 @@ class Broker:
         """Answer who asks for a peer that is not online."""
         wanted = message.extra.rtag
         if self.registrar.is_awaited(wanted, now):
-            again = ConnectAnswerExtra(retry_after=1)
-            return ConnectAnswer(mid=message.mid, code=429, em="that peer is about to come back", extra=again)
+            return _later(message.mid, "that peer is about to come back", self.registrar.grace(wanted, now))
         self._replies.report(Introduced(message.ltag, wanted, 404))
         return ConnectAnswer(mid=message.mid, code=404, em="no such peer is online")
 
-    def _is_too_much(self, source: Endpoint, callee: Registered, now: float) -> str:
-        """Return why there can be no introduction now, empty if there can."""
+    def _is_too_much(self, source: Endpoint, callee: Registered, now: float) -> tuple[str, float] | None:
+        """Return why there can be no introduction now, and after how many seconds that is over; None if there can be one."""
         if refusal := self._attempts.refusal(source, callee.endpoint):
-            return refusal
+            return refusal, self._attempts.free_at(source, callee.endpoint) + _SWEEP - now
         if not callee.is_validated and not self._is_seed_allowed(callee.endpoint, now):
-            return "too many calls to that program"
+            return "too many calls to that program", 0.0 if self._ration is None else self._ration.wait(
+                callee.endpoint.host, now
+            )
         if limited_source(source.host) is None:
-            return ""
+            return None
         if not self._calls.take(source.host, now, of=callee.tag):
-            return "too many calls from there to that peer"
-        return "" if self._calls_to.take(callee.tag, now) else "too many calls to that peer"
+            return "too many calls from there to that peer", self._calls.wait(source.host, now, of=callee.tag)
+        if not self._calls_to.take(callee.tag, now):
+            return "too many calls to that peer", self._calls_to.wait(callee.tag, now)
+        return None
 
     def _make_room(self, caller: Endpoint, callee: Endpoint) -> None:
         """Give up what has to give way; its caller hears no more of it, as if the callee were silent."""
@@ -439,8 +443,9 @@ class Broker:
         self._sweep_at = now + _SWEEP if self.registrar.online or self._attempts else None
 
 
-def _later(mid: int, why: str) -> ConnectAnswer:
-    return ConnectAnswer(mid=mid, code=429, em=why, extra=ConnectAnswerExtra(retry_after=5))
+def _later(mid: int, why: str, wait: float) -> ConnectAnswer:
+    """Refuse for so many seconds, rounded up: who asks then must not be told to wait again."""
+    return ConnectAnswer(mid=mid, code=429, em=why, extra=ConnectAnswerExtra(retry_after=math.floor(wait) + 1))
 
 
 def _signed_refusal(answer: PunchAnswer) -> PunchResultExtra | None:

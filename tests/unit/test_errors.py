@@ -206,6 +206,13 @@ TABLE = [
         429,
         "rendezvous",
     ),
+    Row(
+        errors.RateLimitedError("rv.example:7000", 0.0),
+        "rv.example:7000 refused: too many requests (429)",
+        "Try again a little later.",
+        429,
+        "rendezvous",
+    ),
     # traversal
     Row(errors.TraversalError("odd"), "odd", "", 500, "traversal"),
     Row(
