@@ -42,6 +42,10 @@ class Joining:
         if self._ways.known(server) is None:
             self._spares.keep(self._elsewhere.get(server, server))
 
+    async def stand(self, server: Address) -> str:
+        """Wait until the connection for a call at this server, if one is kept, is idle; return why it never will be."""
+        return await self._spares.stand(self._elsewhere.get(server, server))
+
     def at(self, port: PunchPort, role: Role) -> _Join:
         """Return what joins the relay for a call that the server of `port` has introduced: the one that it names, or itself.
 
