@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import Counter
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from p2ptunnel.abc import Stream
 from p2ptunnel.defaults import CONNECT_TIMEOUT
@@ -15,9 +17,13 @@ from p2ptunnel.errors import P2PTunnelError
 from p2ptunnel.events import Events, PathChanged
 from p2ptunnel.peer import Peer
 from p2ptunnel.testing.natlab.peers import SERVICE
+from p2ptunnel.traversal.explain import Explanation
 from p2ptunnel.types import Path
 
-__all__ = ["Attempt", "attempt"]
+__all__ = ["READY_TIMEOUT", "Attempt", "attempt", "why_relayed"]
+
+READY_TIMEOUT: Final = 30.0
+"""Seconds in which a peer has what a call needs; on the worst lines some of it is lost again and again."""
 
 _ECHO_TIMEOUT: Final = 20.0
 _SAMPLE_BYTES: Final = 4096
@@ -32,6 +38,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
         error: In words; empty if all bytes came back.
         first_byte: Seconds from `connect` until the first byte was back from the other side.
         direct_after: Seconds from `connect` until the stream was on a direct path; None if that did not come.
+        reason: Why it did not, as far as the peer knows of its last attempt; empty if it did.
     """
 
     seconds: float
@@ -39,6 +46,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str = ""
     first_byte: float | None = None
     direct_after: float | None = None
+    reason: str = ""
 
     @property
     def is_direct(self) -> bool:
@@ -49,6 +57,8 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
 async def attempt(peer: Peer, tag: str, *, patience: float = 0.0, timeout: float = CONNECT_TIMEOUT) -> Attempt:
     """Call a peer that serves echo, and have a sample come back over the path that the stream has in the end.
 
+    Time is taken once the caller is ready: nothing is gathered after `connect`.
+
     Args:
         peer: Who calls; without a session with the other one.
         tag: Who is called.
@@ -57,12 +67,23 @@ async def attempt(peer: Peer, tag: str, *, patience: float = 0.0, timeout: float
     """
     began = time.monotonic()
     try:
+        await peer.ready(timeout=READY_TIMEOUT)
         async with peer.events(PathChanged) as changes:
+            began = time.monotonic()
             stream = await peer.connect(tag, SERVICE, timeout=timeout)
             async with stream:
-                return await _use(stream, changes, began, patience)
+                made = await _use(stream, changes, began, patience)
+                return made if made.is_direct else replace(made, reason=why_relayed(await peer.explain(tag)))
     except (P2PTunnelError, OSError, EOFError, TimeoutError) as error:
         return Attempt(time.monotonic() - began, "", f"{type(error).__name__}: {error}")
+
+
+def why_relayed(explanation: Explanation) -> str:
+    """Return in a line how each direct way ended that was tried; equal ones once, with their number."""
+    direct = [each for each in explanation.tries if each.way not in {"server", "relay"}]
+    ends = Counter(f"{each.way} {each.sent}: {each.reason or each.outcome}" for each in direct)
+    told = [f"{count} x {end}" if count > 1 else end for end, count in ends.items()]
+    return "; ".join(told) or "no direct way was tried"
 
 
 async def _use(stream: Stream, changes: Events, began: float, patience: float) -> Attempt:

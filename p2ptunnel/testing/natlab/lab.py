@@ -24,13 +24,14 @@ from p2ptunnel.testing.natlab.site import Plan, Site, Uplink
 from p2ptunnel.testing.natlab.sites import SITE_CLASSES, be_router
 from p2ptunnel.testing.natlab.wiring import attach_prefix, connect_line
 
-__all__ = ["Lab"]
+__all__ = ["SITES_MAX", "Lab"]
 
 _SERVER_ADDRESSES: Final = ("203.0.113.1", "203.0.113.2")
 _SERVER_ADDRESS_6: Final = "2001:db8:ffff::1"
 _GATEWAY: Final = "203.0.113.254"
 _GATEWAY_6: Final = "2001:db8:fffe::1"
-_SITES_MAX: Final = 250
+SITES_MAX: Final = 250
+"""So many a laboratory has at most, carriers' included."""
 
 
 class Lab:
@@ -112,8 +113,8 @@ class Lab:
         chosen = (find_kind(kind) if isinstance(kind, str) else kind).but(**overrides)
         settings = _line(delay=delay, jitter=jitter, loss=loss, rate=rate)
         number = next(self._numbers)
-        if number > _SITES_MAX:
-            raise LaboratoryError(f"a laboratory has at most {_SITES_MAX} sites")
+        if number > SITES_MAX:
+            raise LaboratoryError(f"a laboratory has at most {SITES_MAX} sites")
         name = name or f"{kind if isinstance(kind, str) else 'site'}-{number}"
         if upstream is None and chosen.carrier:
             upstream = self.site(chosen.carrier, hosts=0, name=f"{name}-carrier")

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--at-once", type=int, metavar="N", help="calls at a time [26; 4 where nothing is delayed]")
     parser.add_argument("--relay", choices=_RELAYS, default="auto", help="whether callers use the server's relay [auto]")
     parser.add_argument(
-        "--patience", type=float, default=8.0, metavar="S", help="for a direct path to take over from the relay [8]"
+        "--patience", type=float, default=12.0, metavar="S", help="for a direct path to take over from the relay [12]"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a delay instead of tables")
 
