@@ -24,7 +24,7 @@ DEAD = Matrix(0.0, ("noU",), (Cell("noU", "noU", (FAILED,)),))
 
 
 def test_the_page_has_the_machine_the_options_and_the_tables() -> None:
-    page = render_page([MATRIX, DEAD], MACHINE, Namespace(attempts=4, patience=8.0))
+    page = render_page([MATRIX, DEAD], MACHINE, Namespace(attempts=4, patience=12.0))
     assert "A processor, 2 cores, 4 GiB; Linux 6.1; Python 3.11.7" in page
     assert "4 calls of each pair." in page
     assert "## 25 ms\n\n```text\nOne way 25 ms a line" in page

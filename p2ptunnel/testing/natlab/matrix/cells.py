@@ -97,7 +97,7 @@ class Matrix(msgspec.Struct, frozen=True):
     """All cells of one delay.
 
     Attributes:
-        delay: Seconds, one way, on every line.
+        delay: Seconds, one way, on the line of each site; the server's has none.
         kinds: In the order of rows and columns.
         cells: Row by row.
         seconds: How long all of it took.

@@ -29,7 +29,8 @@ from p2ptunnel.types import RelayUse
 
 __all__ = ["Told", "run_matrix"]
 
-_CALLS_OF_SITES: Final = 10  # of one site to another, as far as there is room: a server takes 20 in a row and then 5 a minute
+_CALLS_OF_SITES: Final = 5  # of one site to another, as far as there is room: a server takes 20 in a row and then 5 a minute
+_SITES_A_CALL: Final = 2  # so that few calls wait for a site
 
 Told: TypeAlias = Callable[[str, str, Attempt], None]
 """Is told of each attempt that has ended, with its caller's and its callee's kind; by one thread at a time."""
@@ -115,7 +116,7 @@ def run_matrix(
     Args:
         kinds: Names of `KINDS`.
         attempts: For each ordered pair.
-        delay: Seconds, one way, on every line, the server's included.
+        delay: Seconds, one way, on the line of each site; the server's has none.
         at_once: How many calls go on at the same time.
         relay: Whether the callers use it; "never": a call ends in a direct stream or not at all.
         patience: Seconds from the beginning of a call in which a direct path may take over from the relay.
@@ -130,8 +131,9 @@ def run_matrix(
     """
     for kind in kinds:
         find_kind(kind)
-    with tempfile.TemporaryDirectory() as directory, Lab(server_delay=delay) as lab, contextlib.ExitStack() as stack:
-        count = min(max(math.ceil(at_once / len(kinds)), math.ceil(attempts / _CALLS_OF_SITES)), _lanes_max(kinds))
+    with tempfile.TemporaryDirectory() as directory, Lab() as lab, contextlib.ExitStack() as stack:
+        wanted = max(math.ceil(_SITES_A_CALL * at_once / len(kinds)), math.ceil(attempts / _CALLS_OF_SITES))
+        count = min(wanted, _lanes_max(kinds))
         lanes = [_lane(lab, number, kinds, delay, Path(directory)) for number in range(count)]
         run = _Run(stack.enter_context(rendezvous(lab)), lanes, relay=relay, patience=patience)
         found = run.call(_in_turn(kinds) * attempts, at_once, tell)
@@ -140,7 +142,7 @@ def run_matrix(
 
 def _lanes_max(kinds: Sequence[str]) -> int:
     """Return for how many lanes a laboratory has room, one at least."""
-    return max(1, SITES_MAX // sum(2 if find_kind(kind).carrier is None else 4 for kind in kinds))
+    return max(1, SITES_MAX // sum(4 if find_kind(kind).carrier else 2 for kind in kinds))
 
 
 def _lane(lab: Lab, number: int, kinds: Sequence[str], delay: float, directory: Path) -> _Lane:

@@ -45,7 +45,9 @@ def render(matrix: Matrix) -> str:
         ]
     grids = "\n\n".join(f"{title}\n{grid}" for title, grid in zip(parts[::2], parts[1::2], strict=True))
     head = f"One way {matrix.delay * 1000:g} ms a line, rows call columns.\n"
-    return "\n".join([head, grids, "", render_summary(matrix), *render_failures(matrix.cells), *render_misses(matrix.able)]) + "\n"
+    return (
+        "\n".join([head, grids, "", render_summary(matrix), *render_failures(matrix.cells), *render_misses(matrix.able)]) + "\n"
+    )
 
 
 def render_grid(matrix: Matrix, show: Callable[[Cell], str] | None = None) -> str:
@@ -62,10 +64,11 @@ def render_summary(matrix: Matrix) -> str:
     ways = Counter(LETTERS[attempt.path] for attempt in calls)
     how = ", ".join(f"{ways[letter]} {words}" for letter, words in _WORDS.items() if ways[letter])
     connected, direct = (sum(cell.is_connected for cell in cells), sum(cell.is_direct for cell in matrix.able))
+    over_tcp = sum(cell.is_tcp for cell in cells)
     return "\n".join(
         [
-            f"{connected} of {len(cells)} pairs connect.  Of {len(matrix.able)} that can do without a relay {direct} did in every "
-            f"call, {sum(cell.is_tcp for cell in cells)} over TCP alone.",
+            f"{connected} of {len(cells)} pairs connect.  "
+            f"Of {len(matrix.able)} that can do without a relay {direct} always did, {over_tcp} over TCP alone.",
             f"{len(calls)} calls: {how}.  {matrix.seconds:.0f} s.",
             f"First byte back: {_spread(attempt.first_byte for attempt in calls)}; "
             f"direct path: {_spread(attempt.direct_after for attempt in calls)}.",
@@ -114,7 +117,9 @@ def _settled(cell: Cell) -> str:
 
 def _spread(values: Iterable[float | None]) -> str:
     known = [value for value in values if value is not None]
-    return f"p50 {_milliseconds(percentile(known, 0.5))} ms, p90 {_milliseconds(percentile(known, 0.9))} ms" if known else "never"
+    return (
+        f"p50 {_milliseconds(percentile(known, 0.5))} ms, p90 {_milliseconds(percentile(known, 0.9))} ms" if known else "never"
+    )
 
 
 def _milliseconds(seconds: float) -> str:
