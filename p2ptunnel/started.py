@@ -111,7 +111,10 @@ class Started:
         self.require_open()
         if self._relay != "never":
             self.joining.expect(server.address)
-        return await PunchPort.open(server, self._ttl, ways=self.ways, tracer=self._trace)
+        port = await PunchPort.open(server, self._ttl, ways=self.ways, tracer=self._trace)
+        if self._relay != "never":
+            self.joining.keep(port)
+        return port
 
     def signer(self, callee: PublicKey | None) -> CallSigner:
         """Return what signs one call to the peer with this key, or to one whose key is to be learnt."""

@@ -36,11 +36,12 @@ def test_what_is_drawn_has_a_share_a_time_and_letters_for_each_cell() -> None:
     assert _grids(MATRIX) == {
         "delay_ms": 25.0,
         "kinds": ("pr",),
-        "success": [[0.75]],
-        "milliseconds": [[800.0]],
+        "direct": [[0.75]],
+        "median_ms": [[800.0]],
+        "p90_ms": [[800.0]],
         "paths": [["3T1x"]],
     }
-    assert _grids(DEAD)["milliseconds"] == [[None]]
+    assert _grids(DEAD)["median_ms"] == _grids(DEAD)["p90_ms"] == [[None]]
 
 
 def test_a_cell_has_the_colour_of_the_way_that_most_calls_went() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -11,8 +12,11 @@ import msgspec
 from p2ptunnel.testing.chaos.report import percentile
 from p2ptunnel.testing.natlab.attempt import Attempt
 
-__all__ = ["Calls", "Switch", "Transfer", "Warm", "WarmCall"]
+__all__ = ["SHARES", "Calls", "Switch", "Transfer", "Warm", "WarmCall", "summary"]
 
+
+SHARES: Final = MappingProxyType({"p50": 0.5, "p95": 0.95, "max": 1.0})
+"""The percentiles that are told, by name."""
 
 _FIELDS: Final = ("connected", "first_byte", "direct_after")
 _REASONS_MAX: Final = 5  # of calls that were relayed, the most frequent ones
@@ -42,9 +46,8 @@ class Calls(msgspec.Struct, frozen=True):
             f"  first byte  {_spread(attempt.first_byte for attempt in self.attempts)}",
             f"  direct      {_spread(attempt.direct_after for attempt in self.attempts)}",
         ]
-        errors = Counter(attempt.error for attempt in self.attempts if attempt.error)
         relayed = Counter(attempt.reason for attempt in self.attempts if attempt.reason)
-        lines += [f"  {count} x {error}" for error, count in errors.most_common()]
+        lines += [f"  {count} x {error}" for error, count in self.errors.most_common()]
         lines += [f"  {count} relayed: {reason}" for reason, count in relayed.most_common(_REASONS_MAX)]
         return "\n".join(lines)
 
@@ -56,8 +59,13 @@ class Calls(msgspec.Struct, frozen=True):
             "paths": dict(Counter(attempt.path for attempt in self.attempts if attempt.path)),
             "first_byte": summary(attempt.first_byte for attempt in self.attempts),
             "direct_after": summary(attempt.direct_after for attempt in self.attempts),
-            "errors": dict(Counter(attempt.error for attempt in self.attempts if attempt.error)),
+            "errors": dict(self.errors),
         }
+
+    @property
+    def errors(self) -> Counter[str]:
+        """Why calls failed, and how many."""
+        return Counter(attempt.error for attempt in self.attempts if attempt.error)
 
     @property
     def paths(self) -> str:
@@ -184,8 +192,7 @@ class Warm(msgspec.Struct, frozen=True):
 def summary(values: Iterable[float | None]) -> dict[str, float]:
     """Return how many are known, and their percentiles in seconds, where there are any."""
     known = [value for value in values if value is not None]
-    shares = {"p50": 0.5, "p95": 0.95, "max": 1.0} if known else {}
-    return {"count": len(known), **{name: percentile(known, share) for name, share in shares.items()}}
+    return {"count": len(known), **{name: percentile(known, share) for name, share in SHARES.items() if known}}
 
 
 def _spread(values: Iterable[float | None]) -> str:
