@@ -110,12 +110,13 @@ def _write(matrices: Sequence[Matrix], machine: Machine, options: argparse.Names
 def _grids(matrix: Matrix) -> dict[str, Any]:
     """Return what is drawn, a row a caller: shares of calls, milliseconds (null for none), and letters."""
     rows = matrix.rows()
+    p90 = {"p90_ms": [[_milliseconds(cell.settled_p90) for cell in row] for row in rows]} if matrix.has_spread else {}
     return {
         "delay_ms": matrix.delay * 1000,
         "kinds": matrix.kinds,
         "direct": [[cell.direct / len(cell.attempts) for cell in row] for row in rows],
         "median_ms": [[_milliseconds(cell.settled_after) for cell in row] for row in rows],
-        "p90_ms": [[_milliseconds(cell.settled_p90) for cell in row] for row in rows],
+        **p90,
         "paths": [[letters(cell) for cell in row] for row in rows],
     }
 

@@ -119,6 +119,11 @@ class Matrix(msgspec.Struct, frozen=True):
         return tuple(attempt for cell in self.cells for attempt in cell.attempts)
 
     @property
+    def has_spread(self) -> bool:
+        """Whether a cell has several calls, and so more than one figure."""
+        return any(len(cell.attempts) > 1 for cell in self.cells)
+
+    @property
     def unconnected(self) -> list[Cell]:
         """The cells in which a call failed: with a relay, none may."""
         return [cell for cell in self.cells if not cell.is_connected]

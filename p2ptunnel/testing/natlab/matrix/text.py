@@ -36,7 +36,7 @@ def render(matrix: Matrix) -> str:
         "Median ms until the first byte was back:",
         render_grid(matrix, lambda cell: _milliseconds(cell.first_byte)),
     ]
-    if any(len(cell.attempts) > 1 for cell in matrix.cells):
+    if matrix.has_spread:
         parts += [
             "Ms in which nine of ten calls were on the direct path, by relay had the stream:",
             render_grid(matrix, lambda cell: _milliseconds(cell.settled_p90)),
