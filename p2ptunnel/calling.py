@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from p2ptunnel.abc import Pipe
-from p2ptunnel.defaults import RELAY_HEAD_START
+from p2ptunnel.defaults import GIVE_UP_GRACE, RELAY_HEAD_START
 from p2ptunnel.errors import (
     ConfigError,
     NoPathError,
@@ -23,11 +24,13 @@ from p2ptunnel.errors import (
 from p2ptunnel.events import Events, PathChanged
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.identity.store import PinnedPeer
-from p2ptunnel.net.threads import in_thread
+from p2ptunnel.identity.tls import caller_context
+from p2ptunnel.net.threads import ahead_of_time, in_thread
 from p2ptunnel.protocol.intent import CallSigner
 from p2ptunnel.session.greeting import Selector
 from p2ptunnel.session.session import (
     Beginning,
+    FirstStream,
     Rejoined,
     Session,
     SessionOptions,
@@ -75,17 +78,17 @@ class Calling:
         self._options: Final = options
         self._trace: Final = tracer
 
-    async def dial(self, pinned: PinnedPeer, relay: RelayUse) -> Session:
-        """Return a session that is fresh; all who ask at one time share it.
+    async def dial(self, pinned: PinnedPeer, relay: RelayUse, first: FirstStream | None = None) -> Session:
+        """Return a session that is fresh; all who ask at one time share it, and it is begun for the `first` of one of them.
 
         Raises:
             P2PTunnelError: As `Peer.connect`, until there is a connection.
         """
         key = (pinned.wanted, pinned.key, relay == "never")
-        return await self._up.dialing.join(key, lambda: self._dial(pinned, relay))
+        return await self._up.dialing.join(key, lambda: self._dial(pinned, relay, first))
 
-    async def _dial(self, pinned: PinnedPeer, relay: RelayUse) -> Session:
-        up, beginning = self._up, Beginning()
+    async def _dial(self, pinned: PinnedPeer, relay: RelayUse, first: FirstStream | None) -> Session:
+        up, beginning = self._up, Beginning(first, (ticket.raw for ticket in pinned.tickets))
 
         async def establish(pipe: Pipe, conkey: Conkey, _: PublicKey | None) -> Beginning:
             selector = _later(conkey, pinned.tag)
@@ -109,13 +112,11 @@ class Calling:
             await self._call_known(pinned, establish, relay, keep)
         except BaseException:
             if beginning.session is not None:  # it came up in the very turn in which nobody wanted it any more
-                beginning.session.abort("cancelled")
+                await _give_up(beginning.session)
             raise
         session = beginning.session
         assert session is not None  # one of the ways has begun it
         up.keep_called(session, is_direct=relay == "never")
-        for ticket in pinned.tickets:
-            session.show(ticket.raw)
         session.keep_up(
             lambda: self.redial(session, relay),
             is_known=lambda: up.store.by_key(pinned.key) is not None,
@@ -272,6 +273,7 @@ class Calling:
                 wanted=tag,
                 establish=establish,
                 birthdays=self._up.birthdays,
+                meanwhile=partial(self._prepare, signer),
                 tries=tries,
                 tracer=self._trace,
             )
@@ -286,6 +288,10 @@ class Calling:
             port.close()  # it may not have come to the call, whose it is
             raise
 
+    def _prepare(self, signer: CallSigner | None) -> None:
+        if signer is not None and signer.callee is not None:
+            ahead_of_time(caller_context, self._up.identity, signer.callee)  # some milliseconds that no handshake has to wait
+
     async def _punch(self, call: Callable[..., Call[A]], port: PunchPort, signer: CallSigner | None) -> A:
         """Make a direct call; once more from a fresh port, if all that failed was a birthday: that misses one time in sixty."""
         first = call(port, signer=signer)
@@ -295,6 +301,13 @@ class Calling:
             if signer is None or not first.has_missed:
                 raise
         return await call(await self._fresh_port(port.spec), signer=self._up.signer(signer.callee)).run()
+
+
+async def _give_up(session: Session) -> None:
+    """End a session that nobody wants, and wait a moment until the peer knows."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(GIVE_UP_GRACE):
+            await session.close(grace=0)
 
 
 async def within(timeout: float | None, tag: Tag, work: Coroutine[Any, Any, T], deadline: asyncio.Timeout | None = None) -> T:

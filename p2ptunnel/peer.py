@@ -71,10 +71,7 @@ from p2ptunnel.reachable import Reachable
 from p2ptunnel.serving import Allow, ServiceTable, Serving
 from p2ptunnel.session.pairing import PairingChannel
 from p2ptunnel.session.ping import Pinger, PingReport, Pong
-from p2ptunnel.session.session import (
-    Session,
-    SessionOptions,
-)
+from p2ptunnel.session.session import FirstStream, Session, SessionOptions
 from p2ptunnel.snapshot import Snapshot, status_of
 from p2ptunnel.ssh.client import SSH, open_ssh
 from p2ptunnel.ssh.hostkeys import fetch_host_keys
@@ -340,8 +337,18 @@ class Peer:
         known = self._up.session(pinned, is_direct=is_direct)
         if known is not None:
             with suppress(ChannelClosedError, ChannelLostError):  # it died unnoticed, or was about to end
+                for ticket in pinned.tickets:  # some may be newer than the session
+                    known.show(ticket.raw)
                 return await open_on(known)
-        return await open_on(await self._calling.dial(pinned, relay))
+        first = FirstStream(service, on_asked=on_asked)
+        try:
+            session = await self._calling.dial(pinned, relay, first)
+            if first.stream is None:
+                return await open_on(session)
+            return await first.stream.confirmed() if confirm else first.stream
+        except BaseException:
+            first.abandon()
+            raise
 
     async def ready(self, *, timeout: float | None = CONNECT_TIMEOUT) -> None:
         """Wait until the next `connect` has nothing to gather: how we look from outside is known, a relay connection stands.

@@ -147,6 +147,7 @@ class Mux:
         self._growth = 0  # by how much windows together exceed the constant
         self._leaving = False
         self._shown = 0  # capabilities, by the peer
+        self._tickets: Final[set[bytes]] = set()  # that we have shown
 
     # --- streams ------------------------------------------------------------------------------------------------------
 
@@ -192,8 +193,10 @@ class Mux:
             self._say(Waiting(stream_id, patience))
 
     def show(self, ticket: bytes) -> None:
-        """Show the peer what it has signed; streams that are opened from now on go by it."""
-        self._say(Capability(ticket))
+        """Show the peer what it has signed, once each, and no more than it takes; streams opened from now on go by it."""
+        if ticket not in self._tickets and len(self._tickets) < CAPABILITIES_MAX:
+            self._tickets.add(ticket)
+            self._say(Capability(ticket))
 
     def write(self, stream_id: int, data: memoryview) -> None:
         """Queue bytes; they are not copied, so the buffer must stay as it is until `Drained`.

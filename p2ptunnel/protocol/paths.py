@@ -186,6 +186,28 @@ class PathChooser:
         self._used.add(active.link)
         return None if active.health is Health.STALLED else self._improve(active, others, now)
 
+    def takes_over(self, fresh: PathCandidate, candidates: Sequence[PathCandidate], now: float) -> bool:
+        """Tell whether a path that is just coming up is moved to at once: the first one that needs no relay.
+
+        Whoever asks is expected to move: yes counts as a switch.
+
+        Args:
+            fresh: Its handshake was its first round trip.
+            candidates: All channels of the session that are up.
+            now: Monotonic seconds.
+        """
+        active = next((each for each in candidates if each.is_active), None)
+        if active is None or active.health is not Health.UP or not self._is_first_direct(active, fresh):
+            return False
+        if (
+            self.waits_until(fresh.name) > now
+            or now - self._switched_at < SWITCH_PAUSE
+            or _target(active, [fresh]) is not fresh
+        ):
+            return False
+        self._switched_at = now
+        return True
+
     # --- what must be -------------------------------------------------------------------------------------------------
 
     def _escape(self, active: PathCandidate | None, others: Sequence[PathCandidate], now: float) -> int | None:

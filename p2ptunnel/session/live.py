@@ -53,7 +53,7 @@ from p2ptunnel.session.guard import Guard
 from p2ptunnel.session.leg import Leg
 from p2ptunnel.session.migration import Migration
 from p2ptunnel.session.outage import Outage
-from p2ptunnel.session.request import OnOpen, OpenRequest, answer
+from p2ptunnel.session.request import FirstStream, OnOpen, OpenRequest, answer
 from p2ptunnel.session.standby import Standbys
 from p2ptunnel.session.stream import SessionStream
 from p2ptunnel.session.upgrade import Upgrade
@@ -96,6 +96,15 @@ class SessionOptions(msgspec.Struct, frozen=True):
     resume_buffer: int = RESUME_BUFFER_BYTES
     on_event: Callable[[PeerEvent], None] = lambda _: None
 
+    def endpoint(self, *, is_caller: bool, now: float) -> Endpoint:
+        """Return one end of a session, without a channel.
+
+        Args:
+            is_caller: Which.
+            now: Monotonic seconds.
+        """
+        return Endpoint(caller=is_caller, now=now, resume_buffer=self.resume_buffer)
+
 
 class Session:
     """Streams to and from one peer; `connect_session` and `accept_session` make it.
@@ -126,6 +135,8 @@ class Session:
         on_open: OnOpen | None = None,
         options: SessionOptions | None = None,
         tracer: Tracer | None = None,
+        endpoint: Endpoint | None = None,
+        first: FirstStream | None = None,
     ) -> None:
         self.session_id: Final = session_id
         self.tag: Final = tag
@@ -146,7 +157,7 @@ class Session:
         self._number: Final = next(_numbers)
         self._on_event: Final = options.on_event
         self._loop: Final = asyncio.get_running_loop()
-        self._endpoint: Final = Endpoint(caller=is_caller, now=self._loop.time(), resume_buffer=options.resume_buffer)
+        self._endpoint: Final = endpoint or options.endpoint(is_caller=is_caller, now=self._loop.time())
         self._mux: Final[Mux] = self._endpoint.mux
         self._is_caller: Final = is_caller
         self._path = path
@@ -166,6 +177,8 @@ class Session:
         self._heard: Final = asyncio.Event()  # something has come, or the end
         self._undelivered: dict[int, int] = {}  # at the end: bytes of each stream that the peer had not acknowledged
         self._leaving: ChannelClosedError | None = None  # why no stream can be opened any more
+        self._is_peer_leaving = False
+        self._has_peer_left = False  # by a goodbye behind its GOAWAY, on whichever channel: others are not waited for
         self._outage: Final = Outage()
         self._resumes = self._replayed_bytes = 0
         self._doubted_trips = 0
@@ -174,7 +187,9 @@ class Session:
         self._pace = ACTIVE
         self._due = 0.0
         self._trace("session", "up", tag=tag, key=peer_key.short, path=path.kind, remote=format_address(path.remote))
-        self._carried_by = self._endpoint.begin(self._loop.time())
+        self._carried_by = self._endpoint.active or self._endpoint.begin(self._loop.time())
+        if first is not None:
+            self._give(first)
         self._use(channel, path, self._carried_by)
 
     def __repr__(self) -> str:
@@ -293,10 +308,19 @@ class Session:
         """
         if error := self.error or self._leaving:
             raise error.with_traceback(None)
-        stream_id = self._mux.open(service, self._loop.time(), interactive=interactive)
+        stream = self._opened(self._mux.open(service, self._loop.time(), interactive=interactive), service)
+        self.settle(stream.stream_id)
+        return stream
+
+    def _give(self, first: FirstStream) -> None:
+        """Hand over the stream that was asked for behind HELLO."""
+        stream = self._opened(first.stream_id, first.service)
+        stream.on_asked = first.on_asked
+        first.give(stream)
+
+    def _opened(self, stream_id: int, service: str) -> SessionStream:
         stream = SessionStream(self, self._mux, stream_id, service, is_ours=True)
         self._add(stream)
-        self.settle(stream_id)
         return stream
 
     async def open_confirmed(
@@ -318,12 +342,7 @@ class Session:
         """
         stream = self.open(service, interactive=interactive)
         stream.on_asked = on_asked
-        try:
-            await stream.opened()
-        except BaseException:
-            stream.abort()
-            raise
-        return stream
+        return await stream.confirmed()
 
     def show(self, ticket: bytes) -> None:
         """Show the peer a ticket that it has signed: streams that are opened from now on go by it.
@@ -353,6 +372,15 @@ class Session:
         number = self._joining = self._endpoint.attach(self._loop.time())
         self._endpoint.resume(number)
         return number, bytes(self._endpoint.data_to_send(number, self._loop.time()))
+
+    def takes_over(self, path: Path, round_trip: float) -> bool:
+        """Tell whether a channel that is just coming up has to `join`: it is what everybody waits for.
+
+        Args:
+            path: Where it runs.
+            round_trip: Seconds that its handshake took.
+        """
+        return self._is_caller and self.error is None and self._standbys.takes_over(path, round_trip, self._loop.time())
 
     def is_carried_by(self, number: int) -> bool:
         """Tell whether what we send goes over this channel."""
@@ -667,15 +695,19 @@ class Session:
     def leg_ended(self, leg: Leg, error: ChannelError) -> None:
         """A channel is gone; a goodbye that the peer had announced is its doing, for the reason that it gave."""
         was_carrier = self._endpoint.carrier == leg.number
+        has_goodbye = isinstance(error, ChannelClosedError)
+        self._has_peer_left |= has_goodbye and self._is_peer_leaving
         self._legs.pop(leg.number, None)
         self._endpoint.detach(leg.number)
-        if not was_carrier:
+        if self._leaving and self._has_peer_left and self._endpoint.carrier not in self._legs:
+            self._end(self._leaving)
+        elif not was_carrier:
             self._joined(leg.number)
             self._trace("session", "channel_ended", tag=self.tag, reason=str(error))
             self._reconsider()
             self._check_carried(str(error))
             self._flush_soon()
-        elif self._leaving and isinstance(error, ChannelClosedError):
+        elif self._leaving and has_goodbye:
             self._end(self._leaving)
         elif self._can_wait() or self._endpoint.links:  # or the session is just moving, and the peer was faster
             self._suspend(error.cause if isinstance(error, ChannelLostError) else str(error))
@@ -716,6 +748,7 @@ class Session:
                 self._offered(event)
             case GoAway(_, reason):
                 self._leaving = self._leaving or ChannelClosedError(f"the peer: {reason}" if reason else "the peer")
+                self._is_peer_leaving = True
                 self._trace("session", "peer_goes", tag=self.tag, reason=reason)
             case HealthChanged(number, health):
                 self._on_health(number, health)

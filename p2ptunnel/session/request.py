@@ -1,4 +1,7 @@
-"""The peer asks for a stream: accepted or refused once, and answered for where whoever should answer fails or forgets to."""
+"""Asking for streams: the one for which a session is begun, and what the peer asks for.
+
+What the peer asks for is accepted or refused once, and answered for where whoever should answer fails or forgets to.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,56 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from p2ptunnel.errors import LocalProtocolError, TargetRefusedError
+from p2ptunnel.protocol.mux import Mux
 from p2ptunnel.session.stream import SessionStream
-from p2ptunnel.wire.frames import ResetCode
+from p2ptunnel.wire.frames import Open, ResetCode, encode
 
 if TYPE_CHECKING:
     from p2ptunnel.session.live import Session
 
-__all__ = ["OnOpen", "OpenRequest", "answer"]
+__all__ = ["FirstStream", "OnOpen", "OpenRequest", "answer"]
+
+
+class FirstStream:
+    """The stream for which a session is begun: asked for right behind HELLO, it costs no round trip of its own.
+
+    Args:
+        service: 1 to 200 bytes of UTF-8, printable.
+        on_asked: Called with the seconds for which the peer's owner is asked, if that is so.
+
+    Attributes:
+        service: As it was given.
+        on_asked: As it was given.
+        stream: It, once the session is up; None also where somebody else has begun that.
+        stream_id: Its id there; 0: it has not been asked for.
+
+    Raises:
+        LocalProtocolError: `service` is no name.
+    """
+
+    def __init__(self, service: str, *, on_asked: Callable[[float], None] | None = None) -> None:
+        encode(Open(1, 0, service))
+        self.service: Final = service
+        self.on_asked: Final = on_asked
+        self.stream: SessionStream | None = None
+        self.stream_id = 0
+        self._is_wanted = True
+
+    def ask(self, mux: Mux, now: float) -> None:
+        """Ask for it in the mux of a session that does not exist yet; of another one, if the peer did not greet us there."""
+        self.stream_id = mux.open(self.service, now)
+
+    def give(self, stream: SessionStream) -> None:
+        """Hand it to who wants it; where nobody does any more, the peer is told so."""
+        self.stream = stream
+        if not self._is_wanted:
+            stream.abort()
+
+    def abandon(self) -> None:
+        """Want it no more, whether it is there by now or comes later."""
+        self._is_wanted = False
+        if self.stream is not None:
+            self.stream.abort()
 
 
 class OpenRequest:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Final, TypeAlias
 
 from p2ptunnel.abc import Pipe
-from p2ptunnel.defaults import HANDSHAKE_TIMEOUT
+from p2ptunnel.defaults import GIVE_UP_GRACE, HANDSHAKE_TIMEOUT
 from p2ptunnel.errors import AuthenticationError, ChannelClosedError, ChannelLostError
 from p2ptunnel.identity.acl import Access
 from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.tls import callee_context, caller_context
 from p2ptunnel.net.threads import in_thread
+from p2ptunnel.protocol.mux import Mux
+from p2ptunnel.protocol.resume import Endpoint
 from p2ptunnel.session.channel import Channel
 from p2ptunnel.session.greeting import Selector, greet, selected, welcome
 from p2ptunnel.session.live import Session, SessionOptions
-from p2ptunnel.session.request import OnOpen, OpenRequest
+from p2ptunnel.session.request import FirstStream, OnOpen, OpenRequest
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Tag
 from p2ptunnel.wire.frames import GoAway, GoAwayCode, encode
@@ -26,6 +28,7 @@ from p2ptunnel.wire.frames import GoAway, GoAwayCode, encode
 __all__ = [
     "Beginning",
     "FindSession",
+    "FirstStream",
     "OnOpen",
     "OpenRequest",
     "Rejoined",
@@ -48,17 +51,31 @@ _TURN: Final = 3.0  # seconds, of the five that each of several channels has
 class Beginning:
     """Of several channels that come up beside each other to one peer, the first begins the session, and the others join it.
 
+    Args:
+        first: The stream that it is begun for; None: for none.
+        tickets: Shown to the peer before that, raw.
+
     Attributes:
         session: Once there is one.
+        first: As it was given.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first: FirstStream | None = None, tickets: Iterable[bytes] = ()) -> None:
         self.session: Session | None = None
+        self.first: Final = first
+        self._tickets: Final = tuple(tickets)
         self.turn: Final = asyncio.Lock()
         """Of saying HELLO for a session that does not exist yet: two at one time would make two sessions."""
 
     def abort(self, reason: str = "") -> None:
         """End nothing: that one way is not wanted any more is no reason to end what another one may have begun."""
+
+    def ask(self, mux: Mux, now: float) -> None:
+        """Have the mux of the session say what does not have to wait for the peer's answer."""
+        for ticket in self._tickets:
+            mux.show(ticket)
+        if self.first is not None:
+            self.first.ask(mux, now)
 
     @contextlib.asynccontextmanager
     async def patience(self) -> AsyncGenerator[None]:
@@ -86,6 +103,8 @@ async def connect_session(
 ) -> Session:
     """Open a session as the caller: preamble, TLS, HELLO, ACCEPT, in at most 5 s; or join the one that has begun beside us.
 
+    What the session is begun for follows HELLO at once: the peer has proved its key by then, and judges it when it knows ours.
+
     The pipe is spent, whatever happens.
 
     Args:
@@ -107,13 +126,20 @@ async def connect_session(
         RemoteProtocolError: The peer broke the protocol.
         OSError: The pipe was broken before.
     """
-    beginning = beginning or Beginning()
+    beginning, options = beginning or Beginning(), options or SessionOptions()
     async with fresh_channel(pipe, _pinned(identity, peer_key), callee=False) as channel:
+        began = asyncio.get_running_loop().time()
         conkey = await selected(channel, tag, peer_key, pipe.path, selector)
+        took = asyncio.get_running_loop().time() - began
         async with beginning.turn:
             if beginning.session is None:
-                async with beginning.patience():
-                    granted = await greet(channel, identity, tag, peer_key, conkey)
+                endpoint, behind = _begun(beginning, options)
+                try:
+                    async with beginning.patience():
+                        granted = await greet(channel, identity, tag, peer_key, conkey, behind=behind)
+                except BaseException:
+                    await _say_goodbye(channel, endpoint)
+                    raise
                 beginning.session = Session(
                     channel,
                     session_id=conkey,
@@ -124,19 +150,62 @@ async def connect_session(
                     granted=granted,
                     options=options,
                     tracer=tracer,
+                    endpoint=endpoint,
+                    first=beginning.first,
                 )
                 return beginning.session
         if pipe.path.kind == "relay":  # nobody waits for that any more
             channel.abort()
             raise ChannelClosedError("us: another way was faster")
-        await _stand_by(beginning.session, channel, pipe, identity, conkey)
+        await _add(beginning.session, channel, pipe, identity, conkey, took)
         return beginning.session
 
 
-async def _stand_by(session: Session, channel: Channel, pipe: Pipe, identity: Identity, selector: bytes) -> int:
-    """Greet for a session that has begun, and leave the channel to it; return its number there."""
+def _begun(beginning: Beginning, options: SessionOptions) -> tuple[Endpoint, bytes]:
+    """Return our end of a session that is about to begin, and what to send behind HELLO."""
+    now = asyncio.get_running_loop().time()
+    endpoint = options.endpoint(is_caller=True, now=now)
+    number = endpoint.begin(now)
+    beginning.ask(endpoint.mux, now)
+    return endpoint, bytes(endpoint.data_to_send(number, now))
+
+
+async def _say_goodbye(channel: Channel, endpoint: Endpoint) -> None:
+    """Tell the peer that nobody will go on with what it may have begun to do for us, and wait a moment for its answer."""
+    endpoint.mux.go_away(GoAwayCode.CLOSED, "given up")
+    if endpoint.active is not None:
+        channel.write(endpoint.data_to_send(endpoint.active, asyncio.get_running_loop().time()))
+    channel.close()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(GIVE_UP_GRACE):
+            await channel.gone.wait()
+
+
+async def _add(session: Session, channel: Channel, pipe: Pipe, identity: Identity, selector: bytes, took: float) -> int:
+    """Greet for a session that has begun, and leave the channel to it, whose handshake took so long; return its number there.
+
+    The first that needs no relay takes over, and asks for that behind HELLO.
+    """
+    if session.takes_over(pipe.path, took):
+        return await _go_over(session, channel, pipe, identity, selector)
     await greet(channel, identity, session.tag, session.peer_key, selector, session=session.session_id)
     return session.stand_by(channel, pipe.path)
+
+
+async def _go_over(session: Session, channel: Channel, pipe: Pipe, identity: Identity, selector: bytes) -> int:
+    """Greet, and ask the peer to go on over this channel; return its number."""
+    try:
+        number, behind = await session.join()  # only now: whoever joins keeps the others waiting
+    except ChannelClosedError:  # the session ended meanwhile
+        channel.abort()
+        raise
+    try:
+        await greet(channel, identity, session.tag, session.peer_key, selector, session=session.session_id, behind=behind)
+        session.adopt(channel, pipe.path, number)
+    except BaseException:
+        session.withdraw(number)
+        raise
+    return number
 
 
 async def resume_session(session: Session, pipe: Pipe, *, identity: Identity, selector: Selector) -> Rejoined:
@@ -156,18 +225,7 @@ async def resume_session(session: Session, pipe: Pipe, *, identity: Identity, se
     """
     async with fresh_channel(pipe, _pinned(identity, session.peer_key), callee=False) as channel:
         conkey = await selected(channel, session.tag, session.peer_key, pipe.path, selector)
-        try:
-            number, behind = await session.join()  # only now: whoever joins keeps the others waiting
-        except ChannelClosedError:  # the session ended meanwhile
-            channel.abort()
-            raise
-        try:
-            await greet(channel, identity, session.tag, session.peer_key, conkey, session=session.session_id, behind=behind)
-            session.adopt(channel, pipe.path, number)
-        except BaseException:
-            session.withdraw(number)
-            raise
-    return Rejoined(session, number)
+        return Rejoined(session, await _go_over(session, channel, pipe, identity, conkey))
 
 
 async def add_channel(session: Session, pipe: Pipe, *, identity: Identity, selector: Selector) -> Rejoined:
@@ -187,8 +245,10 @@ async def add_channel(session: Session, pipe: Pipe, *, identity: Identity, selec
         OSError: The pipe was broken before.
     """
     async with fresh_channel(pipe, _pinned(identity, session.peer_key), callee=False) as channel:
+        began = asyncio.get_running_loop().time()
         conkey = await selected(channel, session.tag, session.peer_key, pipe.path, selector)
-        return Rejoined(session, await _stand_by(session, channel, pipe, identity, conkey))
+        took = asyncio.get_running_loop().time() - began
+        return Rejoined(session, await _add(session, channel, pipe, identity, conkey, took))
 
 
 class Rejoined:

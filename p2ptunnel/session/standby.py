@@ -8,13 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+import msgspec
+
 from p2ptunnel.defaults import LOADED_BYTES, SESSION_TICK
 from p2ptunnel.protocol.link import Health
 from p2ptunnel.protocol.paths import PathCandidate, PathChooser, name_of, score, tier_of
 from p2ptunnel.protocol.resume import Endpoint
 from p2ptunnel.session.leg import Leg
+from p2ptunnel.types import Path
 
 __all__ = ["Standbys"]
+
+_NO_LINK_YET: Final = 0
 
 
 class Standbys:
@@ -46,6 +51,17 @@ class Standbys:
         self._endpoint.resume(number)
         self._endpoint.link(number).ping(now)
         return True
+
+    def takes_over(self, path: Path, round_trip: float, now: float) -> bool:
+        """Tell whether the session moves to a path that is just coming up without measuring it beside its own; it then must.
+
+        Args:
+            path: It.
+            round_trip: Seconds that its handshake took.
+            now: Monotonic seconds.
+        """
+        fresh = _fresh(path, link=_NO_LINK_YET, rtt=round_trip, heard_at=now, round_trips=1)
+        return self._chooser.takes_over(fresh, [self._candidate(leg) for leg in self._legs.values()], now)
 
     def is_healthy(self, number: int | None) -> bool:
         """Tell whether a channel is up and in no doubt; a peer that stands still is none of the channel's fault."""
@@ -84,18 +100,11 @@ class Standbys:
     def _candidate(self, leg: Leg) -> PathCandidate:
         link, path, heading = self._endpoint.link(leg.number), leg.path, self._endpoint.heading
         is_active = leg.number == (heading if heading in self._legs else self._endpoint.active)
-        return PathCandidate(
-            link=leg.number,
-            name=name_of(path),
-            tier=tier_of(path),
+        return msgspec.structs.replace(
+            _fresh(path, link=leg.number, rtt=link.rtt, heard_at=link.heard_at, round_trips=link.round_trips),
             health=link.health,
-            heard_at=link.heard_at,
-            rtt=link.rtt,
             rtt_deviation=link.rtt_deviation,
-            round_trips=link.round_trips,
             loss=leg.channel.loss or 0.0,
-            is_ipv6=":" in path.remote[0],
-            is_on_link=path.kind == "lan",
             is_active=is_active,
             is_loaded=is_active and self._is_loaded,
         )
@@ -107,3 +116,17 @@ class Standbys:
             moved = self._endpoint.mux.bytes_sent + self._endpoint.mux.bytes_received
             self._is_loaded = moved - self._moved_bytes > LOADED_BYTES * seconds
             self._moved_bytes, self._moved_at = moved, now
+
+
+def _fresh(path: Path, *, link: int, rtt: float | None, heard_at: float, round_trips: int) -> PathCandidate:
+    """Return what is known of a channel by its path and its first answers."""
+    return PathCandidate(
+        link=link,
+        name=name_of(path),
+        tier=tier_of(path),
+        heard_at=heard_at,
+        rtt=rtt,
+        round_trips=round_trips,
+        is_ipv6=":" in path.remote[0],
+        is_on_link=path.kind == "lan",
+    )

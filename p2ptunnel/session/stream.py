@@ -354,6 +354,15 @@ class SessionStream(Stream):
             self._raise_error()
             await self._wait_readable()
 
+    async def confirmed(self) -> SessionStream:
+        """Return it once the peer has accepted it, and reset it if that does not come; raises as `opened`."""
+        try:
+            await self.opened()
+        except BaseException:
+            self.abort()
+            raise
+        return self
+
     # --- what the session does ------------------------------------------------------------------------------------------
 
     def admit(self) -> None:

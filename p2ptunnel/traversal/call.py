@@ -100,6 +100,7 @@ class Call(Generic[T]):
         companion: Told what the call learns.
         is_punching: Whether to punch; else the call only finds out for its companion who answers.
         birthdays: What this machine has for them; None: there will be none.
+        meanwhile: Called once the server has been asked: there is time until it answers.
         tries: Where what it tries is noted.
 
     Attributes:
@@ -119,10 +120,12 @@ class Call(Generic[T]):
         companion: Companion | None = None,
         is_punching: bool = True,
         birthdays: Birthdays | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
         tries: Tries | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         self._port = port
+        self._meanwhile = meanwhile
         self.wanted: Final = wanted
         self._establish = establish
         self._trace = tracer or Tracer()
@@ -181,6 +184,7 @@ class Call(Generic[T]):
             self._tries.start()
             self._agent.start(time.monotonic())
             self._driver.wake()
+            self._meanwhile()
             return await self._result
         except asyncio.CancelledError:
             if self._result.done() and not self._result.cancelled() and self._result.exception() is None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
+from p2ptunnel.defaults import SWITCH_PAUSE
 from p2ptunnel.protocol.link import Health
 from p2ptunnel.protocol.paths import PathCandidate, PathChooser, Tier, name_of, score, tier_of
 from p2ptunnel.types import Path
@@ -282,3 +283,46 @@ def test_a_doubt_that_was_not_acted_upon_is_no_death() -> None:
         chooser.choose([active(1)], NOW + second)
         chooser.choose([active(1, health=Health.SUSPECT)], NOW + second + 0.5)
     assert chooser.waits_until(candidate(1).name) == -math.inf
+
+
+# --- a path that is just coming up ------------------------------------------------------------------------------------
+
+
+def test_the_first_path_that_needs_no_relay_takes_over_at_once() -> None:
+    assert PathChooser().takes_over(candidate(0, ms=90), [active(1, Tier.RELAY)], NOW)
+    assert PathChooser().takes_over(candidate(0, Tier.QUIC, ms=90), [active(1, Tier.RELAY, ms=None)], NOW)
+
+
+@pytest.mark.parametrize(
+    ("fresh", "candidates"),
+    [
+        (candidate(0), [active(1)]),  # nothing is gained at once
+        (candidate(0, Tier.RELAY), [active(1, Tier.RELAY)]),
+        (candidate(0, ms=1000), [active(1, Tier.RELAY)]),  # a detour that the relay is better than
+        (candidate(0), [active(1, Tier.RELAY, health=Health.SUSPECT)]),  # another rule decides
+        (candidate(0), [candidate(1, Tier.RELAY)]),  # nothing is in use
+    ],
+)
+def test_any_other_path_is_measured_first(fresh: PathCandidate, candidates: list[PathCandidate]) -> None:
+    assert not PathChooser().takes_over(fresh, candidates, NOW)
+
+
+def test_it_counts_as_a_switch_and_the_next_one_waits() -> None:
+    chooser = PathChooser()
+    relayed = [active(1, Tier.RELAY)]
+    assert chooser.takes_over(candidate(0), relayed, NOW)
+    assert not chooser.takes_over(candidate(0), relayed, NOW + SWITCH_PAUSE - 0.1)
+    assert chooser.takes_over(candidate(0), relayed, NOW + SWITCH_PAUSE)
+
+
+def test_a_path_that_died_too_often_is_not_gone_back_to_at_once() -> None:
+    chooser, relay = PathChooser(), candidate(1, Tier.RELAY)
+    now = NOW
+    for _ in range(3):
+        chooser.choose([active(2), relay], now)
+        chooser.choose([active(2, health=Health.DEAD), relay], now + 1)
+        now += 2
+    dead = candidate(0, name=candidate(2).name)
+    assert chooser.waits_until(dead.name) > now
+    assert not chooser.takes_over(dead, [active(1, Tier.RELAY)], now)
+    assert chooser.takes_over(candidate(0), [active(1, Tier.RELAY)], now)  # another one does

@@ -5,18 +5,28 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from p2ptunnel.errors import ChannelClosedError, ChannelLostError, PeerRefusedError
+from p2ptunnel.errors import (
+    AccessDeniedError,
+    ChannelClosedError,
+    ChannelLostError,
+    LocalProtocolError,
+    PeerRefusedError,
+    StreamResetError,
+)
+from p2ptunnel.identity.acl import AccessList
+from p2ptunnel.identity.capability import issue
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.protocol import resume
 from p2ptunnel.session import live
 from p2ptunnel.session import session as session_module
-from p2ptunnel.session.session import Beginning, Session, SessionOptions, accept_session, connect_session
+from p2ptunnel.session.session import Beginning, FirstStream, Session, SessionOptions, accept_session, connect_session
 from tests.helpers import run
 from tests.helpers.lasting import until
 from tests.helpers.peers import Peers, Wire, sessions, tcp_pair
@@ -98,6 +108,72 @@ def test_a_direct_channel_joins_the_session_that_the_relay_began_and_takes_over(
             assert not first.relayed.is_set()
             assert kinds(first) == ["direct", "relay"]
             await carries(peers, first)
+
+    run(main())
+
+
+def test_the_stream_that_a_session_is_begun_for_is_open_with_it() -> None:
+    async def main() -> None:
+        async with starting() as peers:
+            first = FirstStream("web")
+            peers.beginning = Beginning(first)
+            session = await peers.come("relay")
+            assert first.stream is not None
+            assert first.stream.stream_id == 1
+            request = await peers.requests.get()
+            theirs = request.accept()
+            await first.stream.confirmed()
+            await first.stream.write(b"asked for with HELLO")
+            assert await theirs.read() == b"asked for with HELLO"
+            await carries(peers, session)  # and the next one is another
+
+    run(main())
+
+
+def test_a_refusal_of_that_stream_is_its_own_and_the_session_lives() -> None:
+    async def main() -> None:
+        async with starting() as peers:
+            first = FirstStream("none of ours")
+            peers.beginning = Beginning(first)
+            session = await peers.come("direct")
+            assert first.stream is not None
+            with pytest.raises(AccessDeniedError):
+                await first.stream.confirmed()
+            await carries(peers, session)
+
+    run(main())
+
+
+def test_a_stream_that_nobody_wants_any_more_when_it_comes_is_reset() -> None:
+    async def main() -> None:
+        async with starting() as peers:
+            first = FirstStream("web")
+            peers.beginning = Beginning(first)
+            first.abandon()
+            session = await peers.come("direct")
+            assert session.streams == 0
+            theirs = (await peers.requests.get()).accept()
+            with pytest.raises(StreamResetError):
+                await theirs.read()
+
+    run(main())
+
+
+def test_what_is_no_service_is_refused_before_anybody_is_called() -> None:
+    with pytest.raises(LocalProtocolError):
+        FirstStream("no\x07")
+
+
+def test_tickets_are_shown_before_the_stream_is_asked_for_that_goes_by_them() -> None:
+    async def main() -> None:
+        async with starting() as peers:
+            ticket = issue(peers.callee, ("db",), time.time() + 3600, peers.caller.public)
+            peers.access = AccessList(issuer=peers.callee.public)
+            peers.access.allow(peers.caller.public, "web")
+            first = FirstStream("db")
+            peers.beginning = Beginning(first, (ticket.raw,))
+            await peers.come("direct")
+            assert (await peers.requests.get()).service == "db"
 
     run(main())
 
@@ -195,10 +271,15 @@ def test_a_way_that_goes_silent_behind_tls_keeps_no_other_from_beginning(monkeyp
 
     async def main() -> None:
         async with starting() as peers:
+            first = FirstStream("web")
+            peers.beginning = Beginning(first)
             client, server = tcp_pair()
             silent = asyncio.create_task(peers.come("direct", (client, server)))
             await is_stalled.wait()
             session = await peers.come("relay")
+            (await peers.requests.get()).accept()
+            assert first.stream is not None
+            await first.stream.confirmed()  # what the silent one was asked for is asked for again
             await carries(peers, session)
             silent.cancel()  # its callee still waits
             with pytest.raises((ChannelLostError, asyncio.CancelledError)):

@@ -14,7 +14,7 @@ from typing import Literal
 import pytest
 
 from p2ptunnel.defaults import CHANNELS_MAX
-from p2ptunnel.errors import LocalProtocolError
+from p2ptunnel.errors import ChannelClosedError, LocalProtocolError
 from p2ptunnel.events import ChannelLost, ChannelOpened, PathChanged, PathSuspected, PeerEvent, SessionResumed, SessionStalled
 from p2ptunnel.net import tcpinfo
 from p2ptunnel.net.sockets import LINUX
@@ -24,6 +24,7 @@ from p2ptunnel.session import live, standby
 from p2ptunnel.session.session import Session, SessionOptions, add_channel, connect_session
 from p2ptunnel.transports.tcp import TcpPipe
 from p2ptunnel.types import Path
+from p2ptunnel.wire.frames import GoAwayCode
 from tests.helpers import run
 from tests.helpers.lasting import cut, digest, until
 from tests.helpers.paces import hasten
@@ -181,9 +182,10 @@ def test_a_session_goes_to_and_fro_between_two_kinds_and_loses_nothing() -> None
             for number in range(6):
                 part = slice(number * SIZE // 6, (number + 1) * SIZE // 6)
                 await peers.add(caller, "relay" if caller.path.kind == "direct" else "direct")
+                await resumed(caller, number + 1)  # the first direct one takes over by itself
                 await stream.write(block[part])
                 cut(caller)
-                await resumed(caller, number + 1)
+                await resumed(caller, number + 2)
             await stream.write_eof()
             assert await stream.read() == hashlib.sha256(block).digest()
 
@@ -371,3 +373,30 @@ def test_adding_a_channel_may_be_cancelled_anywhere_and_leaves_nothing() -> None
             assert await theirs.read() == b"hello"
 
     run(scenario(), timeout=20)
+
+
+@pytest.mark.parametrize("is_cut_first", [True, False])
+def test_a_peer_that_has_said_goodbye_is_not_waited_for_whatever_becomes_of_its_other_channels(is_cut_first: bool) -> None:
+    """It may have been about to move: its goodbye comes by one channel, and another one just breaks."""
+
+    async def scenario() -> None:
+        peers = Several("web")
+        async with begun(peers, "relay") as (caller, callee):
+            _ours, theirs = await peers.stream(caller, "web")
+            await peers.add(caller, "direct")
+            await resumed(callee, 1)
+            legs = {leg.path.kind: leg.channel for leg in caller._legs.values()}
+            caller._go_away(GoAwayCode.CLOSED)
+            await until(lambda: callee._leaving is not None)
+            if is_cut_first:
+                cut(callee)  # which it notices a turn later, and the goodbye after that
+            legs["relay"].close()
+            if not is_cut_first:
+                await until(lambda: len(callee._legs) == 1)
+                assert callee.error is None  # streams may still end over the other one
+                cut(callee)
+            await until(lambda: isinstance(callee.error, ChannelClosedError))
+            with pytest.raises(ChannelClosedError):
+                await theirs.read()
+
+    run(scenario())
