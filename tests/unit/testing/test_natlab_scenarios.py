@@ -37,6 +37,12 @@ def test_calls_say_how_many_connected_over_what_how_fast_and_why_not() -> None:
     }
 
 
+def test_errors_of_one_class_are_counted_together_by_the_first_of_them() -> None:
+    texts = ("NoPathError: to 192.0.2.1", "TimeoutError: ", "NoPathError: to 192.0.2.2")
+    calls = Calls("loss-5", "5 %", tuple(Attempt(5.0, "", text) for text in texts))
+    assert calls.errors == {"NoPathError: to 192.0.2.1": 2, "TimeoutError: ": 1}
+
+
 def test_calls_that_all_failed_have_no_times() -> None:
     assert str(Calls("lan-alone", "no server", (FAILED,))).splitlines()[1:4] == [
         "  0 of 1 connected",

@@ -64,8 +64,10 @@ class Calls(msgspec.Struct, frozen=True):
 
     @property
     def errors(self) -> Counter[str]:
-        """Why calls failed, and how many."""
-        return Counter(attempt.error for attempt in self.attempts if attempt.error)
+        """Why calls failed, and how many: a class of error by the first of its texts, since they name addresses."""
+        errors = [attempt.error for attempt in self.attempts if attempt.error]
+        texts = {error.partition(":")[0]: error for error in reversed(errors)}
+        return Counter(texts[error.partition(":")[0]] for error in errors)
 
     @property
     def paths(self) -> str:
