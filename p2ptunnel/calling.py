@@ -6,7 +6,7 @@ Rule: an attempt that fails, or that nobody waits for any more, leaves neither a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -204,7 +204,7 @@ class Calling:
 
         async def at(server: ServerSpec) -> A:
             with tries.begin("server", "t=5, UDP and TCP", remote=server.address) as looking:
-                port = await self._fresh_port(server)
+                port = await self._up.fresh_port(server)
                 _note_answer(looking, port.heard_over)
             try:
                 await asyncio.shield(reserving)
@@ -248,12 +248,6 @@ class Calling:
         """Open a port at the server that is asked first, and a connection to its relay beside."""
         return await self._up.open_port(await self._servers.numeric(self._servers.specs[0]))
 
-    async def _fresh_port(self, server: ServerSpec) -> PunchPort:
-        """Return a port for one attempt, which nothing has been punched from: the spare one, or one that is opened now."""
-        spare = self._up.spare
-        port = None if spare is None else await spare.take(server)
-        return port or await self._up.open_port(server)
-
     async def _attempt(
         self,
         port: PunchPort,
@@ -273,12 +267,14 @@ class Calling:
                 wanted=tag,
                 establish=establish,
                 birthdays=self._up.birthdays,
+                rounds=self._up.rounds,
+                open_other=lambda: self._up.fresh_port(port.spec),
                 meanwhile=partial(self._prepare, signer),
                 tries=tries,
                 tracer=self._trace,
             )
             if signer is None or relay == "never":
-                return await self._punch(call, port, signer)
+                return await call(port, signer=signer).run()
             head_start = 0.0 if relay == "always" else RELAY_HEAD_START
             join = self._up.joining.at(port, "caller")
             relayed = RelayedCall(join, establish, callee=signer.callee, head_start=head_start, tries=tries, tracer=self._trace)
@@ -291,16 +287,6 @@ class Calling:
     def _prepare(self, signer: CallSigner | None) -> None:
         if signer is not None and signer.callee is not None:
             ahead_of_time(caller_context, self._up.identity, signer.callee)  # some milliseconds that no handshake has to wait
-
-    async def _punch(self, call: Callable[..., Call[A]], port: PunchPort, signer: CallSigner | None) -> A:
-        """Make a direct call; once more from a fresh port, if all that failed was a birthday: that misses one time in sixty."""
-        first = call(port, signer=signer)
-        try:
-            return await first.run()
-        except NoPathError:
-            if signer is None or not first.has_missed:
-                raise
-        return await call(await self._fresh_port(port.spec), signer=self._up.signer(signer.callee)).run()
 
 
 async def _give_up(session: Session) -> None:

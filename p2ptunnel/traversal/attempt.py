@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
 
 from p2ptunnel.defaults import PUNCH_TIMEOUT, REDIALS_PER_PHASE
+from p2ptunnel.errors import BindError
 from p2ptunnel.net.burst import Burst
-from p2ptunnel.net.tcp import Dialer, DialRecord, How
+from p2ptunnel.net.tcp import Dialer, DialRecord, How, Listener
 from p2ptunnel.protocol.birthday import BirthdayEnded, OpenHoles, SendProbes
 from p2ptunnel.protocol.machine import Event
-from p2ptunnel.protocol.punch import Dial, ObserveRow, StopDialing
+from p2ptunnel.protocol.punch import Dial, ObserveRow, StopDialing, TakePort
 from p2ptunnel.trace import Tracer
 from p2ptunnel.traversal.port import PunchPort
 from p2ptunnel.types import Address
@@ -23,13 +24,37 @@ from p2ptunnel.types import Address
 __all__ = ["AttemptSockets"]
 
 
+class NextRound(NamedTuple):
+    """What an attempt needs for a second round.
+
+    open_port: Opens the port that it has, if it can.
+    on_accepted: Gets each connection that comes in there.
+    on_taken: Told of the port when it is ready.
+    on_burnt: Told that the port of the first round turned out to be another program's.
+    """
+
+    open_port: Callable[[], Awaitable[PunchPort | None]]
+    on_accepted: Callable[[socket.socket, Address], None]
+    on_taken: Callable[[PunchPort], None]
+    on_burnt: Callable[[], None]
+
+
+class _Later(NamedTuple):
+    """A second round under way, on a port of its own."""
+
+    port: PunchPort
+    listeners: tuple[Listener, ...]
+    dialer: Dialer
+
+
 class AttemptSockets:
-    """Dials, holes and guesses of one attempt, on the port that it punches.
+    """Dials, holes and guesses of one attempt, on the port that it punches, and on another one in a second round.
 
     Args:
         port: Whose number they share; it stays the caller's.
         on_connected: Gets each connection that comes up, to own it.
         on_row: Told which port our NAT gave last, if the agent asks; None: nobody knows.
+        later: What a second round needs; None: there is none.
         tracer: Told what becomes of them.
     """
 
@@ -38,25 +63,40 @@ class AttemptSockets:
         port: PunchPort,
         on_connected: Callable[[socket.socket, Address, How], None],
         on_row: Callable[[int | None], None],
+        later: NextRound | None = None,
         *,
         tracer: Tracer | None = None,
     ) -> None:
         self._port: Final = port
         self._on_row: Final = on_row
-        self._dialer: Final = Dialer(port.address, on_connected, tracer=tracer)
+        self._on_connected: Final = on_connected
+        self._next: Final = later
+        self._trace: Final = tracer or Tracer()
+        self._later: _Later | None = None
+        self._taking: asyncio.Task[None] | None = None
+        self._dialer: Final = Dialer(port.address, on_connected, on_failed=self._on_failed, tracer=tracer)
         self._burst: Final = Burst(port.address, on_connected, tracer=tracer)
         self._observing: asyncio.Task[None] | None = None
 
     @property
     def records(self) -> tuple[DialRecord, ...]:
         """One for each dial of a phase; those of a birthday are too many to be told one by one."""
-        return self._dialer.records
+        return (*self._dialer.records, *(() if self._later is None else self._later.dialer.records))
+
+    @property
+    def has_other(self) -> bool:
+        """Whether a second round has a port of its own, or is about to."""
+        return self._taking is not None
 
     def take(self, event: Event) -> None:
         """Do what an event asks for, if it is about sockets."""
         match event:
-            case Dial():
-                self._dial(event)
+            case Dial() if event.round == 0:
+                self._dial(self._dialer, self._port, event)
+            case Dial() if self._later is not None:
+                self._dial(self._later.dialer, self._later.port, event)
+            case TakePort() if self._next is not None and self._taking is None:
+                self._taking = asyncio.create_task(self._take_port(self._next))
             case OpenHoles():
                 ttl = self._ttl(low=event.low)
                 self._burst.open_holes(len(event.holes), event.target, low_ttl=ttl, patience=PUNCH_TIMEOUT)
@@ -75,21 +115,46 @@ class AttemptSockets:
         """Reset what is under way; connections handed over stay.  Closing twice is fine."""
         self._dialer.close()
         self._burst.close()
-        if self._observing is not None:
-            self._observing.cancel()
+        for task in (self._observing, self._taking):
+            if task is not None:
+                task.cancel()
+        if self._later is not None:
+            self._later.dialer.close()
+            for listener in self._later.listeners:
+                listener.close()
+            self._later.port.close()
 
     async def wait_closed(self) -> None:
         """Wait until nothing of it runs, after `close`."""
-        if self._observing is not None:
-            await asyncio.gather(self._observing, return_exceptions=True)
+        tasks = (task for task in (self._observing, self._taking) if task is not None)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _dial(self, wanted: Dial) -> None:
-        opener = self._port.opener(wanted.targets[0][0] if wanted.targets else "")
-        self._dialer.start(
+    async def _take_port(self, wanted: NextRound) -> None:
+        port = await wanted.open_port()
+        if port is None:
+            return
+        try:
+            listeners = port.listen(wanted.on_accepted, is_limited=False)
+        except BindError as error:  # a foreign socket has the number
+            self._trace("traversal", "no_other_port", reason=str(error))
+            port.close()
+            return
+        self._later = _Later(port, listeners, Dialer(port.address, self._on_connected, tracer=self._trace))
+        self._trace("traversal", "second_round", port=port.address[1])
+        wanted.on_taken(port)
+
+    def _on_failed(self, record: DialRecord) -> None:
+        if record.outcome == "burnt" and self._next is not None:
+            self._next.on_burnt()
+
+    def _dial(self, dialer: Dialer, port: PunchPort, wanted: Dial) -> None:
+        opener = port.opener(wanted.targets[0][0] if wanted.targets else "")
+        dialer.start(
             wanted.targets,
             low_ttl=opener.ttl if wanted.low else None,
             hop_rtt=opener.rtt,
             patience=wanted.patience,
+            is_added=wanted.is_added,
             redials=0 if wanted.is_unseen and not wanted.low else REDIALS_PER_PHASE,
         )
 

@@ -100,6 +100,19 @@ def test_a_call_is_told_step_by_step_with_the_time_of_each(world: World) -> None
     assert {each.kind for each in world.tries.all if each.way in {"udp", "tcp"}} == {"srflx"}
 
 
+def test_the_dials_of_a_second_round_are_told_with_the_port_that_they_leave_from(world: World) -> None:
+    call = world.call()
+    call.start()
+    world.dials += [
+        DialRecord(PEER, None, 10.0, 10.3, "silent", "no answer"),
+        DialRecord(PEER, 2, 10.4, 10.5, "connected", "SYN 1", 40_009),
+    ]
+    call.close()
+    first, second = (each for each in world.tries.all if each.way == "tcp")
+    assert first.local is not None
+    assert second.local == (first.local[0], 40_009)
+
+
 def test_what_the_server_says_ends_the_question_to_it(world: World) -> None:
     call = world.call()
     call.start()
