@@ -73,10 +73,12 @@ PUNCH_ACCEPT_PAUSE: Final = 0.2  # after descriptors ran out; connections wait i
 OPENER_TTL_UNKNOWN: Final = 3  # no hop answered
 IPV6_PHASE_MAX: Final = 1.85 * SYN_REPEAT  # a little later kernels send the SYN a third time
 OPENER_HOPS_IPV6: Final = 2  # no NAT to get through: the home's router, and the provider's first
+IPV6_PROBING: Final = 0.35  # for three probes over UDP, at an address that no server has seen
 HOPS_MAX: Final = 6
 HOPS_WAIT: Final = 0.4
 CANDIDATES_MAX: Final = 16
 IPV6_CANDIDATES_MAX: Final = 3  # of a peer's: those that its server has not seen
+INSIDE_CANDIDATES_MAX: Final = 2  # of a peer's: ways in of its own router, behind a NAT that is before us as well
 PUNCH_MSS_BYTES: Final = 1200  # an MTU black hole otherwise moves nothing at all
 PREAMBLE_TIMEOUT: Final = 5.0  # from TCP up to ACCEPT
 CALLS_MAX: Final = 32  # answered at one time; a peer has few callers, a flood has many
@@ -288,8 +290,8 @@ WEB_HANDSHAKES_OF_SOURCE_MAX: Final = 16
 WEB_HANDSHAKES_OF_SITE_MAX: Final = 128  # half of all: one /48 does not fill the listener
 
 # --- TCP connections of the rendezvous server -------------------------------------------------------------------------
-CONTROL_CONNECTIONS_MAX: Final = 20_000
-CONTROL_OF_SOURCE_MAX: Final = 1024  # a peer has up to three; a provider's NAT has many peers
+CONTROL_CONNECTIONS_MAX: Final = 60_000  # of 20 000 peers, with three each; 2.1 KiB and a descriptor each
+CONTROL_OF_SOURCE_MAX: Final = 3072  # a peer has up to three; a provider's NAT has many peers
 CONTROL_QUIET: Final = 0.25  # after which one that has said nothing counts as silent; peers speak at once
 CONTROL_SILENT_OF_SOURCE_MAX: Final = 16
 CONTROL_DROP_FROM: Final = 10  # silent ones of all sources, beyond which the next one costs one of them its place, by lot,
@@ -306,8 +308,13 @@ CONTROL_KEEPALIVE: Final = 25.0  # NATs keep TCP mappings for longer; what it br
 
 # --- the network around us --------------------------------------------------------------------------------------------
 SPARE_PAUSE: Final = 3.0  # before the next spare port where each new flow takes a port: those of the attempt come first
+HABITS_DELAY: Final = 2.0  # from a port that is ready to questions about its NATs: who calls at once comes first
+HABITS_MEMORY: Final = 6 * 3600.0  # a NAT changes its habits by its owner's hand
+HABITS_AGAIN: Final = 600.0  # after questions that nobody has answered: to a server, ten machines of one address are one
 OPENER_TTL_MEMORY: Final = 300.0  # the number of our own NATs changes with the network, not from call to call
 CONTROL_GRACE: Final = 3.5  # a server that has answered over UDP gets so much longer over TCP: two lost SYNs cost 3 s
+FAMILY_HEAD_START: Final = 0.25  # of IPv4 before IPv6, where a server's name has both (RFC 8305 5)
+FAMILY_PATIENCE: Final = 1.5  # until one of the two has answered; then IPv4 is taken to be what there is
 UDP_GRACE: Final = 0.25  # and over UDP, once it has answered over TCP: two lost datagrams; 2 round trips where those are more
 NETWORK_TICK: Final = 1.0  # how often clocks are compared
 NETWORK_SETTLE: Final = 0.2  # news of addresses come in bursts: a change of uplink is a dozen messages

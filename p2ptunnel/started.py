@@ -33,6 +33,7 @@ from p2ptunnel.session.session import Session
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.spare import Spares
 from p2ptunnel.traversal.answer import AnsweringPort
+from p2ptunnel.traversal.habits import NatHabits
 from p2ptunnel.traversal.joining import Joining
 from p2ptunnel.traversal.lan import AdmitLan, LanAnswerer
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort
@@ -88,6 +89,7 @@ class Started:
         """Our tag, while somebody needs the registration."""
         self._relay: Final[RelayUse] = relay
         self._ttl: Final = OpenerTtl()
+        self._habits: Final = NatHabits(self._habits_learned, tracer=tracer)
         self._trace: Final = tracer
         self._is_closed = False
         self._sessions: list[Session] = []
@@ -114,10 +116,18 @@ class Started:
         self.require_open()
         if self._relay != "never":
             self.joining.expect(server.address)
-        port = await PunchPort.open(server, self._ttl, ways=self.ways, is_burnt=self._is_burnt, tracer=self._trace)
+        port = await PunchPort.open(
+            server, self._ttl, ways=self.ways, habits=self._habits.known, is_burnt=self._is_burnt, tracer=self._trace
+        )
         if self._relay != "never":
             self.joining.keep(port)
+        if self._relay != "always" and not self._is_closed:
+            self._habits.learn(port)
         return port
+
+    def _habits_learned(self) -> None:
+        if self.answering is not None:
+            self.answering.take_view()
 
     async def fresh_port(self, server: ServerSpec) -> PunchPort:
         """Return a port for one attempt, which nothing has been punched from: the spare one, or one that is opened now.
@@ -182,6 +192,7 @@ class Started:
     def network_changed(self) -> None:
         """Look at every path anew."""
         self.ways.forget()
+        self._habits.forget()
         self.birthdays.gate.network_changed()
         self.rounds.network_changed()
         for session in self._sessions:
@@ -258,9 +269,11 @@ class Started:
         for port in spare:
             port.abort()
         self.spares.abort()
+        self._habits.abort()
         try:
             await asyncio.gather(
                 *(port.close() for port in spare),
+                self._habits.close(),
                 *(forward.close() for forward in self._forwards),
                 *(invitation.close() for invitation in self.invitations),
                 self._stop_replacing(),

@@ -60,6 +60,7 @@ from p2ptunnel.wire.messages import (
     RegisterExtra,
     RelayJoin,
     RelayJoinAnswer,
+    RelayOffer,
     Signal,
     SignalAnswer,
     decode,
@@ -323,7 +324,7 @@ class Broker:
             token=token, host=host, port=port, v=extra.v, intent=extra.intent, cands=extra.cands, nat=extra.nat
         )
         offer = None if self._offers is None else self._offers.make(token, caller, callee.key)
-        notice = self._notice(token, replace(said, relay=offer))
+        notice = self._notice(token, replace(said, relay=self._seen_from(offer, callee.endpoint.host)))
         if len(notice) > DATAGRAM_MAX_BYTES:  # a direct path may still come up
             offer, notice = None, self._notice(token, said)
         if len(notice) > DATAGRAM_MAX_BYTES:
@@ -337,8 +338,12 @@ class Broker:
             self._replies.request(10, self._mid_of(token), notice, callee.endpoint, now)
         else:  # once: it may be a victim's address
             self._replies.send(notice, callee.endpoint)
-        answer = ConnectAnswerExtra(token=token, host=host, port=port, relay=offer)
+        answer = ConnectAnswerExtra(token=token, host=host, port=port, relay=self._seen_from(offer, host))
         return ConnectAnswer(mid=message.mid, code=200, em="", extra=answer)
+
+    def _seen_from(self, offer: RelayOffer | None, host: str) -> RelayOffer | None:
+        """Return the offer with the relay's address in the family of one end of the call."""
+        return None if offer is None or self._offers is None else self._offers.seen_from(offer, host)
 
     def _notice(self, token: str, said: PunchNoticeExtra) -> bytes:
         return encode(PunchNotice(mid=self._mid_of(token), extra=said))

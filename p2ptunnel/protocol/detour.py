@@ -53,6 +53,11 @@ class Detour:
         length = PHASES * phase_length(own.rtt / 1000, other.rtt / 1000)
         self._begins_at = now if is_ruled_out else now + length
 
+    @property
+    def is_open(self) -> bool:
+        """Whether UDP passes both ways somewhere."""
+        return self._remote is not None
+
     def opened(self, remote: Address) -> None:
         """UDP passes both ways to `remote`."""
         self._remote = remote

@@ -198,14 +198,14 @@ class AnsweringPort:
         self._registered.add_done_callback(_retrieve)  # whoever waits may have been cancelled in this very turn
         if self._is_punching:
             self._listeners = self._port.listen(self._on_accepted, is_limited=False)
-        self._take_view()
+        self._take_control()
         self._driver.start()
         self._machine.registration.start(time.monotonic())
         self._driver.wake()
         observed = await self._registered
         self._watching = asyncio.create_task(self._watch_control())
         if self._is_mapping:
-            self._port.ask_router(self._take_mapping)
+            self._port.ask_router(self.take_view)
         return observed
 
     def network_changed(self) -> None:
@@ -278,14 +278,15 @@ class AnsweringPort:
 
     # --- the control connection ---------------------------------------------------------------------------------------
 
-    def _take_view(self) -> None:
+    def take_view(self) -> None:
+        """Tell whoever calls from now on what is known of our port by now, and who is calling what more there is of ways in."""
+        self._machine.view_changed(self._port.view, time.monotonic())
+        self._driver.wake()
+
+    def _take_control(self) -> None:
         self._machine.view = self._port.view
         self._machine.registration.cookie = self._port.cookie
         self._machine.registration.server_key = self._port.server_key
-
-    def _take_mapping(self) -> None:
-        self._machine.view_changed(self._port.view, time.monotonic())
-        self._driver.wake()
 
     async def _watch_control(self) -> None:
         """Keep the standing TCP connection open; what ended it may have ended the registration or changed our address."""
@@ -298,7 +299,7 @@ class AnsweringPort:
             if not (is_ours and await self._port.observe()):  # no herd here: and the next call comes soon
                 await backoff.until_done(self._port.observe)
             opened = time.monotonic()
-            self._take_view()
+            self._take_control()
             self._machine.registration.network_changed(opened)
             self._driver.wake()
 
@@ -472,7 +473,7 @@ class AnsweringPort:
 
     def _greet_soon(self, sock: socket.socket, remote: Address, how: ConnectedBy) -> None:
         agents = self._machine.agents
-        is_expected = any(remote[0] in agent.hosts for agent in agents)
+        is_expected = any(agent.expects(remote[0]) for agent in agents)
         if self._is_closing or not is_expected or len(self._greetings) >= PENDING_CONNECTIONS * len(agents):
             self._trace("traversal", "stranger_cut_off", remote=format_address(remote))
             reset_close(sock)
@@ -553,7 +554,7 @@ class AnsweringPort:
     def _agent_of(self, selector: bytes, host: str) -> CalleeAgent:
         """Return the call from that host whose conkey this is; compared in constant time."""
         for agent in self._machine.agents:
-            is_from_there = not agent.is_seed_only and host in agent.hosts
+            is_from_there = not agent.is_seed_only and agent.expects(host)
             if is_from_there and hmac.compare_digest(bytes.fromhex(agent.conkey), selector):
                 return agent
         raise ChannelClosedError("us: a preamble of no call of ours")

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Final, NamedTuple, Self, TypeAlias
 
+import msgspec
+
 from p2ptunnel.defaults import (
     APART_PATIENCE,
     CONTROL_GRACE,
@@ -26,15 +28,16 @@ from p2ptunnel.errors import BindError, P2PTunnelError, RendezvousError, Rendezv
 from p2ptunnel.identity.judge import join_proof
 from p2ptunnel.net.dial import punch_socket
 from p2ptunnel.net.hops import Hops, opener_ttl
-from p2ptunnel.net.interfaces import global_ipv6, source_address
+from p2ptunnel.net.interfaces import global_ipv6, ipv4_networks, source_address
 from p2ptunnel.net.portmap import PortMapper
 from p2ptunnel.net.reflexive import TcpControl, observe_tcp, observe_udp
 from p2ptunnel.net.sockets import ANY_IPV4, ANY_IPV6, can_open_low, family_of, is_loopback
 from p2ptunnel.net.tcp import Listener
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
 from p2ptunnel.net.web import WebLinks, WebRoute
+from p2ptunnel.protocol.inside import is_inside
 from p2ptunnel.protocol.ipv6 import ipv6_candidates
-from p2ptunnel.protocol.nat import NatProfile
+from p2ptunnel.protocol.nat import Habits, Mapping, NatProfile
 from p2ptunnel.protocol.punch import LocalView, own_candidates
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.quic import can_quic
@@ -43,9 +46,11 @@ from p2ptunnel.traversal.ways import Ways
 from p2ptunnel.types import Address, Candidate, ServerSpec, format_address
 from p2ptunnel.wire.messages import Message, encode
 
-__all__ = ["OpenPort", "Opener", "OpenerTtl", "PunchPort", "another_port", "take_number"]
+__all__ = ["KnownHabits", "OpenPort", "Opener", "OpenerTtl", "PunchPort", "another_port", "take_number"]
 
 OnAccepted: TypeAlias = Callable[[socket.socket, Address], None]
+KnownHabits: TypeAlias = Callable[[Address, str], Habits]
+"""Returns what is known of the NATs through which we reach a server that sees us on this host."""
 _NUMBER_TRIES: Final = 16
 
 
@@ -72,6 +77,11 @@ class OpenerTtl:
         opener = Opener(hops.ttl or (OPENER_HOPS_IPV6 if ":" in server[0] else OPENER_TTL_UNKNOWN), hops.rtt)
         self._known[server] = (now, opener)
         return opener
+
+
+def _is_way_inside(candidate: Candidate) -> bool:
+    """Tell whether a way in leads no further than to the NAT above our router; TCP passes it whatever kind that is."""
+    return candidate.proto == "tcp" and is_inside(candidate.host)
 
 
 def _none_burnt(_: int) -> bool:
@@ -119,7 +129,12 @@ class PunchPort:
     """
 
     def __init__(
-        self, number: tuple[UdpSocket, socket.socket], spec: ServerSpec, tracer: Tracer, ways: Ways | None = None
+        self,
+        number: tuple[UdpSocket, socket.socket],
+        spec: ServerSpec,
+        tracer: Tracer,
+        ways: Ways | None = None,
+        habits: KnownHabits | None = None,
     ) -> None:
         self.udp: Final = number[0]
         self.spec: Final = spec
@@ -127,9 +142,11 @@ class PunchPort:
         self.control: TcpControl | None = None
         self.web: WebRoute | None = None
         self._ways: Final = ways or Ways(WebLinks())
+        self._habits_at: Final = habits or _unknown_habits
         self._reserved: Final = number[1]
         self._trace = tracer
         self._beside: Final = self._reserve_ipv6()
+        self._udp_beside: Final = self._join_ipv6()
         self._opener = Opener()
         self._control_lost = asyncio.Event()
         self._seen_udp: Address | None = None
@@ -146,6 +163,7 @@ class PunchPort:
         ttl: OpenerTtl,
         *,
         ways: Ways | None = None,
+        habits: KnownHabits | None = None,
         is_burnt: Callable[[int], bool] = _none_burnt,
         tracer: Tracer | None = None,
     ) -> Self:
@@ -157,6 +175,7 @@ class PunchPort:
             at: The server; its address is numeric.
             ttl: Knows how far a packet goes to leave our own NATs.
             ways: Knows how the server was reached last.
+            habits: Tells, at any time, what is known of our NATs; None: nothing.
             is_burnt: Tells of a local number whether another had better be taken.
             tracer: Gets what happens.
 
@@ -168,12 +187,14 @@ class PunchPort:
         spec = at if isinstance(at, ServerSpec) else ServerSpec(at)
         server = spec.address
         local = source_address(server[0]) if is_loopback(server[0]) else ANY_IPV4 if ":" not in server[0] else ANY_IPV6
-        port = cls(take_number(local, trace, is_burnt), spec, trace, ways)
+        port = cls(take_number(local, trace, is_burnt), spec, trace, ways, habits)
         hops = asyncio.create_task(ttl.towards(server))
         try:
             await port._observe_first()
             port._opener = await hops
             port.udp.opener_ttl = port._opener.ttl
+            if port._udp_beside is not None:
+                port._udp_beside.opener_ttl = port.opener(ANY_IPV6).ttl
         except BaseException:
             port.close()
             hops.cancel()
@@ -221,15 +242,39 @@ class PunchPort:
         over_tcp = () if control is None else own_candidates("tcp", control.observed, self.server)
         over_udp = () if self._seen_udp is None else own_candidates("udp", self._seen_udp, self.server)
         seen = (*over_tcp, *over_udp)
-        mapped = self._mapped({candidate.host for candidate in seen})
-        over_ipv6 = ipv6_candidates(global_ipv6(), self.address[1]) if self._has_ipv6 else ()
+        hosts = {candidate.host for candidate in seen}
+        mapped = tuple(candidate for candidate in self._mapped() if candidate.host in hosts)
+        inside = tuple(candidate for candidate in self._mapped() if candidate not in mapped and _is_way_inside(candidate))
+        has_udp = self._udp_beside is not None and can_quic()
+        over_ipv6 = ipv6_candidates(global_ipv6(), self.address[1], has_udp=has_udp) if self._has_ipv6 else ()
         rtt = 0.0 if control is None else control.rtt
-        return LocalView((*seen, *mapped, *over_ipv6), rtt, can_open_low(), self._nat, self._ports, can_quic())
+        opens_low = can_open_low() and self._habits.opens_low is not False
+        return LocalView(
+            (*seen, *mapped, *over_ipv6),
+            rtt,
+            opens_low,
+            self._profile,
+            self._ports,
+            can_quic(),
+            inside,
+            ipv4_networks() if seen else (),
+        )
 
-    def _mapped(self, seen: set[str]) -> Iterator[Candidate]:
-        """Yield the ways in that our router keeps open, unless another NAT stands above it."""
+    @property
+    def _habits(self) -> Habits:
+        return Habits() if self.control is None else self._habits_at(self.server, self.control.observed[0])
+
+    @property
+    def _profile(self) -> NatProfile:
+        """What our NATs do; UDP that the server has not answered while it did over TCP is blocked."""
+        is_blocked = self.is_udp_silent and self._nat.udp.observed is None
+        udp, habits = Mapping("none") if is_blocked else self._nat.udp, self._habits
+        return msgspec.structs.replace(self._nat, udp=udp, crosses=habits.crosses, is_open=habits.is_open)
+
+    def _mapped(self) -> Iterator[Candidate]:
+        """Yield the ways in that our router keeps open."""
         mappings = [] if self._mapper is None else [self._mapper.mapped("tcp"), self._mapper.mapped("udp")]
-        yield from (mapping.candidate for mapping in mappings if mapping is not None and mapping.external[0] in seen)
+        yield from (mapping.candidate for mapping in mappings if mapping is not None)
 
     @property
     def heard_over(self) -> tuple[str, ...]:
@@ -269,6 +314,18 @@ class PunchPort:
         except OSError as error:
             self._trace("traversal", "no_ipv6", reason=error.strerror or str(error))
             return None
+
+    def _join_ipv6(self) -> UdpSocket | None:
+        """Have datagrams to IPv6 leave from our number as well, and come there."""
+        if self._beside is None:
+            return None
+        try:
+            beside = UdpSocket((ANY_IPV6, self.address[1]), tracer=self._trace)
+        except BindError as error:
+            self._trace("traversal", "no_ipv6", reason=error.reason)
+            return None
+        self.udp.join(beside)
+        return beside
 
     async def observe(self, *, timeout: float = TRANSACTION_TIMEOUT) -> bool:
         """Open the standing TCP connection to the server, anew if there is one; return whether there is one now.
@@ -346,6 +403,16 @@ class PunchPort:
         if self.is_udp_silent:
             self._trace("traversal", "udp_silent", server=format_address(self.server))
 
+    async def keep_udp(self) -> bool:
+        """Have the NATs remember the port over UDP; return whether it looks as it did, True where it was never seen there."""
+        seen = self._seen_udp
+        if seen is None:
+            return True
+        try:
+            return (await observe_udp(self.address, self.server)).address == seen
+        except (RendezvousError, OSError):
+            return False
+
     def serve(self, driver: UdpDriver) -> None:
         """Let a machine speak with the server over TCP, wherever that does not answer over UDP."""
         self._driver = driver
@@ -407,6 +474,10 @@ class PunchPort:
         if self._beside is not None:
             self._beside.close()
         self.udp.close()
+
+
+def _unknown_habits(_: Address, __: str) -> Habits:
+    return Habits()
 
 
 OpenPort: TypeAlias = Callable[[], Awaitable[PunchPort]]

@@ -1,15 +1,19 @@
 """A spare port that is ready before anybody calls: taken, observed, its NATs known; so a call begins with t=4.
 
+Its mapping over TCP is kept by its connection to the server, that over UDP by a question as often as a peer registers anew:
+taken after a quiet hour it is what a call tells of it.
+
 Rule: there is at most one, whoever takes it owns it, and what nobody has taken is closed by `close`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from p2ptunnel.defaults import RECONNECT_CAP, SPARE_PAUSE
+from p2ptunnel.defaults import HEARTBEAT_MAX, HEARTBEAT_MIN, RECONNECT_CAP, SPARE_PAUSE
 from p2ptunnel.errors import P2PTunnelError
 from p2ptunnel.net.backoff import Backoff
 from p2ptunnel.trace import Tracer
@@ -17,6 +21,8 @@ from p2ptunnel.traversal.port import PunchPort
 from p2ptunnel.types import ServerSpec
 
 __all__ = ["WarmPort"]
+
+_dice: Final = random.SystemRandom()
 
 
 class WarmPort:
@@ -131,6 +137,7 @@ class WarmPort:
         waits: list[asyncio.Task[object]] = [asyncio.create_task(self._gone.wait())]
         if port.control is not None:
             waits.append(asyncio.create_task(port.wait_control_lost()))
+        waits.append(asyncio.create_task(self._keep_udp(port)))
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -140,6 +147,15 @@ class WarmPort:
         if self._spare is port:
             self._drop()
         return self._gone.is_set()
+
+    async def _keep_udp(self, port: PunchPort) -> None:
+        """Keep the port's UDP mapping; return when that has become another one, or is gone."""
+        while True:
+            await asyncio.sleep(_dice.uniform(HEARTBEAT_MIN, HEARTBEAT_MAX))
+            if not await port.keep_udp():
+                self._trace("traversal", "spare_port_changed")
+                self._gone.set()  # not the server's doing
+                return
 
     def _drop(self) -> None:
         spare, self._spare = self._spare, None
