@@ -36,6 +36,7 @@ __all__ = [
     "NameTakenError",
     "NoPathError",
     "NoSuchPeerError",
+    "NotReadyError",
     "P2PTunnelError",
     "PairingError",
     "PeerKeyChangedError",
@@ -381,6 +382,21 @@ class DialError(TraversalError):
 
     def __str__(self) -> str:
         return f"{self.target}: {self.reason}"
+
+
+class NotReadyError(TraversalError, TimeoutError):
+    """What a call needs is not there beforehand; `missing` says what, `reason` why."""
+
+    code = 408
+    hint = "`connect` works all the same, if slower; `p2ptunnel netcheck` shows what the network lets through."
+
+    def __init__(self, missing: str, reason: str) -> None:
+        super().__init__(missing, reason)
+        self.missing = missing
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"not ready for a call: {self.missing}: {self.reason}"
 
 
 class ResolveError(TraversalError):

@@ -39,9 +39,12 @@ class WarmPort:
         self._spare: PunchPort | None = None
         self._opening: asyncio.Future[None] | None = None
         self._gone: Final = asyncio.Event()
+        self._settled: Final = asyncio.Event()  # there is one, or there will be none any more
         self._is_taken_in_turn = False
         self._backoff = Backoff()
         self._keeping: asyncio.Task[None] | None = None
+        self.trouble = ""
+        """Why the last one could not be opened; empty if it was."""
 
     def start(self) -> None:
         """Begin to keep one; starting twice is fine."""
@@ -63,9 +66,15 @@ class WarmPort:
         if port is None or port.spec != server:
             return None
         self._spare = None
+        self._settled.clear()
         self._is_taken_in_turn = port.view.nat.tcp.row is not None
         self._gone.set()
         return port
+
+    async def stand(self) -> ServerSpec | None:
+        """Wait until there is one to be taken, which stays here; return at which server, None: this has been closed."""
+        await self._settled.wait()
+        return None if self._spare is None else self._spare.spec
 
     def renew(self) -> None:
         """Take a fresh one instead: the network, or what a NAT remembers, is another."""
@@ -80,6 +89,7 @@ class WarmPort:
         if self._opening is not None and not self._opening.done():
             self._opening.set_result(None)
         self._drop()
+        self._settled.set()
 
     async def close(self) -> None:
         """Abort, and wait until nothing of it runs; closing twice is fine."""
@@ -112,9 +122,12 @@ class WarmPort:
             opening.exception()  # most often nobody waits for it
             if not isinstance(error, (P2PTunnelError, OSError)):
                 raise
-            self._trace("traversal", "no_spare_port", reason=str(error))
+            self.trouble = str(error)
+            self._trace("traversal", "no_spare_port", reason=self.trouble)
             return False
         opening.set_result(None)
+        self.trouble = ""
+        self._settled.set()
         return True
 
     async def _is_wanted_anew(self) -> bool:
@@ -146,5 +159,6 @@ class WarmPort:
 
     def _drop(self) -> None:
         spare, self._spare = self._spare, None
+        self._settled.clear()
         if spare is not None:
             spare.close()

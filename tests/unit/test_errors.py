@@ -229,6 +229,13 @@ TABLE = [
         500,
         "traversal",
     ),
+    Row(
+        errors.NotReadyError("no port stands at the server", "not in 5 s"),
+        "not ready for a call: no port stands at the server: not in 5 s",
+        "`connect` works all the same, if slower; `p2ptunnel netcheck` shows what the network lets through.",
+        408,
+        "traversal",
+    ),
     Row(errors.PunchTimeoutError("home-nas", 10.0), "no hole to home-nas opened in 10 s", EXPLAIN, 408, "traversal"),
     Row(
         errors.NoPathError("home-nas", ("192.0.2.1:7 silent", "192.0.2.2:7 refused")),
@@ -415,6 +422,7 @@ def test_every_error_is_public_and_has_the_one_root() -> None:
     [
         (errors.ConfigError, ValueError),
         (errors.RendezvousTimeoutError, TimeoutError),
+        (errors.NotReadyError, TimeoutError),
         (errors.PunchTimeoutError, TimeoutError),
         (errors.ChannelError, ConnectionError),
         (errors.BindError, OSError),

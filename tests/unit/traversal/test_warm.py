@@ -117,6 +117,40 @@ def test_for_another_server_it_is_kept() -> None:
     with_spare(test)
 
 
+def test_who_waits_for_it_leaves_it_and_waits_for_the_next_one_when_it_is_gone() -> None:
+    async def test(warm: WarmPort, opened: Opened, _: Rendezvous, spec: ServerSpec) -> None:
+        assert await warm.stand() == spec
+        port = await warm.take(spec)
+        assert port is opened.ports[0]
+        port.close()
+        waiting = asyncio.create_task(warm.stand())
+        await opened.until(lambda: opened.tries == 2)
+        assert not waiting.done()
+        assert await waiting == spec
+        warm.renew()
+        assert len(opened.ports) == 2
+        assert await warm.stand() == spec
+        assert len(opened.ports) == 3
+
+    with_spare(test)
+
+
+def test_who_waits_for_it_when_it_is_closed_learns_that_there_is_none() -> None:
+    async def main() -> None:
+        async with Rendezvous(LOOPBACK) as server:
+            opened = Opened(ServerSpec(server.address))
+            opened.failing = True
+            warm = WarmPort(opened)
+            warm.start()
+            waiting = asyncio.create_task(warm.stand())
+            await opened.until(lambda: bool(warm.trouble))
+            assert warm.trouble == "127.0.0.1:7000 did not answer over UDP or TCP in 5 s"
+            await warm.close()
+            assert await waiting is None
+
+    run(main())
+
+
 def test_out_of_date_it_is_replaced() -> None:
     async def test(warm: WarmPort, opened: Opened, _: Rendezvous, spec: ServerSpec) -> None:
         await opened.until(lambda: len(opened.ports) == 1)
