@@ -18,7 +18,7 @@ from typing import Final, Self
 
 import msgspec
 
-from p2ptunnel.defaults import PROBE_BACK_PATIENCE
+from p2ptunnel.defaults import PROBE_BACK_PATIENCE, SYN_REPEAT
 from p2ptunnel.errors import P2PTunnelError
 from p2ptunnel.net.dial import Dial, dial
 from p2ptunnel.net.reflexive import TcpControl, observe_udp
@@ -45,6 +45,7 @@ __all__ = [
     "filtering_udp",
     "hairpins_tcp",
     "hairpins_udp",
+    "has_met",
     "strangers_tcp",
 ]
 
@@ -355,14 +356,25 @@ async def _meet(asker: _Asker, number: int, ttl: int) -> Crossing:
     target = asker.control.others[number]
     ours = Dial(asker.local, target, _leave_it, rng=_dice, low_ttl=ttl, redials=0)
     try:
+        began = asyncio.get_running_loop().time()
         ours.connect()
         await asyncio.sleep(_SETTLE + asker.control.rtt)  # by then whoever it reached would have answered
         if ours.record.outcome is not None:
             return Crossing(has_died=False if ours.record.outcome in {"connected", "refused"} else None)
         outcome = await asker.outcome(number)
-        return Crossing({"connected": True, "refused": False, "silent": False}.get(outcome), has_died=True)
+        return Crossing(has_met(outcome, asyncio.get_running_loop().time() - began), has_died=True)
     finally:
         ours.close()
+
+
+def has_met(outcome: str, seconds: float) -> bool | None:
+    """Return whether the server's SYN got in that met ours, by what became of it so many seconds after ours.
+
+    Behind our SYN's repetition a connection shows nothing: on a busy machine that may leave as usual, and open the NAT itself.
+    """
+    if outcome == "connected":
+        return True if seconds < SYN_REPEAT else None
+    return False if outcome in {"refused", "silent"} else None
 
 
 def _leave_it(_: Dial) -> None:

@@ -65,11 +65,11 @@ def found() -> dict[str, tuple[Habits, tuple[bool, bool | None, bool | None]]]:
         return {kind: asked.result(PATIENCE) for kind, asked in asking.items()}
 
 
-def crosses(kind: Kind, name: str) -> bool | None:
-    """What is to be found out: of a NAT with other ports for others, or with an unknown number of hops, nothing."""
+def crosses(kind: Kind) -> bool | None:
+    """What is to be found out: of a NAT with other ports for others, nothing."""
     if kind.filtering == "endpoint-independent":
         return True
-    return kind.simultaneous_open if kind.mapping == "endpoint-independent" and name != "noU" else None
+    return kind.simultaneous_open if kind.mapping == "endpoint-independent" else None
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -78,7 +78,7 @@ def test_what_a_nat_does_with_syns_is_found_out_and_told_in_the_hints(
 ) -> None:
     kind, (habits, hints) = KINDS[name], found[name]
     is_open = kind.filtering == "endpoint-independent"
-    assert (habits.crosses, habits.is_open) == (crosses(kind, name), is_open)
+    assert (habits.crosses, habits.is_open) == (crosses(kind), is_open)
     assert habits.opens_low is (None if is_open or name in {"symR", "noU"} else True)
     assert hints == (True, habits.crosses, habits.is_open)
 

@@ -260,3 +260,19 @@ def test_where_nothing_is_between_a_silent_port_is_not_forgotten() -> None:
 def test_who_is_refused_does_not_know_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ProbesBack, "_is_none", lambda *_: "no such thing")
     assert ask(lambda server: mapping_lifetime(server, 0.1)) is None
+
+
+@pytest.mark.parametrize(
+    ("outcome", "seconds", "met"),
+    [
+        ("connected", 0.3, True),
+        ("connected", 1.2, None),  # our SYN has left once more, and may have got through
+        ("refused", 0.3, False),
+        ("silent", 3.0, False),
+        ("", 3.0, None),
+    ],
+)
+def test_whether_syns_have_met_is_told_by_the_servers_one_in_the_first_second(
+    outcome: str, seconds: float, met: bool | None
+) -> None:
+    assert module.has_met(outcome, seconds) is met
