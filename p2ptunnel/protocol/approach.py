@@ -19,12 +19,12 @@ from p2ptunnel.protocol.guessing import EasySide, EasyState
 from p2ptunnel.protocol.holes import HardSide, HardState
 from p2ptunnel.protocol.intent import AttemptKeys
 from p2ptunnel.protocol.ipv6 import Ipv6Approach, ipv6_targets
-from p2ptunnel.protocol.machine import Datagram, Entropy, MachineBase
+from p2ptunnel.protocol.machine import Datagram, Entropy, Hole, MachineBase, new_mid
 from p2ptunnel.protocol.punch import Dial, LocalView, ObserveRow, phase_length, tcp_targets, udp_targets
 from p2ptunnel.protocol.signals import Signals
-from p2ptunnel.protocol.strategy import Method, Plan, choose
+from p2ptunnel.protocol.strategy import Method, Plan, choose, choose_birthday
 from p2ptunnel.types import Address, Candidate, Role
-from p2ptunnel.wire.messages import NatHints, Opener, PortRow, Signal, SignalAnswer, encode
+from p2ptunnel.wire.messages import HoleProbe, NatHints, Opener, PortRow, Signal, SignalAnswer, encode
 from p2ptunnel.wire.signal import FreshPort, GoAhead, SignalBody, Sync
 
 __all__ = ["Approach", "Birthdays"]
@@ -84,6 +84,7 @@ class Approach(MachineBase):
             tcp_targets(candidates, peer, server) if keys is None or ":" not in peer[0] else ()
         )
         self.udp_targets: Final = udp_targets(candidates, peer, server)
+        self._birthday_plan: Final = choose_birthday(self.plan, view.hints, hints)
         self._role: Final = role
         self._token: Final = token
         self._peer: Final = peer
@@ -117,6 +118,8 @@ class Approach(MachineBase):
         self._tried = 0
         self._is_running = False
         self._birthday: HardSide | EasySide | None = None
+        self._guessed: dict[int, float] = {}  # when each t=31 of a birthday left, by its mid
+        self._is_through = False
 
     # --- input --------------------------------------------------------------------------------------------------------
 
@@ -168,6 +171,16 @@ class Approach(MachineBase):
             self._signals.tell(FreshPort(proto="tcp", row=PortRow(port, row.delta, row.busy)), now)
         self._begin_with_rows(now)
         self._collect(now)
+
+    def passed(self) -> None:
+        """UDP passes between us and the other side: a birthday over UDP has nothing to find any more."""
+        self._is_through = True
+        if self._birthday is not None and self._birthday_plan.transport == "udp":
+            self._birthday.connection_up()
+
+    def guessed(self, mid: int) -> float | None:
+        """Return when the guess left that this answers, None if none does; once for each."""
+        return self._guessed.pop(mid, None)
 
     def connection_up(self) -> None:
         """A connection is being tried: meanwhile there are no more guesses, and the caller begins no other phase."""
@@ -229,7 +242,7 @@ class Approach(MachineBase):
         return self._round_trip / 2 + PLAIN_MARGIN
 
     def _go_on(self, now: float) -> None:
-        if self._phase >= 0 and self.plan.part == "hard" and self._begin_birthday(now):
+        if self._phase >= 0 and self._birthday_plan.part == "hard" and self._begin_birthday(now):
             return
         if self._phase < self._phases - 1:
             self._begin_phase(self._phase + 1, now)
@@ -286,7 +299,7 @@ class Approach(MachineBase):
                 self._awaits_other_row = False
                 self.plan = self.plan.with_row(body)
                 self._begin_with_rows(now)
-            case GoAhead(round=0) if self.plan.part == "easy":
+            case GoAhead(round=0) if self._birthday_plan.part == "easy":
                 self._invited(body, now)
             case _:
                 self._drop("signal of no use")
@@ -295,7 +308,7 @@ class Approach(MachineBase):
 
     @property
     def _hopes_for_birthday(self) -> bool:
-        return self.plan.part == "hard" and self._birthdays is not None and self._signals is not None
+        return self._birthday_plan.part == "hard" and self._birthdays is not None and self._signals is not None
 
     def _invited(self, go: GoAhead, now: float) -> None:
         """Guess; or wait for the next one, if there may be no birthday just now."""
@@ -306,26 +319,35 @@ class Approach(MachineBase):
 
     def _begin_birthday(self, now: float) -> bool:
         """Begin our part, if there is one and it may be; what the first phase has sent is of no use any more."""
-        here = self._birthdays
-        if here is None or self._signals is None or self.plan.part is None or not (self._is_trusted and self.targets):
+        here, part = self._birthdays, self._birthday_plan.part
+        if here is None or self._signals is None or part is None or not self._may_begin_birthday:
             return False
-        holes = here.holes() if self.plan.part == "hard" else 0
-        refusal = "too few descriptors" if self.plan.part == "hard" and not holes else here.gate.enter(self._peer_key, now)
+        holes = here.holes() if part == "hard" else 0
+        refusal = "too few descriptors" if part == "hard" and not holes else here.gate.enter(self._peer_key, now)
         if refusal is not None:
             self._drop(f"no birthday: {refusal}")
             return False
         self._acts_at = None
-        self._events.append(Dial(self._token, (), low=False, patience=self._ends_at - now))
+        if self._birthday_plan.transport == "tcp":
+            self._events.append(Dial(self._token, (), low=False, patience=self._ends_at - now))
         self._birthday = self._part(holes)
         self._birthday.start(now)
         if self._tried:
             self._birthday.connection_up()
         return True
 
+    @property
+    def _may_begin_birthday(self) -> bool:
+        """Whether the other side has shown that it is there, and there is something to find."""
+        return self._is_trusted and (not self._is_through if self._birthday_plan.transport == "udp" else bool(self.targets))
+
     def _part(self, holes: int) -> HardSide | EasySide:
-        if self.plan.part == "hard":
-            return HardSide(self.targets[0], self._round_trip, ports=self._view.ports, holes=holes)
-        return EasySide(self._peer[0], self._round_trip, self._entropy)
+        over_udp = self._birthday_plan.transport == "udp"
+        if self._birthday_plan.part == "easy":
+            return EasySide(self._peer[0], self._round_trip, self._entropy, transport=self._birthday_plan.transport)
+        if over_udp:
+            return HardSide(self._peer, self._round_trip, transport="udp", holes=holes)
+        return HardSide(self.targets[0], self._round_trip, ports=self._view.ports, holes=holes)
 
     @property
     def _is_held(self) -> bool:
@@ -348,8 +370,23 @@ class Approach(MachineBase):
                     self._events.append(self._left(event))
                 case OpenHoles() | SendProbes():
                     self._events.append(msgspec.structs.replace(event, token=self._token))
+                    if event.transport == "udp":
+                        self._probe_by(event, now)
                 case _:
                     self._events.append(event)
+
+    def _probe_by(self, event: OpenHoles | SendProbes, now: float) -> None:
+        """Send t=31: from each of the new holes, or from our port to each of the ports."""
+        if isinstance(event, OpenHoles):
+            holes = (Hole(self._token, number) for number in event.holes)
+            self._datagrams += [Datagram(self._hole_probe(now), event.target, event.low, hole) for hole in holes]
+        else:
+            self._datagrams += [Datagram(self._hole_probe(now), (event.host, port)) for port in event.ports]
+
+    def _hole_probe(self, now: float) -> bytes:
+        mid = new_mid(self._entropy)
+        self._guessed[mid] = now
+        return encode(HoleProbe(mid=mid, token=self._token))
 
     def _left(self, ended: BirthdayEnded) -> BirthdayEnded:
         """Let others have theirs."""

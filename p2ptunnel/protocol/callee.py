@@ -25,9 +25,10 @@ from p2ptunnel.protocol.approach import Approach, Birthdays
 from p2ptunnel.protocol.consent import Consent
 from p2ptunnel.protocol.intent import AttemptKeys, Call, CallVerdict, IntentJudge
 from p2ptunnel.protocol.limits import Buckets, Rate
-from p2ptunnel.protocol.machine import Datagram, Entropy, Event, MachineBase, new_secret
+from p2ptunnel.protocol.machine import Datagram, Entropy, Event, Hole, MachineBase, new_secret
 from p2ptunnel.protocol.punch import (
     ConnectionChosen,
+    HoleHeard,
     LocalView,
     PunchStarted,
     StopDialing,
@@ -84,6 +85,9 @@ TRANSITIONS: Final = {
 """Every legal transition of a callee; what is not here cannot happen."""
 
 _PLACES: Final = 4  # where a caller has been heard that are remembered: its NAT may map the port anew for each of our ports
+
+
+_ANSWERED_AGAIN: Final = (0.1, 0.3)  # seconds after the first answer from a hole
 
 
 class SignedCall(Struct, frozen=True):
@@ -155,6 +159,8 @@ class CalleeAgent(MachineBase):
         self._hints = notice.extra.nat or NatHints()
         self._expires_at: float | None = None
         self._heard_at: deque[Address] = deque(maxlen=_PLACES)
+        self._heard_holes: set[Hole] = set()
+        self._again: list[tuple[float, Datagram]] = []
         self._approach = Approach(
             "callee",
             self.token,
@@ -233,8 +239,18 @@ class CalleeAgent(MachineBase):
         answer = PunchAnswer(mid=self._notice.mid, token=self.token, code=200, em="", extra=extra)
         self._datagrams.append(Datagram(encode(answer), self._server))
 
-    def receive(self, message: HoleProbe | OpenTcp, data: bytes, source: Address, now: float) -> None:
-        """Take a t=31 or t=32 that names our token; `data` is the datagram that it came in."""
+    def receive_at_hole(self, hole: Hole, data: bytes, source: Address, now: float) -> None:
+        """Take one datagram that came to a hole of ours, from the caller or anybody else."""
+        message = self._decode(data)
+        if isinstance(message, HoleProbe) and message.token == self.token:
+            self.receive(message, data, source, now, hole)
+        else:
+            self._drop("unexpected message")
+
+    def receive(
+        self, message: HoleProbe | OpenTcp, data: bytes, source: Address, now: float, hole: Hole | None = None
+    ) -> None:
+        """Take a t=31 or t=32 that names our token; `data` is the datagram that it came in, at a hole or at our port."""
         if self.state is not CalleeState.OPENED:
             self._drop("attempt over")
             return
@@ -247,6 +263,7 @@ class CalleeAgent(MachineBase):
         if source not in self._heard_at:
             self._heard_at.append(source)
         self._approach.prove(now)
+        self._approach.passed()
         self._collect()
         if isinstance(message, HoleProbe):
             answer: Message = HoleAnswer(mid=message.mid, token=self.token)
@@ -254,7 +271,16 @@ class CalleeAgent(MachineBase):
             answer = OpenTcpAnswer(mid=message.mid, token=self.token, code=200, em="", extra=ConkeyExtra(conkey=self.conkey))
         else:
             answer = OpenTcpAnswer(mid=message.mid, token=self.token, code=400, em="unknown op")
-        self._datagrams.append(Datagram(encode(answer), source))
+        self._datagrams.append(Datagram(encode(answer), source, hole=hole))
+        if hole is not None:
+            self._heard_at_hole(hole, self._datagrams[-1], now)
+
+    def _heard_at_hole(self, hole: Hole, answer: Datagram, now: float) -> None:
+        """Expect the caller there; no guess comes twice, so its answer is sent more than once."""
+        if hole not in self._heard_holes:
+            self._heard_holes.add(hole)
+            self._events.append(HoleHeard(self.token, hole.number))
+            self._again += [(now + after, answer) for after in _ANSWERED_AGAIN]
 
     def hear(self, message: Signal | SignalAnswer, now: float) -> bool:
         """Take a t=12 or a -12 of the server; return whether it was for this call."""
@@ -295,6 +321,7 @@ class CalleeAgent(MachineBase):
 
     def _end(self) -> None:
         self._expires_at = None
+        self._again.clear()
         self.abandon()
 
     def handle_timer(self, now: float) -> None:
@@ -302,12 +329,14 @@ class CalleeAgent(MachineBase):
         if self._expires_at is not None and now >= self._expires_at:
             self.give_up()
         else:
+            self._datagrams += [answer for at, answer in self._again if at <= now]
+            self._again = [(at, answer) for at, answer in self._again if at > now]
             self._approach.handle_timer(now)
             self._collect()
 
     def next_deadline(self) -> float | None:
         """Return when something is due."""
-        waits = (self._approach.next_deadline(), self._expires_at)
+        waits = (self._approach.next_deadline(), self._expires_at, *(at for at, _ in self._again))
         return min((at for at in waits if at is not None), default=None)
 
     def datagrams_to_send(self) -> list[Datagram]:

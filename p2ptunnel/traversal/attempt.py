@@ -12,11 +12,14 @@ from typing import Final
 
 from p2ptunnel.defaults import PUNCH_TIMEOUT, REDIALS_PER_PHASE
 from p2ptunnel.net.burst import Burst
+from p2ptunnel.net.holes import UdpHoles
 from p2ptunnel.net.tcp import Dialer, DialRecord, How
+from p2ptunnel.net.udp import UdpSocket
 from p2ptunnel.protocol.birthday import BirthdayEnded, OpenHoles, SendProbes
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.punch import Dial, ObserveRow, StopDialing
 from p2ptunnel.trace import Tracer
+from p2ptunnel.transports.quicport import QuicPort
 from p2ptunnel.traversal.port import PunchPort
 from p2ptunnel.types import Address
 
@@ -30,6 +33,7 @@ class AttemptSockets:
         port: Whose number they share; it stays the caller's.
         on_connected: Gets each connection that comes up, to own it.
         on_row: Told which port our NAT gave last, if the agent asks; None: nobody knows.
+        on_hole: Gets what comes to a hole over UDP: the number of the hole, the datagram, and from where; None: there are none.
         tracer: Told what becomes of them.
     """
 
@@ -39,9 +43,13 @@ class AttemptSockets:
         on_connected: Callable[[socket.socket, Address, How], None],
         on_row: Callable[[int | None], None],
         *,
+        on_hole: Callable[[int, bytes, Address], None] | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         self._port: Final = port
+        self._on_hole: Final = on_hole
+        self._tracer: Final = tracer
+        self._holes: UdpHoles | None = None
         self._on_row: Final = on_row
         self._dialer: Final = Dialer(port.address, on_connected, tracer=tracer)
         self._burst: Final = Burst(port.address, on_connected, tracer=tracer)
@@ -57,6 +65,10 @@ class AttemptSockets:
         match event:
             case Dial():
                 self._dial(event)
+            case OpenHoles(transport="udp"):
+                self._open_udp_holes(event.holes)
+            case SendProbes(transport="udp"):
+                pass  # its datagrams leave with those of the agent
             case OpenHoles():
                 ttl = self._ttl(low=event.low)
                 self._burst.open_holes(len(event.holes), event.target, low_ttl=ttl, patience=PUNCH_TIMEOUT)
@@ -65,7 +77,7 @@ class AttemptSockets:
             case ObserveRow():
                 self._observing = asyncio.create_task(self._observe())
             case BirthdayEnded():
-                self._burst.close()
+                self._close_birthday()
             case StopDialing():
                 self.close()
             case _:
@@ -74,9 +86,25 @@ class AttemptSockets:
     def close(self) -> None:
         """Reset what is under way; connections handed over stay.  Closing twice is fine."""
         self._dialer.close()
-        self._burst.close()
+        self._close_birthday()
         if self._observing is not None:
             self._observing.cancel()
+
+    def hole(self, number: int) -> UdpSocket | None:
+        """Return the socket of a hole over UDP, None if it is not open."""
+        return None if self._holes is None else self._holes.socket(number)
+
+    def quic_at(self, number: int) -> QuicPort | None:
+        """Return what expects or begins connections by QUIC at a hole, from now on; None if that is not open.
+
+        A connection that stands when the holes are closed has the socket to itself.
+        """
+        udp = self.hole(number)
+        if self._holes is None or udp is None:
+            return None
+        quic = QuicPort(udp, tracer=self._tracer)
+        self._holes.share(number, quic)
+        return quic
 
     async def wait_closed(self) -> None:
         """Wait until nothing of it runs, after `close`."""
@@ -92,6 +120,18 @@ class AttemptSockets:
             patience=wanted.patience,
             redials=0 if wanted.is_unseen and not wanted.low else REDIALS_PER_PHASE,
         )
+
+    def _open_udp_holes(self, numbers: range) -> None:
+        if self._on_hole is None:
+            return
+        if self._holes is None:
+            self._holes = UdpHoles(self._port.address[0], self._port.udp.opener_ttl, self._on_hole, tracer=self._tracer)
+        self._holes.open(numbers)
+
+    def _close_birthday(self) -> None:
+        self._burst.close()
+        if self._holes is not None:
+            self._holes.close()
 
     def _ttl(self, *, low: bool) -> int | None:
         return self._port.udp.opener_ttl if low else None
