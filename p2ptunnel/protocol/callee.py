@@ -247,9 +247,7 @@ class CalleeAgent(MachineBase):
         else:
             self._drop("unexpected message")
 
-    def receive(
-        self, message: HoleProbe | OpenTcp, data: bytes, source: Address, now: float, hole: Hole | None = None
-    ) -> None:
+    def receive(self, message: HoleProbe | OpenTcp, data: bytes, source: Address, now: float, hole: Hole | None = None) -> None:
         """Take a t=31 or t=32 that names our token; `data` is the datagram that it came in, at a hole or at our port."""
         if self.state is not CalleeState.OPENED:
             self._drop("attempt over")

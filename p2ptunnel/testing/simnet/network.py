@@ -44,11 +44,12 @@ class Host:
         routers: How many of them take one from a packet's TTL: a firewall on the host itself does not.
         receive_udp: Gets each datagram with its source.
         receive_tcp: Gets each TCP segment with its source.
-        more_tcp: Gets those for other ports of this host, by port.
+        more_udp: Gets datagrams for other ports of this host, by port.
+        more_tcp: Gets segments for them.
         sent: Packets by host they were for, those included that never got there.
     """
 
-    __slots__ = ("address", "delay", "more_tcp", "nat", "port", "receive_tcp", "receive_udp", "routers", "sent")
+    __slots__ = ("address", "delay", "more_tcp", "more_udp", "nat", "port", "receive_tcp", "receive_udp", "routers", "sent")
 
     def __init__(self, address: str, port: int, delay: float, nat: Nat | None) -> None:
         """Connect nothing yet: `Network.add` does."""
@@ -59,6 +60,7 @@ class Host:
         self.routers = 0 if nat is None else nat.kind.routers
         self.receive_udp: Callable[[bytes, Address], None] = _drop_datagram
         self.receive_tcp: Callable[[Segment, Address], None] = _drop_segment
+        self.more_udp: dict[int, Callable[[bytes, Address], None]] = {}
         self.more_tcp: dict[int, Callable[[Segment, Address], None]] = {}
         self.sent: Counter[str] = Counter()
 
@@ -109,15 +111,21 @@ class Network:
         """Return the seconds from one host to another and back, jitter apart."""
         return 2 * (one.delay + self._hosts[other[0]].delay)
 
-    def send_udp(self, sender: Host, data: bytes, destination: Address, *, ttl: int = TTL) -> None:
-        """Send a datagram; each router on the way, and the internet as a whole, takes one from its `ttl`."""
+    def send_udp(
+        self, sender: Host, data: bytes, destination: Address, *, ttl: int = TTL, source_port: int | None = None
+    ) -> None:
+        """Send a datagram, from another port than the host's own if one is given.
+
+        Each router on the way, and the internet as a whole, takes one from its `ttl`.
+        """
         self.packets += 1
         sender.sent[destination[0]] += 1
         if ttl <= sender.routers:
             self.drops["TTL over"] += 1
             return
         nat = sender.nat
-        port = sender.port if nat is None else nat.udp_out(sender.port, destination, self.clock.now)
+        inside = sender.port if source_port is None else source_port
+        port = inside if nat is None else nat.udp_out(inside, destination, self.clock.now)
         receiver = self._route(destination[0], ttl - sender.routers)
         if receiver is not None:
             delay, left = sender.delay + receiver.delay, ttl - sender.routers - 1
@@ -181,12 +189,13 @@ class Network:
     def _udp_arrives(self, receiver: Host, data: bytes, source: Address, port: int, ttl: int) -> None:
         nat = receiver.nat
         inside = port if nat is None else nat.udp_in(port, source, self.clock.now)
-        if inside != receiver.port:
+        receive = receiver.receive_udp if inside == receiver.port else receiver.more_udp.get(inside or 0)
+        if receive is None:
             self.drops["filtered"] += 1
         elif ttl <= receiver.routers:
             self.drops["TTL over"] += 1
         else:
-            receiver.receive_udp(data, source)
+            receive(data, source)
 
     def _tcp_arrives(self, receiver: Host, segment: Segment, source: Address, port: int, ttl: int) -> None:
         nat = receiver.nat

@@ -11,8 +11,9 @@ from p2ptunnel.defaults import PREAMBLE_TIMEOUT
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.protocol.callee import CalleeAgent, CalleePort, CalleeState
 from p2ptunnel.protocol.caller import CallerAgent
+from p2ptunnel.protocol.detour import OpenQuic
 from p2ptunnel.protocol.intent import CallSigner, IntentJudge
-from p2ptunnel.protocol.machine import Event
+from p2ptunnel.protocol.machine import Event, Hole
 from p2ptunnel.protocol.punch import CallFailed, ConnectionChosen, HoleOpened, Nominate
 from p2ptunnel.testing.simnet.driver import Credentials
 from p2ptunnel.testing.simnet.network import Host, Network
@@ -52,6 +53,8 @@ class SimCaller(Side):
         failure: Why the call failed, None unless it has.
         ended_at: When it ended, one way or the other.
         has_hole: UDP passes both ways.
+        quic: What was to be begun by QUIC, which is not simulated; None: nothing.
+        quic_at: When.
     """
 
     def __init__(self, network: Network, host: Host, server: Address, wanted: Tag, habits: Habits) -> None:
@@ -63,6 +66,8 @@ class SimCaller(Side):
         self.failure: CallFailed | None = None
         self.ended_at: float | None = None
         self.has_hole = False
+        self.quic: OpenQuic | None = None
+        self.quic_at: float | None = None
         self._nominated: int | None = None
         super().__init__(self.agent, network, host, server, habits)
 
@@ -86,6 +91,11 @@ class SimCaller(Side):
         self.agent.observed(port, self._clock.now)
         self.flush()
 
+    def at_hole(self, hole: Hole, data: bytes, source: Address) -> None:
+        """Tell the agent."""
+        self.agent.receive_at_hole(hole, data, source, self._clock.now)
+        self.flush()
+
     def received(self, socket: Socket, payload: str) -> None:
         """Take the acceptance: the channel is up."""
         if socket.number == self._nominated and payload == _ACCEPTED:
@@ -103,6 +113,8 @@ class SimCaller(Side):
                 self.failure, self.ended_at, self._nominated = event, self._clock.now, None
             case HoleOpened():
                 self.has_hole = True
+            case OpenQuic():
+                self.quic, self.quic_at = event, self._clock.now
             case ConnectionChosen():
                 self.ended_at = self._clock.now
             case _:
@@ -181,6 +193,13 @@ class SimCallee(Side):
         agent = self.port.agent(token)
         if agent is not None:
             agent.observed(port, self._clock.now)
+            self.flush()
+
+    def at_hole(self, hole: Hole, data: bytes, source: Address) -> None:
+        """Tell the agent of that call."""
+        agent = self.port.agent(hole.token)
+        if agent is not None:
+            agent.receive_at_hole(hole, data, source, self._clock.now)
             self.flush()
 
     def received(self, socket: Socket, payload: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import count
 from typing import Final
 
@@ -11,8 +12,8 @@ from p2ptunnel.defaults import PHASES, REDIAL_MAX, REDIAL_MIN, REDIALS_PER_PHASE
 from p2ptunnel.protocol.approach import Birthdays
 from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes
 from p2ptunnel.protocol.holes import hole_count
-from p2ptunnel.protocol.machine import Event, Machine
-from p2ptunnel.protocol.nat import NatProfile, classify
+from p2ptunnel.protocol.machine import Event, Hole, Machine
+from p2ptunnel.protocol.nat import Mapping, NatProfile, classify
 from p2ptunnel.protocol.punch import Dial, LocalView, ObserveRow, PunchStarted, StopDialing
 from p2ptunnel.testing.simnet.driver import Driver
 from p2ptunnel.testing.simnet.network import TTL, Host, Network
@@ -38,6 +39,8 @@ class Habits(msgspec.Struct, frozen=True, kw_only=True):
         phases: After so many, nothing new is dialled.
         redials: Refusals that are answered by another SYN, in each phase.
         holes: How many it could open in a birthday.
+        has_tcp: TCP leads to others than the server, which the side knows.
+        can_quic: What the side says of itself: it can do QUIC.
     """
 
     can_open_low: bool = True
@@ -48,6 +51,8 @@ class Habits(msgspec.Struct, frozen=True, kw_only=True):
     phases: int = PHASES
     redials: int = REDIALS_PER_PHASE
     holes: int = hole_count(None)
+    has_tcp: bool = True
+    can_quic: bool = False
 
 
 def look_around(network: Network, host: Host, server: Address, habits: Habits) -> LocalView:
@@ -58,8 +63,8 @@ def look_around(network: Network, host: Host, server: Address, habits: Habits) -
     told = tcp[0] if habits.tells_tcp_port else udp[0]
     candidates = (Candidate("srflx", "tcp", host.address, told), Candidate("srflx", "udp", host.address, udp[0]))
     over_tcp, over_udp = (classify(*[(host.address, port) for port in ports]) for ports in (tcp, udp))
-    nat = NatProfile(tcp=over_tcp, udp=over_udp)
-    return LocalView(candidates, network.rtt(host, server), habits.can_open_low, nat, tuple(tcp))
+    nat = NatProfile(tcp=over_tcp if habits.has_tcp else Mapping("none"), udp=over_udp)
+    return LocalView(candidates, network.rtt(host, server), habits.can_open_low, nat, tuple(tcp), habits.can_quic)
 
 
 def _udp_port(network: Network, host: Host, observer: Address) -> int:
@@ -109,6 +114,7 @@ class Side(Driver):
         self._attempts: dict[str, _Attempt] = {}
         self._holes: dict[Socket, TcpStack] = {}
         self._ports = count(_FIRST_HOLE)
+        self._udp_holes: dict[Hole, int] = {}
 
     @staticmethod
     def birthdays(habits: Habits) -> Birthdays:
@@ -141,6 +147,13 @@ class Side(Driver):
     def received(self, socket: Socket, payload: str) -> None:
         """Take what the other side wrote."""
 
+    def port_of(self, hole: Hole) -> int | None:
+        """Return the inside port of a hole over UDP."""
+        return self._udp_holes.get(hole)
+
+    def at_hole(self, hole: Hole, data: bytes, source: Address) -> None:
+        """Take what has come to a hole over UDP."""
+
     def row_seen(self, token: str, port: int) -> None:
         """Tell the machine which port our NAT gave last."""
 
@@ -148,15 +161,19 @@ class Side(Driver):
         match event:
             case PunchStarted():
                 self._attempts[event.token] = _Attempt()
-                self.stack.listening = True
+                self.stack.listening = self._habits.has_tcp
             case Dial():
                 self._dial(event)
             case ObserveRow():
                 seen = tcp_port(self.network, self.host, next(self._ports), self._server)
                 wait = 2 * self.network.rtt(self.host, self._server)  # a handshake and a question
                 self._clock.call_later(wait, self.row_seen, event.token, seen)
+            case OpenHoles(transport="udp"):
+                self._open_udp_holes(event)
             case OpenHoles():
                 self._open_holes(event)
+            case SendProbes(transport="udp"):
+                self.probes += len(event.ports)
             case SendProbes():
                 self._probe(event)
             case BirthdayEnded():
@@ -165,12 +182,12 @@ class Side(Driver):
                 self._stop(event.token)
             case _:
                 pass
-        self.most_open = max(self.most_open, len(self.sockets))
+        self.most_open = max(self.most_open, len(self.sockets) + len(self._udp_holes))
 
     def _dial(self, event: Dial) -> None:
         attempt = self._attempts[event.token]
         attempt.phase += 1
-        if attempt.phase >= self._habits.phases:
+        if attempt.phase >= self._habits.phases or not self._habits.has_tcp:
             return
         attempt.ttl = self.opener_ttl if event.low else TTL
         replaced = {*attempt.redials, *event.targets}
@@ -197,6 +214,12 @@ class Side(Driver):
             assert socket is not None
             self._holes[socket] = stack
 
+    def _open_udp_holes(self, event: OpenHoles) -> None:
+        for number in event.holes:
+            hole, port = Hole(event.token, number), next(self._ports)
+            self._udp_holes[hole] = port
+            self.host.more_udp[port] = partial(self.at_hole, hole)
+
     def _probe(self, event: SendProbes) -> None:
         self.probes += len(event.ports)
         for port in event.ports:
@@ -209,6 +232,9 @@ class Side(Driver):
             self.stack.reset(socket)
 
     def _close_holes(self) -> None:
+        for port in self._udp_holes.values():
+            del self.host.more_udp[port]
+        self._udp_holes.clear()
         for socket, stack in self._holes.items():
             if socket.state != "established":
                 stack.reset(socket)
