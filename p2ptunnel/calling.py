@@ -204,7 +204,7 @@ class Calling:
 
         async def at(server: ServerSpec) -> A:
             with tries.begin("server", "t=5, UDP and TCP", remote=server.address) as looking:
-                port = await self._fresh_port(server)
+                port = await self._up.fresh_port(server)
                 _note_answer(looking, port.heard_over)
             try:
                 await asyncio.shield(reserving)
@@ -248,12 +248,6 @@ class Calling:
         """Open a port at the server that is asked first, and a connection to its relay beside."""
         return await self._up.open_port(await self._servers.numeric(self._servers.specs[0]))
 
-    async def _fresh_port(self, server: ServerSpec) -> PunchPort:
-        """Return a port for one attempt, which nothing has been punched from: the spare one, or one that is opened now."""
-        spare = self._up.spare
-        port = None if spare is None else await spare.take(server)
-        return port or await self._up.open_port(server)
-
     async def _attempt(
         self,
         port: PunchPort,
@@ -273,6 +267,8 @@ class Calling:
                 wanted=tag,
                 establish=establish,
                 birthdays=self._up.birthdays,
+                rounds=self._up.rounds,
+                open_other=lambda: self._up.fresh_port(port.spec),
                 meanwhile=partial(self._prepare, signer),
                 tries=tries,
                 tracer=self._trace,
@@ -300,7 +296,7 @@ class Calling:
         except NoPathError:
             if signer is None or not first.has_missed:
                 raise
-        return await call(await self._fresh_port(port.spec), signer=self._up.signer(signer.callee)).run()
+        return await call(await self._up.fresh_port(port.spec), signer=self._up.signer(signer.callee)).run()
 
 
 async def _give_up(session: Session) -> None:

@@ -130,6 +130,8 @@ class Reachable:
             is_punching=self._relay != "always",
             is_mapping=self._is_mapping,
             birthdays=self._up.birthdays,
+            rounds=self._up.rounds,
+            open_other=lambda: self._up.fresh_port(server),
             on_server=on_server,
             tracer=self._trace,
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import defaultdict
 from itertools import chain
 from typing import Final
@@ -27,6 +28,7 @@ from p2ptunnel.protocol.approach import Birthdays
 from p2ptunnel.protocol.birthday import BirthdayGate
 from p2ptunnel.protocol.holes import hole_count
 from p2ptunnel.protocol.intent import CallSigner, IntentJudge
+from p2ptunnel.protocol.rounds import Rounds
 from p2ptunnel.serving import ServiceTable
 from p2ptunnel.session.session import Session
 from p2ptunnel.trace import Tracer
@@ -65,6 +67,7 @@ class Started:
         self.store: Final = store
         self.table: Final = table
         self.birthdays: Final = Birthdays(BirthdayGate(), lambda: hole_count(free_descriptors()))
+        self.rounds: Final = Rounds()
         self.judge: Final = IntentJudge(identity, _dice, is_admitted=self._admits)
         self.dialing: Final[Shared[tuple[Tag, PublicKey, bool], Session]] = Shared()
         self.registering: Final[Shared[None, None]] = Shared()
@@ -111,7 +114,20 @@ class Started:
         self.require_open()
         if self._relay != "never":
             self.joining.expect(server.address)
-        return await PunchPort.open(server, self._ttl, ways=self.ways, tracer=self._trace)
+        return await PunchPort.open(server, self._ttl, ways=self.ways, is_burnt=self._is_burnt, tracer=self._trace)
+
+    async def fresh_port(self, server: ServerSpec) -> PunchPort:
+        """Return a port for one attempt, which nothing has been punched from: the spare one, or one that is opened now.
+
+        Raises:
+            LocalProtocolError: We are closed.
+            P2PTunnelError: As `PunchPort.open`.
+        """
+        port = None if self.spare is None else await self.spare.take(server)
+        return port or await self.open_port(server)
+
+    def _is_burnt(self, number: int) -> bool:
+        return self.rounds.is_number_burnt(number, time.monotonic())
 
     def signer(self, callee: PublicKey | None) -> CallSigner:
         """Return what signs one call to the peer with this key, or to one whose key is to be learnt."""
@@ -164,6 +180,7 @@ class Started:
         """Look at every path anew."""
         self.ways.forget()
         self.birthdays.gate.network_changed()
+        self.rounds.network_changed()
         for session in self._sessions:
             session.network_changed()
         if self.spare is not None:

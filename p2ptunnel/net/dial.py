@@ -52,7 +52,10 @@ _SOFT_ERROR_PAUSE: Final = 0.01  # seconds; the socket stays writable, so watchi
 
 
 class DialRecord(msgspec.Struct, frozen=True):
-    """What became of one dial, for `explain`; times are the loop's seconds, `ended` None while under way."""
+    """What became of one dial, for `explain`; times are the loop's seconds, `ended` None while under way.
+
+    port: The local one, 0 if it is not told.
+    """
 
     target: Address
     low_ttl: int | None
@@ -60,6 +63,7 @@ class DialRecord(msgspec.Struct, frozen=True):
     ended: float | None
     outcome: DialOutcome | None
     reason: str
+    port: int = 0
 
 
 def punch_socket(local: Address, remote: Address | None = None) -> socket.socket:
@@ -149,7 +153,7 @@ class Dial:
     @property
     def record(self) -> DialRecord:
         """What has become of it so far."""
-        return DialRecord(self.target, self.low_ttl, self._started, self._ended, self._outcome, self._reason)
+        return DialRecord(self.target, self.low_ttl, self._started, self._ended, self._outcome, self._reason, self._local[1])
 
     @property
     def is_half_open(self) -> bool:

@@ -179,6 +179,7 @@ class Dialer:
         hop_rtt: float = 0.0,
         patience: float = PUNCH_TIMEOUT,
         redials: int = REDIALS_PER_PHASE,
+        is_added: bool = False,
     ) -> None:
         """Replace the dials that run by new ones to `targets`; the SYNs have left in that order when this returns.
 
@@ -194,10 +195,11 @@ class Dialer:
             hop_rtt: Seconds.
             patience: Seconds; by default a dial waits until it is replaced or closed.
             redials: How many refusals are answered by another SYN.
+            is_added: Whether those that run go on beside the new ones.
         """
         wanted = tuple(dict.fromkeys(targets))
         local = self._local_for(wanted)
-        beside = [running for running in self._running if _other_family(running.target[0], local[0])]
+        beside = [running for running in self._running if is_added or _other_family(running.target[0], local[0])]
         met = [running for running in self._running if running.is_half_open and running not in beside]
         old = {running.target: running for running in self._running if running not in (*beside, *met)}
         make = partial(Dial, rng=self._rng, low_ttl=low_ttl, hop_rtt=hop_rtt, patience=patience, redials=redials)

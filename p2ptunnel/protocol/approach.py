@@ -13,23 +13,33 @@ from typing import Final
 
 import msgspec
 
-from p2ptunnel.defaults import BIRTHDAY_RENEWAL, PHASES, PLAIN_MARGIN
+from p2ptunnel.defaults import BIRTHDAY_RENEWAL, CANDIDATES_MAX, PHASES, PLAIN_MARGIN, ROUNDS
 from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes, Tell
 from p2ptunnel.protocol.guessing import EasySide, EasyState
 from p2ptunnel.protocol.holes import HardSide, HardState
 from p2ptunnel.protocol.intent import AttemptKeys
 from p2ptunnel.protocol.ipv6 import Ipv6Approach, ipv6_targets
 from p2ptunnel.protocol.machine import Datagram, Entropy, Hole, MachineBase, new_mid
-from p2ptunnel.protocol.punch import Dial, LocalView, ObserveRow, phase_length, tcp_targets, udp_targets
+from p2ptunnel.protocol.punch import (
+    Dial,
+    LocalView,
+    ObserveRow,
+    TakePort,
+    aimed_at,
+    phase_length,
+    tcp_targets,
+    udp_targets,
+)
 from p2ptunnel.protocol.signals import Signals
 from p2ptunnel.protocol.strategy import Method, Plan, choose, choose_birthday
 from p2ptunnel.types import Address, Candidate, Role
 from p2ptunnel.wire.messages import HoleProbe, NatHints, Opener, PortRow, Signal, SignalAnswer, encode
-from p2ptunnel.wire.signal import FreshPort, GoAhead, SignalBody, Sync
+from p2ptunnel.wire.signal import Again, FreshPort, GoAhead, MoreCandidates, SignalBody, Swap, Sync
 
 __all__ = ["Approach", "Birthdays"]
 
 _NOT_BEGUN: Final = -1
+_SIGNAL_CANDIDATES: Final = 8  # one has no more
 
 
 class Birthdays(msgspec.Struct, frozen=True):
@@ -54,9 +64,13 @@ class Approach(MachineBase):
         keys: The attempt's; None: the other side speaks the founding protocol only, and nothing it says of itself counts.
         birthdays: What we have for one; None: there will be none.
         peer_key: Whose it would be with.
+        is_swapped: Whether the caller opens first.  A callee learns it from the caller's `swap`.
 
     Attributes:
         plan: What is done.
+        is_swapped: As it is by now.
+        is_met: The other side has shown that it knows the attempt's key.
+        round: Which it is, from 0.
         targets: Where the other side's TCP is, but for IPv6.
         udp_targets: Where its UDP is.
         hosts: Where connections of the other side may come from.
@@ -76,19 +90,24 @@ class Approach(MachineBase):
         keys: AttemptKeys | None,
         birthdays: Birthdays | None = None,
         peer_key: Hashable = None,
+        is_swapped: bool = False,
     ) -> None:
         super().__init__()
         hints = hints or NatHints()
-        self.plan: Plan = choose("tcp", role, view.hints, hints) if keys is not None else _founding_plan(role, view)
-        self.targets: Final[tuple[Address, ...]] = (
-            tcp_targets(candidates, peer, server) if keys is None or ":" not in peer[0] else ()
-        )
+        self.is_swapped = is_swapped and keys is not None
+        self.is_met = False
+        self.round = 0
+        self.plan: Plan = _founding_plan(role, view)
+        if keys is not None:
+            self.plan = choose("tcp", role, view.hints, hints, is_swapped=is_swapped)
+        self.targets: tuple[Address, ...] = tcp_targets(candidates, peer, server) if keys is None or ":" not in peer[0] else ()
         self.udp_targets: Final = udp_targets(candidates, peer, server)
         self._birthday_plan: Final = choose_birthday(self.plan, view.hints, hints)
         self._role: Final = role
         self._token: Final = token
         self._peer: Final = peer
         self._view: Final = view
+        self._hints: Final = hints
         self._entropy: Final = entropy
         self._birthdays: Final = birthdays
         self._peer_key: Final = peer_key
@@ -120,6 +139,12 @@ class Approach(MachineBase):
         self._birthday: HardSide | EasySide | None = None
         self._guessed: dict[int, float] = {}  # when each t=31 of a birthday left, by its mid
         self._is_through = False
+        self._server: Final = server
+        self._told = view.candidates
+        self._swapped: set[int] = {0} if self.is_swapped else set()  # rounds in which the caller opens first
+        self._wants_port = False
+        self._has_port = False
+        self._next_targets: tuple[Address, ...] = ()
 
     # --- input --------------------------------------------------------------------------------------------------------
 
@@ -128,6 +153,8 @@ class Approach(MachineBase):
         self._ends_at = ends_at
         self._is_running = True
         if self._role == "caller" and self._signals is not None:
+            if self.plan.openers != self._plan(is_swapped=False).openers:
+                self._signals.tell(Swap(round=0), now)
             self._signals.tell(Sync(), now)
         self._ipv6.start(now, ends_at=ends_at)
         self._events += self._ipv6.events()
@@ -139,7 +166,7 @@ class Approach(MachineBase):
 
     def prove(self, now: float) -> None:
         """The other side holds the attempt's key, and is where it says: what was held back may go."""
-        self._is_trusted = True
+        self._is_trusted = self.is_met = True
         self._ipv6.prove(now)
         if self._holds_back:
             self._holds_back = False
@@ -154,6 +181,7 @@ class Approach(MachineBase):
             return self._signals.acknowledged(message)
         body = self._signals.open(message)
         if body is not None and self._is_running:
+            self.is_met = True
             self._ipv6.prove(now)  # where the other side is there, no datagram would show either
             if not self._comes_directly:
                 self.prove(now)
@@ -181,6 +209,32 @@ class Approach(MachineBase):
     def guessed(self, mid: int) -> float | None:
         """Return when the guess left that this answers, None if none does; once for each."""
         return self._guessed.pop(mid, None)
+
+    def tell_more(self, candidates: tuple[Candidate, ...], now: float) -> None:
+        """Tell the other side of ways in to our port that have turned up since: those of `candidates` it does not know."""
+        new = tuple(candidate for candidate in candidates if candidate not in self._told)[:_SIGNAL_CANDIDATES]
+        if new and self._is_running and self._signals is not None:
+            self._told += new
+            self._signals.tell(MoreCandidates(cands=new), now)
+            self._collect(now)
+
+    def port_lost(self, now: float) -> None:
+        """Our port has turned out to be of no use: another round is to begin from a fresh one."""
+        self._want_port()
+        self._collect(now)
+
+    def port_taken(self, candidates: tuple[Candidate, ...], now: float) -> None:
+        """We have a fresh port and these are its candidates, or none: what `TakePort` asked for."""
+        candidates = tuple(candidate for candidate in candidates if candidate.proto == "tcp")[:_SIGNAL_CANDIDATES]
+        if not (self._is_running and self._wants_port and candidates) or self._has_port or self._signals is None:
+            return
+        self._has_port = True
+        if self._role == "caller" and not self.is_swapped:
+            self._swapped.add(1)
+            self._signals.tell(Swap(round=1), now)
+        self._signals.tell(Again(round=1, cands=candidates), now)
+        self._begin_round(now)
+        self._collect(now)
 
     def connection_up(self) -> None:
         """A connection is being tried: meanwhile there are no more guesses, and the caller begins no other phase."""
@@ -246,23 +300,28 @@ class Approach(MachineBase):
             return
         if self._phase < self._phases - 1:
             self._begin_phase(self._phase + 1, now)
-        else:
+        elif self._hopes_for_birthday:
             self._acts_at = now + BIRTHDAY_RENEWAL  # others have theirs now, or have just had one
+        else:
+            self._acts_at = None
+            self._want_port()
 
     def _begin_phase(self, phase: int, now: float) -> None:
         self._phase = phase
-        is_last = phase == self._phases - 1 and not self._hopes_for_birthday
+        is_last = phase == self._phases - 1 and not (self._hopes_for_birthday or self._is_to_go_round)
         self._acts_at = None if is_last else now + self._length
-        self._holds_back = phase > 0 and not (self._is_trusted or self.plan.sends_low(phase))
+        is_first = phase == 0 and self.round == 0 and not self.is_swapped
+        self._holds_back = not (is_first or self._is_trusted or self.plan.sends_low(phase))
         if not self._holds_back:
             self._dial(now)
-        if phase > 0 and self._role == "callee":
+        if phase > 0 and self._role == "callee" and self.round == 0:
             self._open_udp(low=False)
 
     def _dial(self, now: float) -> None:
         if self.targets and self.plan.dials(self._phase):
             targets = self.plan.targets(self.targets, 0)
-            self._events.append(Dial(self._token, targets, self.plan.sends_low(self._phase), self._ends_at - now))
+            low, patience = self.plan.sends_low(self._phase), self._ends_at - now
+            self._events.append(Dial(self._token, targets, low, patience, round=self.round))
 
     def _open_udp(self, *, low: bool) -> None:
         """Send t=30: first so that it dies on the way, which any system can do over UDP; later so that it does not."""
@@ -299,10 +358,82 @@ class Approach(MachineBase):
                 self._awaits_other_row = False
                 self.plan = self.plan.with_row(body)
                 self._begin_with_rows(now)
+            case Swap() if self._role == "callee" and body.round < ROUNDS and body.round not in self._swapped:
+                self._swapped.add(body.round)
+                if body.round == self.round:
+                    self._swap(now)
+            case MoreCandidates():
+                self._add(body.cands, now)
+            case Again(round=1) if self._can_go_round and not self._next_targets:
+                self._next_targets = aimed_at(body.cands, self._peer, self._server)
+                self._want_port()
+                self._begin_round(now)
             case GoAhead(round=0) if self._birthday_plan.part == "easy":
                 self._invited(body, now)
             case _:
                 self._drop("signal of no use")
+
+    # --- who opens first ----------------------------------------------------------------------------------------------
+
+    def _plan(self, *, is_swapped: bool) -> Plan:
+        return choose("tcp", self._role, self._view.hints, self._hints, is_swapped=is_swapped)
+
+    def _swap(self, now: float) -> None:
+        """Let the caller have opened first: it has by now, and a plain SYN of ours gets through.
+
+        Ours that died on the way left before we could know.  Once the first phase is over this is of no use any more.
+        """
+        if self._phase > 0 or self._birthday is not None:
+            self._drop("swap too late")
+            return
+        self.is_swapped, openers = True, self._plan(is_swapped=True).openers
+        if openers == self.plan.openers:
+            return
+        self.plan = msgspec.structs.replace(self.plan, openers=openers)
+        if self._phase == 0 or not (self._awaits_own_row or self._awaits_other_row):
+            self._begin_phase(0, now)
+
+    # --- more candidates ----------------------------------------------------------------------------------------------
+
+    def _add(self, candidates: tuple[Candidate, ...], now: float) -> None:
+        """Dial what has turned up on the other side, by the rules for what it has signed: there, and not too much.
+
+        A plain SYN, since it is a way in that needs none of ours; unless the other side has yet to show that it is there.
+        """
+        named = tuple(candidate for candidate in candidates if candidate.proto == "tcp")
+        aimed = aimed_at(named, self._peer, self._server) if self.targets and self.round == 0 else ()
+        new = tuple(address for address in aimed if address not in self.targets)[: CANDIDATES_MAX - len(self.targets)]
+        self.targets += new
+        if new and self._is_trusted and self._phase != _NOT_BEGUN and self._birthday is None and self.plan.row is None:
+            self._events.append(Dial(self._token, new, low=False, patience=self._ends_at - now, is_added=True))
+
+    # --- the next round -----------------------------------------------------------------------------------------------
+
+    @property
+    def _can_go_round(self) -> bool:
+        """Whether another round may be of use: to ports that are known, and of which a port was burnt perhaps."""
+        is_punched = self.plan.method is Method.PUNCH and bool(self.targets) and self._signals is not None
+        return is_punched and self.round + 1 < ROUNDS and self._birthday is None
+
+    @property
+    def _is_to_go_round(self) -> bool:
+        """Whether we ask for it when the phases are over: the caller does, and the callee hears of it."""
+        return self._role == "caller" and self._can_go_round and not self._wants_port
+
+    def _want_port(self) -> None:
+        if self._can_go_round and self._is_running and not self._wants_port:
+            self._wants_port = True
+            self._events.append(TakePort(self._token))
+
+    def _begin_round(self, now: float) -> None:
+        """Begin it once both have a fresh port, and know that of the other."""
+        if not (self._has_port and self._next_targets and self._can_go_round):
+            return
+        self.round += 1
+        self.is_swapped = self.round in self._swapped
+        self.plan, self.targets = self._plan(is_swapped=self.is_swapped), self._next_targets
+        self._phase, self._holds_back = _NOT_BEGUN, False
+        self._begin(now)
 
     # --- the birthday -------------------------------------------------------------------------------------------------
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import enum
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from p2ptunnel.defaults import (
+    APART_CALLS_MAX,
     CALLS_MAX,
     CANDIDATES_MAX,
     FOUNDING_CALLS_BURST,
@@ -36,8 +37,9 @@ from p2ptunnel.protocol.punch import (
     own_candidates,
 )
 from p2ptunnel.protocol.registration import Credentials, Registration
+from p2ptunnel.protocol.rounds import Rounds
 from p2ptunnel.protocol.transaction import AnswerMemory
-from p2ptunnel.types import Address, Tag
+from p2ptunnel.types import Address, Candidate, Tag
 from p2ptunnel.wire.keyed import KeyedReceiver, KeyedSender
 from p2ptunnel.wire.messages import (
     ConkeyExtra,
@@ -56,7 +58,18 @@ from p2ptunnel.wire.messages import (
     encode,
 )
 
-__all__ = ["TRANSITIONS", "CallAnswered", "CalleeAgent", "CalleePort", "CalleeState", "CalleeTrigger", "Refusal", "SignedCall"]
+__all__ = [
+    "TRANSITIONS",
+    "AnswerApart",
+    "CallAnswered",
+    "CalleeAgent",
+    "CalleePort",
+    "CalleeState",
+    "CalleeTrigger",
+    "OtherPort",
+    "Refusal",
+    "SignedCall",
+]
 
 
 class CalleeState(enum.Enum):
@@ -106,9 +119,10 @@ class SignedCall(Struct, frozen=True):
 
 
 class CalleeAgent(MachineBase):
-    """One answered call: from t=10 to an accepted channel, on the registered port.
+    """One answered call: from t=10 to an accepted channel, on the registered port or on one of its own.
 
-    It is fed with decoded messages (`receive`), since all calls to a peer share its registered port.  Until the caller has
+    On the registered port, which all calls to a peer share, it is fed with decoded messages (`receive`, `hear`); on a port of
+    its own it is a machine like others (`receive_datagram`).  Until the caller has
     shown there that it holds the attempt's key, two datagrams of ours get further than our own NAT, two more to the way in that
     its router keeps, and no SYN; on systems that cannot send a SYN that dies on the way, the first one does.
 
@@ -122,6 +136,8 @@ class CalleeAgent(MachineBase):
         signed: What was signed on both sides; None of a program of the founding protocol.
         is_punching: Whether to send anything to the caller.
         birthdays: What this machine has for a birthday; None: there will be none.
+        rounds: What this attempt adds to, if it comes to nothing; None: nothing.
+        is_apart: It has a port of its own.
     """
 
     def __init__(
@@ -136,9 +152,13 @@ class CalleeAgent(MachineBase):
         signed: SignedCall | None,
         is_punching: bool = True,
         birthdays: Birthdays | None = None,
+        rounds: Rounds | None = None,
+        is_apart: bool = False,
     ) -> None:
         super().__init__()
         self.state = CalleeState.IDLE
+        self.is_apart: Final = is_apart
+        self._rounds = rounds or Rounds()
         self.token = notice.extra.token
         self.conkey = signed.keys.conkey.hex() if signed else new_secret(entropy)
         self.caller = caller
@@ -155,6 +175,7 @@ class CalleeAgent(MachineBase):
         self._server = server
         self._view = view
         self._udp_port = udp_port
+        self._ports = [udp_port]
         self._entropy = entropy
         self._hints = notice.extra.nat or NatHints()
         self._expires_at: float | None = None
@@ -247,6 +268,20 @@ class CalleeAgent(MachineBase):
         else:
             self._drop("unexpected message")
 
+    def receive_datagram(self, data: bytes, source: Address, now: float) -> None:
+        """Take one datagram that came to a port of our own, from the server, the caller or anybody else."""
+        message = self._decode(data)
+        match message:
+            case None:
+                pass
+            case HoleProbe() | OpenTcp() if message.token == self.token:
+                self.receive(message, data, source, now)
+            case Signal() | SignalAnswer() if source == self._server:
+                if not self.hear(message, now):
+                    self._drop("unexpected answer")
+            case _:
+                self._drop("unexpected message")
+
     def receive(self, message: HoleProbe | OpenTcp, data: bytes, source: Address, now: float, hole: Hole | None = None) -> None:
         """Take a t=31 or t=32 that names our token; `data` is the datagram that it came in, at a hole or at our port."""
         if self.state is not CalleeState.OPENED:
@@ -291,6 +326,22 @@ class CalleeAgent(MachineBase):
         self._approach.observed(port, now)
         self._collect()
 
+    def tell_more(self, candidates: tuple[Candidate, ...], now: float) -> None:
+        """Tell the caller of ways in to our port that have turned up since."""
+        self._approach.tell_more(candidates, now)
+        self._collect()
+
+    def port_lost(self, now: float) -> None:
+        """Our port has turned out to be of no use."""
+        self._approach.port_lost(now)
+        self._collect()
+
+    def port_taken(self, number: int, candidates: tuple[Candidate, ...], now: float) -> None:
+        """We have a fresh port of that local number, and these are its candidates: the answer to `TakePort`."""
+        self._ports.append(number)
+        self._approach.port_taken(candidates, now)
+        self._collect()
+
     def connection_up(self) -> None:
         """A connection that may be the caller's is being tried."""
         self._approach.connection_up()
@@ -325,6 +376,9 @@ class CalleeAgent(MachineBase):
     def handle_timer(self, now: float) -> None:
         """Begin the next phase or end the attempt."""
         if self._expires_at is not None and now >= self._expires_at:
+            if self._approach.is_met:  # else nobody has tried: it came over the relay, or not at all
+                for port in self._ports:
+                    self._rounds.burn(port, self.caller[0], now)
             self.give_up()
         else:
             self._datagrams += [answer for at, answer in self._again if at <= now]
@@ -380,6 +434,30 @@ class CallAnswered(Event, frozen=True):
     offer: RelayOffer | None = None
 
 
+class AnswerApart(Event, frozen=True):
+    """This call is to be answered from another port, since ours is burnt for its caller's host: give one by `answer_apart`.
+
+    Where that has been done it says that the call was repeated: wake its agent.
+    """
+
+    token: str
+
+
+class OtherPort(NamedTuple):
+    """A port for one call: what we know of it, and its local number."""
+
+    view: LocalView
+    number: int
+
+
+class _Waiting(NamedTuple):
+    """A call that was let in and waits for a port of its own."""
+
+    message: PunchNotice
+    caller: Address
+    call: Call
+
+
 class CalleePort(MachineBase):
     """The registered port of a peer: its registration, and an agent for each call that is being answered.
 
@@ -393,6 +471,8 @@ class CalleePort(MachineBase):
         judge: Judges who has signed it; nobody but the server hears of a call that it does not let in.
         is_punching: Whether to send anything to callers; else they reach us over the relay only.
         birthdays: What this machine has for them; None: there will be none.
+        rounds: What earlier attempts have shown, and these add to; None: nothing.
+        has_others: Whether there are other ports, from which to answer where this one is burnt.
     """
 
     def __init__(
@@ -407,6 +487,8 @@ class CalleePort(MachineBase):
         judge: IntentJudge,
         is_punching: bool = True,
         birthdays: Birthdays | None = None,
+        rounds: Rounds | None = None,
+        has_others: bool = False,
     ) -> None:
         super().__init__()
         self.registration = Registration(tag, server, credentials, entropy)
@@ -418,6 +500,9 @@ class CalleePort(MachineBase):
         self._judge = judge
         self._is_punching = is_punching
         self._birthdays = birthdays
+        self._rounds = rounds or Rounds()
+        self._has_others = has_others
+        self._waiting: dict[str, _Waiting] = {}
         self._founding_calls = Buckets(Rate(FOUNDING_CALLS_PER_SECOND, FOUNDING_CALLS_BURST), most=1)
         self._agents: dict[str, CalleeAgent] = {}
         self._answered = AnswerMemory(seconds=TOKEN_TTL)
@@ -430,6 +515,14 @@ class CalleePort(MachineBase):
     def agent(self, token: str) -> CalleeAgent | None:
         """Return the agent of `token` while its attempt lives."""
         return self._agents.get(token)
+
+    def view_changed(self, view: LocalView, now: float) -> None:
+        """Take what we know of our port by now, for later calls; those under way are told of ways in that have turned up."""
+        self.view = view
+        for agent in self.agents:
+            if not agent.is_apart:
+                agent.tell_more(view.candidates, now)
+        self._collect()
 
     def receive_datagram(self, data: bytes, source: Address, now: float) -> None:
         """Take one datagram from the server, a caller or anybody else."""
@@ -454,9 +547,8 @@ class CalleePort(MachineBase):
 
     def handle_timer(self, now: float) -> None:
         """Do what is due for the registration and each call."""
-        self.registration.handle_timer(now)
-        for agent in self.agents:
-            agent.handle_timer(now)
+        for machine in self._machines():
+            machine.handle_timer(now)
         self._collect()
 
     def next_deadline(self) -> float | None:
@@ -491,6 +583,8 @@ class CalleePort(MachineBase):
         known = self._agents.get(token)
         if known is not None:
             known.answer_notice()
+            if known.is_apart:
+                self._events.append(AnswerApart(token))
             return
         if self._answered.recall(token, now) is not None:
             self._drop("attempt over")
@@ -520,16 +614,43 @@ class CalleePort(MachineBase):
         elif call.verdict is CallVerdict.STALE:
             self._refuse(message, 401, "the counter is too low", intent=self._judge.renew(call))
         else:
-            self._let_in(message, caller, call, now)
+            self._let_in(_Waiting(message, caller, call), now)
 
-    def _let_in(self, message: PunchNotice, caller: Address, call: Call, now: float) -> None:
-        view = self._signed_view()
-        answered = self._judge.answer(call, view.candidates, view.hints)
+    def _let_in(self, waiting: _Waiting, now: float) -> None:
+        """Answer a call; from another port, if this one is burnt for its host and the caller is no stranger."""
+        is_admitted = waiting.call.verdict is CallVerdict.ADMITTED
+        apart = sum(agent.is_apart and not agent.is_over for agent in self.agents) + len(self._waiting)
+        is_burnt = self._rounds.is_burnt(self._udp_port, waiting.caller[0], now)
+        if is_burnt and is_admitted and self._is_punching and self._has_others and apart < APART_CALLS_MAX:
+            token = waiting.message.extra.token
+            self._waiting[token] = waiting
+            self._answered.remember(token, b"", now)
+            self._events.append(AnswerApart(token))
+        else:
+            self._answer(waiting, self._signed_view(), now)
+
+    def answer_apart(self, token: str, other: OtherPort | None, now: float) -> CalleeAgent | None:
+        """Answer a call that waits for a port of its own: from `other`, by a machine of its own, or from ours if there is none.
+
+        Returns:
+            What is to be run on that port; None: nothing is.
+        """
+        waiting = self._waiting.pop(token, None)
+        if waiting is None:
+            return None
+        if other is None:
+            self._answer(waiting, self._signed_view(), now)
+            return None
+        return self._answer(waiting, other.view, now, number=other.number)
+
+    def _answer(self, waiting: _Waiting, view: LocalView, now: float, *, number: int | None = None) -> CalleeAgent | None:
+        answered = self._judge.answer(waiting.call, view.candidates, view.hints)
         if answered is None:
             self._drop("unusable intent")
-            return
-        is_stranger = call.verdict is CallVerdict.PAIRING
-        self._begin(message, caller, view, SignedCall(call.key, is_stranger, *answered), now)
+            return None
+        is_stranger = waiting.call.verdict is CallVerdict.PAIRING
+        signed = SignedCall(waiting.call.key, is_stranger, *answered)
+        return self._begin(waiting.message, waiting.caller, view, signed, now, number=number)
 
     def _signed_view(self) -> LocalView:
         """Return our view, with the address that -10 comes from: the caller sends only where we have signed that we are."""
@@ -544,7 +665,17 @@ class CalleePort(MachineBase):
         answer = PunchAnswer(mid=message.mid, token=message.extra.token, code=code, em=text, extra=extra)
         self._datagrams.append(Datagram(encode(answer), self._server))
 
-    def _begin(self, message: PunchNotice, caller: Address, view: LocalView, signed: SignedCall | None, now: float) -> None:
+    def _begin(
+        self,
+        message: PunchNotice,
+        caller: Address,
+        view: LocalView,
+        signed: SignedCall | None,
+        now: float,
+        *,
+        number: int | None = None,
+    ) -> CalleeAgent:
+        """Begin to answer a call, from the registered port or, by its local number, from another one."""
         if len(self._agents) >= CALLS_MAX:
             self._make_room()
         agent = CalleeAgent(
@@ -553,10 +684,12 @@ class CalleePort(MachineBase):
             self._server,
             view,
             self._entropy,
-            udp_port=self._udp_port,
+            udp_port=self._udp_port if number is None else number,
             signed=signed,
             is_punching=self._is_punching or signed is None,
             birthdays=self._birthdays,
+            rounds=self._rounds,
+            is_apart=number is not None,
         )
         token = agent.token
         self._agents[token] = agent
@@ -564,6 +697,7 @@ class CalleePort(MachineBase):
         selector = signed.keys.selector.hex() if signed else ""
         self._events.append(CallAnswered(token, agent.caller, agent.is_seed_only, agent.key, selector, message.extra.relay))
         agent.start(now)
+        return agent
 
     def _make_room(self) -> None:
         """End the oldest call of the host that has most: a stranger's calls can push out no calls but a stranger's."""
@@ -582,4 +716,5 @@ class CalleePort(MachineBase):
                 del self._agents[agent.token]
 
     def _machines(self) -> list[Registration | CalleeAgent]:
-        return [self.registration, *self._agents.values()]
+        """Return what shares this port."""
+        return [self.registration, *(agent for agent in self._agents.values() if not agent.is_apart)]

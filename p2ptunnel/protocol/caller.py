@@ -31,8 +31,9 @@ from p2ptunnel.protocol.punch import (
     aim,
     own_candidates,
 )
+from p2ptunnel.protocol.rounds import Rounds
 from p2ptunnel.protocol.transaction import Requester
-from p2ptunnel.types import Address, Tag, clean
+from p2ptunnel.types import Address, Candidate, Tag, clean
 from p2ptunnel.wire.intent import MalformedIntentError
 from p2ptunnel.wire.keyed import KeyedReceiver, KeyedSender
 from p2ptunnel.wire.messages import (
@@ -122,6 +123,8 @@ class CallerAgent(MachineBase):
         join: Makes of a cookie and of the call what shows to a private server that we know its token.
         is_punching: Whether to punch when the callee has answered; else that it has is all there is to learn.
         birthdays: What this machine has for a birthday; None: there will be none.
+        rounds: What earlier attempts have shown, and this one adds to; None: nothing.
+        port: Our local one.
     """
 
     def __init__(
@@ -138,6 +141,8 @@ class CallerAgent(MachineBase):
         join: Callable[[str, str], str] | None = None,
         is_punching: bool = True,
         birthdays: Birthdays | None = None,
+        rounds: Rounds | None = None,
+        port: int = 0,
     ) -> None:
         super().__init__()
         self.state = CallerState.IDLE
@@ -155,6 +160,8 @@ class CallerAgent(MachineBase):
         self._signer = signer
         self._is_punching = is_punching
         self._birthdays = birthdays
+        self._rounds = rounds or Rounds()
+        self._ports = [port]
         self._keys: AttemptKeys | None = None
         self._approach: Approach | None = None
         self._candidates = view.candidates
@@ -233,6 +240,8 @@ class CallerAgent(MachineBase):
         connection = self._nominated
         self._move(CallerTrigger.CHANNEL_UP)
         assert connection is not None
+        if self._approach is not None:
+            self._rounds.ended(self.peer_key, is_swapped=self._approach.is_swapped, is_open=True)
         self._finish()
         self._events += [ConnectionChosen(self.token, connection), StopDialing(self.token)]
 
@@ -249,6 +258,19 @@ class CallerAgent(MachineBase):
         """Our sequential NAT has just given `port` to a new TCP flow, or nobody knows: the answer to `ObserveRow`."""
         if self._approach is not None:
             self._approach.observed(port, now)
+            self._collect(now)
+
+    def port_lost(self, now: float) -> None:
+        """Our port has turned out to be of no use."""
+        if self._approach is not None:
+            self._approach.port_lost(now)
+            self._collect(now)
+
+    def port_taken(self, number: int, candidates: tuple[Candidate, ...], now: float) -> None:
+        """We have a fresh port of that local number, and these are its candidates: the answer to `TakePort`."""
+        if self._approach is not None:
+            self._ports.append(number)
+            self._approach.port_taken(candidates, now)
             self._collect(now)
 
     def abandon(self) -> None:
@@ -442,6 +464,7 @@ class CallerAgent(MachineBase):
             keys=self._keys,
             birthdays=self._birthdays,
             peer_key=self.peer_key,
+            is_swapped=self._rounds.is_swapped(self.peer_key),
         )
         self._approach.start(now, ends_at=self._gives_up_at)
         if self._keys is not None:
@@ -550,8 +573,16 @@ class CallerAgent(MachineBase):
 
     def _fail(self, kind: FailureKind, code: int, text: str, now: float, *, retry_after: float = 0.0) -> None:
         self._move(CallerTrigger.FAIL)
+        self._remember_failure(now)
         self._finish()
         self._events += [CallFailed(kind, code, text, retry_after), StopDialing(self.token)]
+
+    def _remember_failure(self, now: float) -> None:
+        """Burn the port, if anything was sent from it; next time the other side opens first."""
+        if self._approach is not None and self._peer is not None:
+            for port in self._ports:
+                self._rounds.burn(port, self._peer[0], now)
+            self._rounds.ended(self.peer_key, is_swapped=self._approach.is_swapped, is_open=False)
 
     def _finish(self) -> None:
         self._requester.cancel()

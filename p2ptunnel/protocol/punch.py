@@ -35,7 +35,9 @@ __all__ = [
     "ObserveRow",
     "PunchStarted",
     "StopDialing",
+    "TakePort",
     "aim",
+    "aimed_at",
     "own_candidates",
     "phase_length",
     "tcp_targets",
@@ -106,7 +108,7 @@ class Dial(Event, frozen=True):
     What the peer has answered already (SYN_RECEIVED) stays: it comes up if it is left alone, and resetting it poisons the
     NATs' memory of this pair of ports.  low: They must die outside our own NATs.  patience: Seconds until the attempt ends;
     the next phase replaces them before.  is_unseen: Nobody but the peer itself says that it is there: a plain SYN that is
-    refused is not sent again.
+    refused is not sent again.  round: From the port of that round: those of an earlier one stay.  is_added: All others stay.
 
     All targets are of one family; the SYNs of the other stay.
     """
@@ -116,6 +118,14 @@ class Dial(Event, frozen=True):
     low: bool
     patience: float
     is_unseen: bool = False
+    round: int = 0
+    is_added: bool = False
+
+
+class TakePort(Event, frozen=True):
+    """Take a fresh port for the next round, listen there, and tell by `port_taken` what is known of it."""
+
+    token: str
 
 
 class ObserveRow(Event, frozen=True):
@@ -221,7 +231,7 @@ def tcp_targets(candidates: tuple[Candidate, ...], peer: Address, server: Addres
         server: As we reach it.
     """
     named = tuple(candidate for candidate in candidates if candidate.proto == "tcp")
-    return _aimed_at(named, peer, server) or (peer,)
+    return aimed_at(named, peer, server) or (peer,)
 
 
 def udp_targets(candidates: tuple[Candidate, ...], peer: Address, server: Address) -> tuple[Address, ...]:
@@ -233,9 +243,16 @@ def udp_targets(candidates: tuple[Candidate, ...], peer: Address, server: Addres
         server: As we reach it.
     """
     mapped = tuple(candidate for candidate in candidates if (candidate.kind, candidate.proto) == ("mapped", "udp"))
-    return tuple(dict.fromkeys((peer, *_aimed_at(mapped, peer, server)[:1])))
+    return tuple(dict.fromkeys((peer, *aimed_at(mapped, peer, server)[:1])))
 
 
-def _aimed_at(named: tuple[Candidate, ...], peer: Address, server: Address) -> tuple[Address, ...]:
+def aimed_at(named: tuple[Candidate, ...], peer: Address, server: Address) -> tuple[Address, ...]:
+    """Return the addresses among `named` to which something may be sent: ports of the host at which the peer was seen.
+
+    Args:
+        named: Candidates of the peer's, that it has signed or sealed.
+        peer: What `aim` returned.
+        server: As we reach it.
+    """
     aimed = (aim(candidate.address, named, server) for candidate in named)
     return tuple(dict.fromkeys(address for address in aimed if not isinstance(address, str) and address[0] == peer[0]))

@@ -113,8 +113,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, row=told.row, is_sealed=True)
 
 
-def choose(transport: Transport, role: Role, own: NatHints, other: NatHints) -> Plan:
-    """Return our plan; the other side, which has the same hints, comes to the one that fits."""
+def choose(transport: Transport, role: Role, own: NatHints, other: NatHints, *, is_swapped: bool = False) -> Plan:
+    """Return our plan; the other side, which has the same hints, comes to the one that fits.
+
+    With `is_swapped` the caller opens first, if both can.
+    """
     shapes = ours, theirs = shape_of(own, transport), shape_of(other, transport)
     easier, harder = sorted(shapes, key=_SHAPES.index)
     method = METHODS[easier, harder]
@@ -125,7 +128,7 @@ def choose(transport: Transport, role: Role, own: NatHints, other: NatHints) -> 
         method=method,
         transport=transport,
         role=role,
-        openers=_openers(method, transport, hints),
+        openers=_openers(method, transport, hints, is_swapped=is_swapped),
         is_listener=ours == "open" and (theirs != "open" or role == "callee"),
         part=("hard" if ours == "hard" else "easy") if method is Method.BIRTHDAY else None,
         row=_row(other, transport) if method is Method.PREDICT and theirs == "seq" else None,
@@ -167,12 +170,12 @@ def _is_possible(method: Method, transport: Transport, hints: _Hints) -> bool:
     return any(_crosses(side, transport) for side in met)
 
 
-def _openers(method: Method, transport: Transport, hints: _Hints) -> tuple[Role | None, ...]:
-    """Return who opens in each phase: the callee before the caller, as the founding protocol has it.
+def _openers(method: Method, transport: Transport, hints: _Hints, *, is_swapped: bool) -> tuple[Role | None, ...]:
+    """Return who opens in each phase: the callee before the caller, as the founding protocol has it, unless they have swapped.
 
     A side of random ports has nothing to open for, since no one knows the port.  Where one side listens, nobody opens at first.
     """
-    order: tuple[Role, Role] = ("callee", "caller")
+    order: tuple[Role, Role] = ("caller", "callee") if is_swapped else ("callee", "caller")
     able: tuple[Role, ...] = tuple(role for role in order if _can_open(hints[role], transport))
     return (None, *able) if method is Method.CONNECT else able
 

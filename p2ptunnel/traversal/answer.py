@@ -17,6 +17,7 @@ from typing import Final, TypeAlias
 
 from p2ptunnel.abc import Pipe
 from p2ptunnel.defaults import (
+    APART_CALLS_MAX,
     CALLS_MAX,
     FRUITLESS_CALLS,
     PENDING_CONNECTIONS,
@@ -27,6 +28,7 @@ from p2ptunnel.defaults import (
     TRANSACTION_TIMEOUT,
 )
 from p2ptunnel.errors import (
+    BindError,
     ChannelClosedError,
     P2PTunnelError,
     RateLimitedError,
@@ -42,10 +44,10 @@ from p2ptunnel.net.tcp import Listener, reset_close
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
 from p2ptunnel.protocol.approach import Birthdays
 from p2ptunnel.protocol.birthday import BirthdayEnded, OpenHoles, SendProbes
-from p2ptunnel.protocol.callee import CallAnswered, CalleeAgent, CalleePort, Refusal
+from p2ptunnel.protocol.callee import AnswerApart, CallAnswered, CalleeAgent, CalleePort, OtherPort, Refusal
 from p2ptunnel.protocol.intent import IntentJudge
 from p2ptunnel.protocol.machine import Event, Hole
-from p2ptunnel.protocol.punch import Dial, HoleHeard, ObserveRow, StopDialing
+from p2ptunnel.protocol.punch import Dial, HoleHeard, ObserveRow, StopDialing, TakePort
 from p2ptunnel.protocol.registration import (
     AddressChanged,
     Credentials,
@@ -56,13 +58,15 @@ from p2ptunnel.protocol.registration import (
     RegistrationRefused,
     ServerUnproven,
 )
+from p2ptunnel.protocol.rounds import Rounds
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.quic import QuicPipe
 from p2ptunnel.transports.quicport import QuicPort
 from p2ptunnel.transports.relay import RelayPipe
 from p2ptunnel.transports.tcp import TcpPipe, read_preamble
-from p2ptunnel.traversal.attempt import AttemptSockets
-from p2ptunnel.traversal.port import PunchPort
+from p2ptunnel.traversal.apart import CallApart
+from p2ptunnel.traversal.attempt import AttemptSockets, NextRound
+from p2ptunnel.traversal.port import OpenPort, PunchPort, another_port
 from p2ptunnel.traversal.quic import QuicAnswers
 from p2ptunnel.traversal.report import ConnectedBy, path_of
 from p2ptunnel.types import Address, Tag, format_address
@@ -93,6 +97,8 @@ class AnsweringPort:
         is_punching: Whether to punch; else callers reach us over the relay only.
         is_mapping: Whether to ask our router for a way in as well, if we punch.
         birthdays: What this machine has for them; None: there will be none.
+        rounds: What earlier attempts have shown, and these add to; None: nothing.
+        open_other: Opens another port at the same server, for a call for whose caller this one is burnt; None: there is none.
         on_server: Called with the reason when the server is lost after all had been well, and with nothing when it is back.
 
     Attributes:
@@ -111,6 +117,8 @@ class AnsweringPort:
         is_punching: bool = True,
         is_mapping: bool = False,
         birthdays: Birthdays | None = None,
+        rounds: Rounds | None = None,
+        open_other: OpenPort | None = None,
         on_server: Callable[[str], None] | None = None,
         tracer: Tracer | None = None,
     ) -> None:
@@ -134,7 +142,12 @@ class AnsweringPort:
             judge=judge,
             is_punching=is_punching,
             birthdays=birthdays,
+            rounds=rounds,
+            has_others=open_other is not None,
         )
+        self._open_other = open_other
+        self._opening: set[asyncio.Task[None]] = set()
+        self._apart: dict[str, CallApart] = {}
         quic = QuicPort(port.udp, tracer=self._trace)
         self._quic = QuicAnswers(quic, self._trace)
         self._driver = UdpDriver(self._machine, port.udp, self._on_event, aside=quic)
@@ -226,7 +239,7 @@ class AnsweringPort:
         Cancelling skips the leaving; closing twice is fine.
         """
         is_registered = self._registered is not None and not self._is_closing
-        attempts = tuple(self._sockets.values())
+        attempts, apart = tuple(self._sockets.values()), tuple(self._apart.values())
         self._stop_answering()
         try:
             if is_registered:
@@ -236,7 +249,9 @@ class AnsweringPort:
         finally:
             self.abort()
             watching = () if self._watching is None else (self._watching,)
-            await asyncio.gather(*self._greetings, *self._relayed, *watching, self._quic.close(), return_exceptions=True)
+            quics = (self._quic.close(), *(call.quic.close() for call in apart))
+            tasks = (*self._greetings, *self._relayed, *self._opening, *watching)
+            await asyncio.gather(*tasks, *quics, return_exceptions=True)
             await asyncio.gather(*(sockets.wait_closed() for sockets in attempts))
 
     def abort(self) -> None:
@@ -256,7 +271,9 @@ class AnsweringPort:
         for sockets in self._sockets.values():
             sockets.close()
         self._quic.cancel()
-        for task in (*self._greetings, *self._relayed, self._watching):
+        for token in tuple(self._apart):
+            self._leave(token)
+        for task in (*self._greetings, *self._relayed, *self._opening, self._watching):
             if task is not None:
                 task.cancel()
 
@@ -268,7 +285,8 @@ class AnsweringPort:
         self._machine.registration.server_key = self._port.server_key
 
     def _take_mapping(self) -> None:
-        self._machine.view = self._port.view
+        self._machine.view_changed(self._port.view, time.monotonic())
+        self._driver.wake()
 
     async def _watch_control(self) -> None:
         """Keep the standing TCP connection open; what ended it may have ended the registration or changed our address."""
@@ -297,14 +315,18 @@ class AnsweringPort:
     def _on_event(self, event: Event) -> None:
         self._trace("punch", type(event).__name__, **event.facts())
         match event:
-            case Dial() | ObserveRow() | OpenHoles() | SendProbes() | BirthdayEnded() if not self._is_closing:
+            case Dial() | TakePort() | ObserveRow() | OpenHoles() | SendProbes() | BirthdayEnded() if not self._is_closing:
                 self._sockets_of(event.token).take(event)
             case HoleHeard():
                 self._expect_at_hole(event)
+            case AnswerApart():
+                self._answer_apart(event.token)
             case StopDialing():
-                self._quic.forget(event.token)
+                self._quic_of(event.token).forget(event.token)
                 if event.token in self._sockets:
                     self._sockets.pop(event.token).close()
+                if event.token in self._apart:  # later: the connection that was chosen may be about to say so
+                    asyncio.get_running_loop().call_soon(self._leave, event.token)
             case Registered() | RegistrationRefused() | RegistrationLost() | ServerUnproven() | Displaced():
                 if isinstance(event, RegistrationLost):
                     self._port.udp_lost()
@@ -327,15 +349,86 @@ class AnsweringPort:
             listener.expect(raw_hosts)
         if token not in self._sockets:
             on_row = partial(self._on_row, token)
+            taken, burnt = partial(self._on_taken, token), partial(self._on_burnt, token)
+            later = NextRound(partial(self._other_port, token), self._on_accepted, taken, burnt)
+            port = self._apart[token].port if token in self._apart else self._port
             on_hole = partial(self._on_hole, token)
-            self._sockets[token] = AttemptSockets(self._port, self._greet_soon, on_row, on_hole=on_hole, tracer=self._trace)
+            self._sockets[token] = AttemptSockets(port, self._greet_soon, on_row, later, on_hole=on_hole, tracer=self._trace)
         return self._sockets[token]
 
     def _on_row(self, token: str, port: int | None) -> None:
         agent = self._machine.agent(token)
         if agent is not None:
             agent.observed(port, time.monotonic())
-            self._driver.wake()
+            self._wake()
+
+    # --- calls with a port of their own -------------------------------------------------------------------------------
+
+    def _answer_apart(self, token: str) -> None:
+        """Answer a call from another port; or let it answer once more."""
+        if token in self._apart:
+            self._apart[token].wake()
+        elif not self._is_closing:
+            opening = asyncio.create_task(self._open_apart(token))
+            self._opening.add(opening)
+            opening.add_done_callback(self._opening.discard)
+
+    async def _open_apart(self, token: str) -> None:
+        """Open a port for one call, and answer from there; from the registered one, where none is to be had in time."""
+        port = await self._other_port(token)
+        other = None if port is None else OtherPort(port.view, port.address[1])
+        agent = self._machine.answer_apart(token, other, time.monotonic())
+        if port is not None and agent is not None:
+            self._run_apart(agent, port)
+        elif port is not None:
+            port.close()
+        self._driver.wake()
+
+    def _run_apart(self, agent: CalleeAgent, port: PunchPort) -> None:
+        try:
+            call = CallApart(port, agent, self._on_event, self._on_accepted, self._hole_of, self._trace)
+        except BindError as error:  # a foreign socket has the number
+            self._trace("traversal", "port_lost", reason=str(error))
+            agent.abandon()
+            agent.give_up()
+            port.close()
+            return
+        self._apart[agent.token] = call
+        self._trace("traversal", "answered_apart", port=port.address[1])
+        call.start()
+
+    async def _other_port(self, token: str) -> PunchPort | None:
+        """Return another port at the server, where our peers know us; None if there is none, or too many are used already."""
+        used = len(self._apart) + sum(sockets.has_other for other, sockets in self._sockets.items() if other != token)
+        if self._open_other is None or self.observed is None or used >= APART_CALLS_MAX:
+            return None
+        return await another_port(self._open_other, self.observed[0], self._trace)
+
+    def _on_taken(self, token: str, port: PunchPort) -> None:
+        agent = self._machine.agent(token)
+        if agent is not None:
+            agent.port_taken(port.address[1], port.view.candidates, time.monotonic())
+            self._wake()
+
+    def _on_burnt(self, token: str) -> None:
+        agent = self._machine.agent(token)
+        if agent is not None:
+            agent.port_lost(time.monotonic())
+            self._wake()
+
+    def _leave(self, token: str) -> None:
+        call = self._apart.pop(token, None)
+        if call is not None:
+            call.close()
+
+    def _quic_of(self, token: str) -> QuicAnswers:
+        return self._apart[token].quic if token in self._apart else self._quic
+
+    def _wake(self) -> None:
+        """Do what any machine wants done since somebody has called an agent."""
+        self._driver.wake()
+        for call in tuple(self._apart.values()):
+            call.wake()
 
     def _hole_of(self, hole: Hole) -> UdpSocket | None:
         sockets = self._sockets.get(hole.token)
@@ -345,7 +438,7 @@ class AnsweringPort:
         agent = self._machine.agent(token)
         if agent is not None:
             agent.receive_at_hole(Hole(token, number), data, source, time.monotonic())
-            self._driver.wake()
+            self._wake()
 
     def _on_registration(self, event: _ServerNews) -> None:
         if self._registered is None or self._registered.done() or isinstance(event, Displaced):
@@ -418,7 +511,7 @@ class AnsweringPort:
             self._trace("traversal", "connection_refused", remote=format_address(remote), reason=reason)
             for agent in tried:
                 agent.connection_failed(time.monotonic())
-            self._driver.wake()
+            self._wake()
             return
         self._accepted(chosen)
 
@@ -428,19 +521,19 @@ class AnsweringPort:
         self._fruitless = 0
         if not agent.is_over:
             agent.channel_accepted(self._connections)
-            self._driver.wake()
+            self._wake()
 
     def _expect_quic(self, call: CallAnswered) -> None:
         agent = self._machine.agent(call.token)
         if agent is not None and agent.expects_quic and not self._is_closing:
-            self._quic.expect(agent, self._admit_quic)
+            self._quic_of(agent.token).expect(agent, self._admit_quic)
 
     def _expect_at_hole(self, heard: HoleHeard) -> None:
         """Be there, should the caller turn to QUIC through a hole of ours."""
         agent, sockets = self._machine.agent(heard.token), self._sockets.get(heard.token)
         quic = None if sockets is None else sockets.quic_at(heard.hole)
         if agent is not None and quic is not None and agent.expects_quic and not self._is_closing:
-            self._quic.expect(agent, self._admit_quic, quic)
+            self._quic_of(agent.token).expect(agent, self._admit_quic, quic)
 
     async def _admit_quic(self, pipe: QuicPipe, agent: CalleeAgent) -> None:
         assert agent.key is not None  # a program of the founding protocol knows no QUIC

@@ -43,11 +43,12 @@ from p2ptunnel.protocol.punch import (
     HoleOpened,
     Nominate,
 )
+from p2ptunnel.protocol.rounds import Rounds
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.quicport import QuicPort
 from p2ptunnel.transports.tcp import TcpPipe
-from p2ptunnel.traversal.attempt import AttemptSockets
-from p2ptunnel.traversal.port import PunchPort
+from p2ptunnel.traversal.attempt import AttemptSockets, NextRound
+from p2ptunnel.traversal.port import OpenPort, PunchPort, another_port
 from p2ptunnel.traversal.quic import QuicCall
 from p2ptunnel.traversal.report import ConnectedBy, path_of
 from p2ptunnel.traversal.tries import Tries
@@ -100,6 +101,8 @@ class Call(Generic[T]):
         companion: Told what the call learns.
         is_punching: Whether to punch; else the call only finds out for its companion who answers.
         birthdays: What this machine has for them; None: there will be none.
+        rounds: What earlier attempts have shown, and this one adds to; None: nothing.
+        open_other: Opens another port at the same server, for a second round; None: there is none.
         meanwhile: Called once the server has been asked: there is time until it answers.
         tries: Where what it tries is noted.
 
@@ -120,6 +123,8 @@ class Call(Generic[T]):
         companion: Companion | None = None,
         is_punching: bool = True,
         birthdays: Birthdays | None = None,
+        rounds: Rounds | None = None,
+        open_other: OpenPort | None = None,
         meanwhile: Callable[[], None] = lambda: None,
         tries: Tries | None = None,
         tracer: Tracer | None = None,
@@ -143,9 +148,13 @@ class Call(Generic[T]):
             join=port.join,
             is_punching=is_punching,
             birthdays=birthdays,
+            rounds=rounds,
+            port=port.address[1],
         )
         quic = QuicPort(port.udp, tracer=self._trace)
-        self._sockets = AttemptSockets(port, self._add, self._on_row, on_hole=self._on_hole, tracer=self._trace)
+        self._open_other = open_other
+        later = NextRound(self._other_port, self._on_accepted, self._on_taken, self._on_burnt)
+        self._sockets = AttemptSockets(port, self._add, self._on_row, later, on_hole=self._on_hole, tracer=self._trace)
         self._tries = (tries or Tries()).call(port.server, port.address, lambda: self._sockets.records)
         self._quic = QuicCall(quic, self._keep, self._tries, self._trace)
         self._driver = UdpDriver(self._agent, port.udp, self._on_event, aside=quic)
@@ -272,6 +281,21 @@ class Call(Generic[T]):
 
     def _on_hole(self, number: int, data: bytes, source: Address) -> None:
         self._agent.receive_at_hole(Hole(self._agent.token, number), data, source, time.monotonic())
+        self._driver.wake()
+
+    async def _other_port(self) -> PunchPort | None:
+        """Return another port, where the callee knows us already; None if there is none."""
+        seen = next((candidate.host for candidate in self._port.view.candidates if candidate.kind == "srflx"), None)
+        if self._open_other is None or seen is None:
+            return None
+        return await another_port(self._open_other, seen, self._trace)
+
+    def _on_taken(self, port: PunchPort) -> None:
+        self._agent.port_taken(port.address[1], port.view.candidates, time.monotonic())
+        self._driver.wake()
+
+    def _on_burnt(self) -> None:
+        self._agent.port_lost(time.monotonic())
         self._driver.wake()
 
     def _nominate_soon(self, pipe: Pipe, conkey: str) -> None:

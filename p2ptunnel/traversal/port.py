@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Final, NamedTuple, Self, TypeAlias
 
 from p2ptunnel.defaults import (
+    APART_PATIENCE,
     CONTROL_GRACE,
     OPENER_HOPS_IPV6,
     OPENER_TTL_MEMORY,
@@ -42,7 +43,7 @@ from p2ptunnel.traversal.ways import Ways
 from p2ptunnel.types import Address, Candidate, ServerSpec, format_address
 from p2ptunnel.wire.messages import Message, encode
 
-__all__ = ["Opener", "OpenerTtl", "PunchPort", "take_number"]
+__all__ = ["OpenPort", "Opener", "OpenerTtl", "PunchPort", "another_port", "take_number"]
 
 OnAccepted: TypeAlias = Callable[[socket.socket, Address], None]
 _NUMBER_TRIES: Final = 16
@@ -73,17 +74,30 @@ class OpenerTtl:
         return opener
 
 
-def take_number(host: str, tracer: Tracer) -> tuple[UdpSocket, socket.socket]:
+def _none_burnt(_: int) -> bool:
+    return False
+
+
+def take_number(host: str, tracer: Tracer, is_burnt: Callable[[int], bool] = _none_burnt) -> tuple[UdpSocket, socket.socket]:
     """Take a local number that is free for UDP and for TCP alike, with a socket of each that keeps it.
 
     The TCP socket is there for nothing else: it keeps the connections of other programs off the number.
+
+    Args:
+        host: Where.
+        tracer: Gets what happens.
+        is_burnt: Tells of a number whether another had better be taken.
 
     Raises:
         BindError: None can be had.
     """
     for _ in range(_NUMBER_TRIES - 1):
         with contextlib.suppress(BindError):
-            return _take_once(host, tracer)
+            number = _take_once(host, tracer)
+            if not is_burnt(number[0].address[1]):
+                return number
+            for taken in number:
+                taken.close()
     return _take_once(host, tracer)
 
 
@@ -128,7 +142,13 @@ class PunchPort:
 
     @classmethod
     async def open(
-        cls, at: ServerSpec | Address, ttl: OpenerTtl, *, ways: Ways | None = None, tracer: Tracer | None = None
+        cls,
+        at: ServerSpec | Address,
+        ttl: OpenerTtl,
+        *,
+        ways: Ways | None = None,
+        is_burnt: Callable[[int], bool] = _none_burnt,
+        tracer: Tracer | None = None,
     ) -> Self:
         """Take a free number and learn how it looks from outside over TCP, and what the NATs before it do.
 
@@ -138,6 +158,7 @@ class PunchPort:
             at: The server; its address is numeric.
             ttl: Knows how far a packet goes to leave our own NATs.
             ways: Knows how the server was reached last.
+            is_burnt: Tells of a local number whether another had better be taken.
             tracer: Gets what happens.
 
         Raises:
@@ -148,7 +169,7 @@ class PunchPort:
         spec = at if isinstance(at, ServerSpec) else ServerSpec(at)
         server = spec.address
         local = source_address(server[0]) if is_loopback(server[0]) else ANY_IPV4 if ":" not in server[0] else ANY_IPV6
-        port = cls(take_number(local, trace), spec, trace, ways)
+        port = cls(take_number(local, trace, is_burnt), spec, trace, ways)
         hops = asyncio.create_task(ttl.towards(server))
         try:
             await port._observe_first()
@@ -396,3 +417,24 @@ class PunchPort:
         if self._beside is not None:
             self._beside.close()
         self.udp.close()
+
+
+OpenPort: TypeAlias = Callable[[], Awaitable[PunchPort]]
+
+
+async def another_port(open_port: OpenPort, host: str, tracer: Tracer) -> PunchPort | None:
+    """Return another port, for a peer that knows us at `host`; None if there is none in time, or the server sees it elsewhere.
+
+    Whoever gets it closes it.
+    """
+    try:
+        async with asyncio.timeout(APART_PATIENCE):
+            port = await open_port()
+    except (P2PTunnelError, OSError) as error:  # TimeoutError is one
+        tracer("traversal", "no_other_port", reason=str(error) or "not in time")
+        return None
+    if any(candidate.kind == "srflx" and candidate.host == host for candidate in port.view.candidates):
+        return port
+    tracer("traversal", "no_other_port", reason="the server sees it at another address")
+    port.close()
+    return None

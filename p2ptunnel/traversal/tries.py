@@ -203,7 +203,7 @@ class Tries:
         return Try(
             way="tcp",
             kind=_kind_of(record.target, peer_host),
-            local=local,
+            local=(local[0], record.port or local[1]),
             remote=record.target,
             sent="SYN" if record.low_ttl is None else f"SYN with TTL {record.low_ttl}",
             start_ms=(record.started - self._start) * _MS,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hashlib
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -14,14 +12,12 @@ import pytest
 from p2ptunnel.abc import Stream
 from p2ptunnel.peer import Peer
 from p2ptunnel.protocol import callee, caller
-from p2ptunnel.server import Rendezvous
 from p2ptunnel.testing.natlab import Lab
-from p2ptunnel.testing.natlab.living import living
 from p2ptunnel.testing.natlab.matrix import run_matrix
 from p2ptunnel.traversal import port
-from tests.helpers.meeting import HOME, LAPTOP
+from tests.helpers.homes import Homes
+from tests.helpers.meeting import HOME
 
-PORT = 7000
 MB = 1_000_000
 CHUNK = 256 * 1024
 CALL = 6.0
@@ -37,49 +33,23 @@ async def digest(stream: Stream) -> None:
     await stream.write_eof()
 
 
-class Homes:
-    """Two sites whose NATs refuse simultaneous open; at one of them `home-nas` serves digests."""
+class Refusing(Homes):
+    """Two sites whose NATs refuse simultaneous open; nobody uses the relay."""
+
+    relay = "never"
 
     def __init__(self, lab: Lab, directory: Path, **line: float) -> None:
-        self.home, self.cafe = (lab.site("noSO", name=name, link=True, **line) for name in ("home", "cafe"))
-        self.server = f"{lab.server.ip}:{PORT}"
-        self._directory = directory
+        super().__init__(lab, directory, "noSO", {"digest": digest}, link=True, **line)
 
-    def peer(self, tag: str) -> Peer:
-        return Peer(tag, rendezvous=self.server, profile=self._directory / tag, relay="never")
-
-    @contextlib.asynccontextmanager
-    async def serving(self) -> AsyncGenerator[None]:
-        async with self.peer(HOME) as peer, peer.serve({"digest": digest}, allow=LAPTOP):
-            yield
-
-    def call(self, work: Callable[[Stream], Awaitable[None]]) -> None:
+    def carry(self, work: Callable[[Stream], Awaitable[None]]) -> None:
         """Do something with a stream to the digests, on the caller's machine."""
 
-        async def main() -> None:
-            async with (
-                asyncio.timeout(90),
-                self.peer(LAPTOP) as peer,
-                await peer.connect(HOME, "digest", timeout=CALL) as stream,
-            ):
+        async def main(peer: Peer) -> None:
+            async with await peer.connect(HOME, "digest", timeout=CALL) as stream:
                 assert (stream.path.kind, stream.path.transport) == ("direct", "quic")
                 await work(stream)
 
-        self.cafe.host.thread(lambda: asyncio.run(main())).result(100)
-
-
-@contextlib.contextmanager
-def homes(lab: Lab, directory: Path, **line: float) -> Generator[Homes]:
-    made = Homes(lab, directory, **line)
-
-    async def introduce() -> None:
-        async with made.peer(HOME) as home, made.peer(LAPTOP) as laptop:
-            home.peers.add(LAPTOP, laptop.key)
-            laptop.peers.add(HOME, home.key)
-
-    asyncio.run(introduce())
-    with living(lab.server, lambda: Rendezvous((lab.server.ip, PORT))), living(made.home.host, made.serving):
-        yield made
+        self.call(main, timeout=90)
 
 
 async def digested(stream: Stream, size: int, *, between: Callable[[], None] = lambda: None) -> None:
@@ -97,28 +67,28 @@ async def digested(stream: Stream, size: int, *, between: Callable[[], None] = l
 
 
 def test_nats_that_refuse_simultaneous_open_connect_and_carry_twenty_megabytes(natlab: Lab, tmp_path: Path) -> None:
-    with homes(natlab, tmp_path) as made:
-        made.call(lambda stream: digested(stream, 20 * MB))
+    with Refusing(natlab, tmp_path).up() as made:
+        made.carry(lambda stream: digested(stream, 20 * MB))
 
 
 def test_lines_that_lose_every_twentieth_packet_carry_everything(natlab: Lab, tmp_path: Path) -> None:
-    with homes(natlab, tmp_path, delay=0.005) as made:
+    with Refusing(natlab, tmp_path, delay=0.005).up() as made:
 
         async def lossy(stream: Stream) -> None:
             made.cafe.link(loss=0.05)
             await digested(stream, MB)
 
-        made.call(lossy)
+        made.carry(lossy)
 
 
 def test_routers_that_forget_every_connection_are_survived(natlab: Lab, tmp_path: Path) -> None:
-    with homes(natlab, tmp_path) as made:
+    with Refusing(natlab, tmp_path).up() as made:
 
         def forget() -> None:
             made.cafe.flush()
             made.home.flush()
 
-        made.call(lambda stream: digested(stream, 4 * MB, between=forget))
+        made.carry(lambda stream: digested(stream, 4 * MB, between=forget))
 
 
 def test_without_the_library_it_is_not_tried_and_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,10 @@ from p2ptunnel.server import Rendezvous
 from p2ptunnel.server.web import Web
 from p2ptunnel.testing.natlab import Lab, Site
 from p2ptunnel.testing.natlab.faults import only_web, part
-from p2ptunnel.testing.natlab.living import living
 from p2ptunnel.testing.natlab.matrix import run_matrix
-from tests.helpers.meeting import HOME, LAPTOP, echo
+from tests.helpers.homes import PORT, Homes
+from tests.helpers.meeting import HOME, echo
 
-PORT = 7000
 SERVER = Identity.from_seed(b"server".ljust(32))
 CHUNK = 16 * 1024
 CALL = 2.0
@@ -58,52 +58,9 @@ AGAIN = 20.0
 """Seconds until a path that is back is used; measured 9, of which it is not trusted for most."""
 
 
-class Homes:
-    """Two sites and a server between them; at one of them `home-nas` serves echo.
-
-    Attributes:
-        home: Its site.
-        cafe: The caller's.
-    """
-
-    def __init__(self, lab: Lab, directory: Path, kind: str, delay: float) -> None:
-        self.home, self.cafe = (lab.site(kind, delay=delay, name=name) for name in ("home", "cafe"))
-        self.server = f"{lab.server.ip}:{PORT}"
-        self._directory = directory
-
-    def peer(self, tag: str) -> Peer:
-        """A peer of the server's."""
-        return Peer(tag, rendezvous=self.server, profile=self._directory / tag)
-
-    @contextlib.asynccontextmanager
-    async def serving(self) -> AsyncGenerator[None]:
-        """Serve at home."""
-        async with self.peer(HOME) as peer, peer.serve({"echo": echo}, allow=LAPTOP):
-            yield
-
-    def call(self, work: Callable[[Peer], Awaitable[None]]) -> None:
-        """Do something as the caller, on the caller's machine."""
-
-        async def main() -> None:
-            async with asyncio.timeout(60), self.peer(LAPTOP) as peer:
-                await work(peer)
-
-        self.cafe.host.thread(lambda: asyncio.run(main())).result(70)
-
-
-@contextlib.contextmanager
-def homes(lab: Lab, directory: Path, *, kind: str = "pr", delay: float = 0.005) -> Generator[Homes]:
-    """The two, who know each other."""
-    made = Homes(lab, directory, kind, delay)
-
-    async def introduce() -> None:
-        async with made.peer(HOME) as home, made.peer(LAPTOP) as laptop:
-            home.peers.add(LAPTOP, laptop.key)
-            laptop.peers.add(HOME, home.key)
-
-    asyncio.run(introduce())
-    with living(lab.server, lambda: Rendezvous((lab.server.ip, PORT))), living(made.home.host, made.serving):
-        yield made
+def homes(lab: Lab, directory: Path, kind: str = "pr") -> AbstractContextManager[Homes]:
+    """Two sites, one of which serves echo."""
+    return Homes(lab, directory, kind, {"echo": echo}, delay=0.005).up()
 
 
 class Flow:
@@ -262,32 +219,19 @@ def test_who_withholds_the_direct_path_is_seen_and_is_not_followed_by_who_insist
 
 
 class Offices(Homes):
-    """Both sites let out nothing but TCP to port 443, where the server serves as well; its key is known."""
+    """Sites that let out nothing but TCP to port 443, where the server serves as well; its key is known."""
 
-    def __init__(self, lab: Lab, directory: Path, kind: str, delay: float) -> None:
-        super().__init__(lab, directory, kind, delay)
+    def __init__(self, lab: Lab, directory: Path, *closed: str) -> None:
+        super().__init__(lab, directory, "pr", {"echo": echo}, delay=0.005)
         self.server = f"{lab.server.ip}:{PORT}#{SERVER.public}"
+        self._web = (lab.server.ip, WEB_PORT)
+        self._closed = closed
 
-
-@contextlib.contextmanager
-def offices(lab: Lab, directory: Path, *closed: str) -> Generator[Homes]:
-    """The two, in offices that let out only the web, once they know each other."""
-    made = Offices(lab, directory, "pr", 0.005)
-
-    def serving() -> Rendezvous:
-        return Rendezvous((lab.server.ip, PORT), identity=SERVER, web=Web((lab.server.ip, WEB_PORT)))
-
-    async def introduce() -> None:
-        async with made.peer(HOME) as home, made.peer(LAPTOP) as laptop:
-            home.peers.add(LAPTOP, laptop.key)
-            laptop.peers.add(HOME, home.key)
-
-    asyncio.run(introduce())
-    for site in (made.home, made.cafe):
-        if site.name in closed:
-            only_web(site)
-    with living(lab.server, serving), living(made.home.host, made.serving):
-        yield made
+    def rendezvous(self) -> Rendezvous:
+        for site in (self.home, self.cafe):  # the two know each other by now
+            if site.name in self._closed:
+                only_web(site)
+        return Rendezvous((self._web[0], PORT), identity=SERVER, web=Web(self._web))
 
 
 @pytest.mark.parametrize("closed", [("home", "cafe"), ("home",), ("cafe",)], ids=["both", "callee", "caller"])
@@ -302,5 +246,5 @@ def test_who_may_only_use_the_web_calls_and_is_called(natlab: Lab, tmp_path: Pat
         await stream.write(piece := os.urandom(CHUNK))
         assert await stream.readexactly(CHUNK) == piece
 
-    with offices(natlab, tmp_path, *closed) as there:
+    with Offices(natlab, tmp_path, *closed).up() as there:
         there.call(work)

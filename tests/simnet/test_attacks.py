@@ -174,8 +174,8 @@ def play_signals_again(call: Call) -> list[bytes]:
     network, heard, send = call.network, list[bytes](), call.network.send_udp
     receive = {CALLER[0]: call.caller.host.receive_udp, CALLEE[0]: call.callee.host.receive_udp}
 
-    def overhear(sender: Host, data: bytes, destination: Address, *, ttl: int = 64) -> None:
-        send(sender, data, destination, ttl=ttl)
+    def overhear(sender: Host, data: bytes, destination: Address, *, ttl: int = 64, source_port: int | None = None) -> None:
+        send(sender, data, destination, ttl=ttl, source_port=source_port)
         message = decode(data)
         if isinstance(message, Signal) and sender is call.server.host:
             heard.append(data)

@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from msgspec.structs import replace
+
 from p2ptunnel.testing.simnet import PUNCHABLE, Habits, run_punch
 from tests.simnet.sites import pairs, seeds
 
@@ -29,9 +31,11 @@ TTL_PLAIN = 62
 def share(
     caller: str, callee: str, /, *, count: int = RUNS, both: Habits | None = None, udp: bool = False, **conditions: Any
 ) -> float:
-    """Return the share of calls that connect; with `udp`, of those in which datagrams pass."""
+    """Return the share of calls that connect in the first round; with `udp`, of those in which datagrams pass."""
     if both is not None:
         conditions |= {"caller": both, "callee": both}
+    for role in ("caller", "callee"):
+        conditions[role] = replace(conditions.get(role, Habits()), has_ports=False)
     runs = [run_punch(caller, callee, seed=seed, **conditions) for seed in seeds(caller, callee, count)]
     return sum(run.datagrams if udp else run.connected for run in runs) / count
 

@@ -101,3 +101,15 @@ def test_random_ports_depend_on_the_seed_alone() -> None:
         return [router.udp_out(PORT, (REMOTE[0], port), 0.0) for port in range(5)]
 
     assert draw(1) == draw(1) != draw(2)
+
+
+def test_a_guard_ends_all_between_an_inside_port_and_a_host_whose_syn_crossed() -> None:
+    guarded = nat(Kind(simultaneous_open=False, is_guarded=True))
+    outside = guarded.tcp_out(PORT, REMOTE, Segment(SYN, 1), 0.0)
+    assert outside is not None
+    assert guarded.tcp_in(outside, REMOTE, Segment(SYN, 2)) is None
+    assert guarded.tcp_in(outside, REMOTE, Segment(SYN_ACK, 2, 1)) is None
+    assert guarded.tcp_out(PORT, REMOTE, Segment(SYN, 3), 0.0) is None
+    other = guarded.tcp_out(PORT + 1, REMOTE, Segment(SYN, 4), 0.0)
+    assert other is not None
+    assert guarded.tcp_in(other, REMOTE, Segment(SYN_ACK, 5, 4)) == PORT + 1

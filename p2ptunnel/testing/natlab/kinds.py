@@ -44,6 +44,7 @@ _WORDS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 _KERNEL_CANNOT: Final[Mapping[str, object]] = {
     "simultaneous_open": True,
+    "is_guarded": False,
     "inbound_reset": "session",
     "tcp": True,
     "max_mappings": 0,
@@ -64,6 +65,7 @@ class Kind:
         unsolicited: What happens to a packet that no mapping wants: nothing, RST or ICMP, or it reaches the router's
             own stack, which refuses it and remembers it (`accept`, kernel only).
         simultaneous_open: Whether a SYN may come in on a session whose own SYN went out (RFC 5382 REQ-2).
+        is_guarded: Whether a SYN that may not come in so ends all between that inside port and that host (user only).
         inbound_reset: What a RST from outside ends (user only).
         hairpinning: Whether inside hosts reach each other by outside addresses (RFC 4787 6).
         udp: False blocks it.
@@ -89,6 +91,7 @@ class Kind:
     allocation: Allocation = "preserving"
     unsolicited: Refusal = "drop"
     simultaneous_open: bool = True
+    is_guarded: bool = False
     inbound_reset: ResetEffect = "session"
     hairpinning: bool = False
     udp: bool = True

@@ -27,15 +27,19 @@ class Driver:
         opener_ttl: TTL of what must die on the way.
     """
 
-    def __init__(self, machine: Machine, network: Network, host: Host, *, ttl_error: int = 0) -> None:
-        """Take what arrives at `host` over UDP."""
+    def __init__(self, machine: Machine, network: Network, host: Host, *, ttl_error: int = 0, port: int | None = None) -> None:
+        """Take what arrives at `host` over UDP, or at another `port` of it."""
         self.network = network
         self.host = host
         self.opener_ttl = host.routers + 1 + ttl_error
         self._machine = machine
         self._clock = network.clock
         self._wake_at: float | None = None
-        host.receive_udp = self._receive
+        self._port = port
+        if port is None:
+            host.receive_udp = self._receive
+        else:
+            host.more_udp[port] = self._receive
 
     def flush(self) -> None:
         """Do what the machine wants done: events first, since SYNs leave before datagrams."""
@@ -44,7 +48,7 @@ class Driver:
             self._handle(event)
         for datagram in machine.datagrams_to_send():
             ttl = self.opener_ttl if datagram.opener else TTL
-            source_port = None if datagram.hole is None else self.port_of(datagram.hole)
+            source_port = self._port if datagram.hole is None else self.port_of(datagram.hole)
             self.network.send_udp(self.host, datagram.data, datagram.destination, ttl=ttl, source_port=source_port)
         deadline = machine.next_deadline()
         if deadline is not None and (self._wake_at is None or deadline < self._wake_at):

@@ -31,6 +31,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
         unsolicited: What a packet gets that nobody asked for: nothing; RST; or, as `accept`, RST from the router's own
             stack, which also remembers a datagram.
         simultaneous_open: Whether a SYN may come in where our own went out and is unanswered (RFC 5382 REQ-2).
+        is_guarded: Whether one that may not ends all between that inside port and that host, as guards against intruders do.
         carrier: A NAT above this one; None: there is none.
     """
 
@@ -40,6 +41,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     allocation: Allocation = "preserving"
     unsolicited: Unsolicited = "drop"
     simultaneous_open: bool = True
+    is_guarded: bool = False
     carrier: Kind | None = None
 
     @property

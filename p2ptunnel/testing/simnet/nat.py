@@ -139,7 +139,7 @@ class Nat:
         kind: How it behaves.
     """
 
-    __slots__ = ("_carrier", "_tcp", "_udp", "kind")
+    __slots__ = ("_barred", "_carrier", "_tcp", "_udp", "kind")
 
     def __init__(self, kind: Kind, rng: random.Random) -> None:
         """Begin without any flow; `rng` draws ports."""
@@ -147,6 +147,7 @@ class Nat:
         self._carrier = None if kind.carrier is None else Nat(kind.carrier, rng)
         self._udp = _Table(kind, "udp", rng)
         self._tcp = _Table(kind, "tcp", rng)
+        self._barred: set[tuple[int, str]] = set()
 
     def udp_out(self, port: int, remote: Address, now: float) -> int:
         """Return the outside port from which a datagram of the inside `port` leaves for `remote`."""
@@ -165,6 +166,8 @@ class Nat:
 
     def tcp_out(self, port: int, remote: Address, segment: Segment, now: float) -> int | None:
         """Return the outside port from which `segment` leaves for `remote`, None if connection tracking calls it invalid."""
+        if (port, remote[0]) in self._barred:
+            return None
         flow = self._tcp.find(port, remote)
         if flow is None:
             if segment.kind not in (SYN, ACK):  # an ACK may pick up a connection from the middle; these may not
@@ -184,7 +187,11 @@ class Nat:
         """Return the inside port that `segment` from `remote` comes in to; None refuses it, as `kind.unsolicited` says."""
         ours = outside if self._carrier is None else self._carrier.tcp_in(outside, remote, segment)
         flow = None if ours is None else self._tcp.inward(ours, remote)
-        if flow is None or (segment.kind == SYN and self._is_unwanted(flow)):
+        if flow is None or (flow.port, remote[0]) in self._barred:
+            return None
+        if segment.kind == SYN and self._is_unwanted(flow):
+            if self.kind.is_guarded:
+                self._barred.add((flow.port, remote[0]))
             return None
         if segment.kind in (SYN, SYN_ACK):
             if flow.outer != segment.seq and flow.outer is not None and flow.inner is not None:

@@ -5,16 +5,18 @@ A channel is simulated by two payloads on the nominated connection: the conkey o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from p2ptunnel.defaults import PREAMBLE_TIMEOUT
 from p2ptunnel.identity.keys import Identity
-from p2ptunnel.protocol.callee import CalleeAgent, CalleePort, CalleeState
+from p2ptunnel.protocol.callee import AnswerApart, CalleeAgent, CalleePort, CalleeState, OtherPort
 from p2ptunnel.protocol.caller import CallerAgent
 from p2ptunnel.protocol.detour import OpenQuic
 from p2ptunnel.protocol.intent import CallSigner, IntentJudge
 from p2ptunnel.protocol.machine import Event, Hole
-from p2ptunnel.protocol.punch import CallFailed, ConnectionChosen, HoleOpened, Nominate
+from p2ptunnel.protocol.punch import CallFailed, ConnectionChosen, HoleOpened, LocalView, Nominate
+from p2ptunnel.protocol.rounds import Rounds
 from p2ptunnel.testing.simnet.driver import Credentials
 from p2ptunnel.testing.simnet.network import Host, Network
 from p2ptunnel.testing.simnet.side import Habits, Side, look_around
@@ -57,19 +59,39 @@ class SimCaller(Side):
         quic_at: When.
     """
 
-    def __init__(self, network: Network, host: Host, server: Address, wanted: Tag, habits: Habits) -> None:
-        """Look around; `start` calls."""
-        view = look_around(network, host, server, habits)
+    def __init__(
+        self,
+        network: Network,
+        host: Host,
+        server: Address,
+        wanted: Tag,
+        habits: Habits,
+        *,
+        rounds: Rounds | None = None,
+        port: int | None = None,
+    ) -> None:
+        """Look around; `start` calls, from another `port` of the host if one is given."""
+        view = look_around(network, host, server, habits, port)
         signer = CallSigner(CALLER_IDENTITY, _counter, network.random, callee=CALLEE_IDENTITY.public)
         birthdays = self.birthdays(habits)
-        self.agent = CallerAgent("caller", wanted, server, view, network.random, signer=signer, birthdays=birthdays)
+        self.agent = CallerAgent(
+            "caller",
+            wanted,
+            server,
+            view,
+            network.random,
+            signer=signer,
+            birthdays=birthdays,
+            rounds=rounds,
+            port=host.port if port is None else port,
+        )
         self.failure: CallFailed | None = None
         self.ended_at: float | None = None
         self.has_hole = False
         self.quic: OpenQuic | None = None
         self.quic_at: float | None = None
         self._nominated: int | None = None
-        super().__init__(self.agent, network, host, server, habits)
+        super().__init__(self.agent, network, host, server, habits, port)
 
     def start(self) -> None:
         """Call."""
@@ -94,6 +116,11 @@ class SimCaller(Side):
     def at_hole(self, hole: Hole, data: bytes, source: Address) -> None:
         """Tell the agent."""
         self.agent.receive_at_hole(hole, data, source, self._clock.now)
+        self.flush()
+
+    def port_taken(self, token: str, number: int, view: LocalView) -> None:
+        """Tell the agent."""
+        self.agent.port_taken(number, view.candidates, self._clock.now)
         self.flush()
 
     def received(self, socket: Socket, payload: str) -> None:
@@ -144,33 +171,13 @@ class SimCaller(Side):
             self.flush()
 
 
-class SimCallee(Side):
-    """The called side.
+class Answering(Side):
+    """What answers calls on one port."""
 
-    Attributes:
-        port: The real machine.
-    """
-
-    def __init__(self, network: Network, host: Host, server: Address, tag: Tag, habits: Habits) -> None:
-        """Look around; `start` registers."""
-        judge = IntentJudge(CALLEE_IDENTITY, network.random, is_admitted=CALLER_IDENTITY.public.__eq__)
-        self.port = CalleePort(
-            tag,
-            server,
-            Credentials("callee's key"),
-            network.random,
-            udp_port=host.port,
-            screen=_let_in,
-            judge=judge,
-            birthdays=self.birthdays(habits),
-        )
-        self.port.view = look_around(network, host, server, habits)
-        super().__init__(self.port, network, host, server, habits)
-
-    def start(self) -> None:
-        """Register."""
-        self.port.registration.start(self._clock.now)
-        self.flush()
+    @property
+    def agents(self) -> tuple[CalleeAgent, ...]:
+        """The calls under way there."""
+        return ()
 
     def socket_up(self, socket: Socket) -> None:
         """Tell the agents that it may be for."""
@@ -185,21 +192,22 @@ class SimCallee(Side):
                 agent.connection_failed(self._clock.now)
             self.flush()
 
-    def _agents_from(self, socket: Socket) -> list[CalleeAgent]:
-        return [agent for agent in self.port.agents if agent.caller[0] == socket.remote[0]]
-
     def row_seen(self, token: str, port: int) -> None:
         """Tell the agent of that call."""
-        agent = self.port.agent(token)
-        if agent is not None:
+        for agent in (agent for agent in self.agents if agent.token == token):
             agent.observed(port, self._clock.now)
             self.flush()
 
     def at_hole(self, hole: Hole, data: bytes, source: Address) -> None:
         """Tell the agent of that call."""
-        agent = self.port.agent(hole.token)
-        if agent is not None:
+        for agent in (agent for agent in self.agents if agent.token == hole.token):
             agent.receive_at_hole(hole, data, source, self._clock.now)
+            self.flush()
+
+    def port_taken(self, token: str, number: int, view: LocalView) -> None:
+        """Tell the agent of that call."""
+        for agent in (agent for agent in self.agents if agent.token == token):
+            agent.port_taken(number, view.candidates, self._clock.now)
             self.flush()
 
     def received(self, socket: Socket, payload: str) -> None:
@@ -214,9 +222,90 @@ class SimCallee(Side):
             self.flush()
         self.stack_of(socket).send(socket, _ACCEPTED)
 
+    def _agents_from(self, socket: Socket) -> list[CalleeAgent]:
+        return [agent for agent in self.agents if agent.caller[0] == socket.remote[0]]
+
     def _agent_of(self, conkey: str) -> CalleeAgent | None:
-        opened = (agent for agent in self.port.agents if agent.state is CalleeState.OPENED)
+        opened = (agent for agent in self.agents if agent.state is CalleeState.OPENED)
         return next((agent for agent in opened if agent.conkey == conkey), None)
+
+
+class SimApart(Answering):
+    """One call that is answered from a port of its own."""
+
+    def __init__(self, agent: CalleeAgent, network: Network, host: Host, server: Address, habits: Habits, port: int) -> None:
+        """Take what arrives at that port."""
+        self._agent = agent
+        super().__init__(agent, network, host, server, habits, port)
+
+    @property
+    def agents(self) -> tuple[CalleeAgent, ...]:
+        """The one call."""
+        return (self._agent,)
+
+
+class SimCallee(Answering):
+    """The called side.
+
+    Attributes:
+        port: The real machine.
+        apart: What has answered calls from ports of their own.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        host: Host,
+        server: Address,
+        tag: Tag,
+        habits: Habits,
+        *,
+        rounds: Rounds | None = None,
+        others: Iterable[int] = (),
+    ) -> None:
+        """Look around; `start` registers.  `others` are ports from which to answer where the host's own is burnt."""
+        judge = IntentJudge(CALLEE_IDENTITY, network.random, is_admitted=CALLER_IDENTITY.public.__eq__)
+        self.port = CalleePort(
+            tag,
+            server,
+            Credentials("callee's key"),
+            network.random,
+            udp_port=host.port,
+            screen=_let_in,
+            judge=judge,
+            birthdays=self.birthdays(habits),
+            rounds=rounds,
+            has_others=bool(ports := tuple(others)),
+        )
+        self.apart: list[SimApart] = []
+        self._others = iter(ports)
+        self.port.view = look_around(network, host, server, habits)
+        super().__init__(self.port, network, host, server, habits)
+
+    def start(self) -> None:
+        """Register."""
+        self.port.registration.start(self._clock.now)
+        self.flush()
+
+    @property
+    def agents(self) -> tuple[CalleeAgent, ...]:
+        """The calls under way on this port."""
+        return tuple(agent for agent in self.port.agents if not agent.is_apart)
+
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, AnswerApart):
+            self._answer_apart(event.token)
+        else:
+            super()._handle(event)
+
+    def _answer_apart(self, token: str) -> None:
+        number = next(self._others, None)
+        view = look_around(self.network, self.host, self._server, self._habits, number)
+        other = None if number is None else OtherPort(view, number)
+        agent = self.port.answer_apart(token, other, self._clock.now)
+        if agent is not None and number is not None:
+            self.apart.append(SimApart(agent, self.network, self.host, self._server, self._habits, number))
+            self.apart[-1].flush()
 
 
 def _let_in(notice: PunchNotice) -> None:

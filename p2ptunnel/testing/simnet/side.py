@@ -14,7 +14,7 @@ from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, 
 from p2ptunnel.protocol.holes import hole_count
 from p2ptunnel.protocol.machine import Event, Hole, Machine
 from p2ptunnel.protocol.nat import Mapping, NatProfile, classify
-from p2ptunnel.protocol.punch import Dial, LocalView, ObserveRow, PunchStarted, StopDialing
+from p2ptunnel.protocol.punch import Dial, LocalView, ObserveRow, PunchStarted, StopDialing, TakePort
 from p2ptunnel.testing.simnet.driver import Driver
 from p2ptunnel.testing.simnet.network import TTL, Host, Network
 from p2ptunnel.testing.simnet.segment import SYN, Segment
@@ -41,6 +41,7 @@ class Habits(msgspec.Struct, frozen=True, kw_only=True):
         holes: How many it could open in a birthday.
         has_tcp: TCP leads to others than the server, which the side knows.
         can_quic: What the side says of itself: it can do QUIC.
+        has_ports: It has a fresh port for a second round.
     """
 
     can_open_low: bool = True
@@ -53,13 +54,15 @@ class Habits(msgspec.Struct, frozen=True, kw_only=True):
     holes: int = hole_count(None)
     has_tcp: bool = True
     can_quic: bool = False
+    has_ports: bool = True
 
 
-def look_around(network: Network, host: Host, server: Address, habits: Habits) -> LocalView:
+def look_around(network: Network, host: Host, server: Address, habits: Habits, port: int | None = None) -> LocalView:
     """Return what a side knows of its port before any call: how the server's three observers see it over UDP and over TCP."""
+    inside = host.port if port is None else port
     observers = (server, (server[0], server[1] + 1), (_OTHER_OBSERVER, server[1]))
-    udp = [_udp_port(network, host, observer) for observer in observers]
-    tcp = [tcp_port(network, host, host.port, observer) for observer in observers]
+    udp = [_udp_port(network, host, inside, observer) for observer in observers]
+    tcp = [tcp_port(network, host, inside, observer) for observer in observers]
     told = tcp[0] if habits.tells_tcp_port else udp[0]
     candidates = (Candidate("srflx", "tcp", host.address, told), Candidate("srflx", "udp", host.address, udp[0]))
     over_tcp, over_udp = (classify(*[(host.address, port) for port in ports]) for ports in (tcp, udp))
@@ -67,8 +70,8 @@ def look_around(network: Network, host: Host, server: Address, habits: Habits) -
     return LocalView(candidates, network.rtt(host, server), habits.can_open_low, nat, tuple(tcp), habits.can_quic)
 
 
-def _udp_port(network: Network, host: Host, observer: Address) -> int:
-    return host.port if host.nat is None else host.nat.udp_out(host.port, observer, network.clock.now)
+def _udp_port(network: Network, host: Host, inside: int, observer: Address) -> int:
+    return inside if host.nat is None else host.nat.udp_out(inside, observer, network.clock.now)
 
 
 def tcp_port(network: Network, host: Host, inside: int, observer: Address) -> int:
@@ -102,10 +105,12 @@ class Side(Driver):
         most_open: Sockets at one time.
     """
 
-    def __init__(self, machine: Machine, network: Network, host: Host, server: Address, habits: Habits) -> None:
-        """Take what arrives at `host`."""
-        super().__init__(machine, network, host, ttl_error=habits.ttl_error)
-        self.stack = TcpStack(network, host, self)
+    def __init__(
+        self, machine: Machine, network: Network, host: Host, server: Address, habits: Habits, port: int | None = None
+    ) -> None:
+        """Take what arrives at `host`, or at another `port` of it."""
+        super().__init__(machine, network, host, ttl_error=habits.ttl_error, port=port)
+        self.stack = TcpStack(network, host, self, port=port)
         self.chosen: dict[str, Socket] = {}
         self.probes = 0
         self.most_open = 0
@@ -115,6 +120,8 @@ class Side(Driver):
         self._holes: dict[Socket, TcpStack] = {}
         self._ports = count(_FIRST_HOLE)
         self._udp_holes: dict[Hole, int] = {}
+        self._next: dict[str, TcpStack] = {}  # of the second round, by token
+        self._dialled: dict[Socket, TcpStack] = {}  # from there
 
     @staticmethod
     def birthdays(habits: Habits) -> Birthdays:
@@ -124,11 +131,13 @@ class Side(Driver):
     @property
     def sockets(self) -> tuple[Socket, ...]:
         """Every socket of the side, those of holes among them."""
-        return (*self.stack.sockets, *(socket for socket, stack in self._holes.items() if stack.is_open(socket)))
+        later = (socket for stack in self._next.values() for socket in stack.sockets)
+        return (*self.stack.sockets, *later, *(socket for socket, stack in self._holes.items() if stack.is_open(socket)))
 
     def stack_of(self, socket: Socket) -> TcpStack:
         """Return the TCP that a socket belongs to."""
-        return self._holes.get(socket, self.stack)
+        later = (stack for stack in self._next.values() if stack.is_open(socket))
+        return self._holes.get(socket) or self._dialled.get(socket) or next(later, self.stack)
 
     def socket_up(self, socket: Socket) -> None:
         """Take note of a connection."""
@@ -142,7 +151,8 @@ class Side(Driver):
                 attempt.redials[socket.remote] -= 1
                 share = self.network.random.random() if self._habits.random_redials else 0.5
                 pause = REDIAL_MIN + (REDIAL_MAX - REDIAL_MIN) * share
-                self._clock.call_later(pause, self._redial, attempt, attempt.phase, socket.remote)
+                stack = self.stack_of(socket)
+                self._clock.call_later(pause, self._redial, stack, attempt, attempt.phase, socket.remote)
 
     def received(self, socket: Socket, payload: str) -> None:
         """Take what the other side wrote."""
@@ -157,6 +167,9 @@ class Side(Driver):
     def row_seen(self, token: str, port: int) -> None:
         """Tell the machine which port our NAT gave last."""
 
+    def port_taken(self, token: str, number: int, view: LocalView) -> None:
+        """Tell the machine which fresh port we have."""
+
     def _handle(self, event: Event) -> None:
         match event:
             case PunchStarted():
@@ -170,6 +183,12 @@ class Side(Driver):
                 self._clock.call_later(wait, self.row_seen, event.token, seen)
             case OpenHoles(transport="udp"):
                 self._open_udp_holes(event)
+            case TakePort() if self._habits.has_ports:
+                number = next(self._ports)
+                self._next[event.token] = TcpStack(self.network, self.host, self, port=number)
+                self._next[event.token].listening = True
+                view = look_around(self.network, self.host, self._server, self._habits, number)
+                self._clock.call_later(0.0, self.port_taken, event.token, number, view)
             case OpenHoles():
                 self._open_holes(event)
             case SendProbes(transport="udp"):
@@ -186,26 +205,43 @@ class Side(Driver):
 
     def _dial(self, event: Dial) -> None:
         attempt = self._attempts[event.token]
-        attempt.phase += 1
-        if attempt.phase >= self._habits.phases or not self._habits.has_tcp:
+        if not self._habits.has_tcp:
             return
+        if event.is_added:
+            attempt.redials |= dict.fromkeys(event.targets, self._habits.redials)
+            for target in event.targets:
+                self._connect(self._stack_from(event), target, TTL)
+            return
+        attempt.phase += 1
+        if attempt.phase >= self._habits.phases * (event.round + 1):
+            return
+        stack = self._stack_from(event)
         attempt.ttl = self.opener_ttl if event.low else TTL
         replaced = {*attempt.redials, *event.targets}
         attempt.redials = dict.fromkeys(event.targets, self._habits.redials)
-        for socket in self.stack.sockets:
+        for socket in stack.sockets:
             if socket.remote in replaced and self._is_replaceable(socket):
-                self.stack.reset(socket)
+                stack.reset(socket)
         for target in event.targets:
-            self.stack.connect(target, ttl=attempt.ttl)
+            self._connect(stack, target, attempt.ttl)
+
+    def _connect(self, stack: TcpStack, target: Address, ttl: int) -> None:
+        socket = stack.connect(target, ttl=ttl)
+        if socket is not None and stack is not self.stack:
+            self._dialled[socket] = stack
+
+    def _stack_from(self, event: Dial) -> TcpStack:
+        """Return the TCP of the port that the round has."""
+        return self._next[event.token] if event.round else self.stack
 
     def _is_replaceable(self, socket: Socket) -> bool:
         """Tell whether a new phase may drop it: what the other side has answered comes up if it is left alone."""
         is_answered = socket.state == "syn-received" and socket.dialled
         return socket.state == "syn-sent" or (is_answered and not self._habits.keeps_answered)
 
-    def _redial(self, attempt: _Attempt, phase: int, target: Address) -> None:
+    def _redial(self, stack: TcpStack, attempt: _Attempt, phase: int, target: Address) -> None:
         if attempt.phase == phase:
-            self.stack.connect(target, ttl=attempt.ttl)
+            self._connect(stack, target, attempt.ttl)
 
     def _open_holes(self, event: OpenHoles) -> None:
         for _ in event.holes:
@@ -245,6 +281,8 @@ class Side(Driver):
             stopped.phase = -1
         wanted = {target for attempt in self._attempts.values() for target in attempt.redials}
         self.stack.listening = bool(self._attempts)
+        if token in self._next:
+            self._next[token].listening = False
         for socket in self.sockets:
             if socket.remote not in wanted and socket not in self.chosen.values():
                 self.stack_of(socket).reset(socket)

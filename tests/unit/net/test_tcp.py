@@ -230,6 +230,22 @@ def test_next_phase_replaces_the_dials_of_the_one_before() -> None:
     run(main())
 
 
+def test_what_is_added_replaces_nothing() -> None:
+    async def main() -> None:
+        with silent() as first, silent() as second, Calls(free_address()) as calls:
+            calls.dialer.start([first], low_ttl=2)
+            before = connecting(first, second)
+            calls.dialer.start([second], is_added=True)
+            assert before < connecting(first, second)
+            assert [record.outcome for record in calls.dialer.records] == [None, None]
+            calls.dialer.start([first, second])
+            assert not before & connecting(first, second)
+            calls.dialer.close()
+            assert connecting(first, second) == set()
+
+    run(main())
+
+
 def test_one_target_named_twice_is_dialled_once() -> None:
     async def main() -> None:
         with silent() as target, Calls() as calls:

@@ -13,6 +13,7 @@ from p2ptunnel.protocol.caller import CallerAgent
 from p2ptunnel.protocol.intent import AttemptKeys, Call, CallSigner, CallVerdict, IntentJudge
 from p2ptunnel.protocol.machine import Datagram, Event
 from p2ptunnel.protocol.punch import LocalView
+from p2ptunnel.protocol.rounds import Rounds
 from p2ptunnel.testing.simnet import Credentials
 from p2ptunnel.testing.simnet.peers import SimCounter
 from p2ptunnel.types import Address, Candidate
@@ -246,7 +247,9 @@ def let_in(_: PunchNotice) -> None:
     """Screen nobody."""
 
 
-def callee_port(*, view: LocalView = VIEW, is_punching: bool = True) -> CalleePort:
+def callee_port(
+    *, view: LocalView = VIEW, is_punching: bool = True, rounds: Rounds | None = None, has_others: bool = False
+) -> CalleePort:
     """Return a port that screens nobody and is not registered."""
     port = CalleePort(
         "bob",
@@ -257,6 +260,8 @@ def callee_port(*, view: LocalView = VIEW, is_punching: bool = True) -> CalleePo
         screen=let_in,
         judge=judge(),
         is_punching=is_punching,
+        rounds=rounds,
+        has_others=has_others,
     )
     port.view = view
     return port

@@ -6,6 +6,8 @@ import random
 from typing import TypeVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from p2ptunnel.defaults import (
@@ -13,19 +15,31 @@ from p2ptunnel.defaults import (
     BIRTHDAY_HOLES,
     BIRTHDAY_PAUSE,
     BIRTHDAY_RENEWAL,
+    CANDIDATES_MAX,
     PHASES,
     PLAIN_MARGIN,
     PUNCH_TIMEOUT,
 )
 from p2ptunnel.protocol.approach import Approach, Birthdays
 from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes
-from p2ptunnel.protocol.machine import Event
+from p2ptunnel.protocol.machine import Datagram, Event
 from p2ptunnel.protocol.nat import Mapping, MappingClass, NatProfile
-from p2ptunnel.protocol.punch import Dial, LocalView, ObserveRow, phase_length
+from p2ptunnel.protocol.punch import Dial, LocalView, ObserveRow, TakePort, phase_length
 from p2ptunnel.protocol.strategy import Method
 from p2ptunnel.types import Address, Candidate, Role
 from p2ptunnel.wire.messages import NatHints, PortRow, Signal, SignalAnswer, SignalExtra, decode
-from p2ptunnel.wire.signal import FreshPort, GoAhead, SignalBody, SignalReceiver, SignalSender, Sync
+from p2ptunnel.wire.signal import (
+    Again,
+    FreshPort,
+    GoAhead,
+    MoreCandidates,
+    SignalBody,
+    SignalFault,
+    SignalReceiver,
+    SignalSender,
+    Swap,
+    Sync,
+)
 from tests.unit.protocol.actors import CALLEE, CALLER, SERVER, TOKEN, answer_intent, signer
 
 E = TypeVar("E", bound=Event)
@@ -59,8 +73,10 @@ class Side:
         low: bool = True,
         is_founding: bool = False,
         udp: MappingClass = "eim",
+        is_swapped: bool = False,
     ) -> None:
         self.now = 0.0
+        self.role = role
         self.gate = gate or BirthdayGate()
         self.approach = Approach(
             role,
@@ -74,6 +90,7 @@ class Side:
             keys=None if is_founding else KEYS,
             birthdays=Birthdays(self.gate, lambda: holes),
             peer_key="other",
+            is_swapped=is_swapped,
         )
         theirs = (KEYS.callee_seal, KEYS.caller_seal) if role == "caller" else (KEYS.caller_seal, KEYS.callee_seal)
         self._voice, self._ear = SignalSender(theirs[0]), SignalReceiver(theirs[1])
@@ -95,7 +112,7 @@ class Side:
             message = decode(datagram.data)
             if isinstance(message, Signal):
                 body = self._ear.open(message.extra.sealed)
-                found += [body] if isinstance(body, Sync | FreshPort | GoAhead) else []
+                found += [] if isinstance(body, SignalFault) else [body]  # it was here before
                 self.approach.hear(SignalAnswer(mid=message.mid, code=200), self.now)
         return found
 
@@ -199,6 +216,347 @@ def test_stopped_it_does_and_believes_nothing_more() -> None:
     side.tell(GoAhead())
     assert not side.advance(PUNCH_TIMEOUT)
     assert side.approach.next_deadline() is None
+
+
+# --- swapped roles --------------------------------------------------------------------------------------------------------
+
+
+def lows(side: Side, *, until: float = PUNCH_TIMEOUT) -> list[bool]:
+    """Whether the SYNs of each dial die on the way."""
+    return [dial.low for dial in dials(side.advance(until))]
+
+
+def test_a_caller_of_a_second_round_opens_first_and_says_so() -> None:
+    side = Side("caller", is_swapped=True).start()
+    assert side.told() == [Swap(round=0), Sync()]
+    assert lows(side) == [True, False, False]
+
+
+@pytest.mark.parametrize(("own", "low"), [("rnd", True), ("eim", False)])
+def test_where_swapping_changes_nothing_nothing_is_said(own: MappingClass, low: bool) -> None:
+    side = Side("caller", own, is_swapped=True, low=low).start()
+    assert side.told() == [Sync()]
+
+
+def test_a_callee_that_hears_of_it_sends_a_plain_syn_at_once() -> None:
+    side = Side("callee").start()
+    side.approach.prove(0.0)
+    assert lows(side, until=0.1) == [True]  # before it could know
+    side.tell(Swap(round=0))
+    assert side.approach.is_swapped
+    assert lows(side, until=0.1) == [False]
+    assert [(dial.low, dial.patience) for dial in dials(side.advance(0.1 + W))] == [(True, PUNCH_TIMEOUT - 0.1 - W)]
+    assert lows(side) == [False]
+
+
+def test_who_asks_for_it_must_be_where_the_server_says_before_a_syn_gets_there() -> None:
+    side = Side("callee").start()
+    side.tell(Swap(round=0))
+    assert lows(side, until=W - 0.01) == [True]
+    side.approach.prove(W - 0.01)
+    assert lows(side, until=W - 0.01) == [False]
+
+
+def test_where_no_datagram_would_show_it_the_signal_does() -> None:
+    side = Side("callee", udp="none").start()
+    side.tell(Swap(round=0))
+    assert lows(side, until=0.1) == [True, False]
+
+
+@pytest.mark.parametrize("times", [2, 20])
+def test_it_counts_once(times: int) -> None:
+    side = Side("callee").start()
+    side.approach.prove(0.0)
+    for _ in range(times):
+        side.tell(Swap(round=0))
+    assert lows(side, until=0.1) == [True, False]
+    assert side.approach.dropped["signal of no use"] == times - 1
+
+
+@pytest.mark.parametrize("body", [Swap(round=1), Swap(round=1000)])
+def test_of_another_round_it_changes_nothing(body: Swap) -> None:
+    side = Side("callee").start()
+    side.approach.prove(0.0)
+    side.tell(body)
+    assert lows(side) == [True, False, False]
+    assert not side.approach.is_swapped
+
+
+@pytest.mark.parametrize("phase", [1, 2])
+def test_after_the_first_phase_it_changes_nothing(phase: int) -> None:
+    side = Side("callee").start()
+    side.approach.prove(0.0)
+    before = lows(side, until=phase * W)
+    side.tell(Swap(round=0))
+    assert before + lows(side) == [True, False, False]
+    assert side.approach.dropped["swap too late"] == 1
+
+
+def test_a_callee_does_not_ask_the_caller_to_open_first() -> None:
+    side = Side("caller").start()
+    side.tell(Swap(round=0))
+    assert lows(side) == [False, True, False]
+    assert side.approach.dropped["signal of no use"] == 1
+
+
+@pytest.mark.parametrize("signal", [Sync(), Swap(round=0), None])
+def test_whoever_has_said_anything_that_is_sealed_has_been_met(signal: SignalBody | None) -> None:
+    side = Side("callee").start()
+    if signal is not None:
+        side.tell(signal)
+    assert side.approach.is_met is (signal is not None)
+
+
+def test_both_sides_agree_who_opens_whoever_of_them_knows_of_it() -> None:
+    """A callee of before that knows no `swap` goes on as it began: both then send plain SYNs in the second phase."""
+    caller, callee = Side("caller", is_swapped=True).start(), Side("callee").start()
+    callee.approach.prove(0.0)
+    assert list(zip(lows(caller), lows(callee), strict=True)) == [(True, True), (False, False), (False, False)]
+
+
+# --- the next round -------------------------------------------------------------------------------------------------------
+
+OVER = PHASES * W
+OURS = (Candidate("srflx", "tcp", "198.51.100.9", 50_009),)
+
+
+def theirs(side: Side, *, port: int = 50_010, host: str = "") -> Again:
+    """What the other side says of its fresh port."""
+    return Again(round=1, cands=(Candidate("srflx", "tcp", host or OTHER[side.role][0], port),))
+
+
+def second(role: Role, *, is_swapped: bool = False) -> Side:
+    """A side whose first round is over, and which has been asked for a port."""
+    side = Side(role, is_swapped=is_swapped).start()
+    side.approach.prove(0.0)
+    happened = side.advance(OVER)
+    if role == "callee":
+        side.tell(theirs(side))
+        happened = side.approach.events()
+    assert only(TakePort, happened) == TakePort(TOKEN)
+    return side
+
+
+def test_a_caller_whose_phases_are_over_takes_a_fresh_port_and_says_where_it_is() -> None:
+    side = second("caller")
+    side.approach.port_taken(OURS, side.now)
+    assert side.told() == [Swap(round=1), Again(round=1, cands=OURS)]
+    assert not side.advance(PUNCH_TIMEOUT)  # until it hears where the other is
+    side.tell(theirs(side))
+    assert [(dial.round, dial.targets, dial.low) for dial in dials(side.advance(PUNCH_TIMEOUT + OVER))] == [
+        (1, ((CALLEE[0], 50_010),), low) for low in (True, False, False)
+    ]
+
+
+def test_a_callee_that_hears_of_it_does_alike_and_waits_for_the_caller_to_have_opened() -> None:
+    side = second("callee")
+    side.tell(Swap(round=1))
+    side.approach.port_taken(OURS, side.now)
+    assert side.told() == [Again(round=1, cands=OURS)]
+    began = side.now
+    assert not dials(side.advance(began + HALF_WAY - 0.001))
+    assert [(dial.round, dial.low) for dial in dials(side.advance(PUNCH_TIMEOUT))] == [(1, False), (1, True), (1, False)]
+
+
+def test_after_a_swapped_round_comes_one_in_the_usual_order() -> None:
+    side = second("caller", is_swapped=True)
+    side.approach.port_taken(OURS, side.now)
+    assert side.told() == [Again(round=1, cands=OURS)]
+    side.tell(theirs(side))
+    assert [dial.low for dial in dials(side.advance(PUNCH_TIMEOUT))] == [False, True, False]
+    assert not side.approach.is_swapped
+
+
+def test_who_notices_that_its_port_is_burnt_asks_at_once() -> None:
+    side = Side("callee").start()
+    side.approach.port_lost(0.0)
+    only(TakePort, side.approach.events())
+    side.approach.port_taken(OURS, 0.0)
+    assert side.told() == [Again(round=1, cands=OURS)]
+    side.tell(theirs(side))
+    assert [dial.round for dial in dials(side.advance(0.0))] == [1]
+
+
+@pytest.mark.parametrize("times", [2, 10])
+def test_there_is_one_more_round_and_no_third(times: int) -> None:
+    side = second("caller")
+    side.approach.port_taken(OURS, side.now)
+    for port in range(times):
+        side.tell(theirs(side, port=50_000 + port))
+        side.approach.port_lost(side.now)
+        side.approach.port_taken(OURS, side.now)
+    happened = side.advance(PUNCH_TIMEOUT + OVER)
+    assert {dial.targets for dial in dials(happened)} == {((CALLEE[0], 50_000),)}
+    assert not [event for event in happened if isinstance(event, TakePort)]
+
+
+def test_where_no_port_is_to_be_had_nothing_is_said() -> None:
+    side = second("caller")
+    side.approach.port_taken((), side.now)
+    assert side.told() == []
+    side.tell(theirs(side))
+    assert not dials(side.advance(PUNCH_TIMEOUT))
+
+
+@pytest.mark.parametrize("host", ["192.0.2.66", "127.0.0.1", "10.0.0.1"])
+def test_nobody_is_aimed_at_others_by_it(host: str) -> None:
+    side = second("caller")
+    side.approach.port_taken(OURS, side.now)
+    side.tell(theirs(side, host=host))
+    assert not dials(side.advance(PUNCH_TIMEOUT))
+
+
+def test_a_callee_sends_no_datagram_more_for_it_and_no_plain_syn_to_whom_it_has_not_heard() -> None:
+    side = Side("callee").start()
+    side.advance(OVER)
+    side.approach.datagrams_to_send()
+    for body in (Swap(round=1), theirs(side)):
+        side.tell(body)
+    side.approach.port_taken(OURS, side.now)
+    datagrams: list[Datagram] = []
+    while (at := side.approach.next_deadline()) is not None and at < PUNCH_TIMEOUT:
+        side.approach.handle_timer(at)
+        datagrams += side.approach.datagrams_to_send()
+    assert {datagram.destination for datagram in datagrams} == {SERVER}
+    assert [dial.low for dial in dials(side.approach.events())] == [True]
+
+
+@pytest.mark.parametrize(("own", "other"), [("rnd", "eim"), ("eim", "seq"), ("rnd", "rnd"), ("eim", "none")])
+def test_where_ports_are_guessed_or_nothing_leads_through_there_is_one_round(own: MappingClass, other: MappingClass) -> None:
+    side = Side("caller", own, other).start()
+    side.approach.port_lost(0.0)
+    side.tell(theirs(side))
+    assert not [event for event in side.advance(PUNCH_TIMEOUT) if isinstance(event, TakePort)]
+
+
+def test_with_a_program_of_the_seed_there_is_one_round() -> None:
+    side = Side("caller", is_founding=True).start()
+    assert not [event for event in side.advance(PUNCH_TIMEOUT) if isinstance(event, TakePort)]
+
+
+def test_while_a_connection_is_tried_the_caller_asks_for_no_port() -> None:
+    side = Side("caller").start()
+    side.approach.connection_up()
+    assert not [event for event in side.advance(PUNCH_TIMEOUT) if isinstance(event, TakePort)]
+    side.approach.connection_failed(side.now)
+    side.advance(side.now + OVER)
+
+
+BODIES = st.one_of(
+    st.builds(Swap, round=st.integers(0, 3)),
+    st.builds(
+        Again,
+        round=st.integers(0, 3),
+        cands=st.lists(
+            st.builds(
+                Candidate,
+                st.sampled_from(["srflx", "mapped", "host"]),
+                st.sampled_from(["tcp", "udp"]),
+                st.sampled_from([CALLEE[0], CALLER[0], "192.0.2.66", "127.0.0.1", "2001:db8::1"]),
+                st.integers(0, 65_535),
+            ),
+            max_size=8,
+        ).map(tuple),
+    ),
+    st.builds(Sync),
+)
+STEPS = st.one_of(BODIES, st.sampled_from(["lost", "taken", "proved", "up", "failed"]), st.floats(0, 1))
+
+
+@given(role=st.sampled_from(["caller", "callee"]), steps=st.lists(STEPS, max_size=25))
+def test_whatever_is_said_and_whenever_packets_go_to_the_peer_and_are_few(
+    role: Role, steps: list[SignalBody | str | float]
+) -> None:
+    side, happened, ups = Side(role).start(), [], 0
+    for step in steps:
+        match step:
+            case float():
+                happened += side.advance(side.now + step)
+            case "lost":
+                side.approach.port_lost(side.now)
+            case "taken":
+                side.approach.port_taken(OURS, side.now)
+            case "proved":
+                side.approach.prove(side.now)
+            case "up":
+                side.approach.connection_up()
+                ups += 1
+            case "failed" if ups:
+                side.approach.connection_failed(side.now)
+                ups -= 1
+            case str():
+                pass
+            case body:
+                side.tell(body)
+        happened += side.approach.events()
+    happened += side.advance(side.now + PUNCH_TIMEOUT)
+    assert {host for dial in dials(happened) for host, _ in dial.targets} <= {OTHER[role][0]}
+    assert len(dials(happened)) <= 2 * PHASES + 2
+    assert len([event for event in happened if isinstance(event, TakePort)]) <= 1
+    if role == "callee" and "proved" not in steps:
+        assert all(dial.low for dial in dials(happened))
+
+
+# --- more candidates ------------------------------------------------------------------------------------------------------
+
+
+def mapped(side: Side, *ports: int, host: str = "") -> MoreCandidates:
+    return MoreCandidates(cands=tuple(Candidate("mapped", "tcp", host or OTHER[side.role][0], port) for port in ports))
+
+
+@pytest.mark.parametrize("role", ["caller", "callee"])
+def test_what_turns_up_on_the_other_side_is_dialled_at_once_and_in_each_later_phase(role: Role) -> None:
+    side = Side(role).start()
+    side.approach.prove(0.0)
+    side.advance(0.1)
+    side.tell(mapped(side, 51_000))
+    added = only(Dial, side.approach.events())
+    assert (added.targets, added.low, added.is_added) == (((OTHER[role][0], 51_000),), False, True)
+    later = dials(side.advance(OVER))
+    assert [len(dial.targets) for dial in later] == [2, 2]
+
+
+def test_before_the_caller_has_shown_where_it_is_it_gets_no_plain_syn_there() -> None:
+    side = Side("callee").start()
+    side.tell(mapped(side, 51_000))
+    assert [dial.low for dial in dials(side.advance(PUNCH_TIMEOUT))] == [True]
+
+
+@pytest.mark.parametrize("host", ["192.0.2.66", "127.0.0.1", "10.0.0.1", "2001:db8::1"])
+def test_they_count_at_the_host_where_the_server_has_seen_it(host: str) -> None:
+    side = Side("caller").start()
+    side.approach.events()
+    side.tell(mapped(side, 51_000, host=host))
+    assert not side.approach.events()
+
+
+def test_they_are_few_however_many_are_told() -> None:
+    side = Side("caller").start()
+    for first in range(51_000, 51_080, 8):
+        side.tell(mapped(side, *range(first, first + 8)))
+    assert len({target for dial in dials(side.approach.events()) for target in dial.targets}) == CANDIDATES_MAX
+
+
+def test_what_is_known_is_told_once_and_what_is_new_in_one_signal() -> None:
+    side = Side("callee").start()
+    side.told()
+    new = tuple(Candidate("mapped", "tcp", CALLEE[0], port) for port in range(51_000, 51_010))
+    side.approach.tell_more(new, 0.0)
+    assert side.told() == [MoreCandidates(cands=new[:8])]
+    side.approach.tell_more(new[:8], 0.0)
+    assert side.told() == []
+
+
+def test_stopped_it_tells_nothing() -> None:
+    side = Side("callee").start()
+    side.told()
+    side.approach.stop()
+    side.approach.events()
+    side.approach.tell_more(OURS, 0.0)
+    side.approach.port_lost(0.0)
+    side.approach.port_taken(OURS, 0.0)
+    assert side.told() == []
+    assert not side.approach.events()
 
 
 # --- prediction -----------------------------------------------------------------------------------------------------------

@@ -7,15 +7,27 @@ import random
 import pytest
 from msgspec.structs import replace
 
-from p2ptunnel.defaults import CALLS_MAX, FOUNDING_CALLS_BURST, PHASES, PLAIN_MARGIN, PUNCH_TIMEOUT, TOKEN_TTL
+from p2ptunnel.defaults import APART_CALLS_MAX, CALLS_MAX, FOUNDING_CALLS_BURST, PHASES, PLAIN_MARGIN, PUNCH_TIMEOUT, TOKEN_TTL
 from p2ptunnel.errors import LocalProtocolError
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.protocol import intent as intents
-from p2ptunnel.protocol.callee import CallAnswered, CalleeAgent, CalleePort, CalleeState, Refusal
-from p2ptunnel.protocol.punch import ConnectionChosen, Dial, LocalView, PunchStarted, StopDialing, phase_length
+from p2ptunnel.protocol.callee import (
+    AnswerApart,
+    CallAnswered,
+    CalleeAgent,
+    CalleePort,
+    CalleeState,
+    OtherPort,
+    Refusal,
+)
+from p2ptunnel.protocol.intent import Answered
+from p2ptunnel.protocol.machine import Event
+from p2ptunnel.protocol.punch import ConnectionChosen, Dial, LocalView, PunchStarted, StopDialing, TakePort, phase_length
 from p2ptunnel.protocol.registration import RegistrationState
+from p2ptunnel.protocol.rounds import Rounds
 from p2ptunnel.testing.simnet import Credentials
 from p2ptunnel.types import Address, Candidate
+from p2ptunnel.wire.claims import hash_claims
 from p2ptunnel.wire.intent import IntentRole
 from p2ptunnel.wire.intent import decode as decode_intent
 from p2ptunnel.wire.intent import encode as encode_intent
@@ -33,8 +45,11 @@ from p2ptunnel.wire.messages import (
     PunchNotice,
     Register,
     RegisterAnswer,
+    Signal,
+    SignalAnswer,
     encode,
 )
+from p2ptunnel.wire.signal import Again, MoreCandidates, SignalReceiver
 from tests.unit.protocol.actors import (
     ALICE,
     BOB,
@@ -663,3 +678,221 @@ def test_a_signed_call_shows_neither_the_answer_nor_the_keys() -> None:
     signed = signed_call(notice())
     assert signed is not None
     assert repr(signed) == f"SignedCall({ALICE.public!r}, is_stranger=False)"
+
+
+# --- burnt ports ----------------------------------------------------------------------------------------------------------
+
+APART = OtherPort(LocalView((Candidate("srflx", "tcp", CALLEE[0], 50003),), 0.05), 40_003)
+
+
+def burnt_port(host: str = CALLER[0], *, has_others: bool = True) -> CalleePort:
+    """A port on which an attempt with that host has just failed."""
+    rounds = Rounds()
+    rounds.burn(CALLEE[1], host, 0.0)
+    return callee_port(rounds=rounds, has_others=has_others)
+
+
+def call(port: CalleePort, message: PunchNotice, now: float = 1.0) -> list[Event]:
+    port.receive_datagram(encode(message), SERVER, now)
+    return port.events()
+
+
+def apart(*, now: float = 1.0) -> tuple[CalleePort, CalleeAgent]:
+    """A port, and the agent of a call that it answers from another one."""
+    port = burnt_port()
+    call(port, notice(), now)
+    agent = port.answer_apart(TOKEN, APART, now)
+    assert agent is not None
+    return port, agent
+
+
+def test_a_call_from_a_host_for_which_the_port_is_burnt_waits_for_another_port() -> None:
+    port = burnt_port()
+    assert call(port, notice()) == [AnswerApart(TOKEN)]
+    assert not port.datagrams_to_send()
+    assert not port.agents
+
+
+@pytest.mark.parametrize(
+    ("port", "message", "now"),
+    [
+        (burnt_port("198.51.100.9"), notice(), 1.0),
+        (burnt_port(has_others=False), notice(), 1.0),
+        (burnt_port(), notice(v=0), 1.0),
+        (burnt_port(), notice(), 130.0),
+    ],
+    ids=["another host", "no other port", "a program of the seed", "long ago"],
+)
+def test_all_others_are_answered_from_the_registered_one(port: CalleePort, message: PunchNotice, now: float) -> None:
+    assert isinstance(call(port, message, now)[0], CallAnswered)
+    answer = only(PunchAnswer, port.datagrams_to_send())
+    assert answer.extra is not None
+    assert answer.extra.port == CALLEE[1]
+    assert port.answer_apart(TOKEN, APART, now) is None
+
+
+def test_a_call_that_got_another_port_has_a_machine_of_its_own_there() -> None:
+    port, agent = apart()
+    assert agent.is_apart
+    assert port.agents == (agent,)
+    assert isinstance(event(CallAnswered, port.events()), CallAnswered)
+    assert not port.datagrams_to_send()
+    answer = only(PunchAnswer, agent.datagrams_to_send())
+    assert answer.extra is not None
+    assert (answer.extra.port, answer.extra.cands) == (APART.number, APART.view.candidates)
+    assert event(Dial, agent.events()).low
+    tell_by_datagram(agent, 1.1)
+    assert isinstance(only(HoleAnswer, agent.datagrams_to_send()), HoleAnswer)
+    agent.handle_timer(1.0 + PUNCH_TIMEOUT)
+    port.handle_timer(1.0 + PUNCH_TIMEOUT)
+    assert not port.agents
+
+
+def tell_by_datagram(agent: CalleeAgent, now: float) -> None:
+    agent.receive_datagram(by_caller(agent, PROBE), CALLER, now)
+
+
+def test_what_it_signs_there_is_where_it_is() -> None:
+    message = notice()
+    port = burnt_port()
+    call(port, message)
+    agent = port.answer_apart(TOKEN, APART, 1.0)
+    assert agent is not None
+    answer = only(PunchAnswer, agent.datagrams_to_send())
+    assert answer.extra is not None
+    claims = hash_claims(APART.view.candidates, APART.view.hints)
+    assert decode_intent(answer.extra.intent).claims == claims
+
+
+def test_where_no_port_is_to_be_had_the_registered_one_must_do() -> None:
+    port = burnt_port()
+    call(port, notice())
+    assert port.answer_apart(TOKEN, None, 1.0) is None
+    answer = only(PunchAnswer, port.datagrams_to_send())
+    assert answer.extra is not None
+    assert answer.extra.port == CALLEE[1]
+
+
+@pytest.mark.parametrize("times", [1, 5])
+def test_a_call_that_waits_waits_once_however_often_it_is_repeated(times: int) -> None:
+    port, message = burnt_port(), notice()
+    call(port, message)
+    assert [happened for _ in range(times) for happened in call(port, message)] == []
+    assert port.answer_apart(TOKEN, APART, 1.0) is not None
+    assert port.answer_apart(TOKEN, APART, 1.0) is None
+
+
+def test_a_call_that_is_repeated_later_is_answered_again_from_there() -> None:
+    port, agent = apart()
+    agent.datagrams_to_send()
+    port.events()
+    assert call(port, notice()) == [AnswerApart(TOKEN)]
+    assert not port.datagrams_to_send()
+    assert isinstance(only(PunchAnswer, agent.datagrams_to_send()), PunchAnswer)
+
+
+def test_so_many_calls_have_ports_of_their_own_at_one_time() -> None:
+    port = burnt_port()
+    for n in range(APART_CALLS_MAX):
+        assert call(port, notice(token=f"{n:032x}")) == [AnswerApart(f"{n:032x}")]
+        assert port.answer_apart(f"{n:032x}", APART, 1.0) is not None
+        port.events()
+    assert isinstance(call(port, notice())[0], CallAnswered)
+    port.datagrams_to_send()
+    for agent in port.agents[:-1]:
+        agent.handle_timer(1.0 + PUNCH_TIMEOUT)
+    assert call(port, notice(token="f" * 32), 2.0) == [AnswerApart("f" * 32)]
+
+
+@pytest.mark.parametrize("source", [STRANGER, CALLER])
+def test_on_a_port_of_its_own_signals_count_from_the_server_only(source: Address) -> None:
+    _, agent = apart()
+    agent.receive_datagram(encode(SignalAnswer(mid=1, code=200, em="")), source, 1.0)
+    agent.receive_datagram(encode(replace(PROBE, token="0" * 32)), CALLER, 1.0)
+    agent.receive_datagram(encode(notice()), source, 1.0)
+    agent.receive_datagram(b"?", source, 1.0)
+    assert agent.dropped == {"unexpected message": 3, "malformed": 1}
+
+
+def test_an_answer_to_no_signal_is_dropped_there_too() -> None:
+    _, agent = apart()
+    agent.receive_datagram(encode(SignalAnswer(mid=1, code=200, em="")), SERVER, 1.0)
+    assert agent.dropped == {"unexpected answer": 1}
+
+
+@pytest.mark.parametrize("is_heard", [True, False])
+def test_an_attempt_that_its_caller_made_in_vain_burns_the_port(is_heard: bool) -> None:
+    rounds = Rounds()
+    port = callee_port(rounds=rounds)
+    call(port, notice(), 0.0)
+    [agent] = port.agents
+    if is_heard:
+        tell(agent, PROBE, CALLER, 0.1)
+    port.handle_timer(PUNCH_TIMEOUT)
+    assert rounds.is_burnt(CALLEE[1], CALLER[0], PUNCH_TIMEOUT) is is_heard
+
+
+def test_one_that_came_to_a_channel_burns_nothing() -> None:
+    rounds = Rounds()
+    port = callee_port(rounds=rounds)
+    call(port, notice(), 0.0)
+    [agent] = port.agents
+    tell(agent, PROBE, CALLER, 0.1)
+    agent.channel_accepted(1)
+    port.handle_timer(PUNCH_TIMEOUT)
+    assert not rounds.is_number_burnt(CALLEE[1], PUNCH_TIMEOUT)
+
+
+# --- more ways in, and a second round -------------------------------------------------------------------------------------
+
+
+def heard(port: CalleePort, ear: SignalReceiver) -> list[object]:
+    """What the caller hears from it through the server."""
+    return [ear.open(said.extra.sealed) for said in sent(port.datagrams_to_send()) if isinstance(said, Signal)]
+
+
+def called(rounds: Rounds | None = None) -> tuple[CalleePort, CalleeAgent, SignalReceiver]:
+    """A port with one call, its agent, and what its caller hears with."""
+    port, signs = callee_port(rounds=rounds), signer()
+    cands = (Candidate("srflx", "udp", *CALLER),)
+    nat = NatHints(low=True, rtt=50)
+    extra = replace(notice().extra, intent=signs.sign(cands, nat), cands=cands, nat=nat)
+    port.receive_datagram(encode(PunchNotice(mid=10, extra=extra)), SERVER, 0.0)
+    answer = only(PunchAnswer, port.datagrams_to_send())
+    assert answer.extra is not None
+    answered = signs.judge(answer.extra.intent, answer.extra.cands, answer.extra.nat)
+    assert isinstance(answered, Answered)
+    [agent] = port.agents
+    port.events()
+    return port, agent, SignalReceiver(answered.keys.callee_seal)
+
+
+MAPPED = Candidate("mapped", "tcp", CALLEE[0], 51_000)
+
+
+def test_calls_under_way_are_told_of_a_way_in_that_turns_up() -> None:
+    port, _, ear = called()
+    port.view_changed(replace(VIEW, candidates=(*VIEW.candidates, MAPPED)), 0.1)
+    assert heard(port, ear) == [MoreCandidates(cands=(MAPPED,))]
+    assert MAPPED in port.view.candidates
+    port.view_changed(replace(VIEW, candidates=(*VIEW.candidates, MAPPED)), 0.2)
+    assert heard(port, ear) == []
+
+
+def test_a_call_on_a_port_of_its_own_is_told_of_none_of_another() -> None:
+    port, agent = apart()
+    agent.datagrams_to_send()
+    port.view_changed(replace(VIEW, candidates=(MAPPED,)), 1.1)
+    assert not agent.datagrams_to_send()
+
+
+def test_a_port_that_is_lost_is_replaced_and_both_are_burnt_if_nothing_comes_of_it() -> None:
+    rounds = Rounds()
+    port, agent, ear = called(rounds)
+    agent.port_lost(0.1)
+    event(TakePort, port.events())
+    agent.port_taken(APART.number, APART.view.candidates, 0.2)
+    assert heard(port, ear) == [Again(round=1, cands=APART.view.candidates)]
+    tell(agent, PROBE, CALLER, 0.3)
+    port.handle_timer(PUNCH_TIMEOUT)
+    assert all(rounds.is_burnt(number, CALLER[0], PUNCH_TIMEOUT) for number in (CALLEE[1], APART.number))

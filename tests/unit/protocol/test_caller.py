@@ -23,8 +23,10 @@ from p2ptunnel.protocol.punch import (
     Nominate,
     PunchStarted,
     StopDialing,
+    TakePort,
     phase_length,
 )
+from p2ptunnel.protocol.rounds import Rounds
 from p2ptunnel.types import Address, Candidate
 from p2ptunnel.wire.intent import COUNTER_END
 from p2ptunnel.wire.intent import decode as decode_intent
@@ -51,6 +53,7 @@ from tests.unit.protocol.actors import (
     ALICE,
     BOB,
     CALLEE,
+    CALLER,
     CONKEY,
     EVE,
     SERVER,
@@ -773,3 +776,68 @@ def test_an_opening_datagram_that_overtakes_the_answer_is_ignored() -> None:
     assert agent.dropped == {"not keyed": 1}
     agent.receive_datagram(body, SERVER, 0.2)
     assert agent.state is State.PUNCHING
+
+
+# --- rounds ---------------------------------------------------------------------------------------------------------------
+
+
+def remembering(rounds: Rounds) -> CallerAgent:
+    """A caller that punches from port 40001, and remembers."""
+    view = LocalView((Candidate("srflx", "tcp", CALLER[0], 50001),), 0.05)
+    agent = CallerAgent("alice", "bob", SERVER, view, random.Random(1), signer=signer(), rounds=rounds, port=CALLER[1])
+    agent.start(0.0)
+    agent.receive_datagram(offer(only(ConnectRequest, agent.datagrams_to_send())), SERVER, 0.0)
+    agent.receive_datagram(result(agent), SERVER, 0.0)
+    return agent
+
+
+def opens_first(agent: CallerAgent) -> bool:
+    return event(Dial, agent.events()).low
+
+
+def test_a_round_that_opened_nothing_burns_its_port_and_swaps_the_roles_of_the_next() -> None:
+    rounds = Rounds()
+    agent = remembering(rounds)
+    assert not opens_first(agent)
+    agent.handle_timer(PUNCH_TIMEOUT)
+    assert rounds.is_burnt(CALLER[1], CALLEE[0], PUNCH_TIMEOUT)
+    assert opens_first(remembering(rounds))
+
+
+def test_the_roles_of_a_round_that_opened_are_those_of_the_next() -> None:
+    rounds = Rounds()
+    remembering(rounds).handle_timer(PUNCH_TIMEOUT)
+    agent = remembering(rounds)
+    agent.connection_up(1, 0.1)
+    agent.channel_up(0.2)
+    assert opens_first(remembering(rounds))
+
+
+@pytest.mark.parametrize("code", [404, 408, 403])
+def test_a_call_that_came_to_no_round_burns_nothing(code: int) -> None:
+    rounds = Rounds()
+    view = LocalView((Candidate("srflx", "tcp", CALLER[0], 50001),), 0.05)
+    agent = CallerAgent("alice", "bob", SERVER, view, random.Random(1), signer=signer(), rounds=rounds, port=CALLER[1])
+    agent.start(0.0)
+    agent.receive_datagram(offer(only(ConnectRequest, agent.datagrams_to_send())), SERVER, 0.0)
+    agent.receive_datagram(result(agent, code=code), SERVER, 0.0)
+    assert agent.state is CallerState.FAILED
+    assert not rounds.is_number_burnt(CALLER[1], 0.0)
+    assert not opens_first(remembering(rounds))
+
+
+def test_the_port_of_a_second_round_is_burnt_like_that_of_the_first() -> None:
+    rounds = Rounds()
+    agent = remembering(rounds)
+    agent.port_lost(0.1)
+    assert event(TakePort, agent.events()) == TakePort(TOKEN)
+    agent.port_taken(40_009, (Candidate("srflx", "tcp", CALLER[0], 50_009),), 0.2)
+    agent.handle_timer(PUNCH_TIMEOUT)
+    assert all(rounds.is_burnt(port, CALLEE[0], PUNCH_TIMEOUT) for port in (CALLER[1], 40_009))
+
+
+def test_before_anybody_answers_there_is_no_round_to_repeat() -> None:
+    agent = offered()
+    agent.port_lost(0.0)
+    agent.port_taken(40_009, (), 0.0)
+    assert not [happened for happened in agent.events() if isinstance(happened, TakePort)]

@@ -203,3 +203,23 @@ def test_whatever_is_said_both_plans_fit(caller: NatHints, callee: NatHints, tra
         assert any(plan.dials(phase) for plan in pair) or pair[0].method is Method.NONE
     roles: tuple[Role, Role] = ("caller", "callee")
     assert all(len(choose(transport, role, caller, callee).targets(NAMED, 9)) <= 5 for role in roles)
+
+
+# --- swapped roles --------------------------------------------------------------------------------------------------------
+
+
+def swapped(caller: NatHints, callee: NatHints) -> Pair:
+    return choose("tcp", "caller", caller, callee, is_swapped=True), choose("tcp", "callee", callee, caller, is_swapped=True)
+
+
+def test_with_swapped_roles_the_caller_opens_first() -> None:
+    pair = swapped(EIM, EIM)
+    assert [low(pair, phase) for phase in range(3)] == [(True, False), (False, True), (False, False)]
+    assert [plan.waits(0) for plan in pair] == [False, True]
+
+
+@given(HINTS, HINTS)
+def test_swapping_orders_and_leaves_nothing_out(caller: NatHints, callee: NatHints) -> None:
+    for plan, other in zip(plans(caller, callee), swapped(caller, callee), strict=True):
+        assert sorted(map(str, plan.openers)) == sorted(map(str, other.openers))
+        assert replace(plan, openers=()) == replace(other, openers=())

@@ -204,6 +204,17 @@ def test_a_syn_may_cross_ours_only_with_simultaneous_open(simultaneous_open: boo
     assert bench.lets_in(PEER, outside, flags=SYN | ACK)
 
 
+def test_a_guard_ends_all_between_an_inside_port_and_a_host_whose_syn_crossed() -> None:
+    bench = Bench(simultaneous_open=False, is_guarded=True)
+    outside = bench.open(protocol=TCP)
+    assert not bench.lets_in(PEER, outside, flags=SYN)
+    assert not bench.lets_in(PEER, outside, flags=SYN | ACK)
+    assert bench.send(tcp(HOST, PEER, SYN)) == []
+    assert bench.nat.refused["barred"] == 1
+    bench.open(STRANGER, protocol=TCP)
+    assert bench.lets_in(STRANGER, outside, flags=SYN | ACK)
+
+
 @pytest.mark.parametrize(("filtering", "gets_in"), [(APD, False), (AD, True), (EI, True)])
 def test_a_rst_closes_the_hole_of_its_own_session(filtering: str, gets_in: bool) -> None:
     bench = Bench(filtering=filtering)

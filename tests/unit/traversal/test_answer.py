@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import pytest
@@ -14,16 +15,20 @@ from p2ptunnel.errors import (
     P2PTunnelError,
     RateLimitedError,
     RendezvousError,
+    RendezvousTimeoutError,
     TagInUseError,
 )
 from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.net import backoff as backoff_module
 from p2ptunnel.net.backoff import Backoff
+from p2ptunnel.protocol import callee as callee_module
 from p2ptunnel.protocol import registration as registering
+from p2ptunnel.protocol.rounds import Rounds
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.trace import TraceEvent, Tracer
 from p2ptunnel.transports.raw import RawStreams
 from p2ptunnel.traversal import answer as module
+from p2ptunnel.traversal import port as port_module
 from p2ptunnel.traversal.answer import AnsweringPort
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort
 from p2ptunnel.types import Address
@@ -628,5 +633,155 @@ def test_one_of_ours_behind_the_same_nat_is_not_taken_for_it() -> None:
             writer.write(ours.preamble)
             (await hall.admitted.get()).abort()
             writer.transport.abort()
+
+    run(main())
+
+
+# --- calls with a port of their own -----------------------------------------------------------------------------------
+
+
+class Others:
+    """Where the other ports come from."""
+
+    def __init__(self, server: Address) -> None:
+        self.server = server
+        self.opened: list[PunchPort] = []
+        self.error: Exception | None = None
+        self.may_go = asyncio.Event()
+        self.may_go.set()
+
+    async def open(self) -> PunchPort:
+        await self.may_go.wait()
+        if self.error is not None:
+            raise self.error
+        self.opened.append(await PunchPort.open(self.server, OpenerTtl()))
+        return self.opened[-1]
+
+
+@contextlib.asynccontextmanager
+async def burnt(hall: Hall, *, host: str = "127.0.0.1") -> AsyncGenerator[tuple[Rendezvous, AnsweringPort, Others]]:
+    """A registered port that is burnt for callers from `host`."""
+    rounds = Rounds()
+    async with Rendezvous(LOOPBACK) as server:
+        others = Others(server.address)
+        port = await PunchPort.open(server.address, OpenerTtl(), tracer=hall.tracer)
+        rounds.burn(port.address[1], host, time.monotonic())
+        callee = AnsweringPort(
+            port, TAG, credentials(TAG), judge(), hall.admit, rounds=rounds, open_other=others.open, tracer=hall.tracer
+        )
+        try:
+            await callee.start()
+            yield server, callee, others
+        finally:
+            await callee.close()
+            hall.close()
+
+
+def test_a_caller_for_whom_the_port_is_burnt_is_answered_from_another_one() -> None:
+    async def main() -> None:
+        hall = Hall()
+        async with burnt(hall) as (server, callee, others), Caller(server.address) as caller:
+            before = descriptors()
+            await caller.call(TAG)
+            [other] = others.opened
+            assert caller.callee == other.address != callee.observed
+            _, writer = await caller.connect()
+            writer.write(caller.preamble)
+            pipe = await hall.admitted.get()
+            assert pipe.path.local == other.address
+            await hall.told("ConnectionChosen")
+            pipe.abort()
+            writer.transport.abort()
+            await settle(before)
+            assert other.udp.is_closed
+
+    run(main())
+
+
+def test_others_are_answered_from_the_registered_port_meanwhile() -> None:
+    async def main() -> None:
+        hall = Hall()
+        async with burnt(hall) as (server, callee, others), Caller(server.address, host="127.0.0.2") as caller:
+            await caller.call(TAG)
+            assert caller.callee == callee.observed
+            assert not others.opened
+
+    run(main())
+
+
+@pytest.mark.parametrize("trouble", [RendezvousTimeoutError("127.0.0.1:1", 5), OSError(24, "Too many open files"), None])
+def test_where_no_other_port_is_to_be_had_the_burnt_one_answers(
+    trouble: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(port_module, "APART_PATIENCE", 0.05)
+
+    async def main() -> None:
+        hall = Hall()
+        async with burnt(hall) as (server, callee, others), Caller(server.address) as caller:
+            others.error = trouble
+            if trouble is None:
+                others.may_go.clear()  # it takes for ever
+            await caller.call(TAG)
+            assert caller.callee == callee.observed
+            assert len(hall.named("no_other_port")) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("is_opening", [True, False])
+def test_closing_in_the_middle_leaves_nothing(is_opening: bool) -> None:
+    async def main() -> None:
+        hall = Hall()
+        before = descriptors()
+        async with burnt(hall) as (server, callee, others), Caller(server.address) as caller:
+            if is_opening:
+                others.may_go.clear()
+                asking = asyncio.create_task(caller.ask(TAG))
+                await hall.told("AnswerApart")
+                asking.cancel()
+                await asyncio.gather(asking, return_exceptions=True)
+            else:
+                await caller.call(TAG)
+            await callee.close()
+            assert all(port.udp.is_closed for port in others.opened)
+        await settle(before)
+
+    run(main())
+
+
+def test_an_attempt_that_comes_to_nothing_there_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callee_module, "PUNCH_TIMEOUT", 0.2)
+
+    async def main() -> None:
+        hall = Hall()
+        async with burnt(hall) as (server, _, others), Caller(server.address) as caller:
+            before = descriptors()
+            await caller.call(TAG)
+            [other] = others.opened
+            await hall.told("StopDialing")
+            await settle(before)
+            assert other.udp.is_closed
+
+    run(main())
+
+
+@pytest.mark.parametrize("most", [1, 0])
+def test_a_second_round_has_a_port_of_its_own_while_there_are_not_too_many(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "APART_CALLS_MAX", most)
+
+    async def main() -> None:
+        hall = Hall()
+        async with burnt(hall, host="127.0.0.9") as (server, callee, others), Caller(server.address) as caller:
+            await caller.call(TAG)
+            [agent] = callee._machine.agents
+            callee._on_burnt(agent.token)
+            await hall.told("TakePort")
+            if most:
+                await hall.told("second_round")
+            [sockets] = callee._sockets.values()
+            await asyncio.gather(*(task for task in [sockets._taking] if task is not None))
+            assert len(others.opened) == most
+            await callee.close()
+            assert all(port.udp.is_closed for port in others.opened)
 
     run(main())

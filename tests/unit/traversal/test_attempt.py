@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import AsyncGenerator, Generator
 
 import pytest
 
+from p2ptunnel.errors import BindError
+from p2ptunnel.net import dial as dial_module
 from p2ptunnel.net.tcp import How
 from p2ptunnel.protocol.birthday import BirthdayEnded, OpenHoles, SendProbes
 from p2ptunnel.protocol.machine import Event
-from p2ptunnel.protocol.punch import Dial, ObserveRow, StopDialing
+from p2ptunnel.protocol.punch import Dial, ObserveRow, StopDialing, TakePort
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.trace import TraceEvent, Tracer
 from p2ptunnel.transports.quic import QuicPipe
 from p2ptunnel.transports.quicport import quic_name
 from p2ptunnel.traversal import attempt as module
-from p2ptunnel.traversal.attempt import AttemptSockets
+from p2ptunnel.traversal.attempt import AttemptSockets, NextRound
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort, take_number
 from p2ptunnel.types import Address, ServerSpec
 from tests.helpers import run
@@ -224,3 +227,147 @@ def test_a_syn_that_is_refused_where_nobody_has_seen_the_peer_is_not_sent_again(
 def test_where_the_server_has_seen_it_it_is(closed: Address, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REDIALS_PER_PHASE", 2)
     assert run(reason_of(Dial("token", (closed,), low=False, patience=5.0))) == "Connection refused, 3 times"
+
+
+# --- a second round ---------------------------------------------------------------------------------------------------
+
+
+class Second:
+    """An attempt that may have a second round: what it asks for, and what it is told."""
+
+    def __init__(self, port: PunchPort) -> None:
+        self.taken: list[PunchPort] = []
+        self.accepted: list[Address] = []
+        self.burnt = 0
+        self.has_port = True
+        self.told = asyncio.Event()
+        self.first = port
+        later = NextRound(self._open, self._on_accepted, self._on_taken, self._on_burnt)
+        self.up: list[socket.socket] = []
+        self.sockets = AttemptSockets(port, self._on_connected, lambda _: None, later)
+
+    async def _open(self) -> PunchPort | None:
+        if not self.has_port:
+            return None
+        return await PunchPort.open(self.first.spec, OpenerTtl())
+
+    def _on_connected(self, sock: socket.socket, *_: object) -> None:
+        self.up.append(sock)
+        self.told.set()
+
+    def _on_accepted(self, sock: socket.socket, remote: Address) -> None:
+        sock.close()
+        self.accepted.append(remote)
+        self.told.set()
+
+    def _on_taken(self, port: PunchPort) -> None:
+        self.taken.append(port)
+        self.told.set()
+
+    def _on_burnt(self) -> None:
+        self.burnt += 1
+        self.told.set()
+
+    async def next(self) -> None:
+        await self.told.wait()
+        self.told.clear()
+
+
+@contextlib.asynccontextmanager
+async def second() -> AsyncGenerator[Second]:
+    async with Rendezvous(LOOPBACK) as server:
+        port = await PunchPort.open(server.address, OpenerTtl())
+        made = Second(port)
+        try:
+            yield made
+        finally:
+            made.sockets.close()
+            await made.sockets.wait_closed()
+            port.close()
+            for sock in made.up:
+                sock.close()
+
+
+def test_a_second_round_dials_and_listens_on_a_port_of_its_own_and_leaves_the_first_alone() -> None:
+    async def main() -> None:
+        async with second() as made:
+            with socket.socket() as silent, socket.create_server(LOOPBACK) as there:
+                silent.bind(LOOPBACK)
+                silent.listen(0)
+                with socket.create_connection(silent.getsockname()):  # its queue is full
+                    made.sockets.take(Dial("token", (silent.getsockname(),), low=False, patience=5.0))
+                    made.sockets.take(TakePort("token"))
+                    made.sockets.take(TakePort("token"))
+                    await made.next()
+                    [port] = made.taken
+                    assert port.address != made.first.address
+                    made.sockets.take(Dial("token", (there.getsockname(),), low=False, patience=5.0, round=1))
+                    await made.next()
+                    assert made.up[0].getsockname() == port.address
+                    assert [record.outcome for record in made.sockets.records] == [None, "connected"]
+                    socket.create_connection(port.address).close()
+                    await made.next()
+                    assert len(made.accepted) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("is_ready", [True, False])
+def test_closed_it_leaves_nothing_of_either_round(is_ready: bool) -> None:
+    async def main() -> None:
+        async with second() as made:
+            before = descriptors()
+            assert not made.sockets.has_other
+            made.sockets.take(TakePort("token"))
+            assert made.sockets.has_other
+            if is_ready:
+                await made.next()
+            made.sockets.take(StopDialing("token"))
+            await made.sockets.wait_closed()
+            await settle(before)
+            assert all(port.udp.is_closed for port in made.taken)
+
+    run(main())
+
+
+def test_where_there_is_no_port_no_second_round_dials() -> None:
+    async def main() -> None:
+        async with second() as made:
+            made.has_port = False
+            made.sockets.take(TakePort("token"))
+            made.sockets.take(Dial("token", (("127.0.0.1", 9),), low=False, patience=5.0, round=1))
+            await asyncio.sleep(0)
+            assert (made.taken, made.sockets.records) == ([], ())
+
+    run(main())
+
+
+def test_a_port_that_nobody_can_listen_on_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> tuple[()]:
+        raise BindError("127.0.0.1:1", "taken")
+
+    async def main() -> None:
+        async with second() as made:
+            before = descriptors()
+            monkeypatch.setattr(PunchPort, "listen", refused)
+            made.sockets.take(TakePort("token"))
+            assert made.sockets._taking is not None
+            await made.sockets._taking
+            await settle(before)
+            assert made.taken == []
+
+    run(main())
+
+
+def test_that_another_program_has_the_port_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken(_: Address, __: Address | None = None) -> socket.socket:
+        raise OSError(errno.EADDRINUSE, "taken")
+
+    async def main() -> None:
+        async with second() as made:
+            monkeypatch.setattr(dial_module, "punch_socket", taken)
+            made.sockets.take(Dial("token", (("127.0.0.1", 9),), low=False, patience=5.0))
+            await made.next()
+            assert made.burnt == 1
+
+    run(main())

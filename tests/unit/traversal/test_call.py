@@ -48,6 +48,7 @@ from p2ptunnel.wire.messages import (
 )
 from tests.helpers import run
 from tests.helpers.turns import cancel_at_each_turn, descriptors, settle
+from tests.unit.traversal.test_port import observing
 from tests.unit.traversal.wires import CALLEE, Script, ScriptedServer, judge, scripted_server, signer
 
 TAG, TOKEN, CONKEY = "home-nas", "token", "0123456789abcdef" * 2
@@ -460,3 +461,43 @@ def test_so_many_connections_wait_and_no_more() -> None:
             await asyncio.gather(calling, return_exceptions=True)
 
     run(main())
+
+
+# --- a second round ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has_other", [True, False])
+def test_a_call_whose_port_is_lost_takes_another_one_and_leaves_nothing_of_it(has_other: bool) -> None:
+    async def main() -> None:
+        async with there() as (_, callee):
+
+            def introduce_or_observe(message: Message, source: Address) -> Answers:
+                return callee.introduce(message, source) or observing(message, source)
+
+            async with scripted_server(introduce_or_observe) as server:
+                before, events, opened = descriptors(), asyncio.Queue[str](), list[PunchPort]()
+
+                async def another() -> PunchPort:
+                    opened.append(await PunchPort.open(server.address, OpenerTtl()))
+                    return opened[-1]
+
+                tracer = Tracer(lambda event: events.put_nowait(event.name))
+                port = await PunchPort.open(server.address, OpenerTtl())
+                open_other = another if has_other else None
+                call = Call(port, "laptop", TAG, never_done, signer=signer(), open_other=open_other, tracer=tracer)
+                calling = asyncio.create_task(call.run())
+                await until(events, "PunchStarted")
+                call._on_burnt()
+                await until(events, "second_round" if has_other else "TakePort")
+                calling.cancel()
+                await asyncio.gather(calling, return_exceptions=True)
+                await settle(before)
+                assert [other.udp.is_closed for other in opened] == [True] * has_other
+
+    run(main())
+
+
+async def until(events: asyncio.Queue[str], name: str) -> None:
+    """Wait until an event has happened."""
+    while await events.get() != name:
+        pass

@@ -23,11 +23,11 @@ from p2ptunnel.server import Rendezvous
 from p2ptunnel.trace import Tracer
 from p2ptunnel.traversal import port as module
 from p2ptunnel.traversal import profile
-from p2ptunnel.traversal.port import Opener, OpenerTtl, PunchPort, take_number
+from p2ptunnel.traversal.port import Opener, OpenerTtl, PunchPort, another_port, take_number
 from p2ptunnel.types import Address, Candidate, ServerSpec
 from p2ptunnel.wire.messages import Message, ReflexiveProbe
 from tests.helpers import run
-from tests.helpers.turns import cancel_at_each_turn
+from tests.helpers.turns import cancel_at_each_turn, descriptors, settle
 from tests.unit.net.test_portmap import Router, a_router
 from tests.unit.traversal.wires import LOOPBACK, scripted_server, silent_server
 
@@ -370,5 +370,56 @@ def test_for_a_server_on_loopback_no_router_is_asked() -> None:
         port.ask_router(lambda: pytest.fail("asked"))
         await port.leave_router()
         port.close()
+
+    run(main())
+
+
+# --- fresh ones -------------------------------------------------------------------------------------------------------
+
+
+def test_a_number_that_is_burnt_is_not_taken() -> None:
+    asked: list[int] = []
+
+    def is_burnt(number: int) -> bool:
+        asked.append(number)
+        return len(asked) < 4
+
+    udp, tcp = take_number("127.0.0.1", Tracer(), is_burnt)
+    with tcp, contextlib.closing(udp):
+        assert len(asked) == 4
+        assert udp.address[1] == tcp.getsockname()[1] == asked[-1]
+
+
+def test_where_all_are_burnt_one_is_taken_all_the_same() -> None:
+    before = descriptors()
+    udp, tcp = take_number("127.0.0.1", Tracer(), lambda _: True)
+    tcp.close()
+    udp.close()
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize(("host", "is_seen"), [("127.0.0.1", True), ("198.51.100.7", False)])
+def test_another_port_is_of_use_where_the_peer_knows_us(host: str, is_seen: bool) -> None:
+    async def main() -> None:
+        async with Rendezvous(LOOPBACK) as server:
+            before = descriptors()
+            port = await another_port(lambda: PunchPort.open(server.address, OpenerTtl()), host, Tracer())
+            assert (port is not None) is is_seen
+            if port is not None:
+                port.close()
+            await settle(before)
+
+    run(main())
+
+
+def test_opening_another_port_can_be_cancelled_anywhere() -> None:
+    async def close(port: PunchPort | None) -> None:
+        if port is not None:
+            port.close()
+
+    async def main() -> None:
+        async with scripted_server(observing) as server:
+            open_port = partial(PunchPort.open, server.address, OpenerTtl())
+            assert await cancel_at_each_turn(lambda: another_port(open_port, "127.0.0.1", Tracer()), close) > 2
 
     run(main())

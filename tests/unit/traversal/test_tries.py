@@ -136,6 +136,19 @@ def test_one_that_was_not_waited_for_was_given_up(world: World) -> None:
     assert ("udp", 0, 0, "given up", "given up, 1 guesses") in world.told()
 
 
+def test_the_dials_of_a_second_round_are_told_with_the_port_that_they_leave_from(world: World) -> None:
+    call = world.call()
+    call.start()
+    world.dials += [
+        DialRecord(PEER, None, 10.0, 10.3, "silent", "no answer"),
+        DialRecord(PEER, 2, 10.4, 10.5, "connected", "SYN 1", 40_009),
+    ]
+    call.close()
+    first, second = (each for each in world.tries.all if each.way == "tcp")
+    assert first.local is not None
+    assert second.local == (first.local[0], 40_009)
+
+
 def test_what_the_server_says_ends_the_question_to_it(world: World) -> None:
     call = world.call()
     call.start()

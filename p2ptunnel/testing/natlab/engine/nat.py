@@ -49,6 +49,7 @@ class Nat:
         self._wan = socket.inet_aton(settings.wan_address)
         self._lan = socket.inet_aton(settings.lan_address)
         self._hosts: set[bytes] = set()
+        self._barred: set[tuple[Endpoint, bytes]] = set()  # an inside TCP port, and the host that it may not deal with
         self._passes = {UDP: settings.udp, TCP: settings.tcp}
 
     def add_host(self, address: bytes) -> None:
@@ -100,6 +101,9 @@ class Nat:
             return False
         source_port, destination_port = packet.ports
         inside, remote = (packet.source, source_port), (packet.destination, destination_port)
+        if packet.protocol == TCP and (inside, remote[0]) in self._barred:
+            self.refused["barred"] += 1
+            return False
         mapping = self.table.outbound(packet.protocol, inside, remote, now)
         if mapping is None:
             mapping = self._open(packet, inside, remote, now)
@@ -163,9 +167,13 @@ class Nat:
     def _lets_in(self, packet: Packet, mapping: Mapping, remote: Endpoint) -> bool:
         if mapping.is_static:
             return True
+        if packet.protocol == TCP and (mapping.inside, remote[0]) in self._barred:
+            return False
         session = mapping.sessions.get(remote)
         if session is not None and packet.is_opening:
             if session.state == "opened from inside" and not self.settings.simultaneous_open:
+                if self.settings.is_guarded:
+                    self._barred.add((mapping.inside, remote[0]))
                 return False
             if session.state == "reset":
                 return self._filters_in(mapping, remote, is_known=False)

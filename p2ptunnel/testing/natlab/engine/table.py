@@ -41,6 +41,7 @@ class NatSettings:
     allocation: str = "preserving"
     unsolicited: str = "drop"
     simultaneous_open: bool = True
+    is_guarded: bool = False
     inbound_reset: str = "session"
     hairpinning: bool = False
     udp: bool = True
