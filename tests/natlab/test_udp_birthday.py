@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from p2ptunnel.errors import NoPathError
+from p2ptunnel.events import PathChanged
 from p2ptunnel.peer import Peer
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.testing.natlab import Lab, Site
@@ -113,3 +114,19 @@ def test_given_up_in_the_middle_it_leaves_no_socket(natlab: Lab, tmp_path: Path,
     with homes(natlab, tmp_path, "symR", "pr", is_hard_calling=is_hard_calling) as (caller, _, server):
         assert caller.host.thread(lambda: asyncio.run(main(server))).result(30) > 0
         assert udp_sockets(caller) == 0
+
+
+def test_the_relay_carries_until_a_way_is_found(natlab: Lab, tmp_path: Path) -> None:
+    async def main(server: str) -> tuple[str, str]:
+        async with Peer(LAPTOP, rendezvous=server, profile=tmp_path / LAPTOP) as peer:
+            events = peer.events(PathChanged)
+            stream = await peer.connect(HOME, "echo", timeout=15)
+            before = stream.path.kind
+            await stream.write(b"hello")
+            async with asyncio.timeout(20):  # two rounds, if the first one misses
+                await anext(event async for event in events if event.new.kind == "direct")
+            assert await stream.readexactly(5) == b"hello"
+            return before, stream.path.transport
+
+    with homes(natlab, tmp_path, "symR", "pr", is_hard_calling=True) as (caller, _, server):
+        assert caller.host.thread(lambda: asyncio.run(main(server))).result(40) == ("relay", "quic")
