@@ -28,10 +28,12 @@ TRIES = 3
 
 
 @contextlib.contextmanager
-def homes(lab: Lab, directory: Path, hard: str, easy: str, *, is_hard_calling: bool) -> Generator[tuple[Site, Site, str]]:
+def homes(
+    lab: Lab, directory: Path, hard: str, easy: str, *, is_hard_calling: bool, only_host: str = ""
+) -> Generator[tuple[Site, Site, str]]:
     """A caller's site, a callee's where echo is served, and their server; the hard side's TCP reaches nobody but that."""
     one, other = lab.server.ips
-    blocked = find_kind(hard).but(only_host=one)
+    blocked = find_kind(hard).but(only_host=only_host or one)
     kinds = (blocked, find_kind(easy)) if is_hard_calling else (find_kind(easy), blocked)
     caller, callee = (lab.site(kind, delay=DELAY, name=name) for kind, name in zip(kinds, ("cafe", "home"), strict=True))
     server = f"{one}:{PORT}"
@@ -130,3 +132,11 @@ def test_the_relay_carries_until_a_way_is_found(natlab: Lab, tmp_path: Path) -> 
 
     with homes(natlab, tmp_path, "symR", "pr", is_hard_calling=True) as (caller, _, server):
         assert caller.host.thread(lambda: asyncio.run(main(server))).result(40) == ("relay", "quic")
+
+
+@pytest.mark.parametrize("is_hard_calling", [True, False])
+def test_a_side_that_has_no_tcp_at_all_is_reached_as_well(natlab: Lab, tmp_path: Path, is_hard_calling: bool) -> None:
+    nobody = "203.0.113.99"
+    with homes(natlab, tmp_path, "symR", "pr", is_hard_calling=is_hard_calling, only_host=nobody) as (caller, _, server):
+        over, _ = call(caller, tmp_path, server, [])
+        assert over == "quic"
