@@ -6,7 +6,7 @@ Rule: an attempt that fails, or that nobody waits for any more, leaves neither a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -274,7 +274,7 @@ class Calling:
                 tracer=self._trace,
             )
             if signer is None or relay == "never":
-                return await self._punch(call, port, signer)
+                return await call(port, signer=signer).run()
             head_start = 0.0 if relay == "always" else RELAY_HEAD_START
             join = self._up.joining.at(port, "caller")
             relayed = RelayedCall(join, establish, callee=signer.callee, head_start=head_start, tries=tries, tracer=self._trace)
@@ -287,16 +287,6 @@ class Calling:
     def _prepare(self, signer: CallSigner | None) -> None:
         if signer is not None and signer.callee is not None:
             ahead_of_time(caller_context, self._up.identity, signer.callee)  # some milliseconds that no handshake has to wait
-
-    async def _punch(self, call: Callable[..., Call[A]], port: PunchPort, signer: CallSigner | None) -> A:
-        """Make a direct call; once more from a fresh port, if all that failed was a birthday: that misses one time in sixty."""
-        first = call(port, signer=signer)
-        try:
-            return await first.run()
-        except NoPathError:
-            if signer is None or not first.has_missed:
-                raise
-        return await call(await self._up.fresh_port(port.spec), signer=self._up.signer(signer.callee)).run()
 
 
 async def _give_up(session: Session) -> None:

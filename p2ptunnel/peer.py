@@ -105,7 +105,8 @@ class Peer:
     """This machine among its peers.
 
     Nothing is read or sent before `start` (or `async with`).  It registers with the server only while it serves; a peer that
-    only calls is known to nobody.
+    only calls is known to nobody.  Starting it raises the soft limit of open files of this process to 1024 where it is lower,
+    as far as the hard limit allows: to guess the ports of a peer's NAT takes some hundred sockets.  It is not put back.
 
     Args:
         tag: Our name; needed to serve.

@@ -20,13 +20,12 @@ from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.store import PeerStore, PinnedPeer
 from p2ptunnel.identity.taglock import TagLock
 from p2ptunnel.net.changes import NetworkWatch
-from p2ptunnel.net.descriptors import free_descriptors
+from p2ptunnel.net.descriptors import allow_descriptors, spare_descriptors
 from p2ptunnel.net.lan import Lan
 from p2ptunnel.net.web import WebLinks
 from p2ptunnel.pairing import Invitation
 from p2ptunnel.protocol.approach import Birthdays
 from p2ptunnel.protocol.birthday import BirthdayGate
-from p2ptunnel.protocol.holes import hole_count
 from p2ptunnel.protocol.intent import CallSigner, IntentJudge
 from p2ptunnel.protocol.rounds import Rounds
 from p2ptunnel.serving import ServiceTable
@@ -34,6 +33,7 @@ from p2ptunnel.session.session import Session
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.spare import Spares
 from p2ptunnel.traversal.answer import AnsweringPort
+from p2ptunnel.traversal.habits import NatHabits
 from p2ptunnel.traversal.joining import Joining
 from p2ptunnel.traversal.lan import AdmitLan, LanAnswerer
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort
@@ -62,11 +62,12 @@ class Started:
         relay: RelayUse = "auto",
         lan: Lan | None = None,
     ) -> None:
+        allow_descriptors()
         self.identity: Final = identity
         self.counter: Final = counter
         self.store: Final = store
         self.table: Final = table
-        self.birthdays: Final = Birthdays(BirthdayGate(), lambda: hole_count(free_descriptors()))
+        self.birthdays: Final = Birthdays(BirthdayGate(), spare_descriptors)
         self.rounds: Final = Rounds()
         self.judge: Final = IntentJudge(identity, _dice, is_admitted=self._admits)
         self.dialing: Final[Shared[tuple[Tag, PublicKey, bool], Session]] = Shared()
@@ -88,6 +89,7 @@ class Started:
         """Our tag, while somebody needs the registration."""
         self._relay: Final[RelayUse] = relay
         self._ttl: Final = OpenerTtl()
+        self._habits: Final = NatHabits(self._habits_learned, tracer=tracer)
         self._trace: Final = tracer
         self._is_closed = False
         self._sessions: list[Session] = []
@@ -114,7 +116,16 @@ class Started:
         self.require_open()
         if self._relay != "never":
             self.joining.expect(server.address)
-        return await PunchPort.open(server, self._ttl, ways=self.ways, is_burnt=self._is_burnt, tracer=self._trace)
+        port = await PunchPort.open(
+            server, self._ttl, ways=self.ways, habits=self._habits.known, is_burnt=self._is_burnt, tracer=self._trace
+        )
+        if self._relay != "always" and not self._is_closed:
+            self._habits.learn(port)
+        return port
+
+    def _habits_learned(self) -> None:
+        if self.answering is not None:
+            self.answering.take_view()
 
     async def fresh_port(self, server: ServerSpec) -> PunchPort:
         """Return a port for one attempt, which nothing has been punched from: the spare one, or one that is opened now.
@@ -179,6 +190,7 @@ class Started:
     def network_changed(self) -> None:
         """Look at every path anew."""
         self.ways.forget()
+        self._habits.forget()
         self.birthdays.gate.network_changed()
         self.rounds.network_changed()
         for session in self._sessions:
@@ -255,9 +267,11 @@ class Started:
         for port in spare:
             port.abort()
         self.spares.abort()
+        self._habits.abort()
         try:
             await asyncio.gather(
                 *(port.close() for port in spare),
+                self._habits.close(),
                 *(forward.close() for forward in self._forwards),
                 *(invitation.close() for invitation in self.invitations),
                 self._stop_replacing(),

@@ -13,8 +13,17 @@ from typing import Final
 
 import msgspec
 
-from p2ptunnel.defaults import BIRTHDAY_RENEWAL, CANDIDATES_MAX, PHASES, PLAIN_MARGIN, ROUNDS
-from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes, Tell
+from p2ptunnel.defaults import (
+    BIRTHDAY_HOLES,
+    BIRTHDAY_PROBES,
+    BIRTHDAY_PROBES_OPEN,
+    BIRTHDAY_RENEWAL,
+    CANDIDATES_MAX,
+    PHASES,
+    PLAIN_MARGIN,
+    ROUNDS,
+)
+from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes, Tell, birthday_wait
 from p2ptunnel.protocol.guessing import EasySide, EasyState
 from p2ptunnel.protocol.holes import HardSide, HardState
 from p2ptunnel.protocol.intent import AttemptKeys
@@ -32,7 +41,7 @@ from p2ptunnel.protocol.punch import (
 )
 from p2ptunnel.protocol.signals import Signals
 from p2ptunnel.protocol.strategy import Method, Plan, choose, choose_birthday
-from p2ptunnel.types import Address, Candidate, Role
+from p2ptunnel.types import Address, Candidate, Role, Transport
 from p2ptunnel.wire.messages import HoleProbe, NatHints, Opener, PortRow, Signal, SignalAnswer, encode
 from p2ptunnel.wire.signal import Again, FreshPort, GoAhead, MoreCandidates, SignalBody, Swap, Sync
 
@@ -43,10 +52,10 @@ _SIGNAL_CANDIDATES: Final = 8  # one has no more
 
 
 class Birthdays(msgspec.Struct, frozen=True):
-    """What a machine has for birthdays: who says whether one may begin, and how many holes it could open just now."""
+    """What a machine has for birthdays: who says whether one may begin, and how many sockets it could have just now, or 0."""
 
     gate: BirthdayGate
-    holes: Callable[[], int]
+    sockets: Callable[[], int]
 
 
 class Approach(MachineBase):
@@ -309,7 +318,8 @@ class Approach(MachineBase):
     def _begin_phase(self, phase: int, now: float) -> None:
         self._phase = phase
         is_last = phase == self._phases - 1 and not (self._hopes_for_birthday or self._is_to_go_round)
-        self._acts_at = None if is_last else now + self._length
+        length = birthday_wait(self._round_trip) if phase == 0 and self._hopes_for_birthday else self._length
+        self._acts_at = None if is_last else now + length
         is_first = phase == 0 and self.round == 0 and not self.is_swapped
         self._holds_back = not (is_first or self._is_trusted or self.plan.sends_low(phase))
         if not self._holds_back:
@@ -453,15 +463,16 @@ class Approach(MachineBase):
         here, part = self._birthdays, self._birthday_plan.part
         if here is None or self._signals is None or part is None or not self._may_begin_birthday:
             return False
-        holes = here.holes() if part == "hard" else 0
-        refusal = "too few descriptors" if part == "hard" and not holes else here.gate.enter(self._peer_key, now)
-        if refusal is not None:
-            self._drop(f"no birthday: {refusal}")
+        sockets = here.sockets()
+        wanted = min(sockets, BIRTHDAY_HOLES) if part == "hard" else BIRTHDAY_PROBES
+        flows = here.gate.enter(self._peer_key, wanted, now) if sockets else "too few descriptors"
+        if isinstance(flows, str):
+            self._drop(f"no birthday: {flows}")
             return False
         self._acts_at = None
         if self._birthday_plan.transport == "tcp":
             self._events.append(Dial(self._token, (), low=False, patience=self._ends_at - now))
-        self._birthday = self._part(holes)
+        self._birthday = self._part(flows, sockets)
         self._birthday.start(now)
         if self._tried:
             self._birthday.connection_up()
@@ -472,13 +483,13 @@ class Approach(MachineBase):
         """Whether the other side has shown that it is there, and there is something to find."""
         return self._is_trusted and (not self._is_through if self._birthday_plan.transport == "udp" else bool(self.targets))
 
-    def _part(self, holes: int) -> HardSide | EasySide:
-        over_udp = self._birthday_plan.transport == "udp"
+    def _part(self, flows: int, sockets: int) -> HardSide | EasySide:
+        over: Transport = self._birthday_plan.transport
         if self._birthday_plan.part == "easy":
-            return EasySide(self._peer[0], self._round_trip, self._entropy, transport=self._birthday_plan.transport)
-        if over_udp:
-            return HardSide(self._peer, self._round_trip, transport="udp", holes=holes)
-        return HardSide(self.targets[0], self._round_trip, ports=self._view.ports, holes=holes)
+            most = min(sockets, BIRTHDAY_PROBES_OPEN)
+            return EasySide(self._peer[0], self._round_trip, self._entropy, transport=over, probes=flows, open_most=most)
+        target, ports = (self._peer, ()) if over == "udp" else (self.targets[0], self._view.ports)
+        return HardSide(target, self._round_trip, ports=ports, transport=over, holes=flows)
 
     @property
     def _is_held(self) -> bool:
@@ -523,7 +534,7 @@ class Approach(MachineBase):
         """Let others have theirs."""
         assert self._birthdays is not None
         self._birthday = None
-        self._birthdays.gate.leave()
+        self._birthdays.gate.leave(ended.holes + ended.probes)
         return msgspec.structs.replace(ended, token=self._token)
 
 

@@ -1,8 +1,8 @@
 """The easy side of a birthday: plain SYNs to random ports of the hard side's address, as long as it is told to go on.
 
-Guesses are packets to an address that might not have asked for them.  So they go nowhere but where the peer of this attempt was
-seen, and only while it says so: each go-ahead, sealed with the attempt's key, is good for 256, a round has 1024, and then there
-is a pause (`BirthdayGate`).
+Guesses are packets to an address that might not have asked for them, and flows in our own router.  So they go nowhere but where
+the peer of this attempt was seen, and only while it says so: each go-ahead, sealed with the attempt's key, is good for 256, a
+round has 672, and then there is a pause (`BirthdayGate`).
 
 Rule: nothing but a go-ahead makes a probe.  Source: docs/explanation/nat.md.
 """
@@ -21,21 +21,17 @@ from p2ptunnel.defaults import (
     BIRTHDAY_CREDIT,
     BIRTHDAY_PROBES,
     BIRTHDAY_PROBES_OPEN,
-    BIRTHDAY_PROBES_PER_SECOND,
     BIRTHDAY_RENEWAL,
     BIRTHDAY_SILENCE,
-    BIRTHDAY_TICK,
 )
 from p2ptunnel.errors import LocalProtocolError
-from p2ptunnel.protocol.birthday import BirthdayEnded, SendProbes, probe_packets, probe_patience
+from p2ptunnel.protocol.birthday import FLOWS_PER_TICK, BirthdayEnded, SendProbes, next_tick, probe_packets, probe_patience
 from p2ptunnel.protocol.machine import Entropy, MachineBase
 from p2ptunnel.protocol.nat import PORT_FIRST, PORT_LAST
 from p2ptunnel.types import Transport
 from p2ptunnel.wire.signal import GoAhead
 
 __all__ = ["TRANSITIONS", "EasySide", "EasyState", "EasyTrigger", "Guesses"]
-
-_PER_TICK: Final = round(BIRTHDAY_PROBES_PER_SECOND * BIRTHDAY_TICK)
 
 
 class EasyState(enum.Enum):
@@ -79,18 +75,28 @@ TRANSITIONS: Final = {
 
 
 class EasySide(MachineBase):
-    """One round: guesses as long as it is told to, at most 256 packets for one go-ahead and 1024 in all.
+    """One round: guesses as long as it is told to, at most 256 packets for one go-ahead and 672 in all.
 
     Args:
         host: The hard side's address as observed, of a peer that is authenticated in this attempt (`punch.aim`).
         round_trip: Seconds between the peers and back, estimated.
         entropy: Draws the ports.
         transport: Of the probes.
+        probes: How many packets it may send (`BirthdayGate`).
+        open_most: How many may wait for an answer at any instant, each with a socket.
         round_number: The attempt's; go-aheads of other rounds do not count.
     """
 
     def __init__(
-        self, host: str, round_trip: float, entropy: Entropy, *, transport: Transport = "tcp", round_number: int = 0
+        self,
+        host: str,
+        round_trip: float,
+        entropy: Entropy,
+        *,
+        transport: Transport = "tcp",
+        probes: int = BIRTHDAY_PROBES,
+        open_most: int = BIRTHDAY_PROBES_OPEN,
+        round_number: int = 0,
     ) -> None:
         super().__init__()
         self.state = EasyState.IDLE
@@ -101,7 +107,8 @@ class EasySide(MachineBase):
         self._round = round_number
         self._guesses = Guesses(entropy)
         self._probes = 0
-        self._left = BIRTHDAY_PROBES  # packets, like the credit
+        self._left = probes  # packets, like the credit
+        self._open_most = open_most
         self._credit = 0
         self._credit_ends = -math.inf
         self._open_until: deque[float] = deque()  # of each probe that may still be answered
@@ -142,7 +149,7 @@ class EasySide(MachineBase):
         """End it: a connection is chosen, or the attempt is over.  Stopping twice is fine."""
         if self.state is not EasyState.OVER:
             self._move(EasyTrigger.END)
-            self._events.append(BirthdayEnded(why, self._probes))
+            self._events.append(BirthdayEnded(why, probes=self._probes))
 
     def handle_timer(self, now: float) -> None:
         """Send the probes that are due, or end."""
@@ -158,8 +165,8 @@ class EasySide(MachineBase):
         return self._gives_up_at if self.state is EasyState.WAITING else None
 
     def _guess(self, now: float) -> None:
-        """Send what may leave in one tick; a late timer makes fewer probes, not more of them at once."""
-        self._acts_at = max(self._acts_at, now - BIRTHDAY_TICK / 2) + BIRTHDAY_TICK
+        """Send what may leave in one tick."""
+        self._acts_at = next_tick(self._acts_at, now)
         count = self._allowance(now)
         if count:
             self._probes += count
@@ -179,7 +186,7 @@ class EasySide(MachineBase):
         if now >= self._credit_ends:
             return 0
         paid = min(self._left, self._credit) // self._cost
-        return min(_PER_TICK, paid, BIRTHDAY_PROBES_OPEN - len(self._open_until))
+        return min(FLOWS_PER_TICK, paid, self._open_most - len(self._open_until))
 
     def _move(self, trigger: EasyTrigger) -> None:
         try:

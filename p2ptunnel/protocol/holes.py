@@ -11,20 +11,17 @@ from collections.abc import Sequence
 from typing import Final
 
 from p2ptunnel.defaults import (
-    BIRTHDAY_DESCRIPTORS,
     BIRTHDAY_HOLES,
-    BIRTHDAY_HOLES_AT_ONCE,
-    BIRTHDAY_HOLES_FEW,
+    BIRTHDAY_HOLES_FIRST,
     BIRTHDAY_RENEWAL,
-    BIRTHDAY_TICK,
 )
 from p2ptunnel.errors import LocalProtocolError
-from p2ptunnel.protocol.birthday import BirthdayEnded, OpenHoles, Tell, round_length
+from p2ptunnel.protocol.birthday import FLOWS_PER_TICK, BirthdayEnded, OpenHoles, Tell, next_tick, round_length
 from p2ptunnel.protocol.machine import MachineBase
 from p2ptunnel.types import Address, Transport
 from p2ptunnel.wire.signal import GO_PORTS_MAX, GoAhead
 
-__all__ = ["TRANSITIONS", "HardSide", "HardState", "HardTrigger", "hole_count"]
+__all__ = ["TRANSITIONS", "HardSide", "HardState", "HardTrigger"]
 
 
 class HardState(enum.Enum):
@@ -59,14 +56,14 @@ TRANSITIONS: Final = {
 
 
 class HardSide(MachineBase):
-    """One round: opens holes, and invites guesses as long as they may come.
+    """One round: opens holes, as many in a second as there are guesses, and invites those once the first holes are open.
 
     Args:
         target: The easy side's address, as observed over `transport`.
         round_trip: Seconds between the peers and back, estimated.
         ports: Outside ports that our NAT has given lately, over `transport`.
         transport: Of the holes.
-        holes: How many, at least 1 (`hole_count`).
+        holes: How many, at least 1 (`BirthdayGate`, `socket_count`).
         round_number: The attempt's.
     """
 
@@ -88,7 +85,8 @@ class HardSide(MachineBase):
         self._go = GoAhead(round=round_number, ports=tuple(ports)[-GO_PORTS_MAX:])
         self._length = round_length(round_trip)
         self._opened = 0
-        self._acts_at = math.inf
+        self._opens_at = math.inf
+        self._invites_at = math.inf
         self._ends_at = math.inf
 
     def start(self, now: float) -> None:
@@ -98,7 +96,7 @@ class HardSide(MachineBase):
             LocalProtocolError: It has begun already.
         """
         self._move(HardTrigger.START)
-        self._acts_at, self._ends_at = now, now + self._length
+        self._opens_at, self._ends_at = now, now + self._length
         self.handle_timer(now)
 
     def connection_up(self) -> None:
@@ -114,7 +112,7 @@ class HardSide(MachineBase):
         """End it: a connection is chosen, or the attempt is over.  Stopping twice is fine."""
         if self.state is not HardState.OVER:
             self._move(HardTrigger.END)
-            self._events.append(BirthdayEnded(why))
+            self._events.append(BirthdayEnded(why, holes=self._opened))
 
     def handle_timer(self, now: float) -> None:
         """Open the next holes, or invite, or end."""
@@ -122,39 +120,30 @@ class HardSide(MachineBase):
             return
         if now >= self._ends_at:
             self.stop("nothing came through")
-        elif now >= self._acts_at and self._opened < self._holes:
+            return
+        if now >= self._opens_at:
             self._open_some(now)
-        elif now >= self._acts_at:
-            self._invite(now)
+        if now >= self._invites_at:
+            self._invites_at = now + BIRTHDAY_RENEWAL
+            self._events.append(Tell(self._go))
 
     def next_deadline(self) -> float | None:
         """Return when something is due."""
-        return min(self._acts_at, self._ends_at) if self.state is HardState.INVITING else None
+        return min(self._opens_at, self._invites_at, self._ends_at) if self.state is HardState.INVITING else None
 
     def _open_some(self, now: float) -> None:
-        """Open as many holes as the loop can spare the time for; over UDP the first one alone, and plain."""
+        """Open as many holes as may be in one tick; over UDP the first one alone, and plain."""
         is_first_udp = self._transport == "udp" and self._opened == 0
-        count = 1 if is_first_udp else BIRTHDAY_HOLES_AT_ONCE
+        count = 1 if is_first_udp else FLOWS_PER_TICK
         holes = range(self._opened, min(self._opened + count, self._holes))
         self._opened = holes.stop
         self._events.append(OpenHoles(holes, self._target, self._transport, low=not is_first_udp))
-        self._acts_at = now + BIRTHDAY_TICK
-        if self._opened == self._holes:
-            self._invite(now)
-
-    def _invite(self, now: float) -> None:
-        self._acts_at = now + BIRTHDAY_RENEWAL
-        self._events.append(Tell(self._go))
+        self._opens_at = next_tick(self._opens_at, now) if self._opened < self._holes else math.inf
+        if holes.start < min(BIRTHDAY_HOLES_FIRST, self._holes) <= holes.stop:
+            self._invites_at = now
 
     def _move(self, trigger: HardTrigger) -> None:
         try:
             self.state = TRANSITIONS[self.state, trigger]
         except KeyError:
             raise LocalProtocolError(f"a hard side that is {self.state.value} takes no {trigger.value}") from None
-
-
-def hole_count(descriptors: int | None) -> int:
-    """Return how many holes so many free descriptors allow, 0 for no birthday at all; None: there is no limit."""
-    if descriptors is None or descriptors >= BIRTHDAY_DESCRIPTORS:
-        return BIRTHDAY_HOLES
-    return BIRTHDAY_HOLES_FEW if descriptors >= 2 * BIRTHDAY_HOLES_FEW else 0

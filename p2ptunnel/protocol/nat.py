@@ -11,7 +11,7 @@ import msgspec
 from p2ptunnel.types import Address
 from p2ptunnel.wire.messages import NatHints, PortRow
 
-__all__ = ["PORT_FIRST", "PORT_LAST", "PORT_RANGE", "Mapping", "MappingClass", "NatProfile", "classify", "describe"]
+__all__ = ["PORT_FIRST", "PORT_LAST", "PORT_RANGE", "Habits", "Mapping", "MappingClass", "NatProfile", "classify", "describe"]
 
 MappingClass: TypeAlias = Literal["eim", "adm", "seq", "rnd", "none", "unknown"]
 
@@ -53,12 +53,25 @@ class Mapping(msgspec.Struct, frozen=True):
         return None if self.observed is None else self.last_port == local_port
 
 
-class NatProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """What a side knows of the NATs before one port of its own.
+class Habits(msgspec.Struct, frozen=True, kw_only=True):
+    """What our NATs do with SYNs, whichever port of ours they are about; None: not known.
 
-    crosses: A SYN gets in that meets one of ours (simultaneous open; RFC 5382 REQ-2).  is_open: Strangers get in.
-    None of either: not known.
+    crosses: One gets in that meets one of ours (simultaneous open; RFC 5382 REQ-2).  is_open: Strangers get in.
+    opens_low: One of ours that is to die on the way does, and nobody answers it.
     """
+
+    crosses: bool | None = None
+    is_open: bool | None = None
+    opens_low: bool | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything of it is known."""
+        return self != Habits()
+
+
+class NatProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """What a side knows of the NATs before one port of its own; crosses, is_open: as in `Habits`."""
 
     tcp: Mapping = Mapping("unknown")
     udp: Mapping = Mapping("unknown")

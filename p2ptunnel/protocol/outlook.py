@@ -9,7 +9,7 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-from p2ptunnel.defaults import BIRTHDAY_DESCRIPTORS
+from p2ptunnel.defaults import BIRTHDAY_HOLES, DESCRIPTORS, DESCRIPTORS_BESIDE
 from p2ptunnel.protocol.strategy import Method, choose, shape_of
 from p2ptunnel.wire.messages import NatHints, PortRow
 
@@ -92,6 +92,7 @@ def _expect(own: NatHints, name: str, words: str, theirs: NatHints, descriptors:
 
 def _files(descriptors: int | None) -> str:
     """Return what a birthday lacks, if it does."""
-    if descriptors is None or descriptors >= BIRTHDAY_DESCRIPTORS:
+    if descriptors is None or descriptors >= BIRTHDAY_HOLES + DESCRIPTORS_BESIDE:
         return ""
-    return f"allow more open files: {descriptors} are too few for the 256 sockets that this takes (ulimit -n 1024)"
+    few = f"{descriptors} are too few for the {BIRTHDAY_HOLES} sockets that this takes"
+    return f"allow more open files: {few} (ulimit -n {DESCRIPTORS})"

@@ -199,14 +199,14 @@ class AnsweringPort:
         self._registered.add_done_callback(_retrieve)  # whoever waits may have been cancelled in this very turn
         if self._is_punching:
             self._listeners = self._port.listen(self._on_accepted, is_limited=False)
-        self._take_view()
+        self._take_control()
         self._driver.start()
         self._machine.registration.start(time.monotonic())
         self._driver.wake()
         observed = await self._registered
         self._watching = asyncio.create_task(self._watch_control())
         if self._is_mapping:
-            self._port.ask_router(self._take_mapping)
+            self._port.ask_router(self.take_view)
         return observed
 
     def network_changed(self) -> None:
@@ -279,14 +279,15 @@ class AnsweringPort:
 
     # --- the control connection ---------------------------------------------------------------------------------------
 
-    def _take_view(self) -> None:
+    def take_view(self) -> None:
+        """Tell whoever calls from now on what is known of our port by now, and who is calling what more there is of ways in."""
+        self._machine.view_changed(self._port.view, time.monotonic())
+        self._driver.wake()
+
+    def _take_control(self) -> None:
         self._machine.view = self._port.view
         self._machine.registration.cookie = self._port.cookie
         self._machine.registration.server_key = self._port.server_key
-
-    def _take_mapping(self) -> None:
-        self._machine.view_changed(self._port.view, time.monotonic())
-        self._driver.wake()
 
     async def _watch_control(self) -> None:
         """Keep the standing TCP connection open; what ended it may have ended the registration or changed our address."""
@@ -299,7 +300,7 @@ class AnsweringPort:
             if not (is_ours and await self._port.observe()):  # no herd here: and the next call comes soon
                 await backoff.until_done(self._port.observe)
             opened = time.monotonic()
-            self._take_view()
+            self._take_control()
             self._machine.registration.network_changed(opened)
             self._driver.wake()
 

@@ -31,7 +31,6 @@ from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.net.tcp import Listener, reset_close
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
 from p2ptunnel.protocol.approach import Birthdays
-from p2ptunnel.protocol.birthday import BirthdayEnded
 from p2ptunnel.protocol.caller import CallerAgent, CallerState
 from p2ptunnel.protocol.detour import OpenQuic, QuicRuledOut
 from p2ptunnel.protocol.intent import CallSigner
@@ -109,7 +108,6 @@ class Call(Generic[T]):
     Attributes:
         wanted: As it was given.
         is_punching: As it was given.
-        has_missed: A birthday has found nothing.
     """
 
     def __init__(
@@ -169,7 +167,6 @@ class Call(Generic[T]):
         self._result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._pinned = signer.callee if signer else None
         self._is_raw = signer is None
-        self.has_missed = False
         self._changed_key: PeerKeyChangedError | None = None
         self._patience: asyncio.TimerHandle | None = None
 
@@ -266,9 +263,6 @@ class Call(Generic[T]):
                 self._nominate_soon(self._connections.pop(event.connection), event.conkey)
             case CallFailed():
                 self._fail(self._error(event))
-            case BirthdayEnded():
-                self.has_missed = not self._result.done()
-                self._sockets.take(event)
             case _:
                 self._sockets.take(event)
 

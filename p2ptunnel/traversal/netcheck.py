@@ -37,7 +37,16 @@ from p2ptunnel.traversal.netreport import (
     verdict,
 )
 from p2ptunnel.traversal.port import take_number
-from p2ptunnel.traversal.probing import Strangers, crosses, filtering_udp, hairpins_tcp, hairpins_udp, strangers_tcp
+from p2ptunnel.traversal.probing import (
+    Crossing,
+    Strangers,
+    crosses,
+    does_cross,
+    filtering_udp,
+    hairpins_tcp,
+    hairpins_udp,
+    strangers_tcp,
+)
 from p2ptunnel.types import Address, format_address
 
 __all__ = ["netcheck"]
@@ -52,7 +61,7 @@ class _Findings(msgspec.Struct, frozen=True):
 
     filtering: Filtering = "unknown"
     strangers: Strangers = Strangers()
-    crosses: bool | None = None
+    crosses: Crossing = Crossing()
     hairpin_udp: bool | None = None
     hairpin_tcp: bool | None = None
     port_mapping: PortMapReport | None = None
@@ -199,9 +208,9 @@ async def _within(asking: MappingOf[str, Coroutine[Any, Any, object]], timeout: 
     return {name: task.result() for name, task in tasks.items() if not task.cancelled()}
 
 
-async def _ask_crosses(server: Address, hops: asyncio.Task[Hops]) -> bool | None:
+async def _ask_crosses(server: Address, hops: asyncio.Task[Hops]) -> Crossing:
     ttl = (await asyncio.shield(hops)).ttl
-    return None if ttl is None or not can_open_low() else await crosses(server, ttl)
+    return Crossing() if ttl is None or not can_open_low() else await crosses(server, ttl)
 
 
 async def _ask_rtt(server: Address, timeout: float) -> float | None:
@@ -248,7 +257,7 @@ def _report(server: Address, local: Address, udp: _Observations, tcp: _Observati
         hops=hops.hops,
         descriptors=_descriptors(),
         verdict="",
-        simultaneous_open=_does_cross(found, nat.tcp),
+        simultaneous_open=does_cross(found.strangers, found.crosses, nat.tcp.kind),
         strangers=found.strangers.refusal,
         port_mapping=found.port_mapping,
         double_nat=above,
@@ -268,13 +277,6 @@ def _with_outlook(report: NetReport, udp: _Observations, tcp: _Observations) -> 
     mapped = report.port_mapping is not None and report.port_mapping.external is not None and not report.double_nat
     expectations = expect(own, descriptors=report.descriptors, has_mapping=mapped)
     return msgspec.structs.replace(report, expectations=expectations)
-
-
-def _does_cross(found: _Findings, tcp: Mapping) -> bool | None:
-    """Return whether SYNs cross; one that nobody could have met says nothing."""
-    if found.strangers.filtering == "endpoint-independent":
-        return True
-    return found.crosses if found.crosses or tcp.kind == "eim" else None
 
 
 def _mapping(seen: _Observations) -> Mapping:

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Final, NamedTuple, Self, TypeAlias
 
+import msgspec
+
 from p2ptunnel.defaults import (
     APART_PATIENCE,
     CONTROL_GRACE,
@@ -34,7 +36,7 @@ from p2ptunnel.net.tcp import Listener
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
 from p2ptunnel.net.web import WebLinks, WebRoute
 from p2ptunnel.protocol.ipv6 import ipv6_candidates
-from p2ptunnel.protocol.nat import NatProfile
+from p2ptunnel.protocol.nat import Habits, Mapping, NatProfile
 from p2ptunnel.protocol.punch import LocalView, own_candidates
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.quic import can_quic
@@ -43,9 +45,11 @@ from p2ptunnel.traversal.ways import Ways
 from p2ptunnel.types import Address, Candidate, ServerSpec, format_address
 from p2ptunnel.wire.messages import Message, encode
 
-__all__ = ["OpenPort", "Opener", "OpenerTtl", "PunchPort", "another_port", "take_number"]
+__all__ = ["KnownHabits", "OpenPort", "Opener", "OpenerTtl", "PunchPort", "another_port", "take_number"]
 
 OnAccepted: TypeAlias = Callable[[socket.socket, Address], None]
+KnownHabits: TypeAlias = Callable[[Address, str], Habits]
+"""Returns what is known of the NATs through which we reach a server that sees us on this host."""
 _NUMBER_TRIES: Final = 16
 
 
@@ -119,7 +123,12 @@ class PunchPort:
     """
 
     def __init__(
-        self, number: tuple[UdpSocket, socket.socket], spec: ServerSpec, tracer: Tracer, ways: Ways | None = None
+        self,
+        number: tuple[UdpSocket, socket.socket],
+        spec: ServerSpec,
+        tracer: Tracer,
+        ways: Ways | None = None,
+        habits: KnownHabits | None = None,
     ) -> None:
         self.udp: Final = number[0]
         self.spec: Final = spec
@@ -127,6 +136,7 @@ class PunchPort:
         self.control: TcpControl | None = None
         self.web: WebRoute | None = None
         self._ways: Final = ways or Ways(WebLinks())
+        self._habits_at: Final = habits or _unknown_habits
         self._reserved: Final = number[1]
         self._trace = tracer
         self._beside: Final = self._reserve_ipv6()
@@ -147,6 +157,7 @@ class PunchPort:
         ttl: OpenerTtl,
         *,
         ways: Ways | None = None,
+        habits: KnownHabits | None = None,
         is_burnt: Callable[[int], bool] = _none_burnt,
         tracer: Tracer | None = None,
     ) -> Self:
@@ -158,6 +169,7 @@ class PunchPort:
             at: The server; its address is numeric.
             ttl: Knows how far a packet goes to leave our own NATs.
             ways: Knows how the server was reached last.
+            habits: Tells, at any time, what is known of our NATs; None: nothing.
             is_burnt: Tells of a local number whether another had better be taken.
             tracer: Gets what happens.
 
@@ -169,7 +181,7 @@ class PunchPort:
         spec = at if isinstance(at, ServerSpec) else ServerSpec(at)
         server = spec.address
         local = source_address(server[0]) if is_loopback(server[0]) else ANY_IPV4 if ":" not in server[0] else ANY_IPV6
-        port = cls(take_number(local, trace, is_burnt), spec, trace, ways)
+        port = cls(take_number(local, trace, is_burnt), spec, trace, ways, habits)
         hops = asyncio.create_task(ttl.towards(server))
         try:
             await port._observe_first()
@@ -225,7 +237,19 @@ class PunchPort:
         mapped = self._mapped({candidate.host for candidate in seen})
         over_ipv6 = ipv6_candidates(global_ipv6(), self.address[1]) if self._has_ipv6 else ()
         rtt = 0.0 if control is None else control.rtt
-        return LocalView((*seen, *mapped, *over_ipv6), rtt, can_open_low(), self._nat, self._ports, can_quic())
+        opens_low = can_open_low() and self._habits.opens_low is not False
+        return LocalView((*seen, *mapped, *over_ipv6), rtt, opens_low, self._profile, self._ports, can_quic())
+
+    @property
+    def _habits(self) -> Habits:
+        return Habits() if self.control is None else self._habits_at(self.server, self.control.observed[0])
+
+    @property
+    def _profile(self) -> NatProfile:
+        """What our NATs do; UDP that the server has not answered while it did over TCP is blocked."""
+        is_blocked = self.is_udp_silent and self._nat.udp.observed is None
+        udp, habits = Mapping("none") if is_blocked else self._nat.udp, self._habits
+        return msgspec.structs.replace(self._nat, udp=udp, crosses=habits.crosses, is_open=habits.is_open)
 
     def _mapped(self, seen: set[str]) -> Iterator[Candidate]:
         """Yield the ways in that our router keeps open, unless another NAT stands above it."""
@@ -417,6 +441,10 @@ class PunchPort:
         if self._beside is not None:
             self._beside.close()
         self.udp.close()
+
+
+def _unknown_habits(_: Address, __: str) -> Habits:
+    return Habits()
 
 
 OpenPort: TypeAlias = Callable[[], Awaitable[PunchPort]]

@@ -22,33 +22,81 @@ from p2ptunnel.defaults import PROBE_BACK_PATIENCE
 from p2ptunnel.errors import P2PTunnelError
 from p2ptunnel.net.dial import Dial, dial
 from p2ptunnel.net.reflexive import TcpControl, observe_udp
-from p2ptunnel.net.sockets import ANY_IPV4, reset_close
+from p2ptunnel.net.sockets import ANY_IPV4, can_open_low, reset_close
 from p2ptunnel.net.tcp import Listener
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
 from p2ptunnel.net.watch import Watch
 from p2ptunnel.protocol.machine import Event, new_mid
+from p2ptunnel.protocol.nat import Habits, MappingClass
 from p2ptunnel.protocol.punch import own_candidates
 from p2ptunnel.trace import Tracer
 from p2ptunnel.traversal.backquestion import BackQuestion, GotThrough, Over
 from p2ptunnel.traversal.netreport import Filtering, Refusal
-from p2ptunnel.traversal.port import take_number
+from p2ptunnel.traversal.port import Opener, take_number
 from p2ptunnel.types import Address
 from p2ptunnel.wire.messages import Message, Observed, ProbeExtra, ReflexiveAnswer, ReflexiveProbe
 
-__all__ = ["Strangers", "crosses", "filtering_udp", "hairpins_tcp", "hairpins_udp", "strangers_tcp"]
+__all__ = [
+    "Crossing",
+    "Strangers",
+    "ask_habits",
+    "crosses",
+    "does_cross",
+    "filtering_udp",
+    "hairpins_tcp",
+    "hairpins_udp",
+    "strangers_tcp",
+]
 
 _OUTCOMES: Final[dict[str, Refusal]] = {"connected": "accept", "refused": "reset", "silent": "drop"}
 _HAIRPIN: Final = 0.6  # seconds for a packet that only goes to our own router and back
-_SETTLE: Final = 0.05  # seconds in which a SYN of ours has left the NATs, and died
+_SETTLE: Final = 0.05  # seconds beside a round trip in which a SYN of ours has left the NATs, and died
 _HAIRPIN_BYTES: Final = 16
 _dice: Final = random.SystemRandom()
 
 
 class Strangers(msgspec.Struct, frozen=True):
-    """What SYNs get that nobody has asked for."""
+    """What SYNs get that nobody has asked for; `is_open`: one from a host that we have sent nothing to gets in."""
 
     filtering: Filtering = "unknown"
     refusal: Refusal = "unknown"
+    is_open: bool | None = None
+
+
+class Crossing(msgspec.Struct, frozen=True):
+    """What became of a SYN that was sent to meet one of ours: whether it got in, and whether ours had died on the way."""
+
+    gets_in: bool | None = None
+    has_died: bool | None = None
+
+
+def does_cross(strangers: Strangers, crossing: Crossing, mapping: MappingClass) -> bool | None:
+    """Return whether SYNs get in that meet ours; where the server saw another port than its SYN met, a no says nothing."""
+    if strangers.filtering == "endpoint-independent" or strangers.is_open:
+        return True
+    return crossing.gets_in if crossing.gets_in or mapping == "eim" else None
+
+
+async def ask_habits(server: Address, mapping: MappingClass, opener: Opener) -> Habits:
+    """Find out what our NATs do with SYNs, by one probe where strangers get in and by two elsewhere.
+
+    A third one confirms that SYNs do not cross, since any of them may have been lost on the way.  Then it takes six seconds.
+
+    Args:
+        server: Numeric.
+        mapping: Of our NATs, over TCP.
+        opener: How far a SYN travels to leave them.
+    """
+    strangers = await strangers_tcp(server, is_brief=True)
+    is_asked = not strangers.is_open and mapping == "eim" and can_open_low()
+    crossing = await crosses(server, opener.ttl) if is_asked else Crossing()
+    if crossing.gets_in is False:
+        crossing = await crosses(server, opener.ttl)
+    return Habits(
+        crosses=does_cross(strangers, crossing, mapping),
+        is_open=strangers.is_open,
+        opens_low=crossing.has_died if opener.rtt else None,  # else it is we who had guessed how far it should go
+    )
 
 
 def _choose_filtering(far: bool | None, near: bool | None) -> Filtering:
@@ -213,17 +261,18 @@ class _Asker:
                 answer.set_result("")
 
 
-async def strangers_tcp(server: Address) -> Strangers:
+async def strangers_tcp(server: Address, *, is_brief: bool = False) -> Strangers:
     """Find out what a stranger's SYN gets; about two seconds where it gets no answer.
 
     Args:
         server: Numeric.
+        is_brief: Only whether a stranger of another host gets in, by one probe instead of two.
     """
     with contextlib.suppress(P2PTunnelError, OSError):
         asker = await _Asker.open(server)
         try:
             with _Arrivals(asker.local) as arrivals:
-                return await _let_dial(asker, server, arrivals)
+                return await _let_dial(asker, server, arrivals, is_brief=is_brief)
         finally:
             asker.close()
     return Strangers()
@@ -265,9 +314,10 @@ class _Arrivals:
         return self._came.setdefault(host, asyncio.Event())
 
 
-async def _let_dial(asker: _Asker, server: Address, arrivals: _Arrivals) -> Strangers:
+async def _let_dial(asker: _Asker, server: Address, arrivals: _Arrivals, *, is_brief: bool) -> Strangers:
     others = asker.control.others
     far, near = _numbers(others, server)
+    near = None if is_brief else near
 
     async def gets_in(number: int | None) -> tuple[bool | None, str]:
         outcome = "" if number is None else await asker.outcome(number)
@@ -278,11 +328,11 @@ async def _let_dial(asker: _Asker, server: Address, arrivals: _Arrivals) -> Stra
     (is_far, far_outcome), (is_near, near_outcome) = await asyncio.gather(gets_in(far), gets_in(near))
     refusal = _OUTCOMES.get(far_outcome or near_outcome, "unknown")
     is_lost = refusal == "accept" and not (is_far or is_near)  # it was the router that took the connection
-    return Strangers(_choose_filtering(is_far, is_near), "unknown" if is_lost else refusal)
+    return Strangers(_choose_filtering(is_far, is_near), "unknown" if is_lost else refusal, is_far)
 
 
-async def crosses(server: Address, ttl: int) -> bool | None:
-    """Tell whether our NATs let a SYN in that meets one of ours (RFC 5382 REQ-2); None: not known.
+async def crosses(server: Address, ttl: int) -> Crossing:
+    """Find out whether our NATs let a SYN in that meets one of ours (RFC 5382 REQ-2).
 
     Only of a NAT that keeps one port for all destinations a no is one: another shows the server another port.
 
@@ -295,22 +345,22 @@ async def crosses(server: Address, ttl: int) -> bool | None:
         try:
             far, near = _numbers(asker.control.others, server)
             number = near if far is None else far
-            return None if number is None else await _meet(asker, number, ttl)
+            return Crossing() if number is None else await _meet(asker, number, ttl)
         finally:
             asker.close()
-    return None
+    return Crossing()
 
 
-async def _meet(asker: _Asker, number: int, ttl: int) -> bool | None:
+async def _meet(asker: _Asker, number: int, ttl: int) -> Crossing:
     target = asker.control.others[number]
     ours = Dial(asker.local, target, _leave_it, rng=_dice, low_ttl=ttl, redials=0)
     try:
         ours.connect()
-        await asyncio.sleep(_SETTLE)
-        if ours.record.outcome is not None:  # it did not die on the way, or could not leave
-            return None
+        await asyncio.sleep(_SETTLE + asker.control.rtt)  # by then whoever it reached would have answered
+        if ours.record.outcome is not None:
+            return Crossing(has_died=False if ours.record.outcome in {"connected", "refused"} else None)
         outcome = await asker.outcome(number)
-        return {"connected": True, "refused": False, "silent": False}.get(outcome)
+        return Crossing({"connected": True, "refused": False, "silent": False}.get(outcome), has_died=True)
     finally:
         ours.close()
 

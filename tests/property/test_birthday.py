@@ -49,14 +49,14 @@ def test_an_easy_side_keeps_to_its_budgets(steps: list[Step], rtt: float, seed: 
         of_this_go, ports = of_this_go + len(sent), ports + sent
         assert len(sent) <= 5
         assert of_this_go <= 256
-    assert len(ports) == len(set(ports)) <= 1024
+    assert len(ports) == len(set(ports)) <= 672
     assert all(port_refusal(port) is None for port in ports)
     ended = run_out(side, now, 100.0)
     assert side.state in {EasyState.OVER, EasyState.HOLDING}
     assert ended <= 1
 
 
-@given(STEPS, RTT, st.sampled_from([1, 32, 64, 256]))
+@given(STEPS, RTT, st.sampled_from([1, 64, 96, 512]))
 def test_a_hard_side_opens_each_hole_once_and_ends(steps: list[Step], rtt: float, holes: int) -> None:
     side = HardSide(("203.0.113.9", 52_114), rtt, holes=holes)
     side.start(0.0)
@@ -73,7 +73,7 @@ def test_a_hard_side_opens_each_hole_once_and_ends(steps: list[Step], rtt: float
     opened = [hole for event in happened if isinstance(event, OpenHoles) for hole in event.holes]
     assert opened == list(range(len(opened)))
     assert len(opened) <= holes
-    assert not any(isinstance(event, Tell) for event in happened) or len(opened) == holes
+    assert not any(isinstance(event, Tell) for event in happened) or len(opened) >= min(holes, 96)
     run_out(side, now, 100.0)
     assert side.state in {HardState.OVER, HardState.HOLDING}
     assert sum(isinstance(event, BirthdayEnded) for event in happened) <= 1

@@ -11,10 +11,10 @@ from typing import Final
 
 from msgspec import Struct
 
-from p2ptunnel.defaults import PHASES, PLAIN_MARGIN
+from p2ptunnel.defaults import BIRTHDAY_HOLES, PHASES, PLAIN_MARGIN
 from p2ptunnel.protocol.birthday import BirthdayEnded, OpenHoles, SendProbes, Tell
 from p2ptunnel.protocol.guessing import EasySide
-from p2ptunnel.protocol.holes import HardSide, hole_count
+from p2ptunnel.protocol.holes import HardSide
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.nat import NatProfile, classify
 from p2ptunnel.protocol.punch import phase_length
@@ -37,7 +37,7 @@ class Damage(Struct, frozen=True, kw_only=True):
 
     minds_repetitions: bool = True
     invitations: int = 1000
-    holes: int = hole_count(None)
+    holes: int = BIRTHDAY_HOLES
 
 
 class Result(Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 from msgspec.structs import replace
 
-from p2ptunnel.defaults import BIRTHDAY_HOLES, BIRTHDAY_PROBES, BIRTHDAY_PROBES_PER_SECOND, COMPAT_REQUESTS_PER_MINUTE
+from p2ptunnel.defaults import BIRTHDAY_FLOWS_PER_SECOND, BIRTHDAY_HOLES, BIRTHDAY_PROBES, COMPAT_REQUESTS_PER_MINUTE
 from p2ptunnel.protocol.nat import Mapping, MappingClass, NatProfile
 from p2ptunnel.protocol.punch import LocalView
 from p2ptunnel.testing.simnet import CALLEE, CALLER, KINDS, PUNCHABLE, SERVER, TAG, Call, Host, Network, SimCaller
@@ -235,7 +235,7 @@ def test_an_attempt_keeps_to_its_budgets(kinds: tuple[str, str]) -> None:
 
 
 def test_guesses_keep_to_their_rate() -> None:
-    call = Call(Network(seed=3), "pr", "symR", callee=_Habits(holes=1))
+    call = Call(Network(seed=3), "pr", "symR", callee=_Habits(sockets=1))
     clock, counts = call.network.clock, list[int]()
 
     def count() -> None:
@@ -245,7 +245,7 @@ def test_guesses_keep_to_their_rate() -> None:
     clock.call_later(0.1, count)
     call.run()
     assert counts[-1] > 500
-    assert max(later - earlier for earlier, later in pairwise(counts)) <= BIRTHDAY_PROBES_PER_SECOND / 10 + 10
+    assert max(later - earlier for earlier, later in pairwise(counts)) <= BIRTHDAY_FLOWS_PER_SECOND / 10 + 10
 
 
 # --- budgets ----------------------------------------------------------------------------------------------------------------

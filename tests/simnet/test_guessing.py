@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import pytest
 from msgspec import Struct
 
+from p2ptunnel.defaults import BIRTHDAY_FLOWS_REMEMBERED
 from p2ptunnel.protocol.punch import phase_length
 from p2ptunnel.protocol.strategy import Method
 from p2ptunnel.testing.simnet import Nat, Segment, find_kind
@@ -69,7 +70,7 @@ def test_flows_of_others_cost_rounds(caller: str, callee: str, busy: float, firs
 
 
 def test_one_round_of_a_birthday_connects_nearly_always() -> None:
-    """Theory: 1 - (1 - 256/64508)^1024 = 98.3 %."""
+    """Theory: 98.7 %: 672 guesses, the first at 96 holes and all but the first 208 at 512."""
     everything: list[Result] = []
     for easy in EASY:
         runs = [*results("symR", easy, RUNS // 2), *results(easy, "symR", RUNS // 2)]
@@ -86,20 +87,20 @@ def test_one_round_of_a_birthday_connects_nearly_always() -> None:
 
 
 def test_a_second_round_finds_what_the_first_has_missed() -> None:
-    missed = 0
-    for seed in seeds("pr", "symR", RUNS):
-        attempt = Attempt("pr", "symR", seed=seed)
-        if not attempt.run().connected:
-            missed += 1
-            attempt.clock.advance(10.0)
-            attempt.run_round(1)
-            assert attempt.connected_at is not None
-    assert missed > 0 or TRACED
+    found = 0
+    for seed in seeds("pr", "symR", 40):
+        attempt = missing(seed)
+        assert not attempt.run().connected
+        attempt.callee.host.nat = Nat(find_kind("symR"), random.Random(seed))
+        attempt.clock.advance(BIRTHDAY_FLOWS_REMEMBERED)
+        attempt.run_round(1)
+        found += attempt.connected_at is not None
+    assert found >= 0.9 * 40
 
 
 @pytest.mark.parametrize(("delay", "least"), [(0.0, 0.9), (0.001, 0.9), (0.1, 0.9), (0.4, 0.7)])
 def test_a_birthday_works_at_every_delay(delay: float, least: float) -> None:
-    """Where a probe must wait for more than a second, the kernel repeats it, and half as many are sent: 87 %."""
+    """Where a probe must wait for more than a second, the kernel repeats it, and half as many are sent: 88 %."""
     assert share(results("pr", "symR", 30, delay=delay)) >= least
 
 
@@ -131,16 +132,16 @@ def test_in_a_block_of_ports_few_guesses_are_enough() -> None:
 def test_fewer_holes_are_hit_less_often() -> None:
     few = share(results("pr", "symR", RUNS, damage=Damage(holes=64)))
     print(f"with 64 holes: {few:.0%}")
-    assert 0.5 < few < 0.78  # theory: 64 %
+    assert 0.33 < few < 0.65  # theory: 49 %
 
 
 @pytest.mark.parametrize("easy", ["prR", "prO"])
 def test_a_router_that_answers_a_repeated_syn_by_rst_would_end_every_hole(easy: str) -> None:
     """After one second the kernel repeats the holes' SYNs: not lowered again, they go all the way."""
-    plain = results(easy, "symR", RUNS, damage=Damage(minds_repetitions=False))
-    late = [run for run in plain if not run.connected or run.seconds > 1.6]  # the attempt is 0.45 s old when holes open
-    print(f"symR x {easy}, TTL not lowered again: {share(plain):.0%}")
-    assert share(plain) < 0.92
+    plain = results(easy, "symR", RUNS, damage=Damage(minds_repetitions=False, holes=128))  # in the first quarter of a second
+    late = [run for run in plain if not run.connected or run.seconds > 1.85]  # the attempt is 0.45 s old when holes open
+    print(f"symR x {easy}, 128 holes, TTL not lowered again: {share(plain):.0%}")
+    assert share(plain) < 0.72  # theory: 73 % with all guesses; here the last third finds none
     assert not any(run.connected for run in late)
 
 
@@ -183,9 +184,9 @@ def phase_0(delay: float = 0.025) -> int:
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.025, 0.2, 0.4])
-def test_a_round_costs_the_victim_1024_packets_and_nobody_else_one(delay: float) -> None:
+def test_a_round_costs_the_victim_672_packets_and_nobody_else_one(delay: float) -> None:
     spent = spray(missing(1, delay=delay))
-    assert 900 <= spent.to_hard <= 1024 + phase_0(delay)
+    assert 600 <= spent.to_hard <= 672 + phase_0(delay)
     assert spent.to_others == 0
 
 
@@ -213,7 +214,7 @@ def test_what_the_hard_side_sends_dies_on_the_way() -> None:
     attempt = missing(1)
     arrived = attempt.network.drops
     spray(attempt)
-    assert arrived["TTL over"] >= 256
+    assert arrived["TTL over"] >= 512
 
 
 @pytest.mark.parametrize(("caller", "callee"), [("symR", "symR"), ("symR", "symS"), ("symS", "symR")])
@@ -248,10 +249,10 @@ def open_sockets(site: Site) -> int:
 
 
 @pytest.mark.parametrize("delay", [0.025, 0.2])
-def test_at_no_instant_a_side_has_more_than_256_sockets(delay: float) -> None:
+def test_at_no_instant_there_are_more_than_256_guesses_and_512_holes(delay: float) -> None:
     attempt = Counting("pr", "symR", seed=1, delay=delay)
     attempt.callee.host.nat = _Closed(find_kind("symR"), random.Random(1))
     attempt.run()
     assert 64 < attempt.most["easy"] <= 256 + 1  # and the one of phase 0
-    assert 256 <= attempt.most["hard"] <= 256 + 1
+    assert 512 <= attempt.most["hard"] <= 512 + 1
     assert all(open_sockets(site) == 0 for site in attempt.sites)  # afterwards everything is closed

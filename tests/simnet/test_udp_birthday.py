@@ -47,7 +47,7 @@ def probes(call: Call) -> int:
 
 
 def test_nearly_every_round_finds_a_way() -> None:
-    """Theory, with 256 holes and 1024 guesses: 98.3 %."""
+    """As many as over TCP: a round finds a way in 98.7 cases of a hundred."""
     found: list[bool] = []
     for caller, callee in ORDERS:
         runs = [calls(caller, callee, seed) for seed in seeds(caller, callee, RUNS)]
@@ -126,7 +126,9 @@ def test_a_round_costs_what_it_may_and_nobody_else_anything(caller: str, callee:
 
 def test_what_the_holes_send_dies_on_the_way() -> None:
     call = calls("symR", "pr", 3)
-    assert call.network.drops["TTL over"] >= BIRTHDAY_HOLES - 1
+    opened = len(call.caller._udp_holes)
+    assert opened > 100
+    assert call.network.drops["TTL over"] >= opened - 1
 
 
 def test_when_the_call_is_over_no_hole_is_left() -> None:

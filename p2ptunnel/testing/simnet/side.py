@@ -8,10 +8,9 @@ from typing import Final
 
 import msgspec
 
-from p2ptunnel.defaults import PHASES, REDIAL_MAX, REDIAL_MIN, REDIALS_PER_PHASE
+from p2ptunnel.defaults import BIRTHDAY_HOLES, PHASES, REDIAL_MAX, REDIAL_MIN, REDIALS_PER_PHASE
 from p2ptunnel.protocol.approach import Birthdays
 from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes
-from p2ptunnel.protocol.holes import hole_count
 from p2ptunnel.protocol.machine import Event, Hole, Machine
 from p2ptunnel.protocol.nat import Mapping, NatProfile, classify
 from p2ptunnel.protocol.punch import Dial, LocalView, ObserveRow, PunchStarted, StopDialing, TakePort
@@ -38,7 +37,7 @@ class Habits(msgspec.Struct, frozen=True, kw_only=True):
         keeps_answered: A new phase replaces no dial that the other side has answered already.
         phases: After so many, nothing new is dialled.
         redials: Refusals that are answered by another SYN, in each phase.
-        holes: How many it could open in a birthday.
+        sockets: How many it could have in a birthday.
         has_tcp: TCP leads to others than the server, which the side knows.
         can_quic: What the side says of itself: it can do QUIC.
         has_ports: It has a fresh port for a second round.
@@ -51,7 +50,7 @@ class Habits(msgspec.Struct, frozen=True, kw_only=True):
     keeps_answered: bool = True
     phases: int = PHASES
     redials: int = REDIALS_PER_PHASE
-    holes: int = hole_count(None)
+    sockets: int = BIRTHDAY_HOLES
     has_tcp: bool = True
     can_quic: bool = False
     has_ports: bool = True
@@ -126,7 +125,7 @@ class Side(Driver):
     @staticmethod
     def birthdays(habits: Habits) -> Birthdays:
         """Return what a side has for birthdays."""
-        return Birthdays(BirthdayGate(), lambda: habits.holes)
+        return Birthdays(BirthdayGate(), lambda: habits.sockets)
 
     @property
     def sockets(self) -> tuple[Socket, ...]:

@@ -21,7 +21,7 @@ from p2ptunnel.defaults import (
     PUNCH_TIMEOUT,
 )
 from p2ptunnel.protocol.approach import Approach, Birthdays
-from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes
+from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes, birthday_wait
 from p2ptunnel.protocol.machine import Datagram, Event
 from p2ptunnel.protocol.nat import Mapping, MappingClass, NatProfile
 from p2ptunnel.protocol.punch import Dial, LocalView, ObserveRow, TakePort, phase_length
@@ -45,6 +45,7 @@ from tests.unit.protocol.actors import CALLEE, CALLER, SERVER, TOKEN, answer_int
 E = TypeVar("E", bound=Event)
 RTT = 0.05
 W = phase_length(RTT, RTT)
+WAIT = birthday_wait(2 * RTT)
 HALF_WAY = RTT + PLAIN_MARGIN
 KEYS = answer_intent(signer().sign(()), ())[1]
 OTHER: dict[Role, Address] = {"caller": CALLEE, "callee": CALLER}
@@ -68,7 +69,7 @@ class Side:
         own: MappingClass = "eim",
         other: MappingClass = "eim",
         *,
-        holes: int = BIRTHDAY_HOLES,
+        sockets: int = BIRTHDAY_HOLES,
         gate: BirthdayGate | None = None,
         low: bool = True,
         is_founding: bool = False,
@@ -88,7 +89,7 @@ class Side:
             replace(hints_of(other), udp=udp),
             random.Random(1),
             keys=None if is_founding else KEYS,
-            birthdays=Birthdays(self.gate, lambda: holes),
+            birthdays=Birthdays(self.gate, lambda: sockets),
             peer_key="other",
             is_swapped=is_swapped,
         )
@@ -627,17 +628,17 @@ def test_nobody_who_knows_the_row_is_no_obstacle() -> None:
 # --- the birthday ---------------------------------------------------------------------------------------------------------
 
 
-def hard(role: Role = "caller", *, gate: BirthdayGate | None = None, holes: int = BIRTHDAY_HOLES) -> Side:
-    side = Side(role, "rnd", "eim", gate=gate, holes=holes).start()
+def hard(role: Role = "caller", *, gate: BirthdayGate | None = None, sockets: int = BIRTHDAY_HOLES) -> Side:
+    side = Side(role, "rnd", "eim", gate=gate, sockets=sockets).start()
     side.approach.prove(0.0)
     return side
 
 
 @pytest.mark.parametrize("role", ["caller", "callee"])
-def test_the_hard_side_opens_holes_when_the_first_phase_is_over(role: Role) -> None:
+def test_the_hard_side_opens_holes_when_who_is_open_would_have_answered(role: Role) -> None:
     side = hard(role)
-    side.advance(W - 0.001)
-    happened = side.advance(W + 1.0)
+    assert not any(isinstance(event, OpenHoles) for event in side.advance(WAIT - 0.001))
+    happened = side.advance(WAIT + 1.1)
     assert dials(happened)[-1].targets == ()  # what waits of the first phase is closed
     opened = [event for event in happened if isinstance(event, OpenHoles)]
     assert sum(len(event.holes) for event in opened) == BIRTHDAY_HOLES
@@ -647,7 +648,7 @@ def test_the_hard_side_opens_holes_when_the_first_phase_is_over(role: Role) -> N
 def test_it_invites_with_the_ports_that_were_seen() -> None:
     side = hard()
     side.told()
-    side.advance(W)
+    side.advance(WAIT)
     side.approach.datagrams_to_send()
     while not (told := side.told()):
         at = side.approach.next_deadline()
@@ -659,11 +660,11 @@ def test_it_invites_with_the_ports_that_were_seen() -> None:
 
 def test_a_callee_opens_no_holes_for_whom_it_has_not_heard() -> None:
     side = Side("callee", "rnd", "eim").start()
-    assert not any(isinstance(event, OpenHoles) for event in side.advance(W + 0.1))
+    assert not any(isinstance(event, OpenHoles) for event in side.advance(WAIT + 0.1))
 
 
 @pytest.mark.parametrize("role", ["caller", "callee"])
-@pytest.mark.parametrize("at", [0.0, W / 2, 1.0])
+@pytest.mark.parametrize("at", [0.0, WAIT / 2, 1.0])
 def test_the_easy_side_guesses_when_it_is_invited(role: Role, at: float) -> None:
     side = Side(role, "eim", "rnd").start()
     assert not any(isinstance(event, SendProbes) for event in side.advance(at))
@@ -677,7 +678,7 @@ def test_the_easy_side_guesses_when_it_is_invited(role: Role, at: float) -> None
 def test_who_is_not_the_easy_side_is_not_made_to_guess(own: MappingClass, other: MappingClass) -> None:
     side = Side("callee", own, other).start()
     side.tell(GoAhead())
-    assert not any(isinstance(event, SendProbes | OpenHoles) for event in side.advance(W / 2))  # its own turn is at W
+    assert not any(isinstance(event, SendProbes | OpenHoles) for event in side.advance(WAIT / 2))  # its own turn is at WAIT
     assert not any(isinstance(event, SendProbes) for event in side.advance(PUNCH_TIMEOUT))
 
 
@@ -685,35 +686,70 @@ def test_a_go_ahead_of_another_round_begins_nothing() -> None:
     side = Side("caller", "eim", "rnd").start()
     side.tell(GoAhead(round=1))
     assert not any(isinstance(event, SendProbes) for event in side.advance(1.0))
-    assert side.gate.enter("others", 1.0) is None
+    assert side.gate.enter("others", 1, 1.0) == 1
 
 
-@pytest.mark.parametrize("holes", [0, 64])
-def test_so_many_holes_as_there_are_descriptors_for(holes: int) -> None:
-    happened = hard(holes=holes).advance(W + 1.0)
-    assert sum(len(event.holes) for event in happened if isinstance(event, OpenHoles)) == holes
+@pytest.mark.parametrize("sockets", [0, 64, 300])
+def test_so_many_holes_as_there_are_descriptors_for(sockets: int) -> None:
+    happened = hard(sockets=sockets).advance(WAIT + 1.1)
+    assert sum(len(event.holes) for event in happened if isinstance(event, OpenHoles)) == sockets
+
+
+@pytest.mark.parametrize("sockets", [0, 64])
+def test_no_more_guesses_at_a_time_than_there_are_descriptors_for(sockets: int) -> None:
+    side = Side("caller", "eim", "rnd", sockets=sockets).start()
+    side.tell(GoAhead())
+    sent = [event for event in side.advance(0.1 + RTT) if isinstance(event, SendProbes)]  # less than each waits
+    assert sum(len(event.ports) for event in sent) == sockets
+
+
+def invited(side: Side, *times: float) -> int:
+    """Return how many guesses it sends when it is invited at these times."""
+    sent = 0
+    for at in times:
+        sent += sum(len(event.ports) for event in side.advance(at) if isinstance(event, SendProbes))
+        side.tell(GoAhead())
+    return sent + sum(len(event.ports) for event in side.advance(PUNCH_TIMEOUT) if isinstance(event, SendProbes))
+
+
+@pytest.mark.parametrize(("before", "left"), [(88, 616), (448, 256), (449, 0), (672, 0)])
+def test_what_the_last_birthdays_have_left_in_routers_is_what_the_next_may_take(before: int, left: int) -> None:
+    gate = BirthdayGate()
+    assert gate.enter("others", before, 0.0) == before
+    gate.leave(before)
+    side = Side("caller", "eim", "rnd", gate=gate).start()
+    assert invited(side, 0.0, 0.4, 0.8, 1.2) == left
+
+
+def test_what_it_has_opened_counts_for_the_next() -> None:
+    side = hard(sockets=96)
+    side.advance(PUNCH_TIMEOUT)
+    assert side.gate.enter("others", 672, PUNCH_TIMEOUT) == 704 - 96
+    side = Side("caller", "eim", "rnd").start()
+    assert invited(side, 0.0) == BIRTHDAY_CREDIT
+    assert side.gate.enter("others", 672, PUNCH_TIMEOUT) == 704 - BIRTHDAY_CREDIT
 
 
 def test_one_birthday_at_a_time_and_the_next_when_that_is_over() -> None:
     gate = BirthdayGate()
-    assert gate.enter("others", 0.0) is None
+    assert gate.enter("others", 1, 0.0) == 1
     side = hard(gate=gate)
-    assert not any(isinstance(event, OpenHoles) for event in side.advance(4 * W))
-    gate.leave()
-    assert any(isinstance(event, OpenHoles) for event in side.advance(4 * W + BIRTHDAY_RENEWAL + 1e-6))
+    assert not any(isinstance(event, OpenHoles) for event in side.advance(4 * WAIT))
+    gate.leave(1)
+    assert any(isinstance(event, OpenHoles) for event in side.advance(4 * WAIT + BIRTHDAY_RENEWAL + 1e-6))
 
 
 @pytest.mark.parametrize("how", ["stopped", "spent"])
 def test_its_end_is_told_and_lets_others_have_theirs(how: str) -> None:
     side = hard()
-    happened = side.advance(W)
+    happened = side.advance(WAIT)
     if how == "stopped":
         side.approach.stop()
         happened += side.approach.events()
     else:
         happened += side.advance(PUNCH_TIMEOUT)
     assert only(BirthdayEnded, happened).token == TOKEN
-    assert side.gate.enter("others", PUNCH_TIMEOUT) is None
+    assert side.gate.enter("others", 1, PUNCH_TIMEOUT) == 1
 
 
 def test_an_attempt_has_one_birthday() -> None:
@@ -730,23 +766,23 @@ def test_while_a_connection_is_tried_nobody_guesses_and_nobody_is_invited(part: 
     side = hard() if part == "hard" else Side("caller", "eim", "rnd").start()
     if part == "easy":
         side.tell(GoAhead())
-    side.advance(W + 0.2)
+    side.advance(WAIT + 0.2)
     for _ in range(2):
         side.approach.connection_up()
     side.told()
-    assert not any(isinstance(event, SendProbes | OpenHoles) for event in side.advance(W + 0.3))
+    assert not any(isinstance(event, SendProbes | OpenHoles) for event in side.advance(WAIT + 0.3))
     assert side.told() == []
     side.approach.connection_failed(side.now)
-    assert not side.advance(W + 0.4)  # the other one is tried still
+    assert not side.advance(WAIT + 0.4)  # the other one is tried still
     side.approach.connection_failed(side.now)
     side.tell(GoAhead())
-    happened = side.advance(W + 1.0)
+    happened = side.advance(WAIT + 1.0)
     assert part == "hard" or any(isinstance(event, SendProbes) for event in happened)
 
 
 def test_a_connection_from_before_the_birthday_ends_no_birthday() -> None:
     side = hard("callee")
     side.approach.connection_up()
-    side.advance(W + 0.1)
+    side.advance(WAIT + 0.1)
     side.approach.connection_failed(side.now)
     assert only(BirthdayEnded, side.advance(PUNCH_TIMEOUT)).why == "nothing came through"

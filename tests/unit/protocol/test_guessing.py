@@ -21,8 +21,8 @@ Probe = tuple[float, int]
 class Easy:
     """An easy side whose timers are minded, `late` seconds late; go-aheads come when they are told to."""
 
-    def __init__(self, *, rtt: float = 0.1, late: float = 0.0, seed: int = 1, round_number: int = 0) -> None:
-        self.side = EasySide(HOST, rtt, random.Random(seed), round_number=round_number)
+    def __init__(self, *, rtt: float = 0.1, late: float = 0.0, seed: int = 1, **options: int) -> None:
+        self.side = EasySide(HOST, rtt, random.Random(seed), **options)  # type: ignore[arg-type]
         self.probes: list[Probe] = []
         self.patience: set[float] = set()
         self.ended: tuple[float, BirthdayEnded] | None = None
@@ -62,7 +62,7 @@ def test_without_a_go_ahead_nothing_is_sent() -> None:
     easy = Easy()
     easy.run(NOW + 60)
     assert easy.probes == []
-    assert easy.ended == (NOW + 2.0, BirthdayEnded("no go-ahead", 0))
+    assert easy.ended == (NOW + 2.0, BirthdayEnded("no go-ahead"))
 
 
 def test_one_go_ahead_is_good_for_256_and_no_more() -> None:
@@ -70,7 +70,7 @@ def test_one_go_ahead_is_good_for_256_and_no_more() -> None:
     easy.go(NOW + 1)
     easy.run(NOW + 60)
     assert len(easy.probes) == 256
-    assert easy.ended == (NOW + 3.0, BirthdayEnded("no go-ahead", 256))
+    assert easy.ended == (NOW + 3.0, BirthdayEnded("no go-ahead", probes=256))
 
 
 def test_go_aheads_fill_the_credit_up_and_do_not_add_to_it() -> None:
@@ -81,16 +81,16 @@ def test_go_aheads_fill_the_credit_up_and_do_not_add_to_it() -> None:
     assert len(easy.probes) == 5 + 256  # what had left before the last of them, and what that one is good for
 
 
-def test_a_round_has_1024_however_long_it_is_told_to_go_on() -> None:
+def test_a_round_has_672_however_long_it_is_told_to_go_on() -> None:
     easy = Easy()
     for n in range(20):
         easy.go(NOW + 0.4 * n)
-    assert len(easy.probes) == 1024
-    assert easy.probes[-1][0] < NOW + 1024 / 500 + 0.05
+    assert len(easy.probes) == 672
+    assert easy.probes[-1][0] < NOW + 672 / 500 + 0.05
     assert easy.ended is not None
-    assert easy.ended[1] == BirthdayEnded("every guess was wrong", 1024)
+    assert easy.ended[1] == BirthdayEnded("every guess was wrong", probes=672)
     assert easy.ended[0] == pytest.approx(easy.probes[-1][0] + 0.3)  # the last one may still be answered
-    assert easy.side.dropped["go-ahead of another round"] == 20 - 6
+    assert easy.side.dropped["go-ahead of another round"] == 20 - 5
 
 
 @pytest.mark.parametrize("late", [0.0, 0.0011, 0.004, 0.03, 0.5])
@@ -101,19 +101,19 @@ def test_however_late_timers_come_the_rate_is_kept(late: float) -> None:
     assert within(easy.probes, 0.0049) == 5
     assert within(easy.probes, 0.999) <= 500 + 5
     if late > 0.01:
-        assert len(easy.probes) < 1024
+        assert len(easy.probes) < 672
 
 
 @pytest.mark.parametrize(
     ("rtt", "patience", "probes"),
     [
-        (0.0, 0.1, 1024),
-        (0.1, 0.3, 1024),
-        (0.44, 0.98, 1024),
-        (0.45, 0.9, 1024),
-        (0.7, 0.9, 1024),
-        (0.95, 1.05, 512),
-        (1.6, 1.7, 512),
+        (0.0, 0.1, 672),
+        (0.1, 0.3, 672),
+        (0.44, 0.98, 672),
+        (0.45, 0.9, 672),
+        (0.7, 0.9, 672),
+        (0.95, 1.05, 336),
+        (1.6, 1.7, 336),
     ],
 )
 def test_probes_wait_for_an_answer_and_count_as_often_as_kernels_repeat_them(rtt: float, patience: float, probes: int) -> None:
@@ -123,8 +123,24 @@ def test_probes_wait_for_an_answer_and_count_as_often_as_kernels_repeat_them(rtt
     assert list(easy.patience) == pytest.approx([patience])
     assert patience > rtt
     assert len(easy.probes) == probes
-    assert len(easy.probes) * (1 + int(patience)) == 1024
+    assert len(easy.probes) * (1 + int(patience)) == 672
     assert within(easy.probes, patience - 1e-6) <= 256
+
+
+@pytest.mark.parametrize("probes", [1, 256, 300])
+def test_it_sends_no_more_than_it_may(probes: int) -> None:
+    easy = Easy(probes=probes)
+    for n in range(8):
+        easy.go(NOW + 0.4 * n)
+    assert len(easy.probes) == probes
+    assert easy.ended is not None
+
+
+def test_no_more_wait_for_an_answer_than_there_are_sockets() -> None:
+    easy = Easy(open_most=64)
+    for n in range(8):
+        easy.go(NOW + 0.4 * n)
+    assert within(easy.probes, 0.3 - 1e-6) == 64
 
 
 def test_what_is_repeated_counts_towards_the_credit_too() -> None:
@@ -190,7 +206,7 @@ def test_when_none_comes_after_that_it_ends() -> None:
     easy.side.connection_up()
     easy.side.connection_failed(NOW + 5)
     easy.run(NOW + 60)
-    assert easy.ended == (NOW + 7, BirthdayEnded("no go-ahead", 0))
+    assert easy.ended == (NOW + 7, BirthdayEnded("no go-ahead"))
 
 
 def test_chosen_ends_it_at_once_and_twice_is_fine() -> None:
@@ -198,7 +214,7 @@ def test_chosen_ends_it_at_once_and_twice_is_fine() -> None:
     easy.go(NOW)
     easy.side.stop()
     easy.side.stop()
-    assert easy.side.events() == [BirthdayEnded("chosen", 5)]
+    assert easy.side.events() == [BirthdayEnded("chosen", probes=5)]
     assert easy.side.next_deadline() is None
     easy.go(NOW + 1)
     assert easy.side.events() == []

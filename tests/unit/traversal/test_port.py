@@ -74,6 +74,8 @@ def test_all_observers_of_a_server_are_asked_how_the_port_is_mapped() -> None:
             assert nat.tcp.observed == nat.udp.observed == port.address
             assert port.view.ports == (port.address[1],) * 3
             assert (port.view.hints.tcp, port.view.hints.udp) == ("eim", "eim")
+            port.udp_lost()  # the server was silent for a while
+            assert (port.is_udp_silent, port.view.hints.udp) == (True, "eim")
             port.forget_control()
             assert (port.view.nat.tcp.kind, port.view.ports) == ("unknown", ())
             port.close()
@@ -87,6 +89,20 @@ def test_one_observer_cannot_tell() -> None:
             port = await PunchPort.open(server.address, OpenerTtl())
             assert (port.view.nat.tcp.kind, port.view.nat.udp.kind) == ("unknown", "unknown")
             assert port.view.ports == (port.address[1],)
+            port.close()
+
+    run(main())
+
+
+def test_udp_that_nobody_has_answered_while_tcp_was_is_told_as_blocked() -> None:
+    """Else a callee behind such a router would wait for a datagram of the caller's for ever, before it sends a plain SYN."""
+
+    async def main() -> None:
+        async with scripted_server(lambda *_: None, tcp="observes") as server:
+            port = await PunchPort.open(server.address, OpenerTtl())
+            assert (port.is_udp_silent, port.view.hints.udp) == (True, "none")
+            port.udp_lost()  # TCP was the way that went silent
+            assert port.view.hints.udp == ""
             port.close()
 
     run(main())

@@ -9,12 +9,27 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import pytest
 
+from p2ptunnel.protocol.nat import Habits, MappingClass
 from p2ptunnel.protocol.probing import ProbesBack
+from p2ptunnel.protocol.replies import Endpoint
 from p2ptunnel.server import Rendezvous, probing
+from p2ptunnel.traversal import probing as module
 from p2ptunnel.traversal.lifetime import mapping_lifetime
 from p2ptunnel.traversal.netreport import Lifetime
-from p2ptunnel.traversal.probing import Strangers, crosses, filtering_udp, hairpins_tcp, hairpins_udp, strangers_tcp
+from p2ptunnel.traversal.port import Opener
+from p2ptunnel.traversal.probing import (
+    Crossing,
+    Strangers,
+    ask_habits,
+    crosses,
+    does_cross,
+    filtering_udp,
+    hairpins_tcp,
+    hairpins_udp,
+    strangers_tcp,
+)
 from p2ptunnel.types import Address
+from p2ptunnel.wire.messages import ProbeExtra, ReflexiveProbe
 from tests.helpers import run
 from tests.helpers.turns import cancel_at_each_turn, descriptors, settle
 from tests.unit.traversal.wires import LOOPBACK, silent_server
@@ -39,13 +54,13 @@ def ask(question: Callable[[Address], Awaitable[object]], *others: Address) -> o
 
 def test_on_loopback_everybody_gets_in() -> None:
     assert ask(filtering_udp, *ALTERNATIVES) == "endpoint-independent"
-    assert ask(strangers_tcp, *ALTERNATIVES) == Strangers("endpoint-independent", "accept")
+    assert ask(strangers_tcp, *ALTERNATIVES) == Strangers("endpoint-independent", "accept", is_open=True)
 
 
 def test_a_server_with_one_address_cannot_tell() -> None:
     assert ask(filtering_udp) == "unknown"
     assert ask(strangers_tcp) == Strangers()
-    assert ask(lambda server: crosses(server, 1)) is None
+    assert ask(lambda server: crosses(server, 1)) == Crossing()
 
 
 def test_a_server_with_two_ports_does_not_tell_hosts_apart() -> None:
@@ -54,7 +69,102 @@ def test_a_server_with_two_ports_does_not_tell_hosts_apart() -> None:
 
 
 def test_a_syn_that_does_not_die_on_the_way_tells_nothing() -> None:
-    assert ask(lambda server: crosses(server, 64), *ALTERNATIVES) is None
+    assert ask(lambda server: crosses(server, 64), *ALTERNATIVES) == Crossing(has_died=False)
+
+
+@pytest.mark.parametrize(
+    ("strangers", "gets_in", "mapping", "expected"),
+    [
+        (Strangers("endpoint-independent", "accept", is_open=True), None, "unknown", True),
+        (Strangers(is_open=True), False, "eim", True),
+        (Strangers(is_open=False), True, "eim", True),
+        (Strangers(is_open=False), False, "eim", False),
+        (Strangers(is_open=False), None, "eim", None),
+        (Strangers(is_open=False), True, "rnd", True),
+        (Strangers(is_open=False), False, "rnd", None),
+        (Strangers(is_open=False), False, "unknown", None),
+        (Strangers(), False, "eim", False),
+        (Strangers(), None, "eim", None),
+    ],
+)
+def test_a_no_counts_only_of_a_nat_that_keeps_one_port(
+    strangers: Strangers, gets_in: bool | None, mapping: MappingClass, expected: bool | None
+) -> None:
+    assert does_cross(strangers, Crossing(gets_in), mapping) is expected
+
+
+def test_where_strangers_get_in_one_probe_tells_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = counting(monkeypatch)
+    habits = ask(lambda server: ask_habits(server, "eim", Opener(64, 0.01)), *ALTERNATIVES)
+    assert habits == Habits(crosses=True, is_open=True)
+    assert asked == ["1"]
+
+
+def test_where_they_do_not_two_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = counting(monkeypatch)
+    monkeypatch.setattr(module, "_let_dial", nobody_gets_in)
+    habits = ask(lambda server: ask_habits(server, "eim", Opener(64, 0.01)), *ALTERNATIVES)
+    assert habits == Habits(is_open=False, opens_low=False)  # the SYN that was to die on the way was taken by the server
+    habits = ask(lambda server: ask_habits(server, "eim", Opener(64, 0.0)), *ALTERNATIVES)
+    assert habits == Habits(is_open=False)  # it was we who did not know how far it would go
+    assert ask(lambda server: ask_habits(server, "rnd", Opener(64, 0.01)), *ALTERNATIVES) == Habits(is_open=False)
+    monkeypatch.setattr(module, "can_open_low", lambda: False)
+    assert ask(lambda server: ask_habits(server, "eim", Opener(64, 0.01)), *ALTERNATIVES) == Habits(is_open=False)
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("met", "expected", "times"),
+    [
+        ([True], True, 1),
+        ([None], None, 1),
+        ([False, False], False, 2),
+        ([False, True], True, 2),
+        ([False, None], None, 2),
+    ],
+)
+def test_a_no_is_asked_for_twice(
+    monkeypatch: pytest.MonkeyPatch, met: list[bool | None], expected: bool | None, times: int
+) -> None:
+    asked: list[int] = []
+
+    async def told(_: Address, ttl: int) -> Crossing:
+        asked.append(ttl)
+        return Crossing(met[len(asked) - 1], has_died=True)
+
+    monkeypatch.setattr(module, "_let_dial", nobody_gets_in)
+    monkeypatch.setattr(module, "crosses", told)
+    habits = ask(lambda server: ask_habits(server, "eim", Opener(2, 0.01)), *ALTERNATIVES)
+    assert habits == Habits(crosses=expected, is_open=False, opens_low=True)
+    assert asked == [2] * times
+
+
+def test_a_server_with_one_address_tells_no_habits() -> None:
+    assert not ask_habits_at().is_known
+    assert not ask_habits_at(LOOPBACK).is_open
+
+
+def ask_habits_at(*others: Address) -> Habits:
+    habits = ask(lambda server: ask_habits(server, "unknown", Opener(1, 0.0)), *others)
+    assert isinstance(habits, Habits)
+    return habits
+
+
+async def nobody_gets_in(*_: object, **__: object) -> Strangers:
+    return Strangers(refusal="drop", is_open=False)
+
+
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which observers were asked to probe back."""
+    asked: list[str] = []
+    on_probe = ProbesBack.on_probe
+
+    def counted(probes: ProbesBack, probe: ReflexiveProbe, extra: ProbeExtra, source: Endpoint, size: int, now: float) -> None:
+        asked.append(extra.op)
+        on_probe(probes, probe, extra, source, size, now)
+
+    monkeypatch.setattr(ProbesBack, "on_probe", counted)
+    return asked
 
 
 def test_without_a_nat_there_is_no_hairpin_to_tell_of() -> None:
@@ -91,11 +201,13 @@ def test_a_server_that_is_silent_tells_nothing() -> None:
     [
         filtering_udp,
         strangers_tcp,
+        lambda server: ask_habits(server, "eim", Opener(64, 0.01)),
+        lambda server: crosses(server, 64),
         lambda server: hairpins_udp(server, frozenset()),
         lambda server: hairpins_tcp(server, frozenset()),
         lambda server: mapping_lifetime(server, 0.01),
     ],
-    ids=["filtering", "strangers", "hairpin-udp", "hairpin-tcp", "lifetime"],
+    ids=["filtering", "strangers", "habits", "crossing", "hairpin-udp", "hairpin-tcp", "lifetime"],
 )
 def test_cancelling_leaves_nothing(question: Callable[[Address], Awaitable[object]]) -> None:
     async def main() -> None:
