@@ -48,6 +48,10 @@ from p2ptunnel.wire.signal import Again, FreshPort, GoAhead, MoreCandidates, Sig
 __all__ = ["Approach", "Birthdays"]
 
 _NOT_BEGUN: Final = -1
+_NO_TCP: Final[dict[Role, Plan]] = {
+    "caller": Plan(method=Method.NONE, transport="tcp", role="caller"),
+    "callee": Plan(method=Method.NONE, transport="tcp", role="callee"),
+}
 _SIGNAL_CANDIDATES: Final = 8  # one has no more
 
 
@@ -79,6 +83,7 @@ class Approach(MachineBase):
         plan: What is done.
         is_swapped: As it is by now.
         is_met: The other side has shown that it knows the attempt's key.
+        next_birthday: Over what the next attempt's had better be: UDP, if it may, where one over TCP has missed.
         round: Which it is, from 0.
         targets: Where the other side's TCP is, but for IPv6.
         udp_targets: Where its UDP is.
@@ -105,6 +110,7 @@ class Approach(MachineBase):
         hints = hints or NatHints()
         self.is_swapped = is_swapped and keys is not None
         self.is_met = False
+        self.next_birthday: Transport = "tcp"
         self.round = 0
         self.plan: Plan = _founding_plan(role, view)
         if keys is not None:
@@ -148,6 +154,7 @@ class Approach(MachineBase):
         self._birthday: HardSide | EasySide | None = None
         self._guessed: dict[int, float] = {}  # when each t=31 of a birthday left, by its mid
         self._is_through = False
+        self._may_be_over_udp: Final = keys is not None and choose_birthday(_NO_TCP[role], view.hints, hints).part is not None
         self._server: Final = server
         self._told = view.candidates
         self._swapped: set[int] = {0} if self.is_swapped else set()  # rounds in which the caller opens first
@@ -534,6 +541,8 @@ class Approach(MachineBase):
         """Let others have theirs."""
         assert self._birthdays is not None
         self._birthday = None
+        if self._birthday_plan.transport == "tcp" and self._may_be_over_udp:
+            self.next_birthday = "udp"
         self._birthdays.gate.leave(ended.holes + ended.probes)
         return msgspec.structs.replace(ended, token=self._token)
 

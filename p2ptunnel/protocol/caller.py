@@ -17,6 +17,7 @@ from p2ptunnel.protocol.consent import Consent
 from p2ptunnel.protocol.detour import Detour
 from p2ptunnel.protocol.intent import Answered, AnswerFault, AttemptKeys, CallSigner
 from p2ptunnel.protocol.machine import Datagram, Entropy, Hole, MachineBase, new_mid
+from p2ptunnel.protocol.nat import Mapping
 from p2ptunnel.protocol.punch import (
     AnswerProved,
     CallFailed,
@@ -161,6 +162,8 @@ class CallerAgent(MachineBase):
         self._is_punching = is_punching
         self._birthdays = birthdays
         self._rounds = rounds or Rounds()
+        if signer is not None and signer.callee is not None and self._rounds.guesses_over_udp(signer.callee):
+            self._view = replace(view, nat=replace(view.nat, tcp=Mapping("none")))
         self._ports = [port]
         self._keys: AttemptKeys | None = None
         self._approach: Approach | None = None
@@ -583,6 +586,7 @@ class CallerAgent(MachineBase):
             for port in self._ports:
                 self._rounds.burn(port, self._peer[0], now)
             self._rounds.ended(self.peer_key, is_swapped=self._approach.is_swapped, is_open=False)
+            self._rounds.failed(self.peer_key, next_over=self._approach.next_birthday)
 
     def _finish(self) -> None:
         self._requester.cancel()

@@ -13,9 +13,10 @@ import pytest
 from p2ptunnel.errors import NoPathError
 from p2ptunnel.events import PathChanged
 from p2ptunnel.peer import Peer
+from p2ptunnel.protocol import birthday
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.testing.natlab import Lab, Site
-from p2ptunnel.testing.natlab.kinds import find_kind
+from p2ptunnel.testing.natlab.kinds import Kind, find_kind
 from p2ptunnel.testing.natlab.living import living
 from p2ptunnel.trace import TraceEvent, Tracer
 from p2ptunnel.types import RelayUse
@@ -27,14 +28,23 @@ TRIES = 3
 """Rounds miss once in sixty times, and a call has one."""
 
 
+def blocked(lab: Lab) -> Kind:
+    """Random ports, and TCP that reaches nobody but the server."""
+    return find_kind("symR").but(only_host=lab.server.ip)
+
+
 @contextlib.contextmanager
 def homes(
-    lab: Lab, directory: Path, hard: str, easy: str, *, is_hard_calling: bool, only_host: str = ""
+    lab: Lab,
+    directory: Path,
+    hard: Kind,
+    easy: str,
+    *,
+    is_hard_calling: bool,
 ) -> Generator[tuple[Site, Site, str]]:
-    """A caller's site, a callee's where echo is served, and their server; the hard side's TCP reaches nobody but that."""
+    """A caller's site, a callee's where echo is served, and their server."""
     one, other = lab.server.ips
-    blocked = find_kind(hard).but(only_host=only_host or one)
-    kinds = (blocked, find_kind(easy)) if is_hard_calling else (find_kind(easy), blocked)
+    kinds = (hard, find_kind(easy)) if is_hard_calling else (find_kind(easy), hard)
     caller, callee = (lab.site(kind, delay=DELAY, name=name) for kind, name in zip(kinds, ("cafe", "home"), strict=True))
     server = f"{one}:{PORT}"
 
@@ -76,7 +86,7 @@ def call(site: Site, directory: Path, server: str, events: list[TraceEvent]) -> 
 @pytest.mark.parametrize("is_hard_calling", [True, False])
 @pytest.mark.parametrize("easy", ["pr", "prR"])
 def test_a_birthday_over_udp_ends_in_quic(natlab: Lab, tmp_path: Path, easy: str, is_hard_calling: bool) -> None:
-    with homes(natlab, tmp_path, "symR", easy, is_hard_calling=is_hard_calling) as (caller, _, server):
+    with homes(natlab, tmp_path, blocked(natlab), easy, is_hard_calling=is_hard_calling) as (caller, _, server):
         events: list[TraceEvent] = []
         over, seconds = call(caller, tmp_path, server, events)
         print(f"symR x {easy}, hard side {'calls' if is_hard_calling else 'is called'}: {seconds:.2f} s")
@@ -113,7 +123,7 @@ def test_given_up_in_the_middle_it_leaves_no_socket(natlab: Lab, tmp_path: Path,
             await asyncio.gather(connecting, return_exceptions=True)
         return most
 
-    with homes(natlab, tmp_path, "symR", "pr", is_hard_calling=is_hard_calling) as (caller, _, server):
+    with homes(natlab, tmp_path, blocked(natlab), "pr", is_hard_calling=is_hard_calling) as (caller, _, server):
         assert caller.host.thread(lambda: asyncio.run(main(server))).result(30) > 0
         assert udp_sockets(caller) == 0
 
@@ -130,13 +140,34 @@ def test_the_relay_carries_until_a_way_is_found(natlab: Lab, tmp_path: Path) -> 
             assert await stream.readexactly(5) == b"hello"
             return before, stream.path.transport
 
-    with homes(natlab, tmp_path, "symR", "pr", is_hard_calling=True) as (caller, _, server):
+    with homes(natlab, tmp_path, blocked(natlab), "pr", is_hard_calling=True) as (caller, _, server):
         assert caller.host.thread(lambda: asyncio.run(main(server))).result(40) == ("relay", "quic")
 
 
 @pytest.mark.parametrize("is_hard_calling", [True, False])
 def test_a_side_that_has_no_tcp_at_all_is_reached_as_well(natlab: Lab, tmp_path: Path, is_hard_calling: bool) -> None:
-    nobody = "203.0.113.99"
-    with homes(natlab, tmp_path, "symR", "pr", is_hard_calling=is_hard_calling, only_host=nobody) as (caller, _, server):
+    kind = find_kind("symR").but(only_host="203.0.113.99")  # which is nobody
+    with homes(natlab, tmp_path, kind, "pr", is_hard_calling=is_hard_calling) as (caller, _, server):
         over, _ = call(caller, tmp_path, server, [])
         assert over == "quic"
+
+
+def test_a_nat_that_refuses_syns_that_cross_is_reached_by_the_second_birthday(
+    natlab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("BIRTHDAY_PAUSE", "BIRTHDAY_FLOWS_REMEMBERED"):
+        monkeypatch.setattr(birthday, limit, 0.1)
+    kind = find_kind("user_sym_random").but(simultaneous_open=False)
+
+    async def main(server: str) -> str:
+        async with Peer(LAPTOP, rendezvous=server, profile=tmp_path / LAPTOP, relay="never") as peer:
+            with pytest.raises(NoPathError):
+                await peer.connect(HOME, "echo", timeout=15)
+            for _ in range(TRIES):
+                with contextlib.suppress(NoPathError):
+                    async with await peer.connect(HOME, "echo", timeout=15) as stream:
+                        return stream.path.transport
+        raise AssertionError(f"{TRIES} calls have found no way")
+
+    with homes(natlab, tmp_path, kind, "pr", is_hard_calling=False) as (caller, _, server):
+        assert caller.host.thread(lambda: asyncio.run(main(server))).result(60) == "quic"

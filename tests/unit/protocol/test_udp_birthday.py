@@ -7,15 +7,16 @@ import random
 import pytest
 from msgspec.structs import replace
 
-from p2ptunnel.defaults import BIRTHDAY_CREDIT, BIRTHDAY_HOLES, PUNCH_TIMEOUT
+from p2ptunnel.defaults import BIRTHDAY_CREDIT, BIRTHDAY_HOLES, PUNCH_TIMEOUT, SWAPPED_MAX
 from p2ptunnel.protocol.approach import Birthdays
-from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles
+from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes
 from p2ptunnel.protocol.callee import CalleeAgent
 from p2ptunnel.protocol.caller import CallerAgent
 from p2ptunnel.protocol.detour import OpenQuic
 from p2ptunnel.protocol.machine import Datagram, Event, Hole
 from p2ptunnel.protocol.nat import Mapping, NatProfile
 from p2ptunnel.protocol.punch import Dial, HoleHeard, HoleOpened, LocalView
+from p2ptunnel.protocol.rounds import Rounds
 from p2ptunnel.protocol.strategy import Part, choose, choose_birthday
 from p2ptunnel.types import Address, Candidate, Role, Transport
 from p2ptunnel.wire.keyed import KeyedSender
@@ -105,21 +106,39 @@ def hints(part: Part) -> NatHints:
 class Side:
     """A caller or a callee that knows of the other side, its voice, and a clock."""
 
-    def __init__(self, role: Role, part: Part, *, tcp: bool = False, quic: bool = True) -> None:
+    def __init__(
+        self,
+        role: Role,
+        part: Part,
+        *,
+        tcp: bool = False,
+        quic: bool = True,
+        other: NatHints | None = None,
+        rounds: Rounds | None = None,
+    ) -> None:
         self.role: Role = role
+        self._rounds = rounds
         self.now = 0.0
         self.gate = BirthdayGate()
         self.happened: list[Event] = []
         self.sent: list[Datagram] = []
         self._mid = 0
-        own, other = view(role, part, tcp=tcp, quic=quic), hints("easy" if part == "hard" else "hard")
+        own, other = view(role, part, tcp=tcp, quic=quic), other or hints("easy" if part == "hard" else "hard")
         birthdays = Birthdays(self.gate, lambda: BIRTHDAY_HOLES)
         self.agent = self._caller(own, other, birthdays) if role == "caller" else self._callee(own, other, birthdays)
         self.flush()
 
     def _caller(self, own: LocalView, other: NatHints, birthdays: Birthdays) -> CallerAgent:
         agent = CallerAgent(
-            "alice", "bob", SERVER, own, random.Random(1), signer=signer(), cookie="cookie", birthdays=birthdays
+            "alice",
+            "bob",
+            SERVER,
+            own,
+            random.Random(1),
+            signer=signer(),
+            cookie="cookie",
+            birthdays=birthdays,
+            rounds=self._rounds,
         )
         agent.start(0.0)
         question = decode(agent.datagrams_to_send()[0].data)
@@ -288,6 +307,50 @@ def test_where_udp_passes_already_none_begins(role: Role) -> None:
         side.come(HoleProbe(mid=7, token=TOKEN))
     side.advance(5.0)
     assert not side.all(OpenHoles)
+
+
+# --- after one that has missed ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["hard", "easy"])
+def test_what_has_missed_over_tcp_is_over_udp_next_time_and_over_tcp_again(part: Part) -> None:
+    rounds = Rounds()
+    for tcp in (True, False, True):
+        side = Side("caller", part, tcp=True, rounds=rounds)
+        assert isinstance(side.agent, CallerAgent)
+        assert (side.agent._view.hints.tcp != "none") == tcp
+        for _ in range(20):
+            side.tell(GoAhead())
+            side.advance(side.now + 0.4)
+        side.advance(12.0)
+        event(BirthdayEnded, side.happened)
+        sent = [each for each in side.happened if isinstance(each, OpenHoles | SendProbes)]
+        assert {each.transport for each in sent} == {"tcp" if tcp else "udp"}
+
+
+@pytest.mark.parametrize("lacks", [True, False])
+def test_where_udp_may_not_be_guessed_over_tcp_stays(lacks: bool) -> None:
+    rounds = Rounds()
+    for _ in range(2):
+        side = Side("caller", "hard", tcp=True, quic=not lacks, other=replace(hints("easy"), quic=lacks), rounds=rounds)
+        side.advance(12.0)
+        assert {each.transport for each in side.happened if isinstance(each, OpenHoles)} == {"tcp"}
+
+
+def test_what_has_missed_is_forgotten_with_the_network() -> None:
+    rounds = Rounds()
+    rounds.failed("peer", next_over="udp")
+    assert rounds.guesses_over_udp("peer")
+    assert not rounds.guesses_over_udp("another")
+    rounds.network_changed()
+    assert not rounds.guesses_over_udp("peer")
+
+
+def test_peers_of_whom_that_is_remembered_are_bounded() -> None:
+    rounds = Rounds()
+    for peer in range(SWAPPED_MAX + 1):
+        rounds.failed(peer, next_over="udp")
+    assert [rounds.guesses_over_udp(peer) for peer in (0, 1, SWAPPED_MAX)] == [False, True, True]
 
 
 # --- what comes through -------------------------------------------------------------------------------------------------------
