@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo check mypy pyright natlab-matrix fuzz mutations bench docs fmt clean
+.PHONY: help demo check mypy pyright natlab-matrix natlab-scenarios fuzz mutations bench docs fmt clean
 # pyright and its node are wheels from PyPI; this keeps it from asking another registry whether there is a newer one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
@@ -68,6 +68,10 @@ NATLAB_ARGS ?=
 natlab-matrix: .venv/check.stamp ## every kind of NAT against every other, in network namespaces; writes docs/nat-matrix.md (root)
 	@scripts/system-tools
 	@$(BIN)/python -m bench.matrix $(NATLAB_ARGS)
+
+natlab-scenarios: .venv/check.stamp ## networks as they are met: what connects there, how fast; writes docs/nat-scenarios.md (root)
+	@scripts/system-tools
+	@$(BIN)/python -m bench.scenarios -n 200 --at-once 16 $(NATLAB_ARGS)
 
 FUZZ_SECONDS ?= 20
 fuzz: .venv/check.stamp ## hostile bytes for everything that reads what others wrote; FUZZ_SECONDS for each of them

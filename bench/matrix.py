@@ -42,17 +42,18 @@ This page is written by `make natlab-matrix`: real peers call each other through
 
 {machine} {attempts}
 
-![Success, time and transport of every ordered pair of kinds]({picture})
+![Share of direct calls, times and transport of every ordered pair of kinds]({picture})
 
-Each call has a fresh peer, and a site of its kind for itself; that the [kinds](laboratory.md#the-kinds) are what their names
-say is proved before each run. Both sides have pinned the other's key, and the server has two addresses and a relay. A call has
-connected when a stream to the callee's echo service was confirmed, and random bytes came back over the path that the stream
-had in the end. The direct path may take over from the relay for {patience:g} s. Many calls went on at the same time, of both
-sides of which this one machine does the work: times at 0 ms are the processor's, and those at 25 ms contain some of it.
+Each call is from a fresh peer to a fresh peer, both of them ready, and has two sites of their kinds for itself; that the
+[kinds](laboratory.md#the-kinds) are what their names say is proved before each run. Both sides have pinned the other's key, and
+the server has two addresses and a relay. A call has connected when a stream to the callee's echo service was confirmed, and
+random bytes came back over the path that the stream had in the end. The direct path may take over from the relay for
+{patience:g} s. A delay is of the line of each site, one way. Many calls went on at the same time, of both sides of which this
+one machine does the work: times at 0 ms are the processor's, and the others contain some of it.
 
 Three of the 169 ordered pairs have no direct path at all, since neither side can know or guess a port of the other: symR-symR,
-symR-symS, symS-symR. Whatever else is relayed below is what this version does not do yet. [NATs, and how holes are
-punched](explanation/nat.md) tells how the others are opened.
+symR-symS, symS-symR. Whatever else was relayed is named below its tables, with what the caller knew of each direct way.
+[NATs, and how holes are punched](explanation/nat.md) tells how the others are opened.
 {tables}"""
 
 
@@ -109,15 +110,19 @@ def _write(matrices: Sequence[Matrix], machine: Machine, options: argparse.Names
 def _grids(matrix: Matrix) -> dict[str, Any]:
     """Return what is drawn, a row a caller: shares of calls, milliseconds (null for none), and letters."""
     rows = matrix.rows()
+    p90 = {"p90_ms": [[_milliseconds(cell.settled_p90) for cell in row] for row in rows]} if matrix.has_spread else {}
     return {
         "delay_ms": matrix.delay * 1000,
         "kinds": matrix.kinds,
-        "success": [[cell.connected / len(cell.attempts) for cell in row] for row in rows],
-        "milliseconds": [
-            [None if math.isinf(cell.settled_after) else cell.settled_after * 1000 for cell in row] for row in rows
-        ],
+        "direct": [[cell.direct / len(cell.attempts) for cell in row] for row in rows],
+        "median_ms": [[_milliseconds(cell.settled_after) for cell in row] for row in rows],
+        **p90,
         "paths": [[letters(cell) for cell in row] for row in rows],
     }
+
+
+def _milliseconds(seconds: float) -> float | None:
+    return None if math.isinf(seconds) else seconds * 1000
 
 
 if __name__ == "__main__":

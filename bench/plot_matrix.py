@@ -1,4 +1,4 @@
-"""Matrices of NATs as a picture: success, time and transport of every pair, a column of panels for each delay.
+"""Matrices of NATs as a picture: direct calls, times and transport of every pair, a column of panels for each delay.
 
     python -m bench.plot_matrix GRIDS.json PICTURE.png
 
@@ -29,14 +29,17 @@ _DARK: Final = 0.55  # of a panel's range: above it the text is white
 def draw(grids: Sequence[dict[str, Any]], path: Path) -> None:
     """Write the picture."""
     pyplot: Any = importlib.import_module("matplotlib.pyplot")
-    size = (_PANEL_INCHES * len(grids), _PANEL_INCHES * 3)
-    figure, axes = pyplot.subplots(3, len(grids), figsize=size, squeeze=False, layout="constrained")
+    panels = 4 if any("p90_ms" in grid for grid in grids) else 3
+    size = (_PANEL_INCHES * len(grids), _PANEL_INCHES * panels)
+    figure, axes = pyplot.subplots(panels, len(grids), figsize=size, squeeze=False, layout="constrained")
     for place, grid in enumerate(grids):
         delay, kinds = f"{grid['delay_ms']:g} ms one way a line", grid["kinds"]
-        percent = [[100 * share for share in row] for row in grid["success"]]
-        _heat(axes[0][place], kinds, percent, f"Calls that connect, percent; {delay}", "RdYlGn", (0, 100))
-        _heat(axes[1][place], kinds, grid["milliseconds"], f"Median ms to the path that stays; {delay}", "YlGnBu")
-        _transports(axes[2][place], kinds, grid["paths"], f"Where the bytes go; {delay}")
+        percent = [[100 * share for share in row] for row in grid["direct"]]
+        _heat(axes[0][place], kinds, percent, f"Calls that end on a direct path, percent; {delay}", "RdYlGn", (0, 100))
+        _heat(axes[1][place], kinds, grid["median_ms"], f"Median ms to the path that stays; {delay}", "YlGnBu")
+        if "p90_ms" in grid:
+            _heat(axes[2][place], kinds, grid["p90_ms"], f"Ms in which nine of ten calls were on it; {delay}", "YlGnBu")
+        _transports(axes[-1][place], kinds, grid["paths"], f"Where the bytes go; {delay}")
     figure.savefig(path, dpi=80)
 
 

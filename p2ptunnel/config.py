@@ -7,21 +7,20 @@ names the file, the key and the nearest key that exists.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import os
 import re
 import sys
-import tomllib
 from collections.abc import Generator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Any, Final, TypeAlias, cast
 
 import msgspec
 
 from p2ptunnel.defaults import CLOCK_MIN, RENDEZVOUS_PORT
 from p2ptunnel.errors import ConfigError, InsecureKeyFileError
+from p2ptunnel.tables import TableError, parse_toml, understood
 from p2ptunnel.types import RelayUse, clean, parse_server, parse_tag
 
 __all__ = ["CONFIG_FILE", "Config", "PeerConfig", "ServerConfig", "load_config", "parse_duration", "parse_quota", "parse_until"]
@@ -34,6 +33,8 @@ _OTHERS_ENTER: Final = 0o011
 _UNITS: Final = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _QUOTA: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(KiB|MiB|GiB|TiB)(?:/day)?", re.ASCII)
 _SIZES: Final = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+_Servers: TypeAlias = Annotated[tuple[str, ...], msgspec.Meta(description="a list of servers, each in quotes")]
 
 
 class PeerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,10 +49,10 @@ class PeerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         port_mapping: Whether our router is asked for a way in while we serve.
     """
 
-    tag: str | None = None
-    rendezvous: tuple[str, ...] = ()
-    resume_timeout: str | float | None = None
-    relay: RelayUse = "auto"
+    tag: Annotated[str | None, msgspec.Meta(description="a name in quotes")] = None
+    rendezvous: _Servers = ()
+    resume_timeout: Annotated[str | float | None, msgspec.Meta(description="a duration, or a number of seconds")] = None
+    relay: Annotated[RelayUse, msgspec.Meta(description='"auto", "never" or "always"')] = "auto"
     lan: bool = True
     port_mapping: bool = True
 
@@ -67,9 +68,11 @@ class ServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     relay: bool = True
-    relays: tuple[str, ...] = ()
-    relay_quota: str | None = None
-    relay_circuits: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    relays: _Servers = ()
+    relay_quota: Annotated[str | None, msgspec.Meta(description="a quota in quotes")] = None
+    relay_circuits: Annotated[
+        Annotated[int, msgspec.Meta(ge=1)] | None, msgspec.Meta(description="a whole number, 1 or more")
+    ] = None
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -150,9 +153,9 @@ def load_config(directory: Path) -> Config:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", "Check the file and the directory above it.") from error
     try:
-        table = tomllib.loads(data.decode("utf-8"))
-    except ValueError as error:  # no UTF-8, no TOML
-        raise ConfigError(f"{path}: {clean(str(error))}", "The file is written in TOML: toml.io.") from error
+        table = parse_toml(data)
+    except TableError as mistake:
+        raise ConfigError(f"{path}: {mistake}", mistake.hint) from mistake
     return _understood(table, path)
 
 
@@ -172,11 +175,10 @@ def _read(path: Path) -> bytes:
 
 
 def _understood(table: Mapping[str, Any], path: Path) -> Config:
-    _check_keys(table, Config, path)
     try:
-        config = msgspec.convert(_with_lists(table), Config)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{path.name}: {clean(str(error))}", f"The file is {path}.") from error
+        config = understood(_with_lists(table), Config)
+    except TableError as mistake:
+        raise ConfigError(f"{mistake} in {path.name}", mistake.hint) from mistake
     with _placed("tag", path):
         if config.peer.tag is not None:
             parse_tag(config.peer.tag)
@@ -212,19 +214,3 @@ def _with_lists(table: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(server := peer.get("rendezvous"), str):
         peer = {**peer, "rendezvous": [server]}
     return {**table, "peer": peer}
-
-
-def _check_keys(table: Mapping[str, Any], kind: type[msgspec.Struct], path: Path, where: str = "the top") -> None:
-    """Refuse the first key of `table` that `kind` does not have, and look into the tables below."""
-    fields = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
-    for key, value in table.items():
-        if key not in fields:
-            raise ConfigError(f"unknown key `{clean(key)}` at {where} in {path.name}", _nearest(key, list(fields)))
-        below = fields[key]
-        if isinstance(value, dict) and isinstance(below, type) and issubclass(below, msgspec.Struct):
-            _check_keys(cast("dict[str, Any]", value), below, path, key)
-
-
-def _nearest(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"Did you mean `{near[0]}`?" if near else f"Known there: {', '.join(known)}."

@@ -36,6 +36,7 @@ __all__ = [
     "NameTakenError",
     "NoPathError",
     "NoSuchPeerError",
+    "NotReadyError",
     "P2PTunnelError",
     "PairingError",
     "PeerKeyChangedError",
@@ -356,7 +357,7 @@ class RateLimitedError(RendezvousError):
         super().__init__(server, "too many requests", 429)
         self.retry_after = retry_after
         self.args = (server, retry_after)
-        self.hint = f"Try again in {retry_after:g} s."
+        self.hint = f"Try again in {retry_after:g} s." if retry_after else "Try again a little later."
 
 
 # --- traversal --------------------------------------------------------------------------------------------------------
@@ -381,6 +382,21 @@ class DialError(TraversalError):
 
     def __str__(self) -> str:
         return f"{self.target}: {self.reason}"
+
+
+class NotReadyError(TraversalError, TimeoutError):
+    """What a call needs is not there beforehand; `missing` says what, `reason` why."""
+
+    code = 408
+    hint = "`connect` works all the same, if slower; `p2ptunnel netcheck` shows what the network lets through."
+
+    def __init__(self, missing: str, reason: str) -> None:
+        super().__init__(missing, reason)
+        self.missing = missing
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"not ready for a call: {self.missing}: {self.reason}"
 
 
 class ResolveError(TraversalError):

@@ -88,7 +88,11 @@ class SessionResumed(PeerEvent, frozen=True, kw_only=True):
 
 
 class SessionStalled(PeerEvent, frozen=True, kw_only=True):
-    """The peer's machine answers and its program does not: it is waited for."""
+    """The connection takes what is sent, and the peer's program does not answer: it is waited for.
+
+    Who takes it is the peer's machine, or a box on the way that speaks TCP in its place; over the relay nobody can tell, and
+    this is not told.
+    """
 
 
 class SessionExpired(PeerEvent, frozen=True, kw_only=True):

@@ -40,6 +40,7 @@ from p2ptunnel.errors import (
     ConfigError,
     LocalProtocolError,
     NoSuchPeerError,
+    NotReadyError,
     PeerKeyChangedError,
     PeerOfflineError,
     PeerRefusedError,
@@ -350,6 +351,35 @@ class Peer:
             first.abandon()
             raise
 
+    async def ready(self, *, timeout: float | None = CONNECT_TIMEOUT) -> None:
+        """Wait until the next `connect` has nothing to gather: how we look from outside is known, a relay connection stands.
+
+        For whoever measures, or wants the first call to be as fast as later ones; `connect` itself needs no waiting.  Without
+        a server there is nothing to wait for.
+
+        Args:
+            timeout: Seconds; None waits until it is so.
+
+        Raises:
+            NotReadyError: Not in `timeout`, or there is no relay to be reached; it says what is missing, and why.
+            LocalProtocolError: The peer has not been started, or has been closed meanwhile.
+        """
+        up, spare = self._up, self._up.spare
+        if spare is None:
+            return
+        missing, trouble = "no port stands at the server", ""
+        try:
+            async with asyncio.timeout(timeout):
+                at = await spare.stand()
+                up.require_open()
+                if at is not None and self._relay != "never":
+                    missing = "no connection to the relay stands"
+                    trouble = await up.joining.stand(at.address)
+        except TimeoutError:
+            raise NotReadyError(missing, spare.trouble or f"not in {timeout:g} s") from None
+        if trouble:
+            raise NotReadyError(missing, trouble)
+
     async def connect_raw(self, tag: str, *, timeout: float | None = CONNECT_TIMEOUT) -> RawStream:
         """Reach a program that speaks the founding protocol only: no key, no encryption, no claim of who answers.
 
@@ -491,7 +521,8 @@ class Peer:
     async def netcheck(self, *, timeout: float = 5.0, brief: bool = False, watch: float = 0.0) -> NetReport:
         """Find out what our NAT does, as far as the server can help, what the router says, and what to expect of peers.
 
-        Everything is asked at once; the router, if it may be asked (`port_mapping`), for a way in, which is given back.
+        Everything is asked at once; the router, if it may be asked (`port_mapping`), for a way in, which is given back.  Where
+        only the web is let through, the report says so (`NetReport.web`), and little else can be known.
 
         Args:
             timeout: Seconds for each question.
@@ -505,9 +536,7 @@ class Peer:
 
         async def at(server: ServerSpec) -> NetReport:
             other = None if brief else await self._servers.other_family(server.address)
-            return await netcheck(
-                server.address, timeout=timeout, brief=brief, other=other, watch=watch, asks_router=self._is_mapping
-            )
+            return await netcheck(server, timeout=timeout, brief=brief, other=other, watch=watch, asks_router=self._is_mapping)
 
         return await self._servers.first(at)
 

@@ -23,7 +23,7 @@ class PeerStatus(msgspec.Struct, frozen=True):
         services: What it may open.
         path: Where the connection runs, or ran last; None without a session, and so are the two below.
         rtt: Seconds of a round trip; None until measured.
-        state: `stalled`: its machine answers, its program does not; `suspended`: the connection is lost, another is waited for.
+        state: `stalled`: the connection stands, its program does not answer; `suspended`: it is lost, another is waited for.
         streams: How many are open.
         resumes: How often the session has gone on over another connection.
         suspended_for: For how many seconds there has been no connection; None while there is one.

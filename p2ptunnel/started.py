@@ -119,6 +119,8 @@ class Started:
         port = await PunchPort.open(
             server, self._ttl, ways=self.ways, habits=self._habits.known, is_burnt=self._is_burnt, tracer=self._trace
         )
+        if self._relay != "never":
+            self.joining.keep(port)
         if self._relay != "always" and not self._is_closed:
             self._habits.learn(port)
         return port

@@ -326,11 +326,15 @@ async def _ask(server: str, timeout: float, profile: Profile | None) -> Finding:
     found = Servers((server,), default_port=RENDEZVOUS_PORT)
     [name] = found.texts  # without the token that may stand behind it
     try:
-        report = await found.first(lambda spec: netcheck(spec.address, timeout=timeout, brief=True))
+        report = await found.first(lambda spec: netcheck(spec, timeout=timeout, brief=True))
         if profile is not None:
             await _register(server, profile)
     except P2PTunnelError as error:
         return Finding("server", "fail", f"{name}: {error}", error.hint)
+    if report.through_web:
+        text = f"{name} answers in {(report.rtt or 0.0) * 1000:.0f} ms; {report.verdict}"
+        fix = f"Let UDP and TCP to port {report.server[1]} of it through the firewalls on the way, for direct connections."
+        return Finding("server", "warn", text, fix)
     silent = [transport for transport, way in (("UDP", report.udp), ("TCP", report.tcp)) if not way.works]
     if silent:
         text = f"{name} does not answer over {' and '.join(silent)}, so there are fewer ways to connect"

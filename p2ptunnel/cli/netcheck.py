@@ -9,9 +9,10 @@ import click
 from p2ptunnel.cli.commands import Command
 from p2ptunnel.cli.settings import Duration, Settings
 from p2ptunnel.cli.table import table
+from p2ptunnel.defaults import WEB_PORT
 
 if TYPE_CHECKING:
-    from p2ptunnel.traversal.netreport import Lifetime, NetReport, TransportReport
+    from p2ptunnel.traversal.netreport import Lifetime, NetReport, TransportReport, WebReport
 
 __all__ = ["command"]
 
@@ -74,7 +75,7 @@ def _facts(report: NetReport) -> str:
     from p2ptunnel.types import format_address
 
     facts = {
-        "server": f"{format_address(report.server)}, {_rtt(report.rtt)}, {report.observers} of its addresses answered",
+        "server": f"{format_address(report.server)}, {_rtt(report.rtt)}, {_reached(report)}",
         "this machine": f"{format_address(report.local)}, {_yes_no(report.behind_nat, 'behind a NAT', 'no NAT')}",
         "another NAT above": _because(_yes_no(report.double_nat), report.double_nat_why),
         "simultaneous open": _yes_no(report.simultaneous_open, "gets through", "is refused"),
@@ -93,6 +94,8 @@ def _facts(report: NetReport) -> str:
 
 def _transports(report: NetReport) -> str:
     rows = [(name, *_transport(way)) for name, way in (("UDP", report.udp), ("TCP", report.tcp))]
+    if report.web is not None:
+        rows.append((str(WEB_PORT), *_web(report.web)))
     return table(("OVER", "SEEN AS", "MAPPING", "FILTERING", "SAME PORT", "HAIRPIN"), rows)
 
 
@@ -104,6 +107,20 @@ def _transport(report: TransportReport) -> tuple[str, str, str, str, str]:
     filtering = "not known" if report.filtering == "unknown" else report.filtering
     seen, same = format_address(report.observed), _yes_no(report.port_preserved)
     return seen, report.mapping, filtering, same, _yes_no(report.hairpin)
+
+
+def _web(report: WebReport) -> tuple[str, str, str, str, str]:
+    from p2ptunnel.types import format_address
+
+    if report.observed is None:
+        return (_because("no answer", report.problem), "-", "-", "-", "-")
+    return (f"{format_address(report.observed)}, {report.words}", "-", "-", "-", "-")
+
+
+def _reached(report: NetReport) -> str:
+    if by := report.through_web:
+        return f"through TCP port {WEB_PORT} ({by})" + (", and over UDP" if report.udp.works else "")
+    return f"{report.observers} of its addresses answered"
 
 
 def _expectations(report: NetReport) -> str:

@@ -47,7 +47,7 @@ def command(context: click.Context) -> None:
         context.invoke(list_peers)
 
 
-@command.command("list", examples=("p2ptunnel --json peers list",))
+@command.command("list", short_help="List the known peers and what each may open.", examples=("p2ptunnel --json peers list",))
 @click.pass_obj
 def list_peers(settings: Settings) -> None:
     """List the known peers and what each may open."""
@@ -63,7 +63,11 @@ def list_peers(settings: Settings) -> None:
     settings.output.data(table(("PEER", "KEY", "MAY OPEN"), rows))
 
 
-@command.command("add", examples=("p2ptunnel peers add laptop p2p:k5xq7m2a… --services ssh,8888",))
+@command.command(
+    "add",
+    short_help="Pin a key to a tag; `p2ptunnel id` on that machine prints both.",
+    examples=("p2ptunnel peers add laptop p2p:k5xq7m2a… --services ssh,8888",),
+)
 @click.argument("tag")
 @click.argument("key")
 @click.option("--services", metavar="A,B", default="", help="What the peer may open here.")
@@ -82,7 +86,11 @@ def add_peer(settings: Settings, tag: str, key: str, services: str, registered_a
     settings.output.data(f"{peer.tag} is known; it may open {', '.join(_grants(peer)) or 'nothing'}", **_facts(peer))
 
 
-@command.command("show", examples=("p2ptunnel peers show laptop",))
+@command.command(
+    "show",
+    short_help="Show a key, each grant with its end, and the tickets of both.",
+    examples=("p2ptunnel peers show laptop",),
+)
 @click.argument("tag", shell_complete=complete_tag)
 @click.pass_obj
 def show_peer(settings: Settings, tag: str) -> None:
@@ -99,7 +107,7 @@ def show_peer(settings: Settings, tag: str) -> None:
     settings.output.data("\n".join(lines), **_facts(peer), made=[_ticket_facts(known) for known in made])
 
 
-@command.command("rm", examples=("p2ptunnel peers rm laptop",))
+@command.command("rm", short_help="Forget a peer: it can connect no more.", examples=("p2ptunnel peers rm laptop",))
 @click.argument("tag", shell_complete=complete_tag)
 @click.pass_obj
 def remove_peer(settings: Settings, tag: str) -> None:
@@ -108,7 +116,9 @@ def remove_peer(settings: Settings, tag: str) -> None:
     settings.output.data(f"{tag} is forgotten", tag=tag)
 
 
-@command.command("rename", examples=("p2ptunnel peers rename laptop work-laptop",))
+@command.command(
+    "rename", short_help="Call a peer by another tag here.", examples=("p2ptunnel peers rename laptop work-laptop",)
+)
 @click.argument("tag", shell_complete=complete_tag)
 @click.argument("new")
 @click.pass_obj
@@ -118,7 +128,11 @@ def rename_peer(settings: Settings, tag: str, new: str) -> None:
     settings.output.data(f"{tag} is {new} now", **_facts(_known(settings, new)))
 
 
-@command.command("allow", examples=("p2ptunnel peers allow laptop ssh jupyter",))
+@command.command(
+    "allow",
+    short_help="Let a peer open services here; said again, the new end holds.",
+    examples=("p2ptunnel peers allow laptop ssh jupyter",),
+)
 @click.argument("tag", shell_complete=complete_tag)
 @click.argument("services", metavar="SERVICE...", nargs=-1, required=True)
 @click.option("--until", metavar="TIME", help="When that ends: 2h, 7d, 2030-01-31, 2030-01-31T18:00; else never.")
@@ -132,7 +146,9 @@ def allow(settings: Settings, tag: str, services: tuple[str, ...], until: str | 
     _tell_grants(settings, tag)
 
 
-@command.command("deny", examples=("p2ptunnel peers deny laptop ssh",))
+@command.command(
+    "deny", short_help="Take services back; streams to them end within a second.", examples=("p2ptunnel peers deny laptop ssh",)
+)
 @click.argument("tag", shell_complete=complete_tag)
 @click.argument("services", metavar="SERVICE...", nargs=-1, required=True)
 @click.pass_obj
@@ -150,7 +166,11 @@ def deny(settings: Settings, tag: str, services: tuple[str, ...]) -> None:
     _tell_grants(settings, tag)
 
 
-@command.command("ticket", examples=("p2ptunnel peers ticket --services ssh,web --until 7d --for laptop",))
+@command.command(
+    "ticket",
+    short_help="Print an access ticket, by which known peers open services.",
+    examples=("p2ptunnel peers ticket --services ssh,web --until 7d --for laptop",),
+)
 @click.option("--services", metavar="A,B", required=True, help="What the ticket opens here.")
 @click.option("--until", metavar="TIME", required=True, help="When it ends: 2h, 7d, 2030-01-31, 2030-01-31T18:00.")
 @click.option(
@@ -176,7 +196,7 @@ def ticket(settings: Settings, services: str, until: str, holder: str | None) ->
         settings.output.say("any known peer that gets hold of it can use it; --for PEER makes one for that peer alone")
 
 
-@command.command("tickets", examples=("p2ptunnel peers tickets",))
+@command.command("tickets", short_help="List the access tickets that were made here.", examples=("p2ptunnel peers tickets",))
 @click.pass_obj
 def list_tickets(settings: Settings) -> None:
     """List the access tickets that were made here; the tickets themselves are not kept."""
@@ -195,7 +215,9 @@ def list_tickets(settings: Settings) -> None:
     settings.output.data(table(("NAME", "OPENS", "FOR", "UNTIL", ""), rows))
 
 
-@command.command("use", examples=("p2ptunnel peers use p2pc1ah…",))
+@command.command(
+    "use", short_help="Keep an access ticket of a peer, and show it there.", examples=("p2ptunnel peers use p2pc1ah…",)
+)
 @click.argument("words", metavar="TICKET|-", nargs=-1, required=True)
 @click.pass_obj
 def use_ticket(settings: Settings, words: tuple[str, ...]) -> None:
@@ -213,7 +235,11 @@ def use_ticket(settings: Settings, words: tuple[str, ...]) -> None:
     settings.output.data(told, tag=peer.tag, **_ticket_facts(kept))
 
 
-@command.command("drop", examples=("p2ptunnel peers drop 505152535455565758595a5b5c5d5e5f",))
+@command.command(
+    "drop",
+    short_help="Forget an access ticket that a peer gave this machine.",
+    examples=("p2ptunnel peers drop 505152535455565758595a5b5c5d5e5f",),
+)
 @click.argument("name", metavar="NAME")
 @click.pass_obj
 def drop_ticket(settings: Settings, name: str) -> None:
@@ -222,7 +248,11 @@ def drop_ticket(settings: Settings, name: str) -> None:
     settings.output.data(f"{peer.tag}'s ticket is forgotten", tag=peer.tag, name=name)
 
 
-@command.command("revoke", examples=("p2ptunnel peers revoke 505152535455565758595a5b5c5d5e5f",))
+@command.command(
+    "revoke",
+    short_help="End an access ticket of this machine.",
+    examples=("p2ptunnel peers revoke 505152535455565758595a5b5c5d5e5f",),
+)
 @click.argument("words", metavar="TICKET|NAME|-", nargs=-1, required=True)
 @click.pass_obj
 def revoke_ticket(settings: Settings, words: tuple[str, ...]) -> None:

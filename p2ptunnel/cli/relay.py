@@ -9,8 +9,9 @@ import click
 from p2ptunnel.cli.commands import Command
 from p2ptunnel.cli.rendezvous import (
     Quota,
-    address_of,
+    addresses_of,
     counts,
+    listen_option,
     public_address,
     relay_text,
     server_identity,
@@ -36,7 +37,7 @@ __all__ = ["command"]
     ),
 )
 @click.option("--server", metavar="KEY", multiple=True, required=True, help="The key of a rendezvous server; may be repeated.")
-@click.option("--listen", metavar="[HOST]:PORT", default=":7000", show_default=True, help="TCP; port 0 picks one.")
+@listen_option("TCP")
 @click.option("--relay-quota", metavar="SIZE", type=Quota(), help="Carried of one key in a day.  [default: 1GiB/day]")
 @click.option("--relay-circuits", metavar="N", type=click.IntRange(min=1), help="Of one key at a time.  [default: 16]")
 @tls_options
@@ -57,7 +58,7 @@ async def _serve(
     settings: Settings,
     *,
     server: tuple[str, ...],
-    listen: str,
+    listen: tuple[str, ...],
     relay_quota: str | None,
     relay_circuits: int | None,
     stats: float | None,
@@ -68,15 +69,17 @@ async def _serve(
     from p2ptunnel.server.relaying import RelayServer
 
     written, identity = settings.config.server, server_identity(settings)
+    at, also = addresses_of(listen)
     quota = relay_quota or written.relay_quota
     with settings.tracer() as tracer:
         relay = RelayServer(
             server,
             identity=identity,
-            listen=address_of(listen),
+            listen=at,
+            listen_also=also,
             quota_bytes=parse_quota(quota) if quota else RELAY_QUOTA_BYTES,
             circuits=relay_circuits or written.relay_circuits or RELAY_CIRCUITS_OF_KEY,
-            web=web_of(address_of(listen), **tls),
+            web=web_of(at, also, **tls),
             tracer=tracer,
         )
         async with relay:
@@ -93,8 +96,10 @@ def _announce(settings: Settings, relay: RelayServer, key: str) -> None:
 
     line = f"{public_address(relay.address)}#{key}"
     also = f", and on {format_address(relay.web_address)}, TLS" if relay.web_address else ""
-    text = f"relay on {format_address(relay.address)}, TCP{also}\nfor its rendezvous server: --relay '{line}'"
-    facts = {"address": relay.address, "tls_address": relay.web_address, "key": key, "spec": line}
+    where = " and ".join(map(format_address, relay.addresses))
+    text = f"relay on {where}, TCP{also}\nfor its rendezvous server: --relay '{line}'"
+    tls = relay.web_address
+    facts = {"address": relay.address, "addresses": relay.addresses, "tls_address": tls, "key": key, "spec": line}
     settings.output.data(text, event="listening", **facts)
 
 

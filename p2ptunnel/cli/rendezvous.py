@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Quota",
-    "address_of",
+    "addresses_of",
     "command",
     "counts",
+    "listen_option",
     "public_address",
     "relay_text",
     "server_identity",
@@ -40,7 +41,7 @@ __all__ = [
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-_EVERYWHERE: Final = "0.0.0.0"  # noqa: S104  # a server is there to be reached
+_EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104  # a server is there to be reached
 _DIRECTORY: Final = "server"
 _TAGS: Final = "tags.sqlite"
 _HERE: Final = "here"
@@ -60,6 +61,18 @@ class Quota(click.ParamType[str]):
         except ConfigError as error:
             self.fail(f"{error}. {error.hint}", param, ctx)
         return str(value)
+
+
+def listen_option(transports: str) -> Callable[[_F], _F]:
+    """Give a command the option that says where to serve."""
+    return click.option(
+        "--listen",
+        metavar="[HOST]:PORT",
+        multiple=True,
+        default=(":7000",),
+        show_default=True,
+        help=f"{transports}; without a host over IPv4 and IPv6, else up to one address of each; port 0 picks one.",
+    )
 
 
 def tls_options(command: _F) -> _F:
@@ -85,7 +98,7 @@ def tls_options(command: _F) -> _F:
     examples=(
         "p2ptunnel rendezvous",
         "p2ptunnel rendezvous --listen 192.0.2.7:7000 --alt-listen 192.0.2.7:7001 --alt-listen 192.0.2.8:7000",
-        "p2ptunnel rendezvous --listen [2001:db8::7]:7000",
+        "p2ptunnel rendezvous --listen 192.0.2.7:7000 --listen [2001:db8::7]:7000",
         "p2ptunnel rendezvous --join-token-file join.token",
         "p2ptunnel rendezvous --relay-quota 10GiB/day",
         "p2ptunnel rendezvous --relay relay.example:7000#p2p:kd4w…",
@@ -93,7 +106,7 @@ def tls_options(command: _F) -> _F:
         "p2ptunnel rendezvous tags list",
     ),
 )
-@click.option("--listen", metavar="[HOST]:PORT", default=":7000", show_default=True, help="UDP and TCP; port 0 picks one.")
+@listen_option("UDP and TCP")
 @click.option("--alt-listen", metavar="HOST:PORT", multiple=True, help="Where else to answer, so that peers learn their NAT.")
 @click.option("--compat", type=click.Choice(["seed"]), help="Also serve programs of the founding protocol; weakens limits.")
 @click.option(
@@ -138,7 +151,7 @@ def tags() -> None:
     """
 
 
-@tags.command("list", short_help="List them.", examples=("p2ptunnel rendezvous tags list",))
+@tags.command("list", short_help="List the tags, and who owns each.", examples=("p2ptunnel rendezvous tags list",))
 @click.pass_obj
 def list_tags(settings: Settings) -> None:
     """List the tags that are owned, the longest unseen first.
@@ -173,7 +186,11 @@ def _where(record: TagRecord) -> str:
     return format_address(record.address) if record.address else "offline"
 
 
-@tags.command("free", short_help="Free one.", examples=("p2ptunnel rendezvous tags free old-nas",))
+@tags.command(
+    "free",
+    short_help="Free a tag: the next key that registers it owns it.",
+    examples=("p2ptunnel rendezvous tags free old-nas",),
+)
 @click.argument("tag")
 @click.pass_obj
 def free_tag(settings: Settings, tag: str) -> None:
@@ -208,7 +225,7 @@ def _store(settings: Settings) -> SqliteTags:
 async def _serve(
     settings: Settings,
     *,
-    listen: str,
+    listen: tuple[str, ...],
     alt_listen: tuple[str, ...],
     compat: str | None,
     registry: str,
@@ -227,6 +244,7 @@ async def _serve(
     from p2ptunnel.server.members import KeyList, join_token
 
     identity = server_identity(settings)
+    at, also = addresses_of(listen)
     token = join_token(Path(join_token_file)) if join_token_file else ""
     written = settings.config.server
     quota = relay_quota or written.relay_quota
@@ -235,7 +253,8 @@ async def _serve(
         tracer.add(_tell_members(settings.output))
         members = KeyList(Path(allow_keys), tracer) if allow_keys else None
         server = Rendezvous(
-            address_of(listen),
+            at,
+            listen_also=also,
             alt_listen=[address_of(text) for text in alt_listen],
             compat_seed=compat == "seed",
             identity=identity,
@@ -246,7 +265,7 @@ async def _serve(
             relays=() if no_relay else elsewhere or (() if relay else written.relays),
             relay_quota_bytes=parse_quota(quota) if quota else RELAY_QUOTA_BYTES,
             relay_circuits=relay_circuits or written.relay_circuits or RELAY_CIRCUITS_OF_KEY,
-            web=web_of(address_of(listen), **tls),
+            web=web_of(at, also, **tls),
             tracer=tracer,
         )
         async with server:
@@ -257,8 +276,10 @@ async def _serve(
                 _tell(settings, server)
 
 
-def web_of(listen: Address, *, tls_port: int | None, tls_cert: str | None, tls_key: str | None) -> Web | None:
-    """Return where to serve inside TLS, None: nowhere.
+def web_of(
+    listen: Address, also: Address | None, *, tls_port: int | None, tls_cert: str | None, tls_key: str | None
+) -> Web | None:
+    """Return where to serve inside TLS, None: nowhere; at the same hosts as without.
 
     Raises:
         ConfigError: There is a certificate and no port for it, or a key and no certificate.
@@ -267,7 +288,10 @@ def web_of(listen: Address, *, tls_port: int | None, tls_cert: str | None, tls_k
 
     if (tls_cert and tls_port is None) or (tls_key and not tls_cert):
         raise ConfigError("part of what TLS needs is missing", "--tls-port 443 --tls-cert FILE [--tls-key FILE]")
-    return None if tls_port is None else Web((listen[0], tls_port), tls_cert or "", tls_key or "")
+    if tls_port is None:
+        return None
+    beside = None if also is None else (also[0], tls_port)
+    return Web((listen[0], tls_port), tls_cert or "", tls_key or "", beside)
 
 
 def server_identity(settings: Settings) -> Identity:
@@ -306,8 +330,10 @@ def _announce(settings: Settings, server: Rendezvous, key: str, token: str) -> N
 
     line = f"{public_address(server.address)}#{key}{f'#join:{token}' if token else ''}"
     also = f", and on {format_address(server.web_address)}, TLS" if server.web_address else ""
-    text = f"rendezvous server on {format_address(server.address)}, UDP and TCP{also}\nfor its peers: --rendezvous '{line}'"
-    facts = {"address": server.address, "tls_address": server.web_address, "key": key, "spec": line}
+    where = " and ".join(map(format_address, server.addresses))
+    text = f"rendezvous server on {where}, UDP and TCP{also}\nfor its peers: --rendezvous '{line}'"
+    tls = server.web_address
+    facts = {"address": server.address, "addresses": server.addresses, "tls_address": tls, "key": key, "spec": line}
     settings.output.data(text, event="listening", **facts)
 
 
@@ -315,7 +341,7 @@ def public_address(address: Address) -> str:
     """Return where others reach a server, as text; what it is called outside, only its operator knows."""
     from p2ptunnel.types import format_address
 
-    return format_address(("HOST" if address[0] == _EVERYWHERE else address[0], address[1]))
+    return format_address(("HOST" if address[0] in _EVERYWHERE else address[0], address[1]))
 
 
 def _tell(settings: Settings, server: Rendezvous) -> None:
@@ -351,8 +377,32 @@ def counts(by_reason: dict[str, int]) -> str:
 
 
 def address_of(text: str) -> Address:
-    """Return where to listen, as `--listen` has it: everywhere, if there is no host."""
+    """Return where to listen, as `--alt-listen` has it: everywhere over IPv4, if there is no host."""
     from p2ptunnel.defaults import RENDEZVOUS_PORT
     from p2ptunnel.types import parse_address
 
-    return parse_address(f"{_EVERYWHERE}{text}" if text.startswith(":") else text, default_port=RENDEZVOUS_PORT)
+    return parse_address(f"{_EVERYWHERE[0]}{text}" if _has_no_host(text) else text, default_port=RENDEZVOUS_PORT)
+
+
+def addresses_of(listen: tuple[str, ...]) -> tuple[Address, Address | None]:
+    """Return where to listen, as `--listen` has it, and where else over the other family: everywhere, if there is no host.
+
+    Raises:
+        ConfigError: There are two addresses of one family.
+        InvalidAddressError: One is none.
+    """
+    from p2ptunnel.server.listening import everywhere, families_refusal
+
+    found = [
+        address
+        for text in listen
+        for address in (everywhere(address_of(text)[1]) if _has_no_host(text) else (address_of(text),))
+    ]
+    if refusal := families_refusal(found):
+        raise ConfigError(refusal, "One of each family: --listen 192.0.2.7:7000 --listen [2001:db8::7]:7000")
+    first, *also = found
+    return first, also[0] if also else None
+
+
+def _has_no_host(text: str) -> bool:
+    return text.startswith(":") and not text.startswith("::")

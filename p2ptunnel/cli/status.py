@@ -12,10 +12,12 @@ from p2ptunnel.cli.commands import Command
 from p2ptunnel.cli.output import in_words
 from p2ptunnel.cli.settings import Settings
 from p2ptunnel.cli.table import table
+from p2ptunnel.defaults import WEB_PORT
 
 if TYPE_CHECKING:
     from p2ptunnel.cli.living import Connection, Program
     from p2ptunnel.identity.store import PinnedPeer
+    from p2ptunnel.traversal.netreport import WebReport
     from p2ptunnel.types import Address
 
 __all__ = ["ServerStatus", "command"]
@@ -25,12 +27,19 @@ _DOWN: Final = 3
 
 
 class ServerStatus(msgspec.Struct, frozen=True):
-    """One rendezvous server: round trip in seconds and the address it sees us at, or why it does not answer."""
+    """One rendezvous server: round trip in seconds and the address it sees us at, or why it does not answer.
+
+    Attributes:
+        web: How it is reached on port 443; None: it answers over TCP on its own port, or nowhere.
+        verdict: What that means, as `netcheck` says it; empty where it does not answer.
+    """
 
     server: str
     rtt: float | None = None
     observed: Address | None = None
     problem: str = ""
+    web: WebReport | None = None
+    verdict: str = ""
 
 
 @click.command(
@@ -88,7 +97,9 @@ async def _ask(settings: Settings, server: str) -> ServerStatus:
             report = await peer.netcheck(timeout=settings.timeout or _TIMEOUT, brief=True)
     except P2PTunnelError as error:
         return ServerStatus(name, problem=str(error))
-    return ServerStatus(name, report.rtt, report.udp.observed or report.tcp.observed)
+    web = report.web if report.through_web else None
+    observed = report.udp.observed or report.tcp.observed or (None if web is None else web.observed)
+    return ServerStatus(name, report.rtt, observed, web=web, verdict=report.verdict)
 
 
 def _text(tag: str | None, key: str, directory: str, servers: list[ServerStatus], peers: tuple[PinnedPeer, ...]) -> str:
@@ -126,4 +137,6 @@ def _server(status: ServerStatus) -> str:
 
     if status.rtt is None or status.observed is None:
         return f"{status.server}  {in_words(status.problem).removeprefix(f'{status.server} ') or 'no answer'}"
-    return f"{status.server}  up, {status.rtt * 1000:.0f} ms, sees us at {format_address(status.observed)}"
+    through = "" if status.web is None else f" through TCP port {WEB_PORT} ({status.web.words})"
+    line = f"{status.server}  up, {status.rtt * 1000:.0f} ms{through}, sees us at {format_address(status.observed)}"
+    return line if status.web is None else f"{line}\n{'':8}{status.verdict}"

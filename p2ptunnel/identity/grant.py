@@ -48,12 +48,14 @@ class Offers:
 
     def __init__(self, server: Identity, relays: Sequence[tuple[Address, str]], clock: Callable[[], float]) -> None:
         self._server: Final = server
-        self._relays = tuple((address, PublicKey.parse(key)) for address, key in relays)
+        self._relays: tuple[tuple[tuple[str, ...], int, PublicKey], ...] = tuple(
+            ((host,), port, PublicKey.parse(key)) for (host, port), key in relays
+        )
         self._clock: Final = clock
 
-    async def look_up(self, resolve: Callable[[str], Awaitable[str]]) -> None:
-        """Have numeric addresses from now on; raises what `resolve` does."""
-        self._relays = tuple([((await resolve(host), port), key) for (host, port), key in self._relays])
+    async def look_up(self, resolve: Callable[[str], Awaitable[tuple[str, ...]]]) -> None:
+        """Have numeric addresses from now on, one of each family that a name has; raises what `resolve` does."""
+        self._relays = tuple([(await resolve(hosts[0]), port, key) for hosts, port, key in self._relays])
 
     def make(self, token: str, caller: str, callee: str) -> RelayOffer | None:
         """Return the offer for a call between these two keys, as text; None if one of them has none.
@@ -65,11 +67,17 @@ class Offers:
         """
         if not (caller and callee):
             return None
-        (host, port), relay = self._relays[int(token[-8:], 16) % len(self._relays)]
+        (host, *_), port, relay = self._relays[int(token[-8:], 16) % len(self._relays)]
         keys = PublicKey.parse(caller).raw + PublicKey.parse(callee).raw
         said = keys + int(self._clock() + TOKEN_TTL).to_bytes(_END_BYTES, "big")
         grant = said + self._server.sign(_payload(relay, token, said))
         return RelayOffer(host=host, port=port, key=str(relay), grant=to_base64(grant))
+
+    def seen_from(self, offer: RelayOffer, host: str) -> RelayOffer:
+        """Return an offer for an end of the call at `host`: the same relay in that family, if it has an address there."""
+        hosts = next((hosts for hosts, _, key in self._relays if str(key) == offer.key and offer.host in hosts), ())
+        at = next((other for other in hosts if (":" in other) == (":" in host)), offer.host)
+        return msgspec.structs.replace(offer, host=at)
 
 
 class Grants:

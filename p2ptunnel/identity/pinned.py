@@ -5,11 +5,10 @@ Rule: one key has one name; a file that says otherwise, or that cannot be read i
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 import tomli_w
@@ -18,6 +17,7 @@ from p2ptunnel.defaults import CLOCK_MIN, SERVICE_MAX_BYTES
 from p2ptunnel.errors import ConfigError, InvalidSpecError, StoreError
 from p2ptunnel.identity.capability import Capability, parse_capability
 from p2ptunnel.identity.keys import PublicKey
+from p2ptunnel.tables import TableError, parse_toml, understood
 from p2ptunnel.types import Tag, clean, parse_tag
 
 __all__ = ["UNTIL_MAX", "Contents", "IssuedTicket", "Peers", "PinnedPeer", "parse", "service_name", "to_toml", "with_services"]
@@ -117,6 +117,9 @@ def service_name(name: str) -> str:
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
+_SERVICES: Final = "a list of services, each a name in quotes or a table with `name` and `until`"
+
+
 class _Grant(msgspec.Struct, forbid_unknown_fields=True):
     """A service with an end, as the file has it; one without is its name alone."""
 
@@ -130,7 +133,7 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     key: str
     registered_as: str = ""
     since: datetime | None = None
-    services: tuple[str | _Grant, ...] = ()
+    services: Annotated[tuple[str | _Grant, ...], msgspec.Meta(description=_SERVICES)] = ()
     ssh_host_keys: dict[str, tuple[str, ...]] = {}
     tickets: tuple[str, ...] = ()
 
@@ -160,9 +163,9 @@ def parse(data: bytes, path: str) -> Contents:
         StoreError: It says nothing that holds; the text names the place in it.
     """
     try:
-        file = msgspec.convert(tomllib.loads(data.decode("utf-8")), _File)
-    except (ValueError, msgspec.ValidationError) as error:
-        raise StoreError(path, clean(str(error)), "Mend the file by hand, or restore it.") from error
+        file = understood(parse_toml(data), _File)
+    except TableError as mistake:
+        raise StoreError(path, str(mistake), f"{mistake.hint} Mend the file by hand, or restore it.") from mistake
     peers = {tag: _pinned(tag, entry, path) for tag, entry in file.peers.items()}
     _require_one_name(peers.values(), path)
     issued = {name: _issued(name, entry, path) for name, entry in file.issued.items()}

@@ -5,6 +5,7 @@ Rule: nothing here blocks the loop for longer than a system call.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import socket
@@ -21,13 +22,15 @@ from p2ptunnel.types import clean
 
 __all__ = [
     "global_ipv6",
+    "has_route",
+    "ipv4_networks",
     "is_on_link",
     "lan_hosts",
     "local_addresses",
     "on_link",
     "resolve",
+    "resolve_both",
     "source_address",
-    "speaks_ipv6_only",
 ]
 
 _SOMEWHERE_IPV4, _SOMEWHERE_IPV6 = "192.0.2.1", "2001:db8::1"
@@ -77,13 +80,19 @@ def global_ipv6() -> tuple[str, ...]:
     return tuple(found)[:IPV6_CANDIDATES_MAX]
 
 
-def speaks_ipv6_only() -> bool:
-    """Tell whether this machine reaches the internet over IPv6 and not over IPv4."""
+def ipv4_networks() -> tuple[str, ...]:
+    """Return the IPv4 networks of our interfaces, in CIDR notation; one of prefix 0 has nobody in it, and is left out."""
+    found = (address for address in _known_addresses() if ":" not in address.host and address.prefix > 0)
+    return tuple(dict.fromkeys(str(ipaddress.ip_network((own.host, own.prefix), strict=False)) for own in found))
+
+
+def has_route(host: str) -> bool:
+    """Tell whether this machine can send to a numeric host at all."""
     try:
-        source_address(_SOMEWHERE_IPV4)
+        source_address(host)
     except OSError:
-        return bool(global_ipv6())
-    return False
+        return False
+    return True
 
 
 def lan_hosts() -> tuple[str, ...]:
@@ -135,6 +144,41 @@ async def resolve(host: str, *, family: int = socket.AF_UNSPEC) -> str:
     except OSError as error:
         raise ResolveError(clean(host), error.strerror or "no answer") from error
     return str(found[0][4][0])
+
+
+async def resolve_both(host: str, *, grace: float | None = None) -> dict[socket.AddressFamily, str]:
+    """Return the first numeric address of `host` in each family that it has one of, IPv4 before IPv6; as `resolve` does.
+
+    Args:
+        host: A name, or numeric already.
+        grace: Seconds that the other family has once one is known, since some resolvers never answer for IPv6; None: no end.
+
+    Raises:
+        ResolveError: It has none at all, or nobody answers.
+    """
+    if (own := family_of(host)) is not None:
+        return {own: host}
+    asked = {family: asyncio.create_task(resolve(host, family=family)) for family in (socket.AF_INET, socket.AF_INET6)}
+    try:
+        waiting = set(asked.values())
+        while waiting:
+            is_known = any(task.done() and task.exception() is None for task in asked.values())
+            done, waiting = await asyncio.wait(
+                waiting, timeout=grace if is_known else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                break
+    finally:
+        for task in asked.values():
+            task.cancel()
+        answers = await asyncio.gather(*asked.values(), return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, Exception) and not isinstance(answer, ResolveError):
+            raise answer
+    found = {family: answer for family, answer in zip(asked, answers, strict=True) if isinstance(answer, str)}
+    if not found:
+        raise next(answer for answer in answers if isinstance(answer, ResolveError))
+    return found
 
 
 def _is_reachable(address: InterfaceAddress) -> bool:

@@ -164,12 +164,13 @@ class Dialer:
         self._rng = rng or random.SystemRandom()
         self._trace = tracer or Tracer()
         self._running: list[Dial] = []
+        self._added: list[Dial] = []
         self._ended: list[DialRecord] = []
 
     @property
     def records(self) -> tuple[DialRecord, ...]:
         """One record for each dial so far, those that have ended first."""
-        return (*self._ended, *(running.record for running in self._running))
+        return (*self._ended, *(running.record for running in (*self._running, *self._added)))
 
     def start(
         self,
@@ -213,6 +214,21 @@ class Dialer:
         for left in old.values():
             self._give_up(left)
 
+    def add(self, targets: Iterable[Address], *, patience: float) -> None:
+        """Dial `targets`, all of one family, beside whatever else is dialled, now and later; who refuses is not dialled again.
+
+        Args:
+            targets: Numeric addresses; those that were added already go on.
+            patience: Seconds.
+        """
+        known = {running.target for running in self._added}
+        wanted = tuple(target for target in dict.fromkeys(targets) if target not in known)
+        local = self._local_for(wanted)
+        new = [Dial(local, target, self._on_end, rng=self._rng, patience=patience, redials=0) for target in wanted]
+        self._added += new
+        for starting in new:
+            starting.connect()
+
     def _local_for(self, targets: tuple[Address, ...]) -> Address:
         """Return where SYNs to `targets`, all of one family, leave from."""
         if not targets or not _other_family(targets[0][0], self._local[0]):
@@ -221,7 +237,7 @@ class Dialer:
 
     def close(self) -> None:
         """Reset every dial that runs; connections handed over stay.  Closing twice is fine."""
-        running, self._running = self._running, []
+        running, self._running, self._added = (*self._running, *self._added), [], []
         for left in running:
             self._give_up(left)
 
@@ -230,7 +246,7 @@ class Dialer:
         self._note(running.record)
 
     def _on_end(self, ended: Dial) -> None:
-        self._running.remove(ended)
+        (self._added if ended in self._added else self._running).remove(ended)
         record = ended.record
         self._note(record)
         if record.outcome == "connected":

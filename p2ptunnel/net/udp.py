@@ -84,12 +84,22 @@ class UdpSocket:
         self._trace: Final = tracer or Tracer()
         self._socket = _bound_socket(local, remote, shared=shared)
         self._ttl: Final = get_ttl(self._socket)
+        self._beside: UdpSocket | None = None
         self.address: Final[Address] = self._socket.getsockname()[:2]
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """Every socket that a loop has to watch: this one's, and that of the other family."""
+        return (self._socket,) if self._beside is None else (self._socket, self._beside.socket)
 
     @property
     def socket(self) -> socket.socket:
         """The socket itself, for a loop to watch; nobody else sends or receives on it."""
         return self._socket
+
+    def join(self, beside: UdpSocket) -> None:
+        """Send to the other family by `beside` from now on, and receive what comes there; it is closed with this one."""
+        self._beside = beside
 
     @property
     def is_closed(self) -> bool:
@@ -105,10 +115,18 @@ class UdpSocket:
         twin = copy.copy(self)
         twin._socket = self._socket.dup()  # noqa: SLF001 - of our own class
         twin._socket.setblocking(False)  # noqa: SLF001
+        if self._beside is not None:
+            try:
+                twin._beside = self._beside.duplicate()  # noqa: SLF001
+            except OSError:
+                twin._socket.close()  # noqa: SLF001
+                raise
         return twin
 
     def send(self, data: bytes, destination: Address, *, opener: bool = False) -> bool:
         """Send one datagram, with `opener` so that it dies on the way; return whether the system took it."""
+        if (other := self._other(destination)) is not None:
+            return other.send(data, destination, opener=opener)
         try:
             self._send(data, destination, self.opener_ttl if opener else self._ttl)
         except OSError as error:  # EPERM of a local firewall, ENETUNREACH, a full buffer: the machine will repeat itself
@@ -125,10 +143,18 @@ class UdpSocket:
 
     def send_all(self, datagrams: Sequence[bytes], destination: Address) -> None:
         """Send datagrams to one address, in as few calls as the system allows; what it does not take is lost."""
+        if (other := self._other(destination)) is not None:
+            other.send_all(datagrams, destination)
+            return
         for burst in bursts(datagrams):
             if len(burst) == 1 or self._trace.is_active or not self._send_burst(burst, destination):
                 for datagram in burst:
                     self.send(datagram, destination)
+
+    def _other(self, destination: Address) -> UdpSocket | None:
+        """Return the socket of the other family, where the destination is there."""
+        is_other = self._beside is not None and (":" in destination[0]) != (":" in self.address[0])
+        return self._beside if is_other else None
 
     def _send_burst(self, burst: Sequence[bytes], destination: Address) -> bool:
         """Send a burst in one call; return False if its datagrams are to be sent one by one."""
@@ -155,7 +181,12 @@ class UdpSocket:
             set_ttl(self._socket, self._ttl)
 
     def receive(self) -> Iterator[tuple[bytes, Address]]:
-        """Yield what waits, at most 64 datagrams, each with its source; ends when the socket is closed meanwhile."""
+        """Yield what waits, at most 64 datagrams of a family, each with its source; ends when it is closed meanwhile."""
+        yield from self._receive()
+        if self._beside is not None:
+            yield from self._beside.receive()
+
+    def _receive(self) -> Iterator[tuple[bytes, Address]]:
         for _ in range(_BATCH):
             if self.is_closed:
                 return
@@ -180,6 +211,8 @@ class UdpSocket:
     def close(self) -> None:
         """Close the socket; whoever watches it has stopped before.  Closing twice is fine."""
         self._socket.close()
+        if self._beside is not None:
+            self._beside.close()
 
 
 def _bound_socket(local: Address, remote: Address | None, *, shared: bool) -> socket.socket:
@@ -263,7 +296,7 @@ class UdpDriver:
         self.hole_of: Callable[[Hole], UdpSocket | None] = _no_hole
         """Returns the socket of a hole; None: it is not open."""
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._watch: Watch | None = None
+        self._watches: tuple[Watch, ...] = ()
         self._timer: asyncio.TimerHandle | None = None
         self._armed_for: float | None = None
         self._events: deque[Event] = deque()
@@ -278,7 +311,7 @@ class UdpDriver:
     def start(self) -> None:
         """Watch the socket and do what the machine wants done now."""
         self._loop = asyncio.get_running_loop()
-        self._watch = Watch(self._udp.socket, self._read)
+        self._watches = tuple(Watch(sock, self._read) for sock in self._udp.sockets)
         self.wake()
 
     def wake(self) -> None:
@@ -353,8 +386,8 @@ class UdpDriver:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._armed_for = None
-        if self._watch is not None:
-            self._watch.stop()
+        for watch in self._watches:
+            watch.stop()
         if self._aside is not None and not self._udp.is_closed:
             self._aside.outlive()
         self._udp.close()

@@ -30,7 +30,7 @@ from p2ptunnel.net.bridge import Bridges, Codec, End, Frames, Plain
 from p2ptunnel.net.interfaces import resolve
 from p2ptunnel.types import Address, ServerSpec, clean, format_address
 
-__all__ = ["WebLinks", "WebRoute", "WebWay"]
+__all__ = ["WebLinks", "WebRoute", "WebWay", "proxy_towards"]
 
 WebWay: TypeAlias = Literal["tls", "websocket"]
 _PROXY_PORT: Final = 8080
@@ -136,17 +136,16 @@ def _key(text: str) -> PublicKey | None:
 
 async def _handshaken(server: ServerSpec, context: ssl.SSLContext) -> End:
     loop = asyncio.get_running_loop()
-    name = server.name or server.address[0]
     sock = await _tcp(server)
     _, end = await loop.create_connection(  # which closes it, should it fail
-        End, sock=sock, ssl=context, server_hostname=name, ssl_shutdown_timeout=CLOSE_GRACE
+        End, sock=sock, ssl=context, server_hostname=_shown(server), ssl_shutdown_timeout=CLOSE_GRACE
     )
     return end
 
 
 async def _tcp(server: ServerSpec) -> socket.socket:
     """Connect to the server, or to the proxy and by it to the server."""
-    target = (server.name or server.address[0], WEB_PORT)
+    target = (_shown(server), WEB_PORT)
     proxy = _proxy(target[0])
     near = (server.address[0], WEB_PORT) if proxy is None else (await resolve(proxy.address[0]), proxy.address[1])
     loop = asyncio.get_running_loop()
@@ -161,6 +160,21 @@ async def _tcp(server: ServerSpec) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def proxy_towards(server: ServerSpec) -> Address | None:
+    """Return where the proxy is that connects us to a server, as the environment has it; None: we connect ourselves.
+
+    Raises:
+        ResolveError: What the environment has is no address of an HTTP proxy.
+    """
+    proxy = _proxy(_shown(server))
+    return None if proxy is None else proxy.address
+
+
+def _shown(server: ServerSpec) -> str:
+    """Return what a server is called towards those on the way."""
+    return server.name or server.address[0]
 
 
 def _proxy(host: str) -> _Proxy | None:
@@ -206,7 +220,7 @@ async def _through(sock: socket.socket, proxy: _Proxy, target: str) -> None:
 async def _upgrade(end: End, server: ServerSpec) -> Codec:
     """Ask for WebSocket, and wait for the answer."""
     assert end.transport is not None
-    host = format_address((server.name or server.address[0], WEB_PORT))
+    host = format_address((_shown(server), WEB_PORT))
     protocol = ClientProtocol(parse_uri(f"wss://{host}/"), max_size=WEB_FRAME_MAX_BYTES)
     protocol.send_request(protocol.connect())
     end.transport.writelines(protocol.data_to_send())

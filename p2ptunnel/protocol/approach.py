@@ -26,8 +26,9 @@ from p2ptunnel.defaults import (
 from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes, Tell, birthday_wait
 from p2ptunnel.protocol.guessing import EasySide, EasyState
 from p2ptunnel.protocol.holes import HardSide, HardState
+from p2ptunnel.protocol.inside import INSIDE_PATIENCE, inside_targets
 from p2ptunnel.protocol.intent import AttemptKeys
-from p2ptunnel.protocol.ipv6 import Ipv6Approach, ipv6_targets
+from p2ptunnel.protocol.ipv6 import Ipv6Approach, ipv6_targets, ipv6_udp_target
 from p2ptunnel.protocol.machine import Datagram, Entropy, Hole, MachineBase, new_mid
 from p2ptunnel.protocol.punch import (
     Dial,
@@ -127,15 +128,20 @@ class Approach(MachineBase):
         self._birthdays: Final = birthdays
         self._peer_key: Final = peer_key
         self._round_trip: Final = view.rtt + hints.rtt / 1000
+        ipv6 = () if keys is None else ipv6_targets(candidates, view.candidates, peer, server)
         self._ipv6: Final = Ipv6Approach(
             role,
             token,
-            () if keys is None else ipv6_targets(candidates, view.candidates, peer, server),
+            ipv6,
             ours=view.hints,
             theirs=hints,
             round_trip=self._round_trip,
+            udp=ipv6_udp_target(candidates, ipv6, peer) if hints.quic and view.can_quic else None,
         )
-        self.hosts: Final = frozenset((peer[0], *(host for host, _ in self._ipv6.targets)))
+        self._inside: Final = (
+            inside_targets(candidates, view.candidates, peer, view.networks) if keys is not None and role == "caller" else ()
+        )
+        self.hosts: Final = frozenset((peer[0], *(host for host, _ in (*self._ipv6.targets, *self._inside))))
         self._signals: Final = None if keys is None else _signals(role, token, server, entropy, keys, self._round_trip)
         self._length: Final = phase_length(view.rtt, hints.rtt / 1000)
         # A program of the seed dials by itself, in one phase: it needs the hole; one that answers has to be dialled.
@@ -174,6 +180,9 @@ class Approach(MachineBase):
             self._signals.tell(Sync(), now)
         self._ipv6.start(now, ends_at=ends_at)
         self._events += self._ipv6.events()
+        if self._inside:
+            patience = min(INSIDE_PATIENCE, ends_at - now)
+            self._events.append(Dial(self._token, self._inside, False, patience, is_unseen=True, is_beside=True))
         if not self._await_rows(now):
             self._begin(now)
         if self._role == "callee":
@@ -504,6 +513,7 @@ class Approach(MachineBase):
 
     def _collect(self, now: float) -> None:
         self._events += self._ipv6.events()
+        self._datagrams += self._ipv6.datagrams_to_send()
         if self._birthday is not None:
             self._collect_birthday(self._birthday, now)
         if self._signals is not None:

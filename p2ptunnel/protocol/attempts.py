@@ -6,6 +6,7 @@ the one that holds most gives one up.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Hashable, Iterator
 
@@ -75,6 +76,22 @@ class Attempts:
             return "server busy"
         return ""
 
+    def free_at(self, caller: Endpoint, callee: Endpoint) -> float:
+        """Return at which second, at the latest, there is a place again for one that has just been refused."""
+        block, site = _party(caller)
+        here, held = self._places.at(site), self._held[block]
+        if held >= ATTEMPTS_OF_SOURCE_MAX:
+            return next(attempt.expires_at for attempt in here if _party(attempt.caller)[0] == block)  # the oldest ends first
+        if len(here) >= ATTEMPTS_OF_SOURCE_MAX * SITE_FACTOR:
+            return here[0].expires_at
+        waiting = tuple(self._waiting.get(callee, ()))
+        own = [attempt.answer_by for attempt in waiting if _party(attempt.caller)[0] == block]
+        if len(own) >= ATTEMPTS_OF_SOURCE_TO_CALLEE_MAX:
+            return min(own)
+        if len(waiting) >= ATTEMPTS_OF_CALLEE_MAX:
+            return min(attempt.answer_by for attempt in waiting)
+        return next(iter(self._by_token.values())).expires_at
+
     def make_room(self, caller: Endpoint, callee: Endpoint) -> list[Attempt]:
         """Forget what has to give way to one more attempt, which has just not been refused; return it."""
         _, site = _party(caller)
@@ -137,9 +154,16 @@ class _Places:
     def __len__(self) -> int:
         return self._count
 
+    def __iter__(self) -> Iterator[Attempt]:
+        return itertools.chain.from_iterable(held.values() for held in self._of_site.values())
+
     def of(self, site: Hashable) -> int:
         """Return how many a site holds."""
         return len(self._of_site.get(site, ()))
+
+    def at(self, site: Hashable) -> tuple[Attempt, ...]:
+        """Return those of a site."""
+        return tuple(self._of_site.get(site, {}).values())
 
     def add(self, site: Hashable, attempt: Attempt) -> None:
         """Count one."""

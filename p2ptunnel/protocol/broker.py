@@ -7,6 +7,7 @@ source is never longer than its question.  Source: wire document, sections 1 to 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Final
 
@@ -60,6 +61,7 @@ from p2ptunnel.wire.messages import (
     RegisterExtra,
     RelayJoin,
     RelayJoinAnswer,
+    RelayOffer,
     Signal,
     SignalAnswer,
     decode,
@@ -306,7 +308,7 @@ class Broker:
         if not is_tag(message.ltag) or not is_tag(extra.rtag):
             return ConnectAnswer(mid=message.mid, code=400, em="not a tag")
         if not self._asked.take(source.host, now):
-            return _later(message.mid, "too many calls from there")
+            return _later(message.mid, "too many calls from there", self._asked.wait(source.host, now))
         if not self._judge.is_calling_member(extra):
             return ConnectAnswer(mid=message.mid, code=407, em="this server serves its members only")
         caller = self._judge.caller_key(extra.intent)
@@ -316,14 +318,14 @@ class Broker:
         if callee is None:
             return self._absent(message, now)
         if busy := self._is_too_much(source, callee, now):
-            return _later(message.mid, busy)
+            return _later(message.mid, *busy)
         token = new_secret(self._entropy)
         host, port = source.address
         said = PunchNoticeExtra(
             token=token, host=host, port=port, v=extra.v, intent=extra.intent, cands=extra.cands, nat=extra.nat
         )
         offer = None if self._offers is None else self._offers.make(token, caller, callee.key)
-        notice = self._notice(token, replace(said, relay=offer))
+        notice = self._notice(token, replace(said, relay=self._seen_from(offer, callee.endpoint.host)))
         if len(notice) > DATAGRAM_MAX_BYTES:  # a direct path may still come up
             offer, notice = None, self._notice(token, said)
         if len(notice) > DATAGRAM_MAX_BYTES:
@@ -337,8 +339,12 @@ class Broker:
             self._replies.request(10, self._mid_of(token), notice, callee.endpoint, now)
         else:  # once: it may be a victim's address
             self._replies.send(notice, callee.endpoint)
-        answer = ConnectAnswerExtra(token=token, host=host, port=port, relay=offer)
+        answer = ConnectAnswerExtra(token=token, host=host, port=port, relay=self._seen_from(offer, host))
         return ConnectAnswer(mid=message.mid, code=200, em="", extra=answer)
+
+    def _seen_from(self, offer: RelayOffer | None, host: str) -> RelayOffer | None:
+        """Return the offer with the relay's address in the family of one end of the call."""
+        return None if offer is None or self._offers is None else self._offers.seen_from(offer, host)
 
     def _notice(self, token: str, said: PunchNoticeExtra) -> bytes:
         return encode(PunchNotice(mid=self._mid_of(token), extra=said))
@@ -347,22 +353,25 @@ class Broker:
         """Answer who asks for a peer that is not online."""
         wanted = message.extra.rtag
         if self.registrar.is_awaited(wanted, now):
-            again = ConnectAnswerExtra(retry_after=1)
-            return ConnectAnswer(mid=message.mid, code=429, em="that peer is about to come back", extra=again)
+            return _later(message.mid, "that peer is about to come back", self.registrar.grace(wanted, now))
         self._replies.report(Introduced(message.ltag, wanted, 404))
         return ConnectAnswer(mid=message.mid, code=404, em="no such peer is online")
 
-    def _is_too_much(self, source: Endpoint, callee: Registered, now: float) -> str:
-        """Return why there can be no introduction now, empty if there can."""
+    def _is_too_much(self, source: Endpoint, callee: Registered, now: float) -> tuple[str, float] | None:
+        """Return why there can be no introduction now, and after how many seconds that is over; None if there can be one."""
         if refusal := self._attempts.refusal(source, callee.endpoint):
-            return refusal
+            return refusal, self._attempts.free_at(source, callee.endpoint) + _SWEEP - now
         if not callee.is_validated and not self._is_seed_allowed(callee.endpoint, now):
-            return "too many calls to that program"
+            return "too many calls to that program", 0.0 if self._ration is None else self._ration.wait(
+                callee.endpoint.host, now
+            )
         if limited_source(source.host) is None:
-            return ""
+            return None
         if not self._calls.take(source.host, now, of=callee.tag):
-            return "too many calls from there to that peer"
-        return "" if self._calls_to.take(callee.tag, now) else "too many calls to that peer"
+            return "too many calls from there to that peer", self._calls.wait(source.host, now, of=callee.tag)
+        if not self._calls_to.take(callee.tag, now):
+            return "too many calls to that peer", self._calls_to.wait(callee.tag, now)
+        return None
 
     def _make_room(self, caller: Endpoint, callee: Endpoint) -> None:
         """Give up what has to give way; its caller hears no more of it, as if the callee were silent."""
@@ -434,8 +443,9 @@ class Broker:
         self._sweep_at = now + _SWEEP if self.registrar.online or self._attempts else None
 
 
-def _later(mid: int, why: str) -> ConnectAnswer:
-    return ConnectAnswer(mid=mid, code=429, em=why, extra=ConnectAnswerExtra(retry_after=5))
+def _later(mid: int, why: str, wait: float) -> ConnectAnswer:
+    """Refuse for so many seconds, rounded up: who asks then must not be told to wait again."""
+    return ConnectAnswer(mid=mid, code=429, em=why, extra=ConnectAnswerExtra(retry_after=math.floor(wait) + 1))
 
 
 def _signed_refusal(answer: PunchAnswer) -> PunchResultExtra | None:

@@ -24,6 +24,7 @@ from p2ptunnel.errors import LocalProtocolError
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.protocol.approach import Approach, Birthdays
 from p2ptunnel.protocol.consent import Consent
+from p2ptunnel.protocol.inside import is_inside, is_same_outside
 from p2ptunnel.protocol.intent import AttemptKeys, Call, CallVerdict, IntentJudge
 from p2ptunnel.protocol.limits import Buckets, Rate
 from p2ptunnel.protocol.machine import Datagram, Entropy, Event, Hole, MachineBase, new_secret
@@ -179,6 +180,7 @@ class CalleeAgent(MachineBase):
         self._entropy = entropy
         self._hints = notice.extra.nat or NatHints()
         self._expires_at: float | None = None
+        self._has_way_inside = signed is not None and not set(view.inside).isdisjoint(view.candidates)
         self._heard_at: deque[Address] = deque(maxlen=_PLACES)
         self._heard_holes: set[Hole] = set()
         self._again: list[tuple[float, Datagram]] = []
@@ -221,10 +223,9 @@ class CalleeAgent(MachineBase):
         """Where the caller's TCP connection is expected from."""
         return self._approach.targets
 
-    @property
-    def hosts(self) -> frozenset[str]:
-        """Where the caller's connections may come from."""
-        return self._approach.hosts
+    def expects(self, host: str) -> bool:
+        """Tell whether the caller's connections may come from there: anywhere inside, if it was told of our router's way in."""
+        return host in self._approach.hosts or (self._has_way_inside and is_inside(host))
 
     def has_heard_from(self, source: Address) -> bool:
         """Tell whether what came from that very address was keyed: only there may more be sent than came."""
@@ -287,7 +288,7 @@ class CalleeAgent(MachineBase):
         if self.state is not CalleeState.OPENED:
             self._drop("attempt over")
             return
-        if source[0] != self.caller[0]:
+        if source[0] not in self._approach.hosts:
             self._drop("another host")
             return
         if self._receiver is not None and not self._receiver.open(data):
@@ -627,7 +628,7 @@ class CalleePort(MachineBase):
             self._answered.remember(token, b"", now)
             self._events.append(AnswerApart(token))
         else:
-            self._answer(waiting, self._signed_view(), now)
+            self._answer(waiting, self._signed_view(waiting.caller[0]), now)
 
     def answer_apart(self, token: str, other: OtherPort | None, now: float) -> CalleeAgent | None:
         """Answer a call that waits for a port of its own: from `other`, by a machine of its own, or from ours if there is none.
@@ -639,7 +640,7 @@ class CalleePort(MachineBase):
         if waiting is None:
             return None
         if other is None:
-            self._answer(waiting, self._signed_view(), now)
+            self._answer(waiting, self._signed_view(waiting.caller[0]), now)
             return None
         return self._answer(waiting, other.view, now, number=other.number)
 
@@ -652,11 +653,15 @@ class CalleePort(MachineBase):
         signed = SignedCall(waiting.call.key, is_stranger, *answered)
         return self._begin(waiting.message, waiting.caller, view, signed, now, number=number)
 
-    def _signed_view(self) -> LocalView:
-        """Return our view, with the address that -10 comes from: the caller sends only where we have signed that we are."""
+    def _signed_view(self, caller: str) -> LocalView:
+        """Return our view, with the address that -10 comes from: the caller sends only where we have signed that we are.
+
+        A caller behind the same outermost NAT is also told the way in that our own router keeps behind that one.
+        """
         observed = self.registration.observed
         udp = () if observed is None else own_candidates("udp", observed, self._server)
-        candidates = dict.fromkeys((*udp, *self.view.candidates))
+        inside = self.view.inside if is_same_outside(caller, (*udp, *self.view.candidates)) else ()
+        candidates = dict.fromkeys((*udp, *self.view.candidates, *inside))
         return replace(self.view, candidates=tuple(candidates)[:CANDIDATES_MAX])
 
     def _refuse(self, message: PunchNotice, code: int, text: str, *, intent: str = "") -> None:

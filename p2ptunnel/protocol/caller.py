@@ -8,7 +8,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from p2ptunnel.defaults import COOKIELESS_PAD_BYTES, PUNCH_TIMEOUT, RETRY_AFTER_MAX, WIRE_VERSION
+from p2ptunnel.defaults import COOKIELESS_PAD_BYTES, IPV6_PROBING, PUNCH_TIMEOUT, RETRY_AFTER_MAX, WIRE_VERSION
 from p2ptunnel.errors import InvalidKeyError, LocalProtocolError
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.protocol.approach import Approach, Birthdays
@@ -16,6 +16,7 @@ from p2ptunnel.protocol.birthday import BirthdayEnded
 from p2ptunnel.protocol.consent import Consent
 from p2ptunnel.protocol.detour import Detour
 from p2ptunnel.protocol.intent import Answered, AnswerFault, AttemptKeys, CallSigner
+from p2ptunnel.protocol.ipv6 import ProbeBeside
 from p2ptunnel.protocol.machine import Datagram, Entropy, Hole, MachineBase, new_mid
 from p2ptunnel.protocol.nat import Mapping
 from p2ptunnel.protocol.punch import (
@@ -482,12 +483,15 @@ class CallerAgent(MachineBase):
         self._datagrams += self._approach.datagrams_to_send()
         events = self._approach.events()
         self._events += events
+        for beside in (event for event in events if isinstance(event, ProbeBeside)):
+            if not self._detour.is_open:
+                self._probe(beside.target, now, timeout=IPV6_PROBING)
         for ended in (event for event in events if isinstance(event, BirthdayEnded)):
             if self.state is CallerState.PUNCHING:
                 self._fail("timeout", 408, f"the birthday: {ended.why}", now)
 
     def _is_peer(self, token: str, source: Address) -> bool:
-        return self._peer is not None and token == self.token and source[0] == self._peer[0]
+        return self._approach is not None and token == self.token and source[0] in self._approach.hosts
 
     def _is_genuine(self, data: bytes) -> bool:
         """Tell whether what claims to be the callee's is keyed, once; of a program of the founding protocol nothing is."""
@@ -504,10 +508,10 @@ class CallerAgent(MachineBase):
             return datagram
         return replace(datagram, data=self._sender.seal(datagram.data))
 
-    def _probe(self, peer: Address, now: float, hole: Hole | None = None) -> None:
+    def _probe(self, peer: Address, now: float, hole: Hole | None = None, *, timeout: float = PUNCH_TIMEOUT) -> None:
         mid = new_mid(self._entropy)
         data = encode(HoleProbe(mid=mid, token=self.token))
-        self._datagrams.append(self._requester.send(31, mid, data, peer, now, timeout=PUNCH_TIMEOUT, hole=hole))
+        self._datagrams.append(self._requester.send(31, mid, data, peer, now, timeout=timeout, hole=hole))
 
     def _open_tcp(self, peer: Address, now: float) -> None:
         mid = new_mid(self._entropy)

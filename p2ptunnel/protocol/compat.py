@@ -31,3 +31,15 @@ class SeedRation:
             return False
         self._uses.append((now, user))
         return True
+
+    def wait(self, host: str, now: float) -> float:
+        """Return after how many seconds one more request of `host` may be served, if nobody else takes its place."""
+        user = host if (source := limited_source(host)) is None else source.block
+        of_source = [at + 60 for at, other in self._uses if other == user][-COMPAT_REQUESTS_PER_MINUTE:]
+        of_all = [at + 1 for at, _ in self._uses][-COMPAT_REQUESTS_PER_SECOND:]
+        full = [
+            ends[0]
+            for ends, most in ((of_source, COMPAT_REQUESTS_PER_MINUTE), (of_all, COMPAT_REQUESTS_PER_SECOND))
+            if len(ends) == most
+        ]
+        return max(0.0, max(full, default=now) - now)

@@ -58,6 +58,11 @@ class Detour:
         length = PHASES * phase_length(own.rtt / 1000, other.rtt / 1000)
         self._begins_at = now if is_ruled_out else now + length
 
+    @property
+    def is_open(self) -> bool:
+        """Whether UDP passes both ways somewhere."""
+        return self._remote is not None
+
     def opened(self, remote: Address, hole: int | None = None) -> None:
         """UDP passes both ways to `remote`, from our port or from that hole of a birthday."""
         self._remote, self._hole = remote, hole

@@ -84,10 +84,10 @@ class SourceLimit:
         self._blocks.give_back((block, None))
         self._sites.give_back((site, None))
 
-    def wait(self, host: str, now: float) -> float:
+    def wait(self, host: str, now: float, *, of: Hashable = None) -> float:
         """Return after how many seconds `host` may ask again."""
         block, site = _block_and_site(host)
-        return max(self._blocks.wait((block, None), now), self._sites.wait((site, None), now))
+        return max(self._blocks.wait((block, of), now), self._sites.wait((site, of), now))
 
 
 def _block_and_site(host: str) -> tuple[str | int | None, int | None]:

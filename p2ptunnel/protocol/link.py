@@ -90,6 +90,7 @@ class Link:
         self._is_asked = False
         self._judged_at = now
         self._stall_pause = 0.0  # seconds between questions to a stalled peer; 0 before the first
+        self._tried_at: float | None = None  # when the peer's kernel was given something to acknowledge in this silence
         self._measured_at = now
         self._ping_count = 0
         self._pinged_at = now
@@ -111,6 +112,7 @@ class Link:
         self._heard_at = now
         self._is_asked = False
         self._stall_pause = 0.0
+        self._tried_at = None
         was_in_doubt = self.health is not Health.UP
         self.health = Health.UP
         return was_in_doubt
@@ -195,6 +197,8 @@ class Link:
         self._judged_at = now
         if silence < self._suspect_after():
             return self.health
+        if self._is_on_trial(now, seconds_without_ack):
+            return self.health
         if seconds_without_ack == 0:
             self.health = Health.STALLED
             self._ask_again(now, pace)
@@ -206,6 +210,18 @@ class Link:
             self.health = Health.SUSPECT
         self._is_measuring &= self.health not in {Health.STALLED, Health.DEAD}
         return self.health
+
+    def _is_on_trial(self, now: float, seconds_without_ack: float | None) -> bool:
+        """Tell whether the peer's kernel has yet to show that it answers: what it acknowledged may be older than the silence.
+
+        A cable is pulled behind the acknowledgement of our question, and before the answer.
+        """
+        if seconds_without_ack == 0 and self._tried_at is None:
+            self._tried_at = now
+            self.control.extend(encode(Ping(bytes(8))))
+            return True
+        grace = max(_LOOK_AGAIN, 2 * self._fastest)
+        return bool(seconds_without_ack) and self._tried_at is not None and now - self._tried_at < grace
 
     def _ask_again(self, now: float, pace: Pace) -> None:
         """Give the kernel of a stalled peer something to acknowledge, ever more rarely; it is no witness for nothing."""

@@ -24,7 +24,7 @@ class Observer(MachineBase):
     """Answers t=5 and STUN Binding requests.
 
     Args:
-        others: Where else the same server observes, told in each -5.
+        others: Where else the same server observes; each -5 tells those of the asker's family.
     """
 
     def __init__(self, others: tuple[Address, ...] = ()) -> None:
@@ -50,10 +50,15 @@ class Observer(MachineBase):
         else:
             self._drop("question shorter than the answer")
 
+    def others_for(self, host: str) -> tuple[int, ...]:
+        """Return the numbers among `others` of those that a host can ask, in order: those of its own family."""
+        return tuple(number for number, (other, _) in enumerate(self.others) if (":" in other) == (":" in host))
+
     def answer(self, probe: ReflexiveProbe, source: Address, cookie: str = "", key: str = "") -> ReflexiveAnswer:
         """Return the -5 for `probe`; a source that receives there may be given its `cookie` and the server's `key`."""
         host, port = source
-        extra = Observed(host=host, port=port, cookie=cookie, key=key, other=self.others)
+        others = tuple(self.others[number] for number in self.others_for(host))
+        extra = Observed(host=host, port=port, cookie=cookie, key=key, other=others)
         return ReflexiveAnswer(mid=probe.mid, code=200, em="", extra=extra)
 
     def receive_line(self, line: bytes, source: Address) -> tuple[bool, bytes | None]:

@@ -58,7 +58,7 @@ class ProbesBack:
         elif not self._of_source.take(source.host, now, of=(extra.op, source.is_validated)):
             self._refuse(probe, 429, "too many probes", source, size)
         elif extra.op:
-            self._probe_back(probe, int(extra.op), source, size)
+            self._probe_back(probe, self._observer.others_for(source.host)[int(extra.op)], source, size)
         else:
             answer = self._observer.answer(probe, source.address)
             self._replies.answer_stranger(answer, Endpoint((source.host, extra.to)), size)
@@ -68,7 +68,7 @@ class ProbesBack:
         if not extra.op:
             return "over UDP only" if source.is_validated else port_refusal(extra.to) or ""
         is_number = extra.op.isascii() and extra.op.isdigit() and not extra.to
-        return "" if is_number and int(extra.op) < len(self._observer.others) else "no such observer"
+        return "" if is_number and int(extra.op) < len(self._observer.others_for(source.host)) else "no such observer"
 
     def _probe_back(self, probe: ReflexiveProbe, observer: int, source: Endpoint, size: int) -> None:
         line = encode(self._observer.answer(probe, source.address))

@@ -58,6 +58,8 @@ class LocalView(msgspec.Struct, frozen=True):
     nat: What the NATs before the port do.
     ports: Outside TCP ports that they have given lately, the last one last.
     can_quic: It can do QUIC over the punched UDP port.
+    inside: Ways in that our router keeps where another NAT stands above it: for those behind that one, too.
+    networks: Those of our interfaces over IPv4, as text.
     """
 
     candidates: tuple[Candidate, ...] = ()
@@ -66,6 +68,8 @@ class LocalView(msgspec.Struct, frozen=True):
     nat: NatProfile = NatProfile()
     ports: tuple[int, ...] = ()
     can_quic: bool = False
+    inside: tuple[Candidate, ...] = ()
+    networks: tuple[str, ...] = ()
 
     @property
     def hints(self) -> NatHints:
@@ -109,6 +113,7 @@ class Dial(Event, frozen=True):
     NATs' memory of this pair of ports.  low: They must die outside our own NATs.  patience: Seconds until the attempt ends;
     the next phase replaces them before.  is_unseen: Nobody but the peer itself says that it is there: a plain SYN that is
     refused is not sent again.  round: From the port of that round: those of an earlier one stay.  is_added: All others stay.
+    is_beside: So do these, whatever is dialled later.
 
     All targets are of one family; the SYNs of the other stay.
     """
@@ -120,6 +125,7 @@ class Dial(Event, frozen=True):
     is_unseen: bool = False
     round: int = 0
     is_added: bool = False
+    is_beside: bool = False
 
 
 class TakePort(Event, frozen=True):

@@ -5,6 +5,7 @@ t=1, 2 and 3 of the wire document.  Rule: nothing is stored or looked up for a s
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -317,7 +318,11 @@ class Registrar:
 
     def is_awaited(self, tag: Tag, now: float) -> bool:
         """Tell whether the tag was online before a restart, so short a time ago that it may not be back yet."""
-        return now < self._awaited.get(tag, now)
+        return self.grace(tag, now) > 0
+
+    def grace(self, tag: Tag, now: float) -> float:
+        """Return for how many seconds more the tag is awaited, if it was online before a restart; else 0."""
+        return max(0.0, self._awaited.get(tag, now) - now)
 
     def handle_timer(self, now: float) -> None:
         """Recall the next few."""
@@ -342,7 +347,8 @@ class Registrar:
 
 
 def _refusal(code: int, why: str, *, retry_after: float = 0) -> RegisterAnswer:
-    return RegisterAnswer(mid=0, code=code, em=why, extra=Observed(retry_after=retry_after) if retry_after else None)
+    extra = Observed(retry_after=math.ceil(retry_after)) if retry_after else None
+    return RegisterAnswer(mid=0, code=code, em=why, extra=extra)
 
 
 def _with_mid(answer: RegisterAnswer, mid: int) -> RegisterAnswer:

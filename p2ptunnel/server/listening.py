@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Sequence
 from typing import Final
 
 from p2ptunnel.errors import AddressInUseError, BindError
 from p2ptunnel.net.sockets import share_port
 from p2ptunnel.types import Address, format_address
 
-__all__ = ["BACKLOG", "bind_error", "listen_at", "listening_socket"]
+__all__ = ["BACKLOG", "bind_error", "everywhere", "families_refusal", "listen_at", "listening_socket"]
 
 BACKLOG: Final = 1024
 _ANOTHER: Final = "--listen :7001"
+
+
+def everywhere(port: int) -> tuple[Address, ...]:
+    """Return where all of this machine is listened at: over IPv4, and over IPv6 where the system has it."""
+    both = ("0.0.0.0", port), ("::", port)  # noqa: S104 - a server is there to be reached
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:  # switched off, or not built in
+        return both[:1]
+    return both
+
+
+def families_refusal(addresses: Sequence[Address]) -> str:
+    """Return why one service cannot be at all of these addresses, empty if it can: one of each family."""
+    families = [":" in host for host, _ in addresses]
+    if not addresses or len(set(families)) < len(families):
+        return f"{len(addresses)} addresses to listen on, of which {sum(families)} of IPv6"
+    return ""
 
 
 def listen_at(address: Address, *, instead: str = _ANOTHER) -> socket.socket:

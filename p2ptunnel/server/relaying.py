@@ -22,7 +22,7 @@ from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.protocol.observer import Observer
 from p2ptunnel.protocol.relay import Circuit, Relay
 from p2ptunnel.server.control import ControlConnections
-from p2ptunnel.server.listening import BACKLOG, listen_at
+from p2ptunnel.server.listening import BACKLOG, families_refusal, listen_at
 from p2ptunnel.server.relay import RelayDriver
 from p2ptunnel.server.rendezvous import RelayStats, relay_stats
 from p2ptunnel.server.web import Web, WebFront
@@ -53,6 +53,7 @@ class RelayServer:
     Args:
         servers: The public keys, as text, of the rendezvous servers that it relays for.
         listen: Where it serves, TCP; the host is numeric, port 0 picks one.
+        listen_also: The same over the other family; with the port 0, on the same one.  None: nowhere.
         identity: Its own key, which each end of a circuit signs for.
         quota_bytes: What one key may have carried in a day.
         circuits: Of one key at a time.
@@ -60,7 +61,7 @@ class RelayServer:
         tracer: Told of circuits.
 
     Raises:
-        ConfigError: There is no server, or it could carry nothing.
+        ConfigError: There is no server, or it could carry nothing, or `listen_also` is of the family of `listen`.
         InvalidKeyError: A server's key is none.
     """
 
@@ -70,6 +71,7 @@ class RelayServer:
         *,
         identity: Identity,
         listen: Address = ("127.0.0.1", RENDEZVOUS_PORT),
+        listen_also: Address | None = None,
         quota_bytes: int = RELAY_QUOTA_BYTES,
         circuits: int = RELAY_CIRCUITS_OF_KEY,
         web: Web | None = None,
@@ -79,7 +81,9 @@ class RelayServer:
             raise ConfigError("a relay for no rendezvous server", "--server p2p:KEY: what stands behind the # of its line.")
         if min(quota_bytes, circuits) < 1:
             raise ConfigError("a relay that may carry nothing is none", "Allow at least one circuit and one byte.")
-        self._listen: Final = listen
+        self._listen: Final = (listen,) if listen_also is None else (listen, listen_also)
+        if refusal := families_refusal(self._listen):
+            raise ConfigError(refusal, "One of each family.")
         grants = Grants(identity.public, [PublicKey.parse(server) for server in servers], time.time)
         self._relay: Final = Relay(Judge(identity), quota_bytes=quota_bytes, circuits_of_key=circuits, grants=grants)
         self._driver: Final = RelayDriver(self._relay, tracer or Tracer())
@@ -88,7 +92,7 @@ class RelayServer:
         self._web: Final = web
         self._web_context: Final = None if web is None else web.context(identity)
         self._front: WebFront | None = None
-        self._server: asyncio.Server | None = None
+        self._servers: Final[list[asyncio.Server]] = []
 
     @property
     def address(self) -> Address:
@@ -97,10 +101,18 @@ class RelayServer:
         Raises:
             LocalProtocolError: It is not up.
         """
-        if self._server is None:
+        return self.addresses[0]
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where it serves: one address of each family.
+
+        Raises:
+            LocalProtocolError: It is not up.
+        """
+        if not self._servers:
             raise LocalProtocolError("the relay is not up: use `async with RelayServer(…)`")
-        host, port = self._server.sockets[0].getsockname()[:2]
-        return (host, port)
+        return tuple((host, port) for host, port, *_ in (server.sockets[0].getsockname() for server in self._servers))
 
     @property
     def web_address(self) -> Address | None:
@@ -120,31 +132,37 @@ class RelayServer:
             AddressInUseError: Another program has the port.
             BindError: The address is not ours.
         """
-        if self._server is not None:
+        if self._servers:
             return
-        listener = listen_at(self._listen)
-        make = self._connections.make
-        # Served in a second step: cancelled in the middle of a first one, there would be nobody to stop it.
-        self._server = await asyncio.get_running_loop().create_server(make, sock=listener, backlog=BACKLOG, start_serving=False)
+        loop, make = asyncio.get_running_loop(), self._connections.make
         try:
+            for host, port in self._listen:
+                listener = listen_at((host, port or (self.address[1] if self._servers else 0)))
+                # Served in a second step: cancelled in the middle of a first one, there would be nobody to stop it.
+                server = await loop.create_server(make, sock=listener, backlog=BACKLOG, start_serving=False)
+                self._servers.append(server)
             if self._web is not None and self._web_context is not None:
                 self._front = self._web.front(self._web_context, self._connections)
                 self._front.start()
-            await self._server.start_serving()
+            for server in self._servers:
+                await server.start_serving()
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
         """End every circuit, and stop serving; closing twice is fine."""
-        if self._server is not None:
-            server, self._server = self._server, None
-            server.close()
+        if self._servers:
+            servers = tuple(self._servers)
+            self._servers.clear()
+            for server in servers:
+                server.close()
             self._connections.close()
             self._driver.close()
             if self._front is not None:
                 await self._front.close()
-            await server.wait_closed()
+            for server in servers:
+                await server.wait_closed()
 
     async def __aenter__(self) -> Self:
         await self.start()

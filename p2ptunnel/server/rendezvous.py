@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import abc
 import asyncio
-import contextlib
 import random
 import secrets
-import socket
 import time
 from collections import Counter
 from collections.abc import Container, Sequence
@@ -20,15 +18,13 @@ from typing import Final, Self
 import msgspec
 
 from p2ptunnel.addresses import port_refusal
-from p2ptunnel.defaults import FLOOD_ROOM_BYTES, RELAY_CIRCUITS_OF_KEY, RELAY_QUOTA_BYTES, RENDEZVOUS_PORT
-from p2ptunnel.errors import AddressInUseError, BindError, ConfigError, LocalProtocolError
+from p2ptunnel.defaults import RELAY_CIRCUITS_OF_KEY, RELAY_QUOTA_BYTES, RENDEZVOUS_PORT
+from p2ptunnel.errors import ConfigError, LocalProtocolError
 from p2ptunnel.identity.grant import Offers
 from p2ptunnel.identity.judge import Judge
 from p2ptunnel.identity.keys import Identity
-from p2ptunnel.net.filter import attach_filter
-from p2ptunnel.net.interfaces import resolve
-from p2ptunnel.net.sockets import widen_receiving
-from p2ptunnel.net.udp import UdpDriver, UdpSocket
+from p2ptunnel.net.interfaces import resolve_both
+from p2ptunnel.net.udp import UdpDriver
 from p2ptunnel.protocol.broker import Broker, LineToSend, RelayJoined
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.observer import Observer
@@ -36,8 +32,9 @@ from p2ptunnel.protocol.probing import ProbeBack
 from p2ptunnel.protocol.relay import Relay
 from p2ptunnel.protocol.tags import TagBook
 from p2ptunnel.server.control import ControlConnections
+from p2ptunnel.server.doors import Door, open_doors
 from p2ptunnel.server.keeper import TagKeeper
-from p2ptunnel.server.listening import BACKLOG, bind_error, listening_socket
+from p2ptunnel.server.listening import BACKLOG, families_refusal
 from p2ptunnel.server.members import KeyList
 from p2ptunnel.server.probing import Prober
 from p2ptunnel.server.registry import TagStore
@@ -48,7 +45,6 @@ from p2ptunnel.types import Address, format_address, parse_server
 
 __all__ = ["RelayStats", "Rendezvous", "ServerStats", "relay_stats"]
 
-_PORT_TRIES: Final = 16
 _EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - what nobody can be told to ask
 
 
@@ -101,8 +97,9 @@ class Rendezvous:
 
     Args:
         listen: Where the broker serves, UDP and TCP on one port; the host is numeric, port 0 picks one that is free for both.
+        listen_also: Where the same broker serves over the other family; with the port 0, on the same one.  None: nowhere.
         alt_listen: Where else to observe.  A second port and a second address let peers learn how their NAT maps; they are
-            told these addresses as they are written here.
+            told these addresses as they are written here, each those of its family.
         compat_seed: Also serve programs written from the founding document alone (see docs/how-to/rendezvous.md for what
             that gives up).
         identity: The server's own key, which registrations are signed for; None: nobody can tell it from another.
@@ -118,9 +115,9 @@ class Rendezvous:
         tracer: Gets every event of the broker.
 
     Raises:
-        ConfigError: One of `alt_listen` is no single address, or programs that cannot show who they are would be served with
-            members only, or the relay could carry nothing, or relays elsewhere have no key, or there is none to sign for them,
-            or TLS has no certificate.
+        ConfigError: One of `alt_listen` is no single address, or `listen_also` is of the family of `listen`, or programs that
+            cannot show who they are would be served with members only, or the relay could carry nothing, or relays elsewhere
+            have no key, or there is none to sign for them, or TLS has no certificate.
         InvalidAddressError: One of `relays` is no address of a relay.
     """
 
@@ -128,6 +125,7 @@ class Rendezvous:
         self,
         listen: Address = ("127.0.0.1", RENDEZVOUS_PORT),
         *,
+        listen_also: Address | None = None,
         alt_listen: Sequence[Address] = (),
         compat_seed: bool = False,
         identity: Identity | None = None,
@@ -147,7 +145,9 @@ class Rendezvous:
                 raise ConfigError(f"peers cannot be told to ask {format_address(address)}", hint)
         if min(relay_quota_bytes, relay_circuits) < 1:
             raise ConfigError("a relay that may carry nothing is none", "Use relay=False.")
-        self._listen = listen
+        self._listen = (listen,) if listen_also is None else (listen, listen_also)
+        if refusal := families_refusal(self._listen):
+            raise ConfigError(refusal, "One of each family; where else peers may look at their NAT is said by --alt-listen.")
         self._alt_listen = tuple(alt_listen)
         self._trace = tracer or Tracer()
         self._observer = Observer()
@@ -188,6 +188,15 @@ class Rendezvous:
         return self._services[0].address
 
     @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where the broker serves: one address of each family.
+
+        Raises:
+            LocalProtocolError: The server is not up.
+        """
+        return (self.address, *(udp.address for udp in self._services[0].udps[1:]))
+
+    @property
     def web_address(self) -> Address | None:
         """Where its TCP side is served inside TLS, None: nowhere."""
         return None if self._front is None else self._front.address
@@ -213,8 +222,8 @@ class Rendezvous:
             tags=len(self._tags),
             attempts=self._broker.attempts,
             connections=sum(len(service.connections) for service in self._services),
-            received=sum(service.driver.udp.received for service in self._services),
-            sent=sum(service.driver.udp.sent for service in self._services),
+            received=sum(udp.received for service in self._services for udp in service.udps),
+            sent=sum(udp.sent for service in self._services for udp in service.udps),
             unwritten=0 if self._keeper is None else self._keeper.failures,
             dropped=dict(self.dropped),
             relay=None if self._relay is None else relay_stats(self._relay),
@@ -237,12 +246,12 @@ class Rendezvous:
             if self._keeper is not None:
                 await self._keeper.load(self._tags)
             if self._offers is not None:
-                await self._offers.look_up(_numeric)
+                await self._offers.look_up(_every_family)
             relay = RelayDriver(self._relay, self._trace) if self._relay else None
-            broker = _BrokerService(self._broker, relay, *_bind_both(self._listen, self._trace), self._trace)
+            broker = _BrokerService(self._broker, relay, open_doors(self._listen, self._trace), self._trace)
             self._services.append(broker)
             for address in self._alt_listen:
-                self._services.append(_ObserverService(Observer(), *_bind_both(address, self._trace, is_dialled_from=True)))
+                self._services.append(_ObserverService(Observer(), open_doors((address,), self._trace, is_dialled_from=True)))
             broker.prober = Prober([service.driver.udp for service in self._services[1:]], broker.connections.send)
             self._observer.others = tuple(service.address for service in self._services[1:])
             if self._web is not None and self._web_context is not None:
@@ -282,14 +291,16 @@ class Rendezvous:
 
 
 class _Service(abc.ABC):
-    """A machine on one UDP socket and on the TCP connections of one listener; owns both."""
+    """A machine on one UDP socket and on the TCP connections of one listener of each family; owns them."""
 
-    def __init__(self, machine: Broker | Observer, udp: UdpSocket, listener: socket.socket) -> None:
-        self.address: Final = udp.address
+    def __init__(self, machine: Broker | Observer, doors: tuple[Door, ...]) -> None:
+        first = doors[0].udp
+        self.address: Final = first.address
         self.connections: Final = ControlConnections(self.on_line, self.on_closed)
-        self.driver: Final = UdpDriver(machine, udp, self.on_event)
-        self._listener: Final = listener
-        self._server: asyncio.Server | None = None
+        self.driver: Final = UdpDriver(machine, first, self.on_event)
+        self.udps: Final = tuple(door.udp for door in doors)
+        self._listeners: Final = tuple(door.listener for door in doors)
+        self._servers: Final[list[asyncio.Server]] = []
 
     @property
     def dropped(self) -> Counter[str]:
@@ -298,29 +309,27 @@ class _Service(abc.ABC):
 
     async def start(self) -> None:
         """Serve."""
-        attach_filter(self.driver.udp.socket)
-        widen_receiving(self.driver.udp.socket, FLOOD_ROOM_BYTES)
         self.driver.start()
-        make = self.connections.make
-        # Served in a second step: cancelled in the middle of a first one, there would be nobody to stop it.
-        self._server = await asyncio.get_running_loop().create_server(
-            make, sock=self._listener, backlog=BACKLOG, start_serving=False
-        )
-        await self._server.start_serving()
+        loop, make = asyncio.get_running_loop(), self.connections.make
+        for listener in self._listeners:
+            # Served in a second step: cancelled in the middle of a first one, there would be nobody to stop it.
+            server = await loop.create_server(make, sock=listener, backlog=BACKLOG, start_serving=False)
+            self._servers.append(server)
+            await server.start_serving()
 
     def close(self) -> None:
         """Stop, and close every socket."""
-        if self._server is None:
-            self._listener.close()
-        else:
-            self._server.close()
+        for server in self._servers:
+            server.close()
+        for listener in self._listeners[len(self._servers) :]:
+            listener.close()
         self.driver.close()
         self.connections.close()
 
     async def wait_closed(self) -> None:
-        """Wait until asyncio has let go of the listener."""
-        if self._server is not None:
-            await self._server.wait_closed()
+        """Wait until asyncio has let go of the listeners."""
+        for server in self._servers:
+            await server.wait_closed()
 
     @abc.abstractmethod
     def on_event(self, event: Event) -> None:
@@ -338,10 +347,8 @@ class _Service(abc.ABC):
 class _BrokerService(_Service):
     """Where the broker serves."""
 
-    def __init__(
-        self, broker: Broker, relay: RelayDriver | None, udp: UdpSocket, listener: socket.socket, trace: Tracer
-    ) -> None:
-        super().__init__(broker, udp, listener)
+    def __init__(self, broker: Broker, relay: RelayDriver | None, doors: tuple[Door, ...], trace: Tracer) -> None:
+        super().__init__(broker, doors)
         self.prober: Prober | None = None
         self._broker = broker
         self._relay = relay
@@ -396,8 +403,8 @@ class _BrokerService(_Service):
 class _ObserverService(_Service):
     """Where there is an observer only."""
 
-    def __init__(self, observer: Observer, udp: UdpSocket, listener: socket.socket) -> None:
-        super().__init__(observer, udp, listener)
+    def __init__(self, observer: Observer, doors: tuple[Door, ...]) -> None:
+        super().__init__(observer, doors)
         self._observer = observer
 
     @property
@@ -432,32 +439,11 @@ def _offers(identity: Identity | None, relays: Sequence[str]) -> Offers:
     return Offers(identity, [(spec.address, spec.key) for spec in specs], time.time)
 
 
-async def _numeric(host: str) -> str:
-    """Look a relay's name up; every peer has IPv4."""
-    return await resolve(host, family=socket.AF_UNSPEC if ":" in host else socket.AF_INET)
+async def _every_family(host: str) -> tuple[str, ...]:
+    """Look a relay's name up: an address of each family that it has."""
+    return tuple((await resolve_both(host)).values())
 
 
 def relay_stats(relay: Relay) -> RelayStats:
     """Return how a relay stands."""
     return RelayStats(len(relay.circuits), relay.carried_bytes, dict(relay.refused), dict(relay.ended))
-
-
-def _bind_both(listen: Address, trace: Tracer, *, is_dialled_from: bool = False) -> tuple[UdpSocket, socket.socket]:
-    """Bind UDP and TCP to one port; with port 0, try until one is free for both."""
-    tries = 1 if listen[1] else _PORT_TRIES
-    for _ in range(tries - 1):
-        with contextlib.suppress(AddressInUseError):
-            return _bind_once(listen, trace, is_dialled_from=is_dialled_from)
-    return _bind_once(listen, trace, is_dialled_from=is_dialled_from)
-
-
-def _bind_once(listen: Address, trace: Tracer, *, is_dialled_from: bool) -> tuple[UdpSocket, socket.socket]:
-    try:
-        udp = UdpSocket(listen, shared=False, tracer=trace)
-    except BindError as error:
-        raise bind_error(listen, error.__cause__, error.reason) from error
-    try:
-        return udp, listening_socket(udp.address, is_dialled_from=is_dialled_from)
-    except OSError as error:
-        udp.close()
-        raise bind_error(udp.address, error, error.strerror or str(error)) from error

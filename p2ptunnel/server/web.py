@@ -44,6 +44,7 @@ class Web(msgspec.Struct, frozen=True):
 
     Attributes:
         listen: The host is numeric; port 0 picks one.
+        also: The same over the other family; None: nowhere.
         certificate: A file with a certificate chain of the web's; empty: the server's own key shows who it is.
         key: The file with its key; empty: it is in the same.
     """
@@ -51,6 +52,7 @@ class Web(msgspec.Struct, frozen=True):
     listen: Address
     certificate: str = ""
     key: str = ""
+    also: Address | None = None
 
     def context(self, identity: Identity | None) -> ssl.SSLContext:
         """Return the context of TLS.
@@ -72,21 +74,29 @@ class Web(msgspec.Struct, frozen=True):
             AddressInUseError: Another program has the port.
             BindError: The address is not ours.
         """
-        return WebFront(listen_at(self.listen, instead="--tls-port 8443"), context, connections)
+        listeners = [listen_at(self.listen, instead="--tls-port 8443")]
+        try:
+            if self.also is not None:
+                host, port = self.also
+                listeners.append(listen_at((host, port or listeners[0].getsockname()[1]), instead="--tls-port 8443"))
+        except BaseException:
+            listeners[0].close()
+            raise
+        return WebFront(listeners, context, connections)
 
 
 class WebFront:
-    """A listener whose connections become those of a server's TCP port.
+    """Listeners whose connections become those of a server's TCP port.
 
     Args:
-        listener: Non-blocking; closed by `close`.
+        listeners: Non-blocking; closed by `close`.
         context: Of TLS.
         connections: Those of the TCP port.
     """
 
-    def __init__(self, listener: socket.socket, context: ssl.SSLContext, connections: ControlConnections) -> None:
-        self.address: Final[Address] = listener.getsockname()[:2]
-        self._listener: Final = listener
+    def __init__(self, listeners: Sequence[socket.socket], context: ssl.SSLContext, connections: ControlConnections) -> None:
+        self.address: Final[Address] = listeners[0].getsockname()[:2]
+        self._listeners: Final = tuple(listeners)
         self._context: Final = context
         self._connections: Final = connections
         self._numbers: Final = itertools.count()
@@ -94,27 +104,27 @@ class WebFront:
         self._unbegun: Final[set[socket.socket]] = set()
         self._handshakes: Final = Handshakes(random.SystemRandom())
         self._bridges: Final = Bridges()
-        self._accepting: asyncio.Task[None] | None = None
+        self._accepting: Final[list[asyncio.Task[None]]] = []
 
     def start(self) -> None:
         """Serve."""
-        self._accepting = asyncio.create_task(self._accept())
+        self._accepting.extend(asyncio.create_task(self._accept(listener)) for listener in self._listeners)
 
     async def close(self) -> None:
-        """Close the listener and every connection; closing twice is fine."""
-        tasks = [task for task in (self._accepting, *self._greeting.values()) if task is not None]
+        """Close the listeners and every connection; closing twice is fine."""
+        tasks = [*self._accepting, *self._greeting.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for sock in (self._listener, *self._unbegun):
+        for sock in (*self._listeners, *self._unbegun):
             sock.close()
         await self._bridges.close()
 
-    async def _accept(self) -> None:
+    async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                sock, address = await loop.sock_accept(self._listener)
+                sock, address = await loop.sock_accept(listener)
             except OSError:  # out of descriptors
                 await asyncio.sleep(ACCEPT_PAUSE)
                 continue

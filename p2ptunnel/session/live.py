@@ -80,7 +80,7 @@ _TASKS_MAX: Final = 2 * STREAMS_MAX  # a peer that opens and resets without end 
 
 
 SessionState: TypeAlias = Literal["open", "stalled", "suspended", "closed"]
-"""`stalled`: the peer's machine answers, its program does not; `suspended`: there is no channel, a new one is waited for."""
+"""`stalled`: the connection stands, the peer's program does not answer; `suspended`: there is no channel, one is waited for."""
 
 
 class SessionOptions(msgspec.Struct, frozen=True):
@@ -931,7 +931,7 @@ class Session:
             self._set_timer(now)
 
     def _seconds_without_ack(self, number: int) -> float | None:
-        """Ask the kernel about the peer's; over the relay it is the relay's that answers, which says nothing of the peer."""
+        """Ask the kernel whether the other end acknowledges; over the relay that is the relay, and no word of the peer's."""
         leg = self._legs.get(number)
         return None if leg is None or leg.path.kind == "relay" else leg.channel.seconds_without_ack
 

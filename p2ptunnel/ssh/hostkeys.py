@@ -7,11 +7,14 @@ then FIN; no line if it cannot find out.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from asyncio.subprocess import DEVNULL, PIPE
 from collections import defaultdict
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
+
+import msgspec
 
 from p2ptunnel.abc import Connector, Stream
 from p2ptunnel.defaults import HOST_KEYS_MAX_BYTES, HOST_KEYS_MEMORY, HOST_KEYS_SCAN_TIMEOUT
@@ -24,10 +27,23 @@ __all__ = ["HostKeys", "fetch_host_keys"]
 _SSH_DIRECTORY: Final = Path("/etc/ssh")
 _LOCAL_SSHD: Final = (("127.0.0.1", 22), ("::1", 22))
 _SCANNED: Final = "ed25519,ecdsa,rsa"
+_Stamp: TypeAlias = tuple[tuple[str, int, int, int], ...]
+"""Of files: the name, when it was written, its inode and its size."""
+
+
+class _Found(msgspec.Struct, frozen=True):
+    """What was found out of one server, when, and how our own files looked then."""
+
+    at: float
+    files: _Stamp
+    keys: tuple[str, ...]
 
 
 class HostKeys:
     """What a callee knows of the SSH servers that it forwards to; remembered for `HOST_KEYS_MEMORY` seconds.
+
+    Where the files of this machine's own sshd change, everything is asked anew.  And while that sshd shows other keys than are
+    in the files, nothing of it is remembered: it is about to be started again.
 
     Args:
         directory: Where the keys of this machine's own sshd lie.
@@ -35,7 +51,7 @@ class HostKeys:
 
     def __init__(self, directory: Path = _SSH_DIRECTORY) -> None:
         self._directory = directory
-        self._found: dict[Address, tuple[float, tuple[str, ...]]] = {}
+        self._found: dict[Address, _Found] = {}
         self._scanning: defaultdict[Address, asyncio.Lock] = defaultdict(asyncio.Lock)  # asking often starts no crowd of scans
 
     async def of(self, target: Address | str) -> tuple[str, ...]:
@@ -47,11 +63,12 @@ class HostKeys:
         if isinstance(target, str):
             return ()
         async with self._scanning[target]:
-            found_at, keys = self._found.get(target, (0.0, ()))
-            if not keys or time.monotonic() - found_at > HOST_KEYS_MEMORY:
-                keys = await _scan(target) or self._read(target)
-                self._found[target] = (time.monotonic(), keys)
-            return keys
+            before, known = self._stamp(), self._found.pop(target, None)
+            if known is None or not known.keys or before != known.files or time.monotonic() - known.at > HOST_KEYS_MEMORY:
+                known = _Found(time.monotonic(), before, await _scan(target) or self._read(target))
+            if target not in _LOCAL_SSHD or set(known.keys) <= set(self._read(target)):
+                self._found[target] = known
+            return known.keys
 
     async def tell(self, stream: Stream, target: Address | str) -> None:
         """Write the host keys of the SSH server at `target` to a peer's stream, and close the stream."""
@@ -59,11 +76,26 @@ class HostKeys:
             keys = await self.of(target)
             await stream.write("".join(f"{key}\n" for key in keys).encode("ascii"))
 
+    def _files(self) -> list[Path]:
+        return sorted(self._directory.glob("ssh_host_*_key.pub"))
+
+    def _stamp(self) -> _Stamp:
+        """Return what is another as soon as a file is."""
+        seen: list[tuple[str, int, int, int]] = []
+        for file in self._files():
+            with contextlib.suppress(OSError):  # it has just been replaced: seen the next time
+                status = file.stat()
+                seen.append((file.name, status.st_mtime_ns, status.st_ino, status.st_size))
+        return tuple(seen)
+
     def _read(self, target: Address) -> tuple[str, ...]:
         if target not in _LOCAL_SSHD:
             return ()
-        files = sorted(self._directory.glob("ssh_host_*_key.pub"))
-        return parse_host_keys("".join(file.read_text("utf-8", "replace") for file in files))
+        texts: list[str] = []
+        for file in self._files():
+            with contextlib.suppress(OSError):
+                texts.append(file.read_text("utf-8", "replace"))
+        return parse_host_keys("".join(texts))
 
 
 async def fetch_host_keys(connector: Connector, tag: Tag, service: str = "ssh") -> tuple[str, ...]:

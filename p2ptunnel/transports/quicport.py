@@ -59,7 +59,7 @@ class QuicPort:
     def __init__(self, udp: UdpSocket, *, tracer: Tracer | None = None) -> None:
         self._udp = udp
         self._trace: Final = tracer or Tracer()
-        self._watch: Watch | None = None
+        self._watches: tuple[Watch, ...] = ()
         self._links: dict[bytes, Link] = {}  # by the name and by the id of each
         self._consents: dict[str, Link] = {}
         self._expected: dict[bytes, Callable[[bytes, Address], bool]] = {}
@@ -117,7 +117,7 @@ class QuicPort:
         except OSError:  # out of descriptors: they end with the port
             self.abort()
         else:
-            self._watch = Watch(self._udp.socket, self._read)
+            self._watches = tuple(Watch(sock, self._read) for sock in self._udp.sockets)
 
     def abort(self) -> None:
         """End every connection at once."""
@@ -130,7 +130,8 @@ class QuicPort:
         from p2ptunnel.transports.quiclink import Link
         from p2ptunnel.transports.quicwire import Connection
 
-        widen_receiving(self._udp.socket, QUIC_RECEIVE_BYTES)
+        for sock in self._udp.sockets:
+            widen_receiving(sock, QUIC_RECEIVE_BYTES)
         connection = Connection(name, is_caller=is_caller, rtt=rtt)
         keys = {name, connection.id}
         link = Link(connection, consent, self._send, lambda: self._forget(keys, consent.token), self._trace)
@@ -173,8 +174,9 @@ class QuicPort:
         for key in keys:
             self._links.pop(key, None)
         self._consents.pop(token, None)
-        if self._watch is not None and not self._links:
-            self._watch.stop()
+        if self._watches and not self._links:
+            for watch in self._watches:
+                watch.stop()
             self._udp.close()
 
 

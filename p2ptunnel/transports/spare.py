@@ -74,6 +74,14 @@ class Spares:
         spare = self._spares.get(relay)
         return None if spare is None else spare.take()
 
+    async def stand(self, relay: Address) -> str:
+        """Wait until the one to this relay, if one is kept, can be taken; return why it never will, else nothing."""
+        while (spare := self._spares.get(relay)) is not None:
+            await spare.settled.wait()
+            if spare is self._spares.get(relay):
+                return "" if spare.is_idle else spare.trouble
+        return ""
+
     def abort(self) -> None:
         """Keep none any more; aborting twice is fine."""
         self._is_closed = True
@@ -87,11 +95,20 @@ class Spares:
 
 
 class _Spare:
-    """The connection to one relay, made anew when it was taken or lost."""
+    """The connection to one relay, made anew when it was taken or lost.
+
+    Attributes:
+        web: How the relay is reached where only the web is let through.
+        task: Keeps it.
+        settled: Set while the connection is idle, and when no other one will be made.
+        trouble: Why the last one could not be had.
+    """
 
     def __init__(self, relay: Address, web: WebRoute | None, links: WebLinks, trace: Tracer) -> None:
         self.web: Final = web
         self.task: Final = asyncio.create_task(self._run())
+        self.settled: Final = asyncio.Event()
+        self.trouble = ""
         self._relay: Final = relay
         self._links: Final = links
         self._trace: Final = trace
@@ -109,20 +126,29 @@ class _Spare:
         return sock
 
     @property
+    def is_idle(self) -> bool:
+        """Whether it can be taken."""
+        return self._watch is not None
+
+    @property
     def _is_taken(self) -> bool:
         return self._sock is None
 
     async def _run(self) -> None:
         """Keep one, until it has failed a few times in a row: where there is no relay nobody needs us, whoever named it."""
         backoff, failures = Backoff(), 0
-        while failures < RELAY_SPARE_FAILURES:
-            try:
-                await self._keep()
-                backoff, failures = Backoff(), 0
-            except (P2PTunnelError, OSError) as error:
-                failures += 1
-                self._trace("net", "no_spare", relay=format_address(self._relay), reason=str(error))
-                await backoff.pause()
+        try:
+            while failures < RELAY_SPARE_FAILURES:
+                try:
+                    await self._keep()
+                    backoff, failures = Backoff(), 0
+                except (P2PTunnelError, OSError) as error:
+                    failures += 1
+                    self.trouble = str(error)
+                    self._trace("net", "no_spare", relay=format_address(self._relay), reason=self.trouble)
+                    await backoff.pause()
+        finally:
+            self.settled.set()
 
     async def _keep(self) -> None:
         """Make a connection and hold it until it is taken.
@@ -165,6 +191,7 @@ class _Spare:
         """Wait until the connection is taken, or it is time to ask again."""
         self._changed.clear()
         self._watch = Watch(sock, self._changed.set)
+        self.settled.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CONTROL_KEEPALIVE):
                 await self._changed.wait()
@@ -176,3 +203,4 @@ class _Spare:
         if self._watch is not None:
             self._watch.stop()
             self._watch = None
+            self.settled.clear()

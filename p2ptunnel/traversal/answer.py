@@ -487,7 +487,7 @@ class AnsweringPort:
 
     def _greet_soon(self, sock: socket.socket, remote: Address, how: ConnectedBy) -> None:
         agents = self._machine.agents
-        is_expected = any(remote[0] in agent.hosts for agent in agents)
+        is_expected = any(agent.expects(remote[0]) for agent in agents)
         if self._is_closing or not is_expected or len(self._greetings) >= PENDING_CONNECTIONS * len(agents):
             self._trace("traversal", "stranger_cut_off", remote=format_address(remote))
             reset_close(sock)
@@ -575,7 +575,7 @@ class AnsweringPort:
     def _agent_of(self, selector: bytes, host: str) -> CalleeAgent:
         """Return the call from that host whose conkey this is; compared in constant time."""
         for agent in self._machine.agents:
-            is_from_there = not agent.is_seed_only and host in agent.hosts
+            is_from_there = not agent.is_seed_only and agent.expects(host)
             if is_from_there and hmac.compare_digest(bytes.fromhex(agent.conkey), selector):
                 return agent
         raise ChannelClosedError("us: a preamble of no call of ours")

@@ -175,6 +175,9 @@ class AttemptSockets:
             self._next.on_burnt()
 
     def _dial(self, dialer: Dialer, port: PunchPort, wanted: Dial) -> None:
+        if wanted.is_beside:
+            dialer.add(wanted.targets, patience=wanted.patience)
+            return
         opener = port.opener(wanted.targets[0][0] if wanted.targets else "")
         dialer.start(
             wanted.targets,

@@ -42,6 +42,15 @@ class Joining:
         if self._ways.known(server) is None:
             self._spares.keep(self._elsewhere.get(server, server))
 
+    def keep(self, port: PunchPort) -> None:
+        """Have a connection to the relay of the port's server, on the way on which that was reached."""
+        if port.server not in self._elsewhere:
+            self._spares.keep(port.server, port.web)
+
+    async def stand(self, server: Address) -> str:
+        """Wait until the connection for a call at this server, if one is kept, is idle; return why it never will be."""
+        return await self._spares.stand(self._elsewhere.get(server, server))
+
     def at(self, port: PunchPort, role: Role) -> _Join:
         """Return what joins the relay for a call that the server of `port` has introduced: the one that it names, or itself.
 
@@ -49,8 +58,7 @@ class Joining:
         signed for, or that stands where only our own owner may send us.  A caller speaks there before it is let in.
         """
         asked = ask_relay if role == "caller" else join_relay
-        if port.server not in self._elsewhere:
-            self._spares.keep(port.server, port.web)
+        self.keep(port)
 
         async def join(token: str, offer: RelayOffer | None) -> RelayPipe:
             relay, key, grant = port.server, port.server_key, ""

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from p2ptunnel.defaults import WEB_PORT
 from p2ptunnel.errors import DialError, P2PTunnelError, RendezvousError, RendezvousTimeoutError
 from p2ptunnel.net.dial import dial
 from p2ptunnel.net.hops import Hops, is_public, opener_ttl
@@ -32,6 +33,7 @@ from p2ptunnel.traversal.netreport import (
     NetReport,
     PortMapReport,
     TransportReport,
+    WebReport,
     improvements,
     nat_above,
     verdict,
@@ -47,7 +49,8 @@ from p2ptunnel.traversal.probing import (
     hairpins_udp,
     strangers_tcp,
 )
-from p2ptunnel.types import Address, format_address
+from p2ptunnel.traversal.throughweb import answers_soon, through_web
+from p2ptunnel.types import Address, ServerSpec, format_address
 
 __all__ = ["netcheck"]
 
@@ -69,7 +72,7 @@ class _Findings(msgspec.Struct, frozen=True):
 
 
 async def netcheck(
-    server: Address,
+    at: ServerSpec | Address,
     *,
     timeout: float = 5.0,
     brief: bool = False,
@@ -79,10 +82,11 @@ async def netcheck(
 ) -> NetReport:
     """Ask the server's observers over UDP and TCP, have it try us, and ask the router and the hops on the way, all at once.
 
+    A server that does not answer over TCP on its own port is asked on port 443 as well, as a call would.
     Cancelling leaves no socket, and no mapping at the router.
 
     Args:
-        server: Numeric address of the rendezvous server.
+        at: The rendezvous server; its address is numeric.
         timeout: Seconds for each question.
         brief: Only how we look, which takes a few round trips.
         other: The same server's address of the other family, if it has one.
@@ -90,29 +94,35 @@ async def netcheck(
         watch: Seconds for which to watch how long our NAT remembers a silent UDP port; 0: not at all.
 
     Raises:
-        RendezvousTimeoutError: It answers over neither transport.
+        RendezvousTimeoutError: It answers over neither transport, nor on port 443.
         BindError: No port can be had.
     """
+    spec = at if isinstance(at, ServerSpec) else ServerSpec(at)
+    server = spec.address
     udp_socket, tcp_socket = take_number(_any(server), Tracer())
     number = udp_socket.address
+    own_port = asyncio.get_running_loop().create_future()
     try:
         async with asyncio.TaskGroup() as group:
             hops = group.create_task(_ask_hops(server))
             udp = group.create_task(_observe_all(partial(_ask_udp, number), server, timeout))
-            tcp = group.create_task(_observe_all(partial(_ask_tcp, number[1]), server, timeout))
+            tcp = group.create_task(_observe_all(_telling(partial(_ask_tcp, number[1]), own_port), server, timeout))
+            web = group.create_task(through_web(spec, own_port, timeout))
+            why = group.create_task(_why_silent(server, own_port, timeout))
             lifetime = group.create_task(mapping_lifetime(server, watch)) if watch else None
             more = None if brief else group.create_task(_ask_more(server, hops, timeout, other, asks_router=asks_router))
     finally:
         udp_socket.close()
         tcp_socket.close()
-    problem = "" if tcp.result() else await _why_silent(server)
-    if not udp.result() and not tcp.result():
+    problem = "" if tcp.result() else why.result()
+    reached = web.result()
+    if not udp.result() and not tcp.result() and reached is not None and reached.way is None:
         error = RendezvousTimeoutError(format_address(server), timeout)
-        error.hint = f"TCP: {problem}. {error.hint}"
+        error.hint = f"TCP: {problem}. TLS on port {WEB_PORT}: {reached.problem}. {error.hint}"
         raise error
     local = (source_address(server[0]), number[1])
     found = _Findings() if more is None else more.result()
-    report = _report(server, local, udp.result(), tcp.result(), hops.result(), found)
+    report = _report(server, local, udp.result(), tcp.result(), hops.result(), found, reached)
     report = msgspec.structs.replace(
         report,
         tcp=msgspec.structs.replace(report.tcp, problem=problem),
@@ -144,6 +154,18 @@ async def _observe_all(ask: _Ask, server: Address, timeout: float) -> _Observati
     return seen
 
 
+def _telling(ask: _Ask, own_port: asyncio.Future[bool]) -> _Ask:
+    """Return what asks, and tells whether the first that was asked has answered: that is the server's own port."""
+
+    async def asked(observer: Address, timeout: float) -> Observation | None:
+        seen = await ask(observer, timeout)
+        if not own_port.done():
+            own_port.set_result(seen is not None)
+        return seen
+
+    return asked
+
+
 async def _ask_hops(server: Address) -> Hops:
     try:
         return await opener_ttl(server)
@@ -165,8 +187,10 @@ async def _ask_tcp(local_port: int, observer: Address, timeout: float) -> Observ
         return None
 
 
-async def _why_silent(server: Address) -> str:
-    """Return in words why the server does not answer over TCP."""
+async def _why_silent(server: Address, own_port: asyncio.Future[bool], timeout: float) -> str:
+    """Return in words why the server does not answer over TCP; empty if it does."""
+    if await answers_soon(own_port, timeout):
+        return ""
     try:
         reset_close(await dial((_any(server), 0), server, rng=_dice, patience=_WHY_SILENT, redials=0))
     except DialError as error:
@@ -235,11 +259,20 @@ async def _ask_router(server: Address) -> PortMapReport | None:
 # --- what it comes to -------------------------------------------------------------------------------------------------
 
 
-def _report(server: Address, local: Address, udp: _Observations, tcp: _Observations, hops: Hops, found: _Findings) -> NetReport:
+def _report(
+    server: Address,
+    local: Address,
+    udp: _Observations,
+    tcp: _Observations,
+    hops: Hops,
+    found: _Findings,
+    web: WebReport | None,
+) -> NetReport:
     nat = NatProfile(tcp=_mapping(tcp), udp=_mapping(udp))
-    seen = nat.tcp.observed or nat.udp.observed
+    seen = nat.tcp.observed or nat.udp.observed or (None if web is None or web.proxy else web.observed)
     own = local_addresses()
-    rtt = min((observation.rtt for observation in (*udp.values(), *tcp.values())), default=None)
+    over_web = None if web is None else web.rtt
+    rtt = min((observation.rtt for observation in (*udp.values(), *tcp.values())), default=over_web)
     behind_nat = None if seen is None else seen[0] not in {*own, local[0]}
     above, why = nat_above(hops.hops, seen, found.port_mapping) if behind_nat else (False if behind_nat is False else None, "")
     is_ipv6 = ":" in server[0]
@@ -266,6 +299,7 @@ def _report(server: Address, local: Address, udp: _Observations, tcp: _Observati
         ipv6=rtt if is_ipv6 else found.other_rtt,
         has_ipv6=any(":" in host and is_public(host) for host in own),
         mtu=_mtu(server),
+        web=web,
     )
 
 

@@ -7,9 +7,10 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from p2ptunnel.net.hops import is_public
+from p2ptunnel.net.web import WebWay
 from p2ptunnel.protocol.outlook import Expectation
 from p2ptunnel.protocol.portmapping import PortMapProtocol, double_nat
-from p2ptunnel.types import Address
+from p2ptunnel.types import Address, format_address
 
 __all__ = [
     "Filtering",
@@ -18,6 +19,7 @@ __all__ = [
     "PortMapReport",
     "Refusal",
     "TransportReport",
+    "WebReport",
     "improvements",
     "nat_above",
     "verdict",
@@ -68,6 +70,32 @@ class PortMapReport(msgspec.Struct, frozen=True):
     text: str
 
 
+class WebReport(msgspec.Struct, frozen=True):
+    """Whether the server is reached on TCP port 443, for its own port does not answer over TCP.
+
+    Attributes:
+        way: What gets through, `tls` or `websocket`, which is WebSocket inside TLS; None: neither does.
+        proxy: The HTTP proxy that `https_proxy` names and that connected us; None: there was none on the way that we know of.
+        observed: How we look there, or how the proxy does.
+        rtt: Seconds to the server and back, once the connection is up.
+        problem: Why neither gets through, in words.
+    """
+
+    way: WebWay | None = None
+    proxy: Address | None = None
+    observed: Address | None = None
+    rtt: float | None = None
+    problem: str = ""
+
+    @property
+    def words(self) -> str:
+        """By what the server is reached, in words; empty where it is not."""
+        if self.way is None:
+            return ""
+        inside = {"tls": "TLS", "websocket": "WebSocket"}[self.way]
+        return f"{inside} by the proxy {format_address(self.proxy)}" if self.proxy else inside
+
+
 class Lifetime(msgspec.Struct, frozen=True):
     """How long a silent port was remembered.
 
@@ -86,7 +114,7 @@ class NetReport(msgspec.Struct, frozen=True):
     Attributes:
         server: Who was asked.
         local: Our end, as we see it.
-        rtt: Seconds to the server and back.
+        rtt: Seconds to the server and back, by the fastest way that there is.
         observers: How many of the server's addresses answered; mapping needs two, telling address-dependent apart three.
         udp: How UDP passes.
         tcp: How TCP passes.
@@ -107,8 +135,10 @@ class NetReport(msgspec.Struct, frozen=True):
         has_ipv6: Whether this machine has a global IPv6 address.
         mtu: Bytes of the largest packet on the way to the server, as far as this system knows.
         udp_lifetime: How long our NAT remembers a silent UDP port, as far as it was watched; None: not at all.
-        expectations: What to expect of each kind of NAT at the other end; none without UDP, and none after a brief look.
+        expectations: What to expect of each kind of NAT at the other end; none after a brief look, and none where the server
+            does not answer over TCP on its own port.
         improve: What would make it better here.
+        web: Whether the server is reached on port 443; None: its own port answers over TCP, so that nobody asked.
     """
 
     server: Address
@@ -136,6 +166,12 @@ class NetReport(msgspec.Struct, frozen=True):
     udp_lifetime: Lifetime | None = None
     expectations: tuple[Expectation, ...] = ()
     improve: tuple[str, ...] = ()
+    web: WebReport | None = None
+
+    @property
+    def through_web(self) -> str:
+        """By what the server is reached over TCP, in words, if only through what lets the web through; else empty."""
+        return "" if self.tcp.works or self.web is None else self.web.words
 
 
 def nat_above(hops: dict[int, str], observed: Address | None, mapped: PortMapReport | None) -> tuple[bool | None, str]:
@@ -159,6 +195,10 @@ def nat_above(hops: dict[int, str], observed: Address | None, mapped: PortMapRep
 
 def verdict(report: NetReport) -> str:
     """Return what a person has to know, in one sentence."""
+    if by := report.through_web:
+        if not report.udp.works:
+            return f"The server is reached on TCP port 443 only ({by}): expect the relay with every peer outside this network."
+        return f"Over TCP the server is reached on port 443 only ({by}): expect QUIC over UDP or the relay, seldom direct TCP."
     if not report.tcp.works:
         return "The server cannot be reached over TCP: only peers that can open a TCP connection to you can be reached."
     return f"{_here(report)}: expect {_outlook(report.expectations)}." if report.expectations else f"{_here(report)}."
@@ -203,6 +243,8 @@ def improvements(report: NetReport) -> tuple[str, ...]:
         found.insert(0, "let TCP to the server through the firewalls on the way")
     if report.tcp.works and not report.udp.works:
         found.insert(0, "let UDP to the server through the firewalls on the way")
+    if not report.tcp.works and not report.udp.works:
+        found.insert(0, "let UDP and TCP to the server's own port through the firewalls on the way")
     if found and not report.has_ipv6:
         found.append("turn on IPv6, where the provider has it")
     return tuple(dict.fromkeys(found))

@@ -28,13 +28,14 @@ from p2ptunnel.errors import BindError, P2PTunnelError, RendezvousError, Rendezv
 from p2ptunnel.identity.judge import join_proof
 from p2ptunnel.net.dial import punch_socket
 from p2ptunnel.net.hops import Hops, opener_ttl
-from p2ptunnel.net.interfaces import global_ipv6, source_address
+from p2ptunnel.net.interfaces import global_ipv6, ipv4_networks, source_address
 from p2ptunnel.net.portmap import PortMapper
 from p2ptunnel.net.reflexive import Observation, TcpControl, observe_tcp, observe_udp
 from p2ptunnel.net.sockets import ANY_IPV4, ANY_IPV6, can_open_low, family_of, is_loopback
 from p2ptunnel.net.tcp import Listener
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
 from p2ptunnel.net.web import WebLinks, WebRoute
+from p2ptunnel.protocol.inside import is_inside
 from p2ptunnel.protocol.ipv6 import ipv6_candidates
 from p2ptunnel.protocol.nat import Habits, Mapping, NatProfile
 from p2ptunnel.protocol.punch import LocalView, own_candidates
@@ -76,6 +77,11 @@ class OpenerTtl:
         opener = Opener(hops.ttl or (OPENER_HOPS_IPV6 if ":" in server[0] else OPENER_TTL_UNKNOWN), hops.rtt)
         self._known[server] = (now, opener)
         return opener
+
+
+def _is_way_inside(candidate: Candidate) -> bool:
+    """Tell whether a way in leads no further than to the NAT above our router; TCP passes it whatever kind that is."""
+    return candidate.proto == "tcp" and is_inside(candidate.host)
 
 
 def _none_burnt(_: int) -> bool:
@@ -140,6 +146,7 @@ class PunchPort:
         self._reserved: Final = number[1]
         self._trace = tracer
         self._beside: Final = self._reserve_ipv6()
+        self._udp_beside: Final = self._join_ipv6()
         self._opener = Opener()
         self._control_lost = asyncio.Event()
         self._seen_udp: Address | None = None
@@ -187,6 +194,8 @@ class PunchPort:
             await port._observe_first()
             port._opener = await hops
             port.udp.opener_ttl = port._opener.ttl
+            if port._udp_beside is not None:
+                port._udp_beside.opener_ttl = port.opener(ANY_IPV6).ttl
         except BaseException:
             port.close()
             hops.cancel()
@@ -234,11 +243,23 @@ class PunchPort:
         over_tcp = () if control is None else own_candidates("tcp", control.observed, self.server)
         over_udp = () if self._seen_udp is None else own_candidates("udp", self._seen_udp, self.server)
         seen = (*over_tcp, *over_udp)
-        mapped = self._mapped({candidate.host for candidate in seen})
-        over_ipv6 = ipv6_candidates(global_ipv6(), self.address[1]) if self._has_ipv6 else ()
+        hosts = {candidate.host for candidate in seen}
+        mapped = tuple(candidate for candidate in self._mapped() if candidate.host in hosts)
+        inside = tuple(candidate for candidate in self._mapped() if candidate not in mapped and _is_way_inside(candidate))
+        has_udp = self._udp_beside is not None and can_quic()
+        over_ipv6 = ipv6_candidates(global_ipv6(), self.address[1], has_udp=has_udp) if self._has_ipv6 else ()
         rtt = 0.0 if control is None else control.rtt
         opens_low = can_open_low() and self._habits.opens_low is not False
-        return LocalView((*seen, *mapped, *over_ipv6), rtt, opens_low, self._profile, self._ports, can_quic())
+        return LocalView(
+            (*seen, *mapped, *over_ipv6),
+            rtt,
+            opens_low,
+            self._profile,
+            self._ports,
+            can_quic(),
+            inside,
+            ipv4_networks() if seen else (),
+        )
 
     @property
     def _habits(self) -> Habits:
@@ -251,10 +272,10 @@ class PunchPort:
         udp, habits = Mapping("none") if is_blocked else self._nat.udp, self._habits
         return msgspec.structs.replace(self._nat, udp=udp, crosses=habits.crosses, is_open=habits.is_open)
 
-    def _mapped(self, seen: set[str]) -> Iterator[Candidate]:
-        """Yield the ways in that our router keeps open, unless another NAT stands above it."""
+    def _mapped(self) -> Iterator[Candidate]:
+        """Yield the ways in that our router keeps open."""
         mappings = [] if self._mapper is None else [self._mapper.mapped("tcp"), self._mapper.mapped("udp")]
-        yield from (mapping.candidate for mapping in mappings if mapping is not None and mapping.external[0] in seen)
+        yield from (mapping.candidate for mapping in mappings if mapping is not None)
 
     @property
     def heard_over(self) -> tuple[str, ...]:
@@ -294,6 +315,18 @@ class PunchPort:
         except OSError as error:
             self._trace("traversal", "no_ipv6", reason=error.strerror or str(error))
             return None
+
+    def _join_ipv6(self) -> UdpSocket | None:
+        """Have datagrams to IPv6 leave from our number as well, and come there."""
+        if self._beside is None:
+            return None
+        try:
+            beside = UdpSocket((ANY_IPV6, self.address[1]), tracer=self._trace)
+        except BindError as error:
+            self._trace("traversal", "no_ipv6", reason=error.reason)
+            return None
+        self.udp.join(beside)
+        return beside
 
     async def observe(self, *, timeout: float = TRANSACTION_TIMEOUT) -> bool:
         """Open the standing TCP connection to the server, anew if there is one; return whether there is one now.
@@ -379,6 +412,16 @@ class PunchPort:
         self.is_udp_silent = not heard.is_set() and self.control is not None
         if self.is_udp_silent:
             self._trace("traversal", "udp_silent", server=format_address(self.server))
+
+    async def keep_udp(self) -> bool:
+        """Have the NATs remember the port over UDP; return whether it looks as it did, True where it was never seen there."""
+        seen = self._seen_udp
+        if seen is None:
+            return True
+        try:
+            return (await observe_udp(self.address, self.server)).address == seen
+        except (RendezvousError, OSError):
+            return False
 
     def serve(self, driver: UdpDriver) -> None:
         """Let a machine speak with the server over TCP, wherever that does not answer over UDP."""

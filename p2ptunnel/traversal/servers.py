@@ -9,9 +9,11 @@ from typing import Final, TypeVar
 
 from msgspec.structs import replace
 
+from p2ptunnel.defaults import FAMILY_HEAD_START
 from p2ptunnel.errors import ConfigError, InvalidAddressError, PeerOfflineError, RendezvousTimeoutError, ResolveError
-from p2ptunnel.net.interfaces import resolve, speaks_ipv6_only
+from p2ptunnel.net.interfaces import has_route, resolve, resolve_both
 from p2ptunnel.trace import Tracer
+from p2ptunnel.traversal.families import first_to_answer
 from p2ptunnel.types import Address, ServerSpec, format_address, parse_server
 
 __all__ = ["Servers"]
@@ -31,6 +33,9 @@ class Servers:
     Raises:
         InvalidAddressError: A text is no address of a server.
 
+    Where a name has addresses of both families, the one is used over which the server answers; it stays so until the server is
+    silent there.
+
     Attributes:
         specs: The servers.
     """
@@ -48,6 +53,7 @@ class Servers:
         )
         self._trace: Final = tracer or Tracer()
         self._check: Final = check
+        self._chosen: dict[Address, tuple[list[Address], Address]] = {}
         for spec in self.specs:
             if not spec.address[1]:
                 raise InvalidAddressError(format_address(spec.address))
@@ -79,10 +85,17 @@ class Servers:
         *others, last = self.specs
         for spec in others:
             try:
-                return await use(await self.numeric(spec))
+                return await self._use(spec, use)
             except (RendezvousTimeoutError, PeerOfflineError, ResolveError) as error:
                 self._trace("rendezvous", "next_server", server=format_address(spec.address), reason=str(error))
-        return await use(await self.numeric(last))
+        return await self._use(last, use)
+
+    async def _use(self, spec: ServerSpec, use: Callable[[ServerSpec], Awaitable[T]]) -> T:
+        try:
+            return await use(await self.numeric(spec))
+        except RendezvousTimeoutError:
+            self._chosen.pop(spec.address, None)
+            raise
 
     async def other_family(self, address: Address) -> Address | None:
         """Return where else the server at this numeric address is, in the other family; None: no name of ours has both."""
@@ -101,21 +114,20 @@ class Servers:
             ResolveError: It has no address.
             P2PTunnelError: It is not to be spoken to.
         """
-        address = await _looked_up(spec.address)
+        address = await self._looked_up(spec.address)
         if self._check is not None:
             self._check(address)
         return replace(spec, address=address, name=spec.name or spec.address[0])
 
-
-async def _looked_up(address: Address) -> Address:
-    """Look the name up; IPv4 goes first: beside it peers meet over IPv6 as well, and most of them have both."""
-    host, port = address
-    if ":" in host:
-        return (await resolve(host), port)
-    first, second = socket.AF_INET, socket.AF_INET6
-    if speaks_ipv6_only():
-        first, second = second, first
-    try:
-        return (await resolve(host, family=first), port)
-    except ResolveError:
-        return (await resolve(host, family=second), port)
+    async def _looked_up(self, address: Address) -> Address:
+        """Look the name up; of two families that there is a route for, choose."""
+        host, port = address
+        found = [(numeric, port) for numeric in (await resolve_both(host, grace=FAMILY_HEAD_START)).values()]
+        usable = [each for each in found if has_route(each[0])]
+        if len(found) == 1 or len(usable) < 2:
+            return usable[0] if usable else found[0]
+        known, chosen = self._chosen.get(address, ([], found[0]))
+        if known != found:
+            chosen = await first_to_answer(found)
+            self._chosen[address] = found, chosen
+        return chosen

@@ -324,11 +324,14 @@ class CallTries:
 
 
 def _kind_of(target: Address, peer_host: str) -> CandidateKind:
-    """Tell what a candidate is by its address alone: one inside a network, the one that the server sees, another outside."""
+    """Tell what a candidate is by its address alone: one of a machine, the one that the server sees, another way in."""
     try:
         address = canonical(target[0])
     except InvalidAddressError:
         return "host"
-    if address.version == 6 or scope_of(address) != "public":
+    scope = scope_of(address)
+    if address.version == 6 or scope not in {"public", "private"}:
         return "host"
-    return "srflx" if target[0] == peer_host else "mapped"
+    if target[0] != peer_host:
+        return "mapped"
+    return "srflx" if scope == "public" else "host"

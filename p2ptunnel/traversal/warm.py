@@ -1,15 +1,19 @@
 """A spare port that is ready before anybody calls: taken, observed, its NATs known; so a call begins with t=4.
 
+Its mapping over TCP is kept by its connection to the server, that over UDP by a question as often as a peer registers anew:
+taken after a quiet hour it is what a call tells of it.
+
 Rule: there is at most one, whoever takes it owns it, and what nobody has taken is closed by `close`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from p2ptunnel.defaults import RECONNECT_CAP, SPARE_PAUSE
+from p2ptunnel.defaults import HEARTBEAT_MAX, HEARTBEAT_MIN, RECONNECT_CAP, SPARE_PAUSE
 from p2ptunnel.errors import P2PTunnelError
 from p2ptunnel.net.backoff import Backoff
 from p2ptunnel.trace import Tracer
@@ -17,6 +21,8 @@ from p2ptunnel.traversal.port import PunchPort
 from p2ptunnel.types import ServerSpec
 
 __all__ = ["WarmPort"]
+
+_dice: Final = random.SystemRandom()
 
 
 class WarmPort:
@@ -33,9 +39,12 @@ class WarmPort:
         self._spare: PunchPort | None = None
         self._opening: asyncio.Future[None] | None = None
         self._gone: Final = asyncio.Event()
+        self._settled: Final = asyncio.Event()  # there is one, or there will be none any more
         self._is_taken_in_turn = False
         self._backoff = Backoff()
         self._keeping: asyncio.Task[None] | None = None
+        self.trouble = ""
+        """Why the last one could not be opened; empty if it was."""
 
     def start(self) -> None:
         """Begin to keep one; starting twice is fine."""
@@ -57,9 +66,15 @@ class WarmPort:
         if port is None or port.spec != server:
             return None
         self._spare = None
+        self._settled.clear()
         self._is_taken_in_turn = port.view.nat.tcp.row is not None
         self._gone.set()
         return port
+
+    async def stand(self) -> ServerSpec | None:
+        """Wait until there is one to be taken, which stays here; return at which server, None: this has been closed."""
+        await self._settled.wait()
+        return None if self._spare is None else self._spare.spec
 
     def renew(self) -> None:
         """Take a fresh one instead: the network, or what a NAT remembers, is another."""
@@ -74,6 +89,7 @@ class WarmPort:
         if self._opening is not None and not self._opening.done():
             self._opening.set_result(None)
         self._drop()
+        self._settled.set()
 
     async def close(self) -> None:
         """Abort, and wait until nothing of it runs; closing twice is fine."""
@@ -106,9 +122,12 @@ class WarmPort:
             opening.exception()  # most often nobody waits for it
             if not isinstance(error, (P2PTunnelError, OSError)):
                 raise
-            self._trace("traversal", "no_spare_port", reason=str(error))
+            self.trouble = str(error)
+            self._trace("traversal", "no_spare_port", reason=self.trouble)
             return False
         opening.set_result(None)
+        self.trouble = ""
+        self._settled.set()
         return True
 
     async def _is_wanted_anew(self) -> bool:
@@ -118,6 +137,7 @@ class WarmPort:
         waits: list[asyncio.Task[object]] = [asyncio.create_task(self._gone.wait())]
         if port.control is not None:
             waits.append(asyncio.create_task(port.wait_control_lost()))
+        waits.append(asyncio.create_task(self._keep_udp(port)))
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -128,7 +148,17 @@ class WarmPort:
             self._drop()
         return self._gone.is_set()
 
+    async def _keep_udp(self, port: PunchPort) -> None:
+        """Keep the port's UDP mapping; return when that has become another one, or is gone."""
+        while True:
+            await asyncio.sleep(_dice.uniform(HEARTBEAT_MIN, HEARTBEAT_MAX))
+            if not await port.keep_udp():
+                self._trace("traversal", "spare_port_changed")
+                self._gone.set()  # not the server's doing
+                return
+
     def _drop(self) -> None:
         spare, self._spare = self._spare, None
+        self._settled.clear()
         if spare is not None:
             spare.close()

@@ -21,6 +21,7 @@ from p2ptunnel.errors import (
     InvalidTagError,
     LocalProtocolError,
     NoSuchPeerError,
+    NotReadyError,
     P2PTunnelError,
     PeerKeyChangedError,
     PeerOfflineError,
@@ -35,6 +36,7 @@ from p2ptunnel.errors import (
 )
 from p2ptunnel.peer import Peer
 from p2ptunnel.server import Rendezvous
+from p2ptunnel.types import format_address
 from tests.helpers import run
 from tests.helpers.meeting import HELLO, HOME, LAPTOP, conversation, echo, introduce, meeting
 
@@ -144,6 +146,48 @@ def test_a_peer_without_a_tag_may_call(tmp_path: Path) -> None:
             nameless.peers.add(HOME, there.home.key)
             async with await nameless.connect(HOME, "echo") as stream:
                 assert await conversation(stream) == HELLO
+
+    run(main())
+
+
+def test_a_peer_that_is_ready_has_what_a_call_needs_and_asks_the_server_for_nothing_else(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with meeting(tmp_path, "echo") as there, there.home.serve({"echo": echo}):
+            await there.laptop.ready()
+            [port] = there.laptop_events.named("tcp_observed")
+            async with await there.laptop.connect(HOME, "echo") as stream:
+                assert await conversation(stream) == HELLO
+            [asked] = [each.local for each in (await there.laptop.explain(HOME)).tries if each.sent == "t=4"]
+            assert asked is not None
+            assert format_address(asked) == port.facts["address"]
+
+    run(main())
+
+
+def test_without_a_server_every_peer_is_ready(tmp_path: Path) -> None:
+    async def main() -> None:
+        peer = Peer(LAPTOP, profile=tmp_path)
+        with pytest.raises(LocalProtocolError):
+            await peer.ready()
+        async with peer:
+            await peer.ready(timeout=0.0)
+
+    run(main())
+
+
+def test_who_is_not_ready_in_time_learns_what_is_missing_and_why(tmp_path: Path) -> None:
+    async def main() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+            silent.bind(("127.0.0.1", 0))
+            host, port = silent.getsockname()
+            async with Peer(LAPTOP, rendezvous=f"{host}:{port}", profile=tmp_path) as peer:
+                with pytest.raises(NotReadyError, match="no port stands at the server: not in "):
+                    await peer.ready(timeout=0.05)
+                waiting = asyncio.create_task(peer.ready())
+                await asyncio.sleep(0)
+                await peer.close()
+                with pytest.raises(LocalProtocolError):
+                    await waiting
 
     run(main())
 

@@ -19,7 +19,7 @@ from p2ptunnel.protocol import relay as circuits
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.traversal import answer
 from tests.helpers import run
-from tests.helpers.meeting import HELLO, HOME, LAPTOP, Meeting, conversation, echo, meeting, ready
+from tests.helpers.meeting import HELLO, HOME, LAPTOP, Meeting, conversation, echo, meeting
 from tests.helpers.turns import descriptors, settle
 
 MIB = 1 << 20
@@ -120,7 +120,7 @@ def test_the_direct_attempt_that_goes_on_beside_ends_with(tmp_path: Path, end: s
         meet = meeting(tmp_path, "echo", relay="always")
         async with meet as there, there.home.serve({"echo": echo}), there.peer(LAPTOP) as laptop:
             for peer in (there.home, there.laptop, laptop):
-                await ready(peer)
+                await peer.ready()
             before, tasks = descriptors(), len(asyncio.all_tasks())
             stream = await laptop.connect(HOME, "echo")
             assert stream.path.kind == "relay"

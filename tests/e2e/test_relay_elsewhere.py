@@ -44,6 +44,25 @@ async def elsewhere(directory: Path, relay: RelayServer) -> AsyncGenerator[Meeti
             yield there
 
 
+def test_a_relay_serves_both_families_on_one_port() -> None:
+    async def main() -> None:
+        async with RelayServer([str(SERVER.public)], identity=RELAY, listen=ANYWHERE, listen_also=("::1", 0)) as relay:
+            assert relay.addresses == (relay.address, ("::1", relay.address[1]))
+            for host, port in relay.addresses:
+                reader, writer = await asyncio.open_connection(host, port)
+                writer.write(encode(ReflexiveProbe(mid=1)) + b"\n")
+                told = decode((await reader.readline()).rstrip())
+                assert isinstance(told, ReflexiveAnswer)
+                assert told.extra is not None
+                assert told.extra.host == host
+                writer.close()
+                await writer.wait_closed()
+        with pytest.raises(ConfigError, match="2 addresses to listen on"):
+            RelayServer([str(SERVER.public)], identity=RELAY, listen=ANYWHERE, listen_also=ANYWHERE)
+
+    run(main())
+
+
 def test_peers_meet_at_the_relay_that_the_server_names(tmp_path: Path) -> None:
     async def main() -> None:
         relay = relaying()

@@ -25,7 +25,6 @@ __all__ = [
     "fresh_spare",
     "introduce",
     "meeting",
-    "ready",
 ]
 
 HOME, LAPTOP = "home-nas", "laptop"
@@ -46,19 +45,11 @@ async def conversation(stream: Stream) -> bytes:
     return b"".join([part async for part in stream])
 
 
-async def ready(peer: Peer) -> None:
-    """Wait until a peer keeps what it has in store for the next call, so that what is counted does not change by that."""
-    port, relays = peer._up.spare, peer._up.spares
-    assert port is not None
-    while port._spare is None or (peer._relay != "never" and all(spare._watch is None for spare in relays._spares.values())):
-        await asyncio.sleep(0)
-
-
 async def fresh_spare(peer: Peer) -> None:
     """Have a peer take another spare port, and wait for it."""
     assert peer._up.spare is not None
     peer._up.spare.renew()
-    await ready(peer)
+    await peer.ready()
 
 
 class Events:
@@ -123,5 +114,5 @@ async def meeting(
         async with there.home, there.laptop:
             introduce(there.home, there.laptop, *services)
             for peer in (there.home, there.laptop):
-                await ready(peer)
+                await peer.ready()
             yield there

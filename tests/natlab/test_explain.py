@@ -12,8 +12,9 @@ from p2ptunnel.protocol import callee, caller
 from p2ptunnel.session.ping import PingReport
 from p2ptunnel.testing.natlab import Lab
 from p2ptunnel.traversal.explain import Explanation
+from tests.helpers.homes import Homes
 from tests.helpers.meeting import HOME, LAPTOP
-from tests.natlab.test_relay import Homes, homes
+from tests.natlab.test_relay import homes
 
 pytestmark = pytest.mark.natlab
 PUNCH = 2.0

@@ -496,3 +496,15 @@ def programs_in(host: Host) -> list[int]:
             if (process / "ns/net").stat().st_ino == inode:
                 found.append(int(process.name))
     return found
+
+
+def test_no_way_between_two_sites_is_one_router_of_the_internet_long(natlab: Lab) -> None:
+    """A packet that is to die outside its own network does not come as far as the other's edge."""
+    home, other = natlab.site("pr"), natlab.site("pub")
+    with other.host.socket(type=socket.SOCK_DGRAM) as far, home.host.socket(type=socket.SOCK_DGRAM) as near:
+        far.bind((other.host.ip, 5000))
+        far.settimeout(5)
+        for ttl in (3, 4):  # our router, the internet's, the silent one
+            near.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
+            near.sendto(b"%d" % ttl, (other.host.ip, 5000))
+        assert far.recv(10) == b"4"

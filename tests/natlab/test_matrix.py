@@ -9,6 +9,7 @@ import pytest
 from p2ptunnel.protocol import callee, caller
 from p2ptunnel.testing.natlab.__main__ import main
 from p2ptunnel.testing.natlab.matrix import Attempt, run_matrix
+from p2ptunnel.testing.natlab.matrix import run as matrix_run
 
 pytestmark = pytest.mark.natlab
 
@@ -29,9 +30,22 @@ def test_a_cell_has_the_way_and_the_times_of_each_call() -> None:
         assert made.first_byte is not None
         assert made.direct_after is not None
         assert 0.02 < made.seconds < made.first_byte  # a round trip to the server, at least
-        assert made.seconds <= made.direct_after < 3
+        assert 0.02 < made.direct_after < 3
+        assert made.reason == ""
     assert last.direct == 0
     assert {(made.path, made.direct_after) for made in last.attempts} == {("relay tcp", None)}
+    assert all("udp t=31: " in made.reason for made in last.attempts)
+
+
+def test_a_birthday_may_begin_in_each_call_between_two_sites(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer has two an hour with one other: these are others each time."""
+    monkeypatch.setattr(matrix_run, "_in_turn", lambda _: [("symR", "pr")])
+    monkeypatch.setattr(matrix_run, "_lanes_max", lambda _: 1)
+    cells = run_matrix(("symR", "pr"), attempts=3, delay=0.001, at_once=1, relay="auto", patience=6.0)
+    [cell] = [cell for cell in cells if cell.attempts]
+    assert len(cell.attempts) == 3
+    assert not [made for made in cell.attempts if "in the last hour" in made.reason], cell.attempts
+    assert cell.direct >= 2, cell.attempts  # a round misses one time in sixty
 
 
 def test_the_command_prints_an_object_for_each_delay_and_ends_well_if_all_connect(capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,9 +58,9 @@ AGAIN = 20.0
 """Seconds until a path that is back is used; measured 9, of which it is not trusted for most."""
 
 
-def homes(lab: Lab, directory: Path, kind: str = "pr") -> AbstractContextManager[Homes]:
+def homes(lab: Lab, directory: Path, kind: str = "pr", delay: float = 0.005) -> AbstractContextManager[Homes]:
     """Two sites, one of which serves echo."""
-    return Homes(lab, directory, kind, {"echo": echo}, delay=0.005).up()
+    return Homes(lab, directory, kind, {"echo": echo}, delay=delay).up()
 
 
 class Flow:

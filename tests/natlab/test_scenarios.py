@@ -9,7 +9,7 @@ import pytest
 from p2ptunnel.testing.natlab.__main__ import main
 from p2ptunnel.testing.natlab.host import Host
 from p2ptunnel.testing.natlab.lab import Lab
-from p2ptunnel.testing.natlab.scenarios import NETWORKS, Calls, Network, command, run_calls, run_transfer
+from p2ptunnel.testing.natlab.scenarios import NETWORKS, Calls, Network, command, run_calls, run_transfer, run_warm
 from p2ptunnel.testing.natlab.scenarios import calls as calls_module
 from p2ptunnel.testing.natlab.scenarios.networks import find_network
 
@@ -32,6 +32,18 @@ def test_a_stream_comes_up(name: str) -> None:
 def test_a_direct_stream_comes_up(name: str) -> None:
     found = calls(name, patience=5.0)
     assert [attempt.is_direct for attempt in found.attempts] == [True, True], str(found)
+
+
+def test_warm_calls_know_when_their_first_byte_was_at_the_callee() -> None:
+    found = run_warm(attempts=2, patience=5.0)
+    assert found.is_good, str(found)
+    for call in (*found.confirmed, *found.unconfirmed):
+        assert call.connected is not None
+        assert call.first_byte is not None
+        assert call.connected + 0.04 < call.first_byte < 2  # half a round trip to the callee, over the relay or not
+        assert call.direct_after is not None
+    assert found.first_byte_goal == pytest.approx(0.315)
+    assert found.direct_goal == pytest.approx(0.350)
 
 
 def test_more_calls_than_pairs_of_peers_are_made_one_after_the_other() -> None:

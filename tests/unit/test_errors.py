@@ -206,6 +206,13 @@ TABLE = [
         429,
         "rendezvous",
     ),
+    Row(
+        errors.RateLimitedError("rv.example:7000", 0.0),
+        "rv.example:7000 refused: too many requests (429)",
+        "Try again a little later.",
+        429,
+        "rendezvous",
+    ),
     # traversal
     Row(errors.TraversalError("odd"), "odd", "", 500, "traversal"),
     Row(
@@ -220,6 +227,13 @@ TABLE = [
         "cannot resolve 'rv.example': no such name",
         "Check the name, and that this machine can look names up.",
         500,
+        "traversal",
+    ),
+    Row(
+        errors.NotReadyError("no port stands at the server", "not in 5 s"),
+        "not ready for a call: no port stands at the server: not in 5 s",
+        "`connect` works all the same, if slower; `p2ptunnel netcheck` shows what the network lets through.",
+        408,
         "traversal",
     ),
     Row(errors.PunchTimeoutError("home-nas", 10.0), "no hole to home-nas opened in 10 s", EXPLAIN, 408, "traversal"),
@@ -408,6 +422,7 @@ def test_every_error_is_public_and_has_the_one_root() -> None:
     [
         (errors.ConfigError, ValueError),
         (errors.RendezvousTimeoutError, TimeoutError),
+        (errors.NotReadyError, TimeoutError),
         (errors.PunchTimeoutError, TimeoutError),
         (errors.ChannelError, ConnectionError),
         (errors.BindError, OSError),

@@ -20,17 +20,19 @@ from p2ptunnel.testing.natlab.dataplane import DataPlane
 from p2ptunnel.testing.natlab.engine.link import LinkSettings
 from p2ptunnel.testing.natlab.host import Host
 from p2ptunnel.testing.natlab.kinds import Kind, find_kind
+from p2ptunnel.testing.natlab.rules import SECOND_HOP
 from p2ptunnel.testing.natlab.site import Plan, Site, Uplink
 from p2ptunnel.testing.natlab.sites import SITE_CLASSES, be_router
 from p2ptunnel.testing.natlab.wiring import attach_prefix, connect_line
 
-__all__ = ["Lab"]
+__all__ = ["SITES_MAX", "Lab"]
 
 _SERVER_ADDRESSES: Final = ("203.0.113.1", "203.0.113.2")
 _SERVER_ADDRESS_6: Final = "2001:db8:ffff::1"
 _GATEWAY: Final = "203.0.113.254"
 _GATEWAY_6: Final = "2001:db8:fffe::1"
-_SITES_MAX: Final = 250
+SITES_MAX: Final = 250
+"""So many a laboratory has at most, carriers' included."""
 
 
 class Lab:
@@ -43,7 +45,7 @@ class Lab:
         server_delay: Seconds, one way, on the server's line.
 
     Attributes:
-        inet: The internet: one router to which every line leads.
+        inet: The internet: one router to which every line leads, and a silent one behind it on the way to everybody.
         server: A host with two IPv4 addresses and one IPv6 address.
         sites: In the order in which they were added, carriers' sites included.
 
@@ -112,8 +114,8 @@ class Lab:
         chosen = (find_kind(kind) if isinstance(kind, str) else kind).but(**overrides)
         settings = _line(delay=delay, jitter=jitter, loss=loss, rate=rate)
         number = next(self._numbers)
-        if number > _SITES_MAX:
-            raise LaboratoryError(f"a laboratory has at most {_SITES_MAX} sites")
+        if number > SITES_MAX:
+            raise LaboratoryError(f"a laboratory has at most {SITES_MAX} sites")
         name = name or f"{kind if isinstance(kind, str) else 'site'}-{number}"
         if upstream is None and chosen.carrier:
             upstream = self.site(chosen.carrier, hosts=0, name=f"{name}-carrier")
@@ -159,6 +161,7 @@ class Lab:
 
     def _build(self, server_link: LinkSettings | None) -> None:
         be_router(self.inet)
+        self.inet.nft(SECOND_HOP)
         self.inet.namespace.netlink.add_address("lo", f"{_GATEWAY_6}/128")  # time exceeded needs a global source
         connect_line(self.inet, "server", self.server, _GATEWAY, server_link, self._plane)
         attach_prefix(self.inet, "server", self.server, f"{_SERVER_ADDRESS_6}/128")

@@ -78,15 +78,16 @@ def rendezvous(lab: Lab, *, is_ipv6: bool = False) -> Generator[str]:
 def serving(
     host: Host, tag: str, profile: Profile, server: str | None, service: Service = echo, *, lan: bool = True
 ) -> Generator[None]:
-    """Have a peer serve on a machine while the block lasts; without a server, those in its own network only.
+    """Have a peer serve on a machine while the block lasts, with all that a call needs; without a server, in its own network.
 
     Raises:
-        P2PTunnelError: It could not register.
+        P2PTunnelError: It could not register, or a call would need what it does not have.
     """
 
     @contextlib.asynccontextmanager
     async def registered() -> AsyncGenerator[None]:
         async with Peer(tag, rendezvous=server, profile=profile, lan=lan) as peer, peer.serve({SERVICE: service}):
+            await peer.ready()
             yield
 
     with living(host, registered):

@@ -9,7 +9,7 @@ from typing import Final
 
 from p2ptunnel.testing.natlab.kinds import Kind
 
-__all__ = ["HOST_FIREWALL", "flush_rules", "mapping_rule", "router_rules"]
+__all__ = ["HOST_FIREWALL", "SECOND_HOP", "flush_rules", "mapping_rule", "router_rules"]
 
 HOST_FIREWALL: Final = """
 table inet fw {
@@ -21,6 +21,17 @@ table inet fw {
 }
 """
 """A stateful firewall on a host that has no router."""
+
+SECOND_HOP: Final = """
+table inet far {
+ chain forward {
+  type filter hook forward priority 0; policy accept;
+  ip ttl 1 drop
+  ip6 hoplimit 1 drop
+ }
+}
+"""
+"""What leaves a router with one hop left dies at the next, which says nothing: no way through the internet is one hop long."""
 
 _TRANSPORTS: Final = ("udp", "tcp")
 _SHIFT: Final = {"udp": 0x0A5A, "tcp": 0x0C3C}

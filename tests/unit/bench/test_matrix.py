@@ -24,7 +24,7 @@ DEAD = Matrix(0.0, ("noU",), (Cell("noU", "noU", (FAILED,)),))
 
 
 def test_the_page_has_the_machine_the_options_and_the_tables() -> None:
-    page = render_page([MATRIX, DEAD], MACHINE, Namespace(attempts=4, patience=8.0))
+    page = render_page([MATRIX, DEAD], MACHINE, Namespace(attempts=4, patience=12.0))
     assert "A processor, 2 cores, 4 GiB; Linux 6.1; Python 3.11.7" in page
     assert "4 calls of each pair." in page
     assert "## 25 ms\n\n```text\nOne way 25 ms a line" in page
@@ -36,11 +36,13 @@ def test_what_is_drawn_has_a_share_a_time_and_letters_for_each_cell() -> None:
     assert _grids(MATRIX) == {
         "delay_ms": 25.0,
         "kinds": ("pr",),
-        "success": [[0.75]],
-        "milliseconds": [[800.0]],
+        "direct": [[0.75]],
+        "median_ms": [[800.0]],
+        "p90_ms": [[800.0]],
         "paths": [["3T1x"]],
     }
-    assert _grids(DEAD)["milliseconds"] == [[None]]
+    assert _grids(DEAD)["median_ms"] == [[None]]
+    assert "p90_ms" not in _grids(DEAD)  # of one call there is one time
 
 
 def test_a_cell_has_the_colour_of_the_way_that_most_calls_went() -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
+from p2ptunnel.cli import connection
 from p2ptunnel.cli.connection import Narrator, facts, tell_connections, telling_beside
 from p2ptunnel.cli.output import Output
 from p2ptunnel.events import (
@@ -28,6 +29,7 @@ from p2ptunnel.events import (
     SessionStalled,
 )
 from p2ptunnel.types import Path
+from tests.helpers import run
 
 NAS = "home-nas"
 
@@ -58,16 +60,27 @@ def expired(gap: float = 600.2, count: int = 0) -> SessionExpired:
 
 STALLED = SessionStalled(tag=NAS, session=1)
 SUSPECTED = PathSuspected(tag=NAS, session=1)
+RELAYED = msgspec.structs.replace(path(7000), kind="relay")
+BEGAN = ChannelOpened(tag=NAS, session=1, path=RELAYED)
 
 
-def told(*events: PeerEvent | EventsDropped) -> list[str]:
-    """What is said about events that follow each other; what only -v asks for begins with a star."""
-    narrator = Narrator()
-    lines: list[str] = []
+def told(*events: PeerEvent | EventsDropped | float, at_once: bool = False) -> list[str]:
+    """What is said about events that follow each other, a number being a pause; what only -v asks for begins with a star."""
+    narrator, now, lines = Narrator(begins_at_once=at_once), 100.0, list[str]()
+
+    def say(text: str, detail: str) -> None:
+        lines.extend([*([text] if text else []), *([f"*{detail}"] if detail else [])])
+
     for event in events:
-        text, detail = narrator.text(event), narrator.detail(event)
-        lines += [text] if text else []
-        lines += [f"*{detail}"] if detail else []
+        if isinstance(event, float):
+            over = now + event
+            while (due := narrator.next_deadline()) is not None and due <= over:
+                for words in narrator.settled(due):
+                    say(*words)
+            now = over
+        else:
+            dated = event if isinstance(event, EventsDropped) else msgspec.structs.replace(event, at=now)
+            say(narrator.text(dated), narrator.detail(dated))
     return lines
 
 
@@ -85,19 +98,90 @@ def test_a_path_that_came_back_by_itself_is_named_as_it_was() -> None:
 
 
 def test_a_path_that_changes_without_a_loss_is_told_as_no_loss() -> None:
-    assert told(opened(), SUSPECTED, opened(5123), changed())[2:] == [
-        "home-nas: moved to a new connection over 198.51.100.1:5123"
-    ]
+    assert told(opened(), SUSPECTED, opened(5123), changed(), 3.0)[2:] == [MOVED]
+
+
+MOVED = "home-nas: moved to a new connection over 198.51.100.1:5123"
 
 
 def test_the_relay_is_called_so_and_it_is_said_when_it_is_left() -> None:
-    relayed = msgspec.structs.replace(path(7000), kind="relay")
-    began = ChannelOpened(tag=NAS, session=1, path=relayed)
-    left = PathChanged(tag=NAS, session=1, old=relayed, new=path(5123))
-    assert told(began, left) == [
-        "*home-nas: connected over the relay 198.51.100.1:7000",
-        "home-nas: moved to a new connection over 198.51.100.1:5123",
+    left = PathChanged(tag=NAS, session=1, old=RELAYED, new=path(5123))
+    assert told(BEGAN, 2.0, left, 2.0) == ["*home-nas: connected over the relay 198.51.100.1:7000", MOVED]
+
+
+def test_from_the_relay_to_a_direct_path_just_after_the_start_is_one_line() -> None:
+    left = PathChanged(tag=NAS, session=1, old=RELAYED, new=path(5123))
+    assert told(BEGAN, 1.9, left, 1.9) == []
+    assert told(BEGAN, 1.9, left, 2.0) == ["*home-nas: connected over 198.51.100.1:5123"]
+    assert told(BEGAN, left, 2.0, at_once=True) == ["*home-nas: connected over the relay 198.51.100.1:7000", MOVED]
+
+
+def test_a_change_that_does_not_last_is_not_told() -> None:
+    back = PathChanged(tag=NAS, session=1, old=path(5123), new=path(5122))
+    assert told(opened(), 5.0, changed(), 1.9, back, 60.0)[1:] == []
+    assert told(opened(), 5.0, changed(), 2.1, back, 2.1)[1:] == [MOVED, MOVED.replace("5123", "5122")]
+
+
+def test_changes_in_a_row_are_told_once_they_have_settled() -> None:
+    steps = [step for port in (6000, 6001, 6002, 5123) for step in (changed(port), 1.0)]
+    assert told(opened(), 5.0, *steps)[1:] == []
+    assert told(opened(), 5.0, *steps, 1.0)[1:] == [MOVED]
+
+
+def test_a_loss_takes_a_change_with_it_that_was_not_told() -> None:
+    assert told(opened(), changed(), lost(), 60.0, resumed(), 60.0)[1:] == [
+        "home-nas: connection lost (the path has been dead for 3.0 s); waiting up to 10 min",
+        "home-nas: connected again after 1.8 s over 198.51.100.1:5123",
     ]
+    assert told(opened(), changed(), expired(), 60.0)[1:] == ["home-nas: gave up after 10 min (no path)"]
+
+
+def test_a_session_of_which_only_the_change_was_seen_has_moved() -> None:
+    assert told(changed(), 2.0) == [MOVED]
+    assert told(changed(5122), 2.0) == []
+
+
+def test_two_sessions_settle_apart() -> None:
+    both = (opened(), opened(6000, session=2), 5.0, changed(), 1.0, changed(6001, session=2))
+    other = MOVED.replace("5123", "6001")
+    assert told(*both, 1.0)[2:] == [MOVED]
+    assert told(*both, 2.0)[2:] == [MOVED, other]
+
+
+def test_what_has_settled_is_said_while_nothing_happens(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_SETTLED", 0.05)
+
+    async def main() -> str:
+        hub = EventHub()
+        telling = asyncio.ensure_future(tell_connections(hub.listen(), Output()))
+        hub(changed(6000))
+        hub(changed(5123))
+        said = ""
+        while not said:
+            await asyncio.sleep(0)
+            said = capsys.readouterr().err
+        hub.close()
+        await telling
+        return said + capsys.readouterr().err
+
+    assert run(main()) == f"{MOVED}\n"
+
+
+def test_who_stops_telling_leaves_nothing() -> None:
+    async def main() -> None:
+        hub, before = EventHub(), asyncio.all_tasks()
+        telling = asyncio.ensure_future(tell_connections(hub.listen(), Output()))
+        hub(BEGAN)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        telling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await telling
+        assert asyncio.all_tasks() == before
+
+    run(main())
 
 
 def test_two_sessions_with_one_peer_are_told_apart() -> None:
@@ -114,7 +198,7 @@ def test_while_a_connection_is_waited_for_nobody_is_reminded_of_it() -> None:
 
 def test_a_program_that_stands_still_is_no_lost_connection() -> None:
     assert told(opened(), STALLED, resumed(gap=12))[1:] == [
-        "home-nas: its program does not answer, its machine does; waiting",
+        "home-nas: its program does not answer, though the connection stands; waiting",
         "home-nas: its program answers again, after 12 s",
     ]
     assert told(opened(), STALLED, lost(), resumed())[-1].startswith("home-nas: connected again after 1.8 s")

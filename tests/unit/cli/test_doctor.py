@@ -102,7 +102,12 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str, str]] = {
         "chmod 600 ",
     ),
     "peers that others can write": (lambda at: (at / "peers.toml").chmod(0o666), "peers", "its mode is 0666", "chmod 600 "),
-    "peers that are no TOML": (lambda at: (at / "peers.toml").write_text("[["), "peers", "peers.toml: ", "Mend the file"),
+    "peers that are no TOML": (
+        lambda at: (at / "peers.toml").write_text("[["),
+        "peers",
+        "peers.toml: line 1 is no TOML: [[",
+        "A line is ",
+    ),
     "a configuration that is not understood": (
         lambda at: (at / "config.toml").write_text("[pear]"),
         "config",

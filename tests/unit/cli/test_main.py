@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -186,6 +187,32 @@ def test_every_help_is_there_and_shows_examples(words: list[str], capsys: pytest
     assert (result.code, result.err) == (0, "")
     assert result.out.startswith("Usage: p2ptunnel ")
     assert "\nExamples:\n" in result.out
+
+
+def groups(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Group]]:
+    """This group and those below it, each with the words that name it."""
+    yield path, group
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        below = group.get_command(context, name)
+        if isinstance(below, click.Group):
+            yield from groups(below, (*path, name))
+
+
+@pytest.mark.parametrize(
+    ("path", "group"), list(groups(root)), ids=lambda part: " ".join(part) if isinstance(part, tuple) else ""
+)
+def test_no_line_about_a_command_is_cut_at_80_columns(
+    path: tuple[str, ...], group: click.Group, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = call(capsys, *path, "--help").out.partition("\nCommands:\n")[2].partition("\n\n")[0].splitlines()
+    context = click.Context(group)
+    commands = [(name, group.get_command(context, name)) for name in group.list_commands(context)]
+    shown = [(name, command) for name, command in commands if command is not None and not command.hidden]
+    assert [line.split(maxsplit=1) for line in lines] == [[name, command.short_help] for name, command in shown]
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if "..." in line or "…" in line]
 
 
 def test_every_command_has_one_line_that_fits() -> None:

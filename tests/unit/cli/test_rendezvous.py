@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from p2ptunnel.cli.rendezvous import addresses_of
 from p2ptunnel.errors import ConfigError
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.identity.store import Profile
@@ -39,6 +42,45 @@ def test_it_says_where_it_is_and_which_line_its_peers_need(tmp_path: Path) -> No
     assert list(spec.address) == said["address"]
     assert spec.key == said["key"] == str(Profile(tmp_path / "server").identity().public)
     assert spec.join_token == token.read_text(encoding="ascii").strip()
+
+
+@pytest.mark.parametrize("command", ["rendezvous", "relay"])
+def test_it_serves_both_families_unless_a_host_is_named(tmp_path: Path, command: str) -> None:
+    words = ("--profile", tmp_path, command, "--listen", ":0", *(("--server", KEY) if command == "relay" else ()))
+    with started(*words, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+    found = re.search(r" on 0\.0\.0\.0:(\d+) and \[::\]:(\d+), ", said)
+    assert found is not None, said
+    assert found[1] == found[2] != "0"
+
+
+@pytest.mark.parametrize(
+    ("listen", "expected"),
+    [
+        ((":7000",), (("0.0.0.0", 7000), ("::", 7000))),
+        (("192.0.2.7",), (("192.0.2.7", 7000), None)),
+        (("192.0.2.7:7001", "[2001:db8::7]:7002"), (("192.0.2.7", 7001), ("2001:db8::7", 7002))),
+        (("[::]:7000",), (("::", 7000), None)),
+        (("::",), (("::", 7000), None)),
+    ],
+)
+def test_it_listens_at_up_to_one_address_of_each_family(listen: tuple[str, ...], expected: object) -> None:
+    assert addresses_of(listen) == expected
+
+
+@pytest.mark.parametrize("listen", [("192.0.2.7", "192.0.2.8"), (":7000", "192.0.2.8"), (":7000", ":7001")])
+def test_two_addresses_of_one_family_are_misuse(listen: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="addresses to listen on"):
+        addresses_of(listen)
+
+
+def test_a_machine_without_ipv6_serves_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(family: int, *_: object) -> object:
+        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+
+    monkeypatch.setattr("socket.socket", without)
+    assert addresses_of((":7000",)) == (("0.0.0.0", 7000), None)
 
 
 def test_at_its_end_it_says_what_it_has_dropped(tmp_path: Path) -> None:

@@ -87,11 +87,32 @@ def test_a_call_without_two_keys_has_no_relay() -> None:
 
 
 def test_of_several_relays_each_has_its_share_and_names_become_numbers() -> None:
-    async def resolve(host: str) -> str:
-        return {"one.example": "192.0.2.1", "two.example": "192.0.2.2"}[host]
+    async def resolve(host: str) -> tuple[str, ...]:
+        return {"one.example": ("192.0.2.1",), "two.example": ("192.0.2.2", "2001:db8::2")}[host]
 
     offers = Offers(SERVER, [((f"{name}.example", 7), str(RELAY.public)) for name in ("one", "two")], Clock())
     asyncio.run(offers.look_up(resolve))
     tokens = [f"{number:032x}" for number in range(4)]
     hosts = {offer.host for token in tokens if (offer := offers.make(token, str(ALICE.public), str(BOB.public)))}
     assert hosts == {"192.0.2.1", "192.0.2.2"}
+
+
+def test_each_end_of_a_call_is_sent_to_one_relay_over_its_own_family() -> None:
+    async def resolve(_: str) -> tuple[str, ...]:
+        return ("192.0.2.2", "2001:db8::2")
+
+    offers = Offers(SERVER, [(("two.example", 7), str(RELAY.public))], Clock())
+    asyncio.run(offers.look_up(resolve))
+    offer = offers.make(TOKEN, str(ALICE.public), str(BOB.public))
+    assert offer is not None
+    ends = {host: offers.seen_from(offer, host) for host in ("198.51.100.1", "2001:db8::1")}
+    assert [end.host for end in ends.values()] == ["192.0.2.2", "2001:db8::2"]
+    assert {(end.port, end.key, end.grant) for end in ends.values()} == {(7, str(RELAY.public), offer.grant)}
+    assert all(is_granted(end, str(SERVER.public), TOKEN) for end in ends.values())
+
+
+def test_who_comes_over_a_family_that_the_relay_has_not_is_told_where_it_is() -> None:
+    offers = Offers(SERVER, [(("192.0.2.7", 7000), str(RELAY.public))], Clock())
+    offer = offers.make(TOKEN, str(ALICE.public), str(BOB.public))
+    assert offer is not None
+    assert offers.seen_from(offer, "2001:db8::1") == offer

@@ -12,13 +12,15 @@ from p2ptunnel.errors import InvalidAddressError, ResolveError
 from p2ptunnel.net import interfaces
 from p2ptunnel.net.interfaces import (
     global_ipv6,
+    has_route,
+    ipv4_networks,
     is_on_link,
     lan_hosts,
     local_addresses,
     on_link,
     resolve,
+    resolve_both,
     source_address,
-    speaks_ipv6_only,
 )
 from p2ptunnel.net.netlink import InterfaceAddress, interface_addresses
 from tests.helpers import run
@@ -67,6 +69,19 @@ def test_loopback_and_link_local_addresses_reach_nobody(monkeypatch: pytest.Monk
     assert local_addresses() == ("192.168.1.7", "2001:db8::1", "2001:db8::aaaa")  # the temporary one last
 
 
+def test_the_networks_of_our_interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = (
+        InterfaceAddress("127.0.0.1", 8),
+        InterfaceAddress("192.168.1.7", 24),
+        InterfaceAddress("192.168.1.8", 24),
+        InterfaceAddress("10.0.0.1", 32),
+        InterfaceAddress("10.9.9.9", 0),
+        InterfaceAddress("2001:db8::1", 64),
+    )
+    monkeypatch.setattr(interfaces, "interface_addresses", lambda: found)
+    assert ipv4_networks() == ("127.0.0.0/8", "192.168.1.0/24", "10.0.0.1/32")
+
+
 def have(monkeypatch: pytest.MonkeyPatch, *found: InterfaceAddress, sources: dict[str, str]) -> None:
     """Give the machine these addresses, and say from which packets leave over each family."""
 
@@ -108,19 +123,63 @@ def test_addresses_without_a_route_reach_nobody(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("sources", "expected"),
+    ("sources", "ways"),
     [
-        ({"IPv4": "192.168.1.7", "IPv6": "2001:db8::1"}, False),
-        ({"IPv4": "192.168.1.7"}, False),
-        ({"IPv6": "2001:db8::1"}, True),
-        ({}, False),
+        ({"IPv4": "192.168.1.7", "IPv6": "2001:db8::1"}, (True, True)),
+        ({"IPv6": "2001:db8::1"}, (False, True)),
+        ({}, (False, False)),
     ],
 )
-def test_a_machine_speaks_only_ipv6_where_that_alone_leads_out(
-    monkeypatch: pytest.MonkeyPatch, sources: dict[str, str], expected: bool
+def test_there_is_a_route_where_packets_have_a_source(
+    monkeypatch: pytest.MonkeyPatch, sources: dict[str, str], ways: tuple[bool, bool]
 ) -> None:
     have(monkeypatch, sources=sources)
-    assert speaks_ipv6_only() is expected
+    assert (has_route("192.0.2.1"), has_route("2001:db8::1")) == ways
+
+
+class Names:
+    """A resolver that knows one name, and never answers for some families."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, ipv4: str = "", ipv6: str = "", silent: bool = False) -> None:
+        self._known = {socket.AF_INET: ipv4, socket.AF_INET6: ipv6}
+        self._silent = silent
+        self.end = threading.Event()
+        monkeypatch.setattr("socket.getaddrinfo", self._look_up)
+
+    def _look_up(self, host: str, _: object, family: int, kind: int) -> object:
+        found = self._known[socket.AddressFamily(family)]
+        if not found and self._silent:
+            self.end.wait(10)
+        if not found:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(family, kind, 17, "", (found, 0))]
+
+
+@pytest.mark.parametrize(("ipv4", "ipv6"), [("192.0.2.1", "2001:db8::1"), ("192.0.2.1", ""), ("", "2001:db8::1")])
+def test_a_name_has_an_address_of_each_family_or_of_one(monkeypatch: pytest.MonkeyPatch, ipv4: str, ipv6: str) -> None:
+    Names(monkeypatch, ipv4=ipv4, ipv6=ipv6)
+    assert list(run(resolve_both("rv.example")).values()) == [host for host in (ipv4, ipv6) if host]
+
+
+@pytest.mark.parametrize("known", [{"ipv4": "192.0.2.1"}, {"ipv6": "2001:db8::1"}])
+def test_a_resolver_that_never_answers_for_one_family_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, known: dict[str, str]
+) -> None:
+    names = Names(monkeypatch, **known, silent=True)
+    assert list(run(resolve_both("rv.example", grace=0.01)).values()) == list(known.values())
+    names.end.set()
+
+
+def test_a_name_without_an_address_of_either_family_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    Names(monkeypatch)
+    with pytest.raises(ResolveError, match="Name or service not known"):
+        run(resolve_both("rv.example"))
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
+def test_a_numeric_host_has_one_family(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.delattr("socket.getaddrinfo")
+    assert list(run(resolve_both(host)).values()) == [host]
 
 
 @pytest.mark.parametrize(

@@ -301,6 +301,34 @@ def test_no_targets_at_all_end_the_dials_of_the_dialers_own_family() -> None:
     run(main())
 
 
+def test_what_is_added_goes_on_whatever_is_started_and_who_refuses_it_is_not_asked_again() -> None:
+    async def main() -> None:
+        with punch_socket(("127.0.0.1", 0)) as closed, Door() as door, Calls(("0.0.0.0", 0)) as calls:
+            refusing = closed.getsockname()
+            calls.dialer.add([door.listener.address, refusing, refusing], patience=5.0)
+            calls.dialer.add([refusing], patience=5.0)
+            calls.dialer.start([refusing])
+            calls.dialer.start([])
+            sock, remote, how = await calls.connected.get()
+            sock.close()
+            assert (remote, how) == (door.listener.address, "connect")
+            refused = await calls.failed.get()
+            assert (refused.target, refused.outcome, "times" in refused.reason) == (refusing, "refused", False)
+            assert sorted(str(record.outcome) for record in calls.dialer.records) == ["connected", "refused", "replaced"]
+
+    run(main())
+
+
+def test_what_is_added_ends_with_the_dialer() -> None:
+    async def main() -> None:
+        with punch_socket(("127.0.0.1", 0)) as closed, Calls(("0.0.0.0", 0)) as calls:
+            calls.dialer.add([closed.getsockname()], patience=5.0)
+            calls.dialer.close()
+            assert [record.outcome for record in calls.dialer.records] == ["replaced"]
+
+    run(main())
+
+
 def test_callback_may_start_the_next_phase() -> None:
     async def main() -> None:
         with Door() as door:

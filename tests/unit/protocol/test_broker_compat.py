@@ -9,6 +9,7 @@ import pytest
 from p2ptunnel.defaults import COMPAT_REQUESTS_PER_MINUTE, COMPAT_REQUESTS_PER_SECOND, REGISTRATION_TTL
 from p2ptunnel.identity.judge import Judge
 from p2ptunnel.protocol.broker import Broker, PeerLeft, PeerRegistered
+from p2ptunnel.protocol.compat import SeedRation
 from p2ptunnel.types import Address
 from p2ptunnel.wire.messages import ConnectAnswer, PunchNotice, PunchResult, RegisterAnswer, RegisterExtra, encode
 from p2ptunnel.wire.messages import ConnectRequest as Ask
@@ -121,6 +122,18 @@ def test_a_source_gets_a_few_answers_a_minute() -> None:
     assert sum(served) == COMPAT_REQUESTS_PER_MINUTE
     assert ask_from(server, CALLER, 61.0, 99)
     assert server.dropped["seed request over its rate"] == 60 - COMPAT_REQUESTS_PER_MINUTE
+
+
+@pytest.mark.parametrize(("hosts", "longest"), [(1, 60), (COMPAT_REQUESTS_PER_SECOND, 1)])
+def test_a_ration_says_when_there_is_one_more(hosts: int, longest: float) -> None:
+    ration, host = SeedRation(), "198.51.100.0"
+    assert ration.wait(host, 0.0) == 0
+    while ration.take(f"198.51.100.{len(ration) % hosts}", 0.5):
+        assert ration.wait("198.51.100.77", 0.5) <= 1
+    wait = ration.wait(host, 0.75)
+    assert longest - 1 < wait <= longest
+    assert not ration.take(host, 0.75 + wait - 0.01)
+    assert ration.take(host, 0.75 + wait)
 
 
 @pytest.mark.parametrize("over_tcp", [False, True])

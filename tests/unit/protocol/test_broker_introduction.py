@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from msgspec.structs import replace
 
@@ -9,6 +12,7 @@ from p2ptunnel.defaults import (
     ANSWER_MEMORY,
     ATTEMPTS_OF_CALLEE_MAX,
     ATTEMPTS_OF_SOURCE_MAX,
+    ATTEMPTS_OF_SOURCE_TO_CALLEE_MAX,
     CALLS_BURST,
     CALLS_PER_MINUTE,
     CALLS_PER_SECOND_OF_CALLEE,
@@ -20,7 +24,7 @@ from p2ptunnel.defaults import (
 from p2ptunnel.protocol import attempts
 from p2ptunnel.protocol.broker import Broker, Introduced, LineToSend
 from p2ptunnel.protocol.machine import Event
-from p2ptunnel.types import Candidate
+from p2ptunnel.types import Address, Candidate
 from p2ptunnel.wire.messages import (
     ConnectAnswer,
     ConnectRequest,
@@ -125,6 +129,76 @@ def test_a_busy_server_says_when_to_come_again(monkeypatch: pytest.MonkeyPatch) 
     answer = only(ConnectAnswer, server.datagrams_to_send())
     assert answer.extra is not None
     assert (answer.code, answer.extra.retry_after > 0) == (429, True)
+
+
+Call = Callable[[float], bytes]
+
+
+def call_again(mid: int = 5000, host: str = CALLER[0]) -> Call:
+    return lambda now: connect(mid=mid + int(now * 1000), host=host, now=now)
+
+
+def refused_for(server: Broker, call: Call, at: float, source: Address = CALLER) -> float | None:
+    """Make a call; return the seconds that the refusal names, None if it is let in."""
+    repeated(server, at)
+    server.receive_datagram(call(at), source, at)
+    answer = only(ConnectAnswer, [each for each in server.datagrams_to_send() if each.destination == source])
+    if answer.code == 200:
+        return None
+    assert answer.code == 429
+    assert answer.extra is not None
+    return answer.extra.retry_after
+
+
+def crowd(server: Broker, count: int, *, hosts: int = 1, every: float = 0.0, wanted: int = 1, says_yes: bool = False) -> None:
+    """So many calls, of that many hosts in turn, to that many peers in turn, who answer or do not."""
+    for port in range(1, wanted):
+        server.receive_datagram(register(f"peer-{port}"), (CALLEE[0], port + 1), 0.0)
+    for n in range(count):
+        host = f"198.51.100.{n % hosts}" if hosts > 1 else CALLER[0]
+        name = f"peer-{n % wanted}" if n % wanted else "bob"
+        server.receive_datagram(connect(name, mid=n, host=host, now=n * every), (host, CALLER[1]), n * every)
+        if says_yes:
+            for datagram in server.datagrams_to_send():
+                if datagram.destination == CALLEE and isinstance(notice := decode(datagram.data), PunchNotice):
+                    server.receive_datagram(yes(notice.mid, notice.extra.token), CALLEE, n * every)
+        server.datagrams_to_send()
+
+
+@pytest.mark.parametrize(
+    ("crowded", "at", "longest"),
+    [
+        ({"count": 25, "every": 0.2, "says_yes": True}, 5.0, 13),  # one source to one peer: a few a minute
+        ({"count": ATTEMPTS_OF_SOURCE_TO_CALLEE_MAX}, 0.1, 7),  # the same, as long as the callee says nothing
+        ({"count": ATTEMPTS_OF_CALLEE_MAX, "hosts": ATTEMPTS_OF_CALLEE_MAX, "every": 0.1}, 3.2, 7),  # all to one peer
+        ({"count": int(CALLS_PER_SECOND_OF_CALLEE), "hosts": int(CALLS_PER_SECOND_OF_CALLEE)}, 0.0, 1),  # the same, by rate
+        ({"count": ATTEMPTS_OF_SOURCE_MAX, "wanted": 22}, 0.1, 62),  # one source to all peers
+    ],
+)
+def test_who_waits_as_long_as_it_is_told_is_let_in_and_who_waits_much_less_is_not(
+    crowded: dict[str, Any], at: float, longest: float
+) -> None:
+    def after(share: float) -> float | None:
+        server, _ = with_bob()
+        crowd(server, **crowded)
+        told = refused_for(server, call_again(), at)
+        assert told is not None
+        assert 1 <= told <= longest
+        return refused_for(server, call_again(), at + told * share)
+
+    assert after(1.0) is None
+    again = after(0.4)
+    assert again is None or again >= 1
+    assert again is not None or longest == 1
+
+
+def test_of_a_busy_server_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "ATTEMPTS_MAX", 1)
+    server, _, _ = asked()
+    told = refused_for(server, call_again(), 3.0)
+    assert told == pytest.approx(TOKEN_TTL - 3.0, abs=3)
+    assert refused_for(server, call_again(), 3.0 + told / 2) is not None
+    assert refused_for(server, call_again(), 3.0 + told) is None
 
 
 def test_without_a_cookie_the_callee_hears_nothing() -> None:

@@ -6,6 +6,7 @@ import json
 import random
 
 import pytest
+from msgspec.structs import replace
 
 from p2ptunnel.defaults import COOKIELESS_PAD_BYTES, PHASES, PUNCH_TIMEOUT, TRANSACTION_TIMEOUT
 from p2ptunnel.errors import LocalProtocolError
@@ -776,6 +777,62 @@ def test_an_opening_datagram_that_overtakes_the_answer_is_ignored() -> None:
     assert agent.dropped == {"not keyed": 1}
     agent.receive_datagram(body, SERVER, 0.2)
     assert agent.state is State.PUNCHING
+
+
+# --- UDP over IPv6, where TCP gets nowhere --------------------------------------------------------------------------------
+
+CALLEE_6: Address = ("2001:db8:2::2", 40_002)
+
+
+def punching_over_ipv6() -> CallerAgent:
+    """A caller both sides of which have IPv6, and QUIC."""
+    agent, question = asking()
+    own = Candidate("host", "tcp", "2001:db8:1::2", 40_001)
+    agent._view = replace(agent._view, candidates=(*agent._view.candidates, own), can_quic=True)
+    agent.receive_datagram(offer(question), SERVER, 0.0)
+    there = (Candidate("host", "tcp", *CALLEE_6), Candidate("host", "udp", *CALLEE_6))
+    agent.receive_datagram(result(agent, cands=there, nat=NatHints(low=True, rtt=50, quic=True)), SERVER, 0.0)
+    return agent
+
+
+def probing_ipv6(*, has_hole: bool) -> list[float]:
+    """Let a call go on that gets no TCP through; return when it has probed the callee's IPv6 address."""
+    agent = punching_over_ipv6()
+    waiting = agent.datagrams_to_send()
+    if has_hole:
+        hear(agent, hole_answer(next(m for m in sent(waiting) if isinstance(m, HoleProbe))), CALLEE, 0.1)
+    times: list[float] = []
+    while (due := agent.next_deadline()) is not None and due < PUNCH_TIMEOUT:
+        agent.handle_timer(due)
+        times += [due for datagram in agent.datagrams_to_send() if datagram.destination == CALLEE_6]
+    return times
+
+
+def test_an_address_that_no_server_has_seen_gets_three_probes_and_only_after_the_syns() -> None:
+    times = probing_ipv6(has_hole=False)
+    assert len(times) == 3
+    assert 1.2 < times[0] < times[2] < times[0] + 0.35
+
+
+def test_where_a_hole_is_open_it_gets_none() -> None:
+    assert probing_ipv6(has_hole=True) == []
+
+
+def test_an_answer_from_there_is_a_hole() -> None:
+    agent = punching_over_ipv6()
+    agent.events()
+    probes: list[HoleProbe] = []
+    while not probes:
+        due = agent.next_deadline()
+        assert due is not None
+        agent.handle_timer(due)
+        waiting = [datagram for datagram in agent.datagrams_to_send() if datagram.destination == CALLEE_6]
+        probes = [message for message in sent(waiting) if isinstance(message, HoleProbe)]
+    hear(agent, hole_answer(probes[0]), STRANGER, due + 0.1)
+    assert not [event for event in agent.events() if isinstance(event, HoleOpened)]
+    hear(agent, hole_answer(probes[0]), CALLEE_6, due + 0.1)
+    [opened] = [event for event in agent.events() if isinstance(event, HoleOpened)]
+    assert opened.remote == CALLEE_6
 
 
 # --- rounds ---------------------------------------------------------------------------------------------------------------

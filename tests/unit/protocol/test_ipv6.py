@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from p2ptunnel.defaults import IPV6_CANDIDATES_MAX, PLAIN_MARGIN, SYN_REPEAT
-from p2ptunnel.protocol.ipv6 import Ipv6Approach, ipv6_candidates, ipv6_targets
+from p2ptunnel.protocol.ipv6 import Ipv6Approach, ProbeBeside, ipv6_candidates, ipv6_targets, ipv6_udp_target
 from p2ptunnel.protocol.punch import Dial
 from p2ptunnel.types import Candidate, Role
-from p2ptunnel.wire.messages import NatHints
+from p2ptunnel.wire.messages import NatHints, Opener, encode
 
 SERVER = ("203.0.113.1", 7000)
 PEER = ("198.51.100.2", 40002)
@@ -29,6 +29,33 @@ def named(host: str, port: int = 40002) -> Candidate:
 
 def test_our_own_addresses_are_told_as_those_of_a_host() -> None:
     assert ipv6_candidates(("2001:db8:1::2",), 40001) == OURS
+
+
+def test_over_udp_the_first_is_told_as_well_and_all_in_all_three_are() -> None:
+    hosts = tuple(f"2001:db8:1::{number}" for number in range(1, 5))
+    assert ipv6_candidates(hosts, 40001, has_udp=True) == (
+        Candidate("host", "tcp", hosts[0], 40001),
+        Candidate("host", "tcp", hosts[1], 40001),
+        Candidate("host", "udp", hosts[0], 40001),
+    )
+    assert len(ipv6_candidates(hosts, 40001)) == IPV6_CANDIDATES_MAX
+    assert ipv6_candidates((), 40001, has_udp=True) == ()
+
+
+def test_datagrams_go_to_one_address_and_to_no_host_that_gets_no_syn() -> None:
+    theirs = tuple(Candidate("host", "udp", host, 40003) for host in ("2001:db8:3::3", PEER_6[0], "2001:db8:2::9"))
+    assert ipv6_udp_target(theirs, (PEER_6, ("2001:db8:2::9", 40002)), PEER) == (PEER_6[0], 40003)
+    assert ipv6_udp_target(theirs, (), PEER) is None
+    assert ipv6_udp_target((named(*PEER_6),), (PEER_6,), PEER) is None
+
+
+def test_no_datagram_goes_to_a_port_of_services() -> None:
+    for port in (53, 1900, 5353):
+        assert ipv6_udp_target((Candidate("host", "udp", PEER_6[0], port),), (PEER_6,), PEER) is None
+
+
+def test_who_is_seen_over_ipv6_is_probed_where_it_is_seen() -> None:
+    assert ipv6_udp_target((Candidate("host", "udp", *PEER_6),), (PEER_6,), PEER_6) is None
 
 
 @pytest.mark.parametrize(
@@ -168,6 +195,43 @@ def test_where_only_the_caller_can_open_the_callee_waits_until_it_has_and_needs_
     known.start()
     known.prove(0.01)
     assert known.run() == [(pytest.approx(ROUND_TRIP / 2 + PLAIN_MARGIN), False, pytest.approx(0.95))]
+
+
+# --- UDP --------------------------------------------------------------------------------------------------------------
+
+
+def over_udp(role: Role, *, proved_at: float | None = 0.0) -> tuple[list[tuple[float, bool]], list[float]]:
+    """Let all its time pass; return when it sent a t=30 and whether that was to die on the way, and when it wanted a probe."""
+    machine = Ipv6Approach(role, TOKEN, (PEER_6,), ours=ABLE, theirs=ABLE, round_trip=ROUND_TRIP, udp=PEER_6)
+    openers: list[tuple[float, bool]] = []
+    probes: list[float] = []
+
+    def note(now: float) -> None:
+        for datagram in machine.datagrams_to_send():
+            assert (datagram.data, datagram.destination) == (encode(Opener()), PEER_6)
+            openers.append((now, datagram.opener))
+        probes.extend(now for event in machine.events() if isinstance(event, ProbeBeside) and event.target == PEER_6)
+
+    machine.start(0.0, ends_at=ENDS)
+    note(0.0)
+    if proved_at is not None:
+        machine.prove(proved_at)
+    while (due := machine.next_deadline()) is not None:
+        machine.handle_timer(due)
+        note(due)
+    return openers, probes
+
+
+def test_the_callee_opens_over_udp_with_its_first_syn_and_once_more_with_its_last() -> None:
+    assert over_udp("callee") == ([(0.0, True), (pytest.approx(1.325), False)], [])
+
+
+def test_a_callee_that_nobody_has_called_with_the_key_sends_one_datagram_that_dies_on_the_way() -> None:
+    assert over_udp("callee", proved_at=None) == ([(0.0, True)], [])
+
+
+def test_the_caller_probes_when_its_first_syns_have_led_to_nothing() -> None:
+    assert over_udp("caller") == ([], [pytest.approx(1.425)])
 
 
 @pytest.mark.parametrize("abilities", [(ABLE, ABLE), (ABLE, UNABLE), (UNABLE, ABLE), (UNABLE, UNABLE)])

@@ -147,7 +147,8 @@ def test_the_time_for_which_a_peer_stood_still_is_no_round_trip(witness: float |
     link = measured(0.05, 0.05, 0.05, 0.05)
     link.ping(NOW)
     [question] = asked(link)
-    assert link.handle_timer(NOW + 5, ACTIVE, witness) in {Health.DEAD, Health.STALLED}
+    link.handle_timer(NOW + 5, ACTIVE, witness)
+    assert link.handle_timer(NOW + 5.25, ACTIVE, witness) in {Health.DEAD, Health.STALLED}
     asked(link)  # a stalled peer is asked again, which measures nothing
     link.heard(NOW + 60)
     link.on_pong(Pong(question.payload), NOW + 60)
@@ -174,7 +175,29 @@ def test_a_path_that_became_slow_is_measured_and_believed() -> None:
 
 def test_a_peer_whose_kernel_has_acknowledged_everything_is_waited_for() -> None:
     for silence in (1.0, 10.0, 500.0):
-        assert judged(silence, witness=0.0) is Health.STALLED
+        link = Link(NOW)
+        assert judged(silence, witness=0.0, link=link) is Health.UP  # it may have acknowledged before the silence
+        assert len(asked(link)) == 2
+        assert link.handle_timer(NOW + silence + 0.25, ACTIVE, 0.0) is Health.STALLED
+
+
+def test_a_path_that_died_behind_an_acknowledgement_is_no_peer_that_stands_still() -> None:
+    link = Link(NOW)
+    assert judged(1.0, witness=0.0, link=link) is Health.UP
+    assert link.handle_timer(NOW + 1.2, ACTIVE, 1.2) is Health.UP  # what is new to acknowledge has a moment
+    assert link.handle_timer(NOW + 1.3, ACTIVE, 1.3) is Health.SUSPECT
+    assert link.handle_timer(NOW + 3.1, ACTIVE, 3.1) is Health.DEAD
+
+
+def test_each_silence_has_a_trial_of_its_own() -> None:
+    link = Link(NOW)
+    judged(1.0, witness=0.0, link=link)
+    assert link.handle_timer(NOW + 1.25, ACTIVE, 0.0) is Health.STALLED
+    link.heard(NOW + 2)
+    asked(link)
+    link.ping(NOW + 2)
+    assert link.handle_timer(NOW + 3, ACTIVE, 0.0) is Health.UP
+    assert link.handle_timer(NOW + 3.25, ACTIVE, 0.0) is Health.STALLED
 
 
 def test_a_path_that_is_still_acknowledged_is_up_and_one_that_is_not_dies() -> None:
@@ -185,7 +208,8 @@ def test_a_path_that_is_still_acknowledged_is_up_and_one_that_is_not_dies() -> N
 
 def test_a_stalled_peer_whose_kernel_falls_silent_is_dead() -> None:
     link = Link(NOW)
-    assert judged(2.0, witness=0.0, link=link) is Health.STALLED
+    judged(2.0, witness=0.0, link=link)
+    assert link.handle_timer(NOW + 2.25, ACTIVE, 0.0) is Health.STALLED
     assert link.handle_timer(NOW + 10, ACTIVE, 8.0) is Health.DEAD
 
 

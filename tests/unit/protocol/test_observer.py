@@ -14,6 +14,7 @@ from p2ptunnel.wire.stun import decode_response, encode_request
 OVER_4: Address = ("198.51.100.7", 40001)
 OVER_6: Address = ("2001:db8::1:2:3:4", 40001)
 OTHERS: tuple[Address, ...] = (("203.0.113.1", 7001), ("203.0.113.2", 7000))
+OTHERS_6: tuple[Address, ...] = (("2001:db8:1111:2222:3333:4444:5555:6666", 65535), ("2001:db8:ffff::1", 7000))
 ID = b"twelve bytes"
 BARE = bytes.fromhex("000100002112a442") + ID
 NOW = 100.0
@@ -24,10 +25,10 @@ def asked(observer: Observer, data: bytes, source: Address = OVER_4, now: float 
     return observer.datagrams_to_send()
 
 
-@pytest.mark.parametrize("source", [OVER_4, OVER_6], ids=["IPv4", "IPv6"])
-def test_a_padded_question_is_answered_with_less(source: Address) -> None:
+@pytest.mark.parametrize(("source", "others"), [(OVER_4, OTHERS), (OVER_6, OTHERS_6)], ids=["IPv4", "IPv6"])
+def test_a_padded_question_is_answered_with_less(source: Address, others: tuple[Address, ...]) -> None:
     question = encode_padded(ReflexiveProbe(mid=2**53 - 1, extra=ProbeExtra()), PROBE_PAD_BYTES)
-    [answer] = asked(Observer(OTHERS * 2), question, source)  # as many as the wire allows
+    [answer] = asked(Observer(others * 2), question, source)  # as many as the wire allows
     assert answer.destination == source
     assert len(answer.data) <= len(question)
     message = decode(answer.data)
@@ -35,7 +36,7 @@ def test_a_padded_question_is_answered_with_less(source: Address) -> None:
     assert message.extra is not None
     assert (message.mid, message.code) == (2**53 - 1, 200)
     assert (message.extra.host, message.extra.port) == source
-    assert message.extra.other == OTHERS * 2
+    assert message.extra.other == others * 2
     assert message.extra.cookie == ""
 
 
@@ -108,6 +109,15 @@ def test_any_other_line_is_counted_and_not_answered(line: bytes) -> None:
     assert answer is None
     assert is_message is line.startswith(b'{"t')
     assert observer.dropped.total() == 1
+
+
+def test_who_asks_is_told_of_the_observers_of_its_own_family() -> None:
+    both = Observer((("192.0.2.1", 7001), ("2001:db8::1", 7000), ("192.0.2.2", 7000)))
+    told = {host: both.answer(ReflexiveProbe(mid=1), (host, 40_000)).extra for host in ("198.51.100.7", "2001:db8::7")}
+    assert [extra.other for extra in told.values() if extra is not None] == [
+        (("192.0.2.1", 7001), ("192.0.2.2", 7000)),
+        (("2001:db8::1", 7000),),
+    ]
 
 
 def test_a_cookie_is_passed_on_where_there_is_one() -> None:

@@ -94,6 +94,15 @@ def test_an_observer_that_there_is_not_is_a_404(server: Broker, op: str) -> None
     assert server.events() == []
 
 
+def test_the_number_is_that_among_the_observers_which_the_source_can_ask() -> None:
+    both: tuple[Address, ...] = (("2001:db8:ffff::1", 7001), *OTHERS)
+    server = broker(observer=Observer(both))
+    for op in ("0", "1", "2"):
+        server.receive_line(encode(ReflexiveProbe(mid=7, extra=ProbeExtra(op=op))), ASKER, 1, 0.0)
+    seen = [event.observer for event in server.events() if isinstance(event, ProbeBack)]
+    assert seen == [1, 2]
+
+
 def test_a_source_may_ask_a_few_times_and_then_one_in_ten_seconds(server: Broker) -> None:
     burst = int(PROBES_BACK_BURST)
     for _ in range(burst + 2):

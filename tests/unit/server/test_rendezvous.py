@@ -153,6 +153,84 @@ def test_port_0_is_tried_again_where_tcp_has_the_port_already(monkeypatch: pytes
     run(main())
 
 
+# --- both families ------------------------------------------------------------------------------------------------------
+
+BOTH: tuple[Address, Address] = (("127.0.0.1", 0), ("::1", 0))
+
+
+def test_both_families_are_served_on_one_port_by_one_broker() -> None:
+    async def main() -> None:
+        async with Rendezvous(BOTH[0], listen_also=BOTH[1]) as server:
+            port = server.address[1]
+            assert server.addresses == (("127.0.0.1", port), ("::1", port))
+            async with udp(server.addresses[0]) as alice, udp(server.addresses[1]) as bob, line(server.addresses[1]) as lines:
+                await register(bob, "bob", BOB)
+                assert server.registered == ("bob",)
+                await lines.send(ReflexiveProbe(mid=1))
+                told = await lines.receive(ReflexiveAnswer)
+                assert told.extra is not None
+                assert told.extra.host == "::1"
+                await alice.send(probe())
+                await alice.receive(ReflexiveAnswer)
+            assert (server.stats.received, server.stats.sent) == (3, 3)
+
+    run(main())
+
+
+def test_an_observer_is_told_to_whom_can_ask_it() -> None:
+    async def main() -> None:
+        async with Rendezvous(BOTH[0], listen_also=BOTH[1], alt_listen=BOTH) as server:
+            for address in server.addresses:
+                async with line(address) as lines:
+                    await lines.send(ReflexiveProbe(mid=1))
+                    told = await lines.receive(ReflexiveAnswer)
+                    assert told.extra is not None
+                    assert [host for host, _ in told.extra.other] == [address[0]]
+
+    run(main())
+
+
+@pytest.mark.parametrize("also", [("127.0.0.1", 7001), ("127.0.0.2", 7000)])
+def test_two_addresses_of_one_family_are_no_place_for_one_broker(also: Address) -> None:
+    with pytest.raises(ConfigError, match="2 addresses to listen on, of which 0 of IPv6"):
+        Rendezvous(LOOPBACK, listen_also=also)
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["UDP", "TCP"])
+def test_a_port_that_is_taken_over_the_other_family_leaves_the_first_one_free(kind: socket.SocketKind) -> None:
+    async def main(port: int) -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(AddressInUseError, match=rf"\[::1\]:{port} is taken"):
+            await Rendezvous(("127.0.0.1", port), listen_also=("::1", port)).start()
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    with socket.socket(socket.AF_INET6, kind) as other:
+        other.bind(("::1", 0))
+        if kind == socket.SOCK_STREAM:
+            other.listen()
+        run(main(other.getsockname()[1]))
+
+
+def test_port_0_is_tried_again_where_the_other_family_has_it_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        with contextlib.ExitStack() as others:
+            real = socket.socket.bind
+
+            def bind(sock: socket.socket, address: Address) -> None:
+                real(sock, address)
+                if sock.family == socket.AF_INET and sock.type == socket.SOCK_DGRAM and len(foreign) < 3:
+                    foreign.append(others.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)))
+                    real(foreign[-1], ("::1", sock.getsockname()[1]))
+
+            foreign: list[socket.socket] = []
+            monkeypatch.setattr("socket.socket.bind", bind, raising=True)
+            async with Rendezvous(BOTH[0], listen_also=BOTH[1]) as server:
+                assert len(foreign) == 3
+                assert server.address[1] not in {sock.getsockname()[1] for sock in foreign}
+
+    run(main())
+
+
 def test_starting_and_closing_twice_is_fine() -> None:
     async def main() -> None:
         server = Rendezvous(LOOPBACK)
@@ -205,7 +283,7 @@ def test_a_connection_that_asyncio_hands_over_after_the_end_is_closed() -> None:
 def test_cancelling_the_start_leaves_nothing(turns: int) -> None:
     async def main() -> None:
         descriptors = len(os.listdir("/proc/self/fd"))
-        server = Rendezvous(LOOPBACK, alt_listen=[LOOPBACK, LOOPBACK])
+        server = Rendezvous(LOOPBACK, listen_also=BOTH[1], alt_listen=[LOOPBACK, LOOPBACK])
         starting = asyncio.create_task(server.start())
         for _ in range(turns):
             await asyncio.sleep(0)

@@ -113,6 +113,26 @@ def test_what_is_said_there_is_what_is_said_to_the_tcp_port(
     run(main())
 
 
+def test_it_is_served_over_the_other_family_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        before = descriptors()
+        there = Web(ANYWHERE, also=("::1", 0))
+        async with Rendezvous(ANYWHERE, listen_also=("::1", 0), identity=SERVER, web=there) as server:
+            assert server.web_address is not None
+            monkeypatch.setattr(web, "WEB_PORT", server.web_address[1])
+            for host in ("127.0.0.1", "::1"):
+                links = WebLinks()
+                sock = await links.connect(WebRoute(ServerSpec((host, 7000), str(SERVER.public)), "tls"))
+                answer = await asked(sock)
+                assert answer.extra is not None
+                assert answer.extra.host == host
+                sock.close()
+                await links.close()
+        await settle(before, 1)
+
+    run(main())
+
+
 @BOTH
 def test_megabytes_go_through_as_they_are_whoever_reads_slowly(monkeypatch: pytest.MonkeyPatch, way: WebWay) -> None:
     sent = bytes(range(256)) * 16384

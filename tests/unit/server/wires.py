@@ -50,9 +50,10 @@ class Udp:
 
 @contextlib.asynccontextmanager
 async def udp(server: Address) -> AsyncGenerator[Udp]:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    is_ipv6 = ":" in server[0]
+    with socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)
-        sock.bind(("127.0.0.1", 0))
+        sock.bind(("::1" if is_ipv6 else "127.0.0.1", 0))
         yield Udp(sock, server)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,10 @@ from p2ptunnel.defaults import HOST_KEYS_MAX_BYTES
 from p2ptunnel.errors import AccessDeniedError, RemoteProtocolError
 from p2ptunnel.ssh import hostkeys
 from p2ptunnel.ssh.hostkeys import HostKeys, fetch_host_keys
+from p2ptunnel.types import Address
 from tests.helpers import run
 from tests.unit.ssh.sshd import needs_openssh, running_sshd
-from tests.unit.ssh.test_knownhosts import ED, RSA
+from tests.unit.ssh.test_knownhosts import ED, RSA, key
 from tests.unit.tunnels.streams import Loopback, SocketStream, connected_pair
 
 
@@ -87,6 +90,103 @@ def test_without_a_scanner_this_machines_own_keys_are_read(monkeypatch: pytest.M
     (tmp_path / "ssh_host_rsa_key").write_text("secret")
     assert run(HostKeys(tmp_path).of(("127.0.0.1", 22))) == (ED, RSA)
     assert run(HostKeys(tmp_path).of(("192.0.2.5", 22))) == ()
+
+
+def keys_of_this_machine(directory: Path, monkeypatch: pytest.MonkeyPatch, **files: str) -> HostKeys:
+    """The host keys of a machine whose sshd is not asked, or says what `sshd_says` told last."""
+    for name, line in files.items():
+        (directory / f"ssh_host_{name}_key.pub").write_text(f"{line} root@nas\n")
+    monkeypatch.setattr(hostkeys, "_scan", sshd_says())
+    return HostKeys(directory)
+
+
+def sshd_says(*keys: str) -> Callable[[Address], Awaitable[tuple[str, ...]]]:
+    """A scan that finds these keys; none: nobody answers it."""
+
+    async def scan(_: Address) -> tuple[str, ...]:
+        return keys
+
+    return scan
+
+
+LOCAL = ("127.0.0.1", 22)
+OTHER_ED = key(fill=5)
+
+
+def written(file: Path, line: str) -> None:
+    """Write a key where another one is, in the same tick of the clock."""
+    times = file.stat()
+    file.write_text(f"{line} root@nas\n")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize("way", ["written", "renamed", "touched", "added", "removed"])
+def test_files_that_change_are_read_anew_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str) -> None:
+    async def main() -> None:
+        keys = keys_of_this_machine(tmp_path, monkeypatch, ed25519=ED, rsa=RSA)
+        ed, rsa = tmp_path / "ssh_host_ed25519_key.pub", tmp_path / "ssh_host_rsa_key.pub"
+        assert await keys.of(LOCAL) == (ED, RSA)
+        match way:
+            case "written":
+                written(ed, OTHER_ED + " of a longer name")
+            case "renamed":
+                fresh = tmp_path / "fresh"
+                fresh.write_text(f"{OTHER_ED} root@nas\n")
+                os.utime(fresh, ns=(ed.stat().st_atime_ns, ed.stat().st_mtime_ns))
+                fresh.rename(ed)
+            case "touched":
+                ed.write_text(f"{OTHER_ED} root@nas\n")
+                os.utime(ed, ns=(ed.stat().st_atime_ns, ed.stat().st_mtime_ns + 1))
+            case "added":
+                rsa.write_text("")
+                (tmp_path / "ssh_host_ecdsa_key.pub").write_text(f"{OTHER_ED} root@nas\n")
+            case _:
+                rsa.unlink()
+        expected = {"added": (OTHER_ED, ED), "removed": (ED,)}.get(way, (OTHER_ED, RSA))
+        assert await keys.of(LOCAL) == expected
+
+    run(main())
+
+
+def test_files_that_stay_are_asked_for_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def main() -> None:
+        keys = keys_of_this_machine(tmp_path, monkeypatch, ed25519=ED)
+        assert await keys.of(LOCAL) == (ED,)
+        monkeypatch.setattr(hostkeys, "_scan", sshd_says(OTHER_ED))
+        assert await keys.of(LOCAL) == (ED,)
+
+    run(main())
+
+
+def test_an_sshd_that_still_shows_its_old_key_is_asked_until_it_shows_the_new_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        keys = keys_of_this_machine(tmp_path, monkeypatch, ed25519=ED)
+        monkeypatch.setattr(hostkeys, "_scan", sshd_says(ED))
+        assert await keys.of(LOCAL) == (ED,)
+        (tmp_path / "ssh_host_ed25519_key.pub").write_text(f"{OTHER_ED} root@nas\n")
+        assert await keys.of(LOCAL) == (ED,)  # it has not been started again
+        monkeypatch.setattr(hostkeys, "_scan", sshd_says(OTHER_ED))
+        assert await keys.of(LOCAL) == (OTHER_ED,)
+
+    run(main())
+
+
+@needs_openssh
+def test_what_is_remembered_of_other_servers_goes_with_the_files_too(tmp_path: Path) -> None:
+    """The sshd of this machine may listen elsewhere than on port 22."""
+
+    async def main() -> None:
+        files = tmp_path / "files"
+        files.mkdir()
+        keys = HostKeys(files)
+        with running_sshd(tmp_path) as sshd:
+            assert await keys.of(sshd.address) == (sshd.host_key,)
+        (files / "ssh_host_ed25519_key.pub").write_text(f"{ED} root@nas\n")
+        assert await keys.of(sshd.address) == ()
+
+    run(main())
 
 
 def test_a_server_behind_a_unix_socket_is_not_known() -> None:

@@ -62,7 +62,7 @@ async def kept() -> AsyncGenerator[tuple[Spares, Server, Address]]:
 
 async def idle(kept: Spares, relay: Address) -> None:
     """Wait until there is one to be taken."""
-    await until(lambda: kept._spares[relay]._watch is not None)
+    assert await kept.stand(relay) == ""
 
 
 def test_one_is_there_before_it_is_needed_and_another_takes_its_place() -> None:
@@ -119,6 +119,30 @@ def test_a_server_that_is_not_one_is_asked_ever_more_rarely() -> None:
             server.answer = b"x" * 2000
             await until(lambda: len(server.writers) >= 2)
             assert keeping.take(address) is None
+
+    run(main())
+
+
+def test_who_waits_for_one_that_cannot_be_had_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spares, "RELAY_SPARE_FAILURES", 1)
+
+    async def main() -> None:
+        async with kept() as (keeping, server, address):
+            server.answer = b"{}\n"
+            assert "something else than -5" in await keeping.stand(address)
+            assert await keeping.stand(("127.0.0.1", 1)) == ""  # which is not kept
+
+    run(main())
+
+
+def test_who_waits_for_one_that_is_dropped_waits_no_more() -> None:
+    async def main() -> None:
+        async with kept() as (keeping, server, address):
+            server.answer = b"x" * 2000
+            waiting = asyncio.create_task(keeping.stand(address))
+            await until(lambda: len(server.writers) >= 1)
+            keeping.drop(address)
+            assert await waiting == ""
 
     run(main())
 

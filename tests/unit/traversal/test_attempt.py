@@ -93,6 +93,18 @@ def test_each_wish_makes_its_sockets() -> None:
     run(main())
 
 
+def test_what_is_dialled_beside_stays_when_a_phase_ends() -> None:
+    async def main() -> None:
+        async with attempt() as (made, port):
+            with socket.create_server(LOOPBACK) as peer:
+                made.sockets.take(Dial("token", (peer.getsockname(),), low=False, patience=5.0, is_unseen=True, is_beside=True))
+                made.sockets.take(Dial("token", (), low=False, patience=5.0))
+                await made.until(1)
+                assert made.up[0][0].getsockname() == port.address
+
+    run(main())
+
+
 def test_where_the_nat_stands_is_told() -> None:
     async def main() -> None:
         async with attempt() as (made, port):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Awaitable, Callable
 
 import pytest
+from msgspec.structs import replace
 
 from p2ptunnel.errors import DialError, RendezvousError, RendezvousTimeoutError
 from p2ptunnel.net.hops import Hops
@@ -13,8 +15,8 @@ from p2ptunnel.net.reflexive import Observation, observe_udp
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.traversal import netcheck as module
 from p2ptunnel.traversal.netcheck import netcheck
-from p2ptunnel.traversal.netreport import NetReport
-from p2ptunnel.types import Address
+from p2ptunnel.traversal.netreport import NetReport, WebReport
+from p2ptunnel.types import Address, ServerSpec
 from tests.helpers import run
 from tests.helpers.turns import cancel_at_each_turn
 from tests.unit.traversal.wires import LOOPBACK, silent_server
@@ -64,6 +66,7 @@ def report(
     *,
     hops: Hops | OSError | None = None,
     failure: RendezvousError | None = None,
+    web: WebReport | None = None,
 ) -> NetReport:
     """What netcheck reports of a world."""
     failure = failure or RendezvousTimeoutError("the observer", 5)
@@ -72,7 +75,18 @@ def report(
         monkeypatch.setattr(module, name, getattr(world, name))
     monkeypatch.setattr(module, "source_address", source_address)
     monkeypatch.setattr(module, "dial", refused)
+    monkeypatch.setattr(module, "through_web", through_web(web))
     return run(netcheck(SERVER, brief=True))
+
+
+def through_web(found: WebReport | None) -> Callable[..., Awaitable[WebReport | None]]:
+    """What is found on port 443, where the server's own port is silent."""
+
+    async def asked(server: ServerSpec, own_port: asyncio.Future[bool], timeout: float) -> WebReport | None:
+        assert server.address == SERVER
+        return None if await own_port else found or WebReport(problem="Connection refused")
+
+    return asked
 
 
 async def refused(*arguments: object, **options: object) -> socket.socket:
@@ -149,9 +163,39 @@ def test_without_either_the_server_is_silent(monkeypatch: pytest.MonkeyPatch) ->
         report(monkeypatch, {}, {})
     assert str(caught.value) == "203.0.113.1:7000 did not answer over UDP or TCP in 5 s"
     assert caught.value.hint == (
-        "TCP: Connection refused. Is `p2ptunnel rendezvous` running there,"
+        "TCP: Connection refused. TLS on port 443: Connection refused. Is `p2ptunnel rendezvous` running there,"
         " and do its firewalls let in UDP and TCP to port 7000?"
     )
+
+
+TLS = WebReport("tls", None, (OUTSIDE, 50000), 0.03)
+WEB_ONLY = "The server is reached on TCP port 443 only ({}): expect the relay with every peer outside this network."
+
+
+def test_where_only_the_web_is_let_through_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = report(monkeypatch, {}, {}, web=TLS)
+    assert (found.web, found.rtt, found.observers, found.behind_nat) == (TLS, 0.03, 0, True)
+    assert (found.udp.works, found.tcp.works, found.tcp.problem) == (False, False, "Connection refused")
+    assert found.verdict == WEB_ONLY.format("TLS")
+    assert found.improve[0] == "let UDP and TCP to the server's own port through the firewalls on the way"
+
+
+def test_behind_a_proxy_it_is_the_proxy_that_the_server_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = report(monkeypatch, {}, {}, web=replace(TLS, way="websocket", proxy=("192.168.1.3", 3128)))
+    assert found.behind_nat is None
+    assert found.verdict == WEB_ONLY.format("WebSocket by the proxy 192.168.1.3:3128")
+
+
+def test_with_udp_the_web_is_for_tcp_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = report(monkeypatch, KEPT, {}, web=TLS)
+    assert (found.rtt, found.udp.works, found.web) == (0.02, True, TLS)
+    assert found.verdict == (
+        "Over TCP the server is reached on port 443 only (TLS): expect QUIC over UDP or the relay, seldom direct TCP."
+    )
+
+
+def test_where_the_own_port_answers_nobody_asks_the_web(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert report(monkeypatch, {}, KEPT, web=TLS).web is None
 
 
 def test_an_observer_that_refuses_is_one_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

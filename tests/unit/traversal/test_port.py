@@ -270,6 +270,7 @@ def test_a_port_is_listened_on_over_both_families() -> None:
 
 def test_a_port_tells_its_global_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "global_ipv6", lambda: ("2001:db8::2", "2001:db8::aaaa"))
+    monkeypatch.setattr(module, "can_quic", lambda: False)
 
     async def main() -> None:
         for host, server in ((ANY_IPV4, "192.0.2.1"), ("::", "2001:db8:ffff::1")):
@@ -283,6 +284,25 @@ def test_a_port_tells_its_global_addresses(monkeypatch: pytest.MonkeyPatch) -> N
             assert port.view.candidates == ()
             [listener] = port.listen(lambda *_: None, is_limited=True)
             listener.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("can_quic", [True, False])
+def test_datagrams_leave_over_both_families_and_that_is_told_where_they_are_of_use(
+    can_quic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "global_ipv6", lambda: ("2001:db8::2", "2001:db8::aaaa"))
+    monkeypatch.setattr(module, "can_quic", lambda: can_quic)
+
+    async def main() -> None:
+        with unobserved_port(ANY_IPV4) as port, socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as there:
+            number = port.address[1]
+            assert (Candidate("host", "udp", "2001:db8::2", number) in port.view.candidates) is can_quic
+            there.bind(("::1", 0))
+            port.udp.send(b"hello", there.getsockname()[:2])
+            data, source = there.recvfrom(100)
+            assert (data, source[1]) == (b"hello", number)
 
     run(main())
 
@@ -356,11 +376,31 @@ def test_peers_are_told_what_the_router_keeps_open_unless_another_nat_stands_abo
         await until_mapped(port)
         kept = [Candidate("mapped", transport, "198.51.101.7", port.address[1]) for transport in ("tcp", "udp")]
         assert port.view.candidates == (Candidate("srflx", "udp", observed, 40_000), *(kept if is_told else []))
+        assert port.view.inside == ()  # a public address of a router is nobody's but its own
         await port.leave_router()
         assert router.fake.mappings == {}
         assert port.view.candidates == (Candidate("srflx", "udp", observed, 40_000),)
         port.close()
         router.transport.close()
+
+    run(main())
+
+
+def test_what_a_router_behind_another_keeps_open_over_tcp_is_for_those_behind_that_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "ipv4_networks", lambda: ("192.168.1.0/24",))
+    kept = [Candidate("mapped", transport, "100.64.0.7", 40_000) for transport in ("udp", "tcp")]
+    monkeypatch.setattr(PunchPort, "_mapped", lambda _: iter(kept))
+
+    async def main() -> None:
+        with unobserved_port(ANY_IPV4) as port:
+            port._seen_udp = ("198.51.101.8", 40_000)
+            assert Candidate("srflx", "udp", "198.51.101.8", 40_000) in port.view.candidates
+            assert not set(kept) & set(port.view.candidates)
+            assert port.view.inside == (kept[1],)
+            assert port.view.networks == ("192.168.1.0/24",)
+            assert not port.view.hints.is_open
 
     run(main())
 

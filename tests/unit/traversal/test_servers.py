@@ -103,28 +103,90 @@ def resolver(*, ipv4: str = "", ipv6: str = "") -> Callable[..., object]:
     return getaddrinfo
 
 
+class Families:
+    """Which addresses there are routes to, and which answers; and how often that was asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, routes: str = "46", answers: str = "4") -> None:
+        self.asked = 0
+        self.answers = answers
+        self._routes = routes
+        monkeypatch.setattr("p2ptunnel.traversal.servers.has_route", lambda host: _family(host) in self._routes)
+        monkeypatch.setattr("p2ptunnel.traversal.servers.first_to_answer", self._first)
+
+    async def _first(self, addresses: list[Address]) -> Address:
+        self.asked += 1
+        return next(address for address in addresses if _family(address[0]) == self.answers)
+
+
+def _family(host: str) -> str:
+    return "6" if ":" in host else "4"
+
+
 @pytest.mark.parametrize(
     ("ipv4", "ipv6", "used"),
     [
-        ("192.0.2.1", "2001:db8::1", "192.0.2.1"),
         ("192.0.2.1", "", "192.0.2.1"),
         ("", "2001:db8::1", "2001:db8::1"),
     ],
 )
-def test_a_name_becomes_a_number_and_ipv4_goes_first(monkeypatch: pytest.MonkeyPatch, ipv4: str, ipv6: str, used: str) -> None:
+@pytest.mark.parametrize("routes", ["46", "4", "6", ""])
+def test_a_name_of_one_family_becomes_its_number(
+    monkeypatch: pytest.MonkeyPatch, ipv4: str, ipv6: str, used: str, routes: str
+) -> None:
     monkeypatch.setattr("socket.getaddrinfo", resolver(ipv4=ipv4, ipv6=ipv6))
+    families = Families(monkeypatch, routes=routes)
     asked = Asked(None)
     run(Servers(["rv.example"], default_port=7000).first(asked))
     assert asked.addresses == [(used, 7000)]
+    assert families.asked == 0
 
 
-@pytest.mark.parametrize(("ipv6", "used"), [("2001:db8::1", "2001:db8::1"), ("", "192.0.2.1")])
-def test_where_there_is_no_way_out_over_ipv4_ipv6_goes_first(monkeypatch: pytest.MonkeyPatch, ipv6: str, used: str) -> None:
-    monkeypatch.setattr("socket.getaddrinfo", resolver(ipv4="192.0.2.1", ipv6=ipv6))
-    monkeypatch.setattr("p2ptunnel.traversal.servers.speaks_ipv6_only", lambda: True)
+@pytest.mark.parametrize(
+    ("routes", "used", "questions"),
+    [("46", "2001:db8::1", 1), ("4", "192.0.2.1", 0), ("6", "2001:db8::1", 0), ("", "192.0.2.1", 0)],
+)
+def test_of_two_families_the_one_is_used_that_leads_out_and_answers(
+    monkeypatch: pytest.MonkeyPatch, routes: str, used: str, questions: int
+) -> None:
+    monkeypatch.setattr("socket.getaddrinfo", resolver(ipv4="192.0.2.1", ipv6="2001:db8::1"))
+    families = Families(monkeypatch, routes=routes, answers="6")
     asked = Asked(None)
     run(Servers(["rv.example"], default_port=7000).first(asked))
     assert asked.addresses == [(used, 7000)]
+    assert families.asked == questions
+
+
+def test_a_family_is_chosen_once_and_anew_when_the_server_is_silent_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.getaddrinfo", resolver(ipv4="192.0.2.1", ipv6="2001:db8::1"))
+    families = Families(monkeypatch, answers="4")
+    asked = Asked(None, PeerOfflineError("nas"), RendezvousTimeoutError(FIRST, 5), None)
+
+    async def main() -> None:
+        servers = Servers(["rv.example"], default_port=7000)
+        await servers.first(asked)
+        with pytest.raises(PeerOfflineError):
+            await servers.first(asked)
+        with pytest.raises(RendezvousTimeoutError):
+            await servers.first(asked)
+        assert families.asked == 1
+        families.answers = "6"
+        await servers.first(asked)
+
+    run(main())
+    assert [_family(host) for host, _ in asked.addresses] == ["4", "4", "4", "6"]
+
+
+def test_a_family_is_chosen_anew_when_the_name_means_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    families = Families(monkeypatch, answers="4")
+
+    async def main() -> None:
+        servers = Servers(["rv.example"], default_port=7000)
+        for ipv4 in ("192.0.2.1", "192.0.2.1", "192.0.2.9"):
+            monkeypatch.setattr("socket.getaddrinfo", resolver(ipv4=ipv4, ipv6="2001:db8::1"))
+            assert (await servers.numeric(servers.specs[0])).address == (ipv4, 7000)
+
+    run(main())
+    assert families.asked == 2
 
 
 @pytest.mark.parametrize("literal", ["192.0.2.1", "2001:db8::1"])

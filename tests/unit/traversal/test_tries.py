@@ -226,8 +226,8 @@ def test_what_others_say_is_cleaned(world: World) -> None:
     [
         (PEER[0], "srflx"),
         ("198.51.100.99", "mapped"),
-        ("192.168.77.5", "host"),
-        ("100.64.0.9", "host"),
+        ("192.168.77.5", "mapped"),
+        ("100.64.0.9", "mapped"),
         ("2001:db8::7", "host"),
         ("127.0.0.1", "host"),
         ("nonsense", "host"),

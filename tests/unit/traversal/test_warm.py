@@ -10,6 +10,7 @@ import pytest
 from p2ptunnel.errors import RendezvousTimeoutError
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.trace import TraceEvent, Tracer
+from p2ptunnel.traversal import warm as module
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort
 from p2ptunnel.traversal.warm import WarmPort
 from p2ptunnel.types import ServerSpec
@@ -116,6 +117,40 @@ def test_for_another_server_it_is_kept() -> None:
     with_spare(test)
 
 
+def test_who_waits_for_it_leaves_it_and_waits_for_the_next_one_when_it_is_gone() -> None:
+    async def test(warm: WarmPort, opened: Opened, _: Rendezvous, spec: ServerSpec) -> None:
+        assert await warm.stand() == spec
+        port = await warm.take(spec)
+        assert port is opened.ports[0]
+        port.close()
+        waiting = asyncio.create_task(warm.stand())
+        await opened.until(lambda: opened.tries == 2)
+        assert not waiting.done()
+        assert await waiting == spec
+        warm.renew()
+        assert len(opened.ports) == 2
+        assert await warm.stand() == spec
+        assert len(opened.ports) == 3
+
+    with_spare(test)
+
+
+def test_who_waits_for_it_when_it_is_closed_learns_that_there_is_none() -> None:
+    async def main() -> None:
+        async with Rendezvous(LOOPBACK) as server:
+            opened = Opened(ServerSpec(server.address))
+            opened.failing = True
+            warm = WarmPort(opened)
+            warm.start()
+            waiting = asyncio.create_task(warm.stand())
+            await opened.until(lambda: bool(warm.trouble))
+            assert warm.trouble == "127.0.0.1:7000 did not answer over UDP or TCP in 5 s"
+            await warm.close()
+            assert await waiting is None
+
+    run(main())
+
+
 def test_out_of_date_it_is_replaced() -> None:
     async def test(warm: WarmPort, opened: Opened, _: Rendezvous, spec: ServerSpec) -> None:
         await opened.until(lambda: len(opened.ports) == 1)
@@ -149,6 +184,49 @@ def test_it_is_replaced_when_its_server_has_gone_and_comes_back() -> None:
             await opened.until(lambda: len(opened.ports) == 2)
 
     with_spare(test)
+
+
+@pytest.fixture
+def haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT_MIN", 0.001)
+    monkeypatch.setattr(module, "HEARTBEAT_MAX", 0.002)
+
+
+def test_as_long_as_nobody_takes_it_the_server_is_asked_over_udp(haste: None) -> None:
+    async def test(warm: WarmPort, opened: Opened, server: Rendezvous, spec: ServerSpec) -> None:
+        await opened.until(lambda: len(opened.ports) == 1)
+        asked = server.stats.received
+        while server.stats.received < asked + 5:
+            await asyncio.sleep(0)
+        assert len(opened.ports) == 1
+        port = await warm.take(spec)
+        assert port is opened.ports[0]
+        port.close()
+
+    with_spare(test)
+
+
+def test_who_has_another_mapping_over_udp_by_now_is_replaced(haste: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(warm: WarmPort, opened: Opened, _: Rendezvous, spec: ServerSpec) -> None:
+        await opened.until(lambda: len(opened.ports) == 1)
+        opened.ports[0]._seen_udp = ("198.51.100.7", 40_000)
+        await opened.until(lambda: len(opened.ports) == 2)
+        assert is_closed(opened.ports[0])
+
+    with_spare(test)
+
+
+def test_who_is_not_seen_over_udp_is_not_asked_for_there(haste: None) -> None:
+    async def main() -> None:
+        async with Rendezvous(LOOPBACK) as server:
+            port = await PunchPort.open(ServerSpec(server.address), OpenerTtl())
+            port._seen_udp = None
+            asked = server.stats.received
+            assert await port.keep_udp()
+            assert server.stats.received == asked
+            port.close()
+
+    run(main())
 
 
 def test_why_it_could_not_be_opened_is_told_to_who_waits_and_to_the_trace() -> None:

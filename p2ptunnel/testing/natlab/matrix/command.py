@@ -20,7 +20,7 @@ from p2ptunnel.testing.natlab.matrix.text import render
 __all__ = ["add_arguments", "are_proved", "measure", "run"]
 
 _DELAYS: Final = (0.0, 25.0)
-_AT_ONCE: Final = 2 * len(MATRIX_KINDS)
+_AT_ONCE: Final = len(MATRIX_KINDS)  # twice as many do twice as much in the same time, and each waits for the processor
 _AT_ONCE_UNDELAYED: Final = 4  # there a call is nothing but work, and many at once would time one another
 _RELAYS: Final = ("auto", "never")
 
@@ -32,12 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-n", "--attempts", type=int, default=1, metavar="N", help="calls of each ordered pair [1]")
     parser.add_argument(
-        "--delay", type=float, action="append", metavar="MS", help="one way, on each line; may be repeated [0 and 25]"
+        "--delay", type=float, action="append", metavar="MS", help="one way, on each site's line; may be repeated [0 and 25]"
     )
-    parser.add_argument("--at-once", type=int, metavar="N", help="calls at a time [26; 4 where nothing is delayed]")
+    parser.add_argument("--at-once", type=int, metavar="N", help="calls at a time [13; 4 where nothing is delayed]")
     parser.add_argument("--relay", choices=_RELAYS, default="auto", help="whether callers use the server's relay [auto]")
     parser.add_argument(
-        "--patience", type=float, default=8.0, metavar="S", help="for a direct path to take over from the relay [8]"
+        "--patience", type=float, default=12.0, metavar="S", help="for a direct path to take over from the relay [12]"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a delay instead of tables")
 

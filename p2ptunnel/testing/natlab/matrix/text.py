@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+from p2ptunnel.testing.chaos.report import percentile
 from p2ptunnel.testing.natlab.matrix.cells import Cell, Matrix
 
-__all__ = ["LETTERS", "letters", "render", "render_failures", "render_grid", "render_summary"]
+__all__ = ["LETTERS", "letters", "render", "render_failures", "render_grid", "render_misses", "render_summary"]
 
 LETTERS: Final = {
     "direct tcp": "T",
@@ -22,23 +23,31 @@ LETTERS: Final = {
 }
 """By path: T direct over TCP, Q direct over QUIC, r relayed, x failed."""
 
+_WORDS: Final = {"T": "direct over TCP", "Q": "direct over QUIC", "r": "relayed", "x": "failed"}
+
 _COLUMN: Final = 7  # of the grid; what is wider makes its column wider
 
 
 def render(matrix: Matrix) -> str:
-    """Return everything about a matrix: two grids, what they come to, and what went wrong."""
-    delay = f"One way {matrix.delay * 1000:g} ms a line, rows call columns."
+    """Return everything about a matrix: grids, what they come to, what went wrong, and what was relayed and why."""
     parts = [
-        f"{delay}  T direct TCP, Q direct QUIC, r relay, x failed; median ms to the direct path, by relay to the stream:",
+        "T direct TCP, Q direct QUIC, r relay, x failed; median ms to the direct path, by relay to the stream:",
         render_grid(matrix, _settled),
-        "",
-        f"{delay}  Median ms to the first byte:",
+        "Median ms until the first byte was back:",
         render_grid(matrix, lambda cell: _milliseconds(cell.first_byte)),
-        "",
-        render_summary(matrix),
-        *render_failures(matrix.cells),
     ]
-    return "\n".join(parts) + "\n"
+    if matrix.has_spread:
+        parts += [
+            "Ms in which nine of ten calls were on the direct path, by relay had the stream:",
+            render_grid(matrix, lambda cell: _milliseconds(cell.settled_p90)),
+            "Ms in which the first byte was back for nine of ten:",
+            render_grid(matrix, lambda cell: _milliseconds(cell.first_byte_p90)),
+        ]
+    grids = "\n\n".join(f"{title}\n{grid}" for title, grid in zip(parts[::2], parts[1::2], strict=True))
+    head = f"One way {matrix.delay * 1000:g} ms a line, rows call columns.\n"
+    return (
+        "\n".join([head, grids, "", render_summary(matrix), *render_failures(matrix.cells), *render_misses(matrix.able)]) + "\n"
+    )
 
 
 def render_grid(matrix: Matrix, show: Callable[[Cell], str] | None = None) -> str:
@@ -50,14 +59,20 @@ def render_grid(matrix: Matrix, show: Callable[[Cell], str] | None = None) -> st
 
 
 def render_summary(matrix: Matrix) -> str:
-    """Return in a line how many pairs and calls connected, and how."""
-    calls = sum(len(cell.attempts) for cell in matrix.cells)
-    connected = sum(cell.connected for cell in matrix.cells)
-    able = [cell for cell in matrix.cells if cell.can_be_direct]
-    direct = sum(cell.direct == len(cell.attempts) for cell in able)
-    return (
-        f"{len(matrix.cells) - len(matrix.unconnected)} of {len(matrix.cells)} pairs connect, {connected} of {calls} calls; "
-        f"of the {len(able)} pairs that can do without a relay {direct} always did.  {matrix.seconds:.0f} s."
+    """Return in three lines how many pairs and calls connected, over what, and how fast."""
+    cells, calls = matrix.cells, matrix.attempts
+    ways = Counter(LETTERS[attempt.path] for attempt in calls)
+    how = ", ".join(f"{ways[letter]} {words}" for letter, words in _WORDS.items() if ways[letter])
+    connected, direct = (sum(cell.is_connected for cell in cells), sum(cell.is_direct for cell in matrix.able))
+    over_tcp = sum(cell.is_tcp for cell in cells)
+    return "\n".join(
+        [
+            f"{connected} of {len(cells)} pairs connect.  "
+            f"Of {len(matrix.able)} that can do without a relay {direct} always did, {over_tcp} over TCP alone.",
+            f"{len(calls)} calls: {how}.  {matrix.seconds:.0f} s.",
+            f"First byte back: {_spread(attempt.first_byte for attempt in calls)}; "
+            f"direct path: {_spread(attempt.direct_after for attempt in calls)}.",
+        ]
     )
 
 
@@ -69,6 +84,16 @@ def render_failures(cells: Sequence[Cell]) -> list[str]:
             if attempt.error:
                 pairs[attempt.error][f"{cell.caller}-{cell.callee}"] = None
     return [f"  {_some(of_reason)}: {reason}" for reason, of_reason in pairs.items()]
+
+
+def render_misses(cells: Sequence[Cell]) -> list[str]:
+    """Return a line for each cell and reason of calls that connected, and not directly."""
+    lines: list[str] = []
+    for cell in cells:
+        reasons = Counter(attempt.reason for attempt in cell.attempts if not (attempt.is_direct or attempt.error))
+        of = f"of {len(cell.attempts)} relayed"
+        lines += [f"  {cell.caller}-{cell.callee}, {count} {of}: {reason}" for reason, count in reasons.items()]
+    return lines
 
 
 def letters(cell: Cell) -> str:
@@ -88,6 +113,13 @@ def _some(pairs: Iterable[str], most: int = 8) -> str:
 
 def _settled(cell: Cell) -> str:
     return f"{letters(cell)} {_milliseconds(cell.settled_after)}"
+
+
+def _spread(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return (
+        f"p50 {_milliseconds(percentile(known, 0.5))} ms, p90 {_milliseconds(percentile(known, 0.9))} ms" if known else "never"
+    )
 
 
 def _milliseconds(seconds: float) -> str:

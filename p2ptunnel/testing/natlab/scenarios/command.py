@@ -5,28 +5,35 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Final
+from collections.abc import Generator
+from typing import Final, TypeAlias
 
 import msgspec
 
 from p2ptunnel.testing.natlab.scenarios.calls import run_calls
 from p2ptunnel.testing.natlab.scenarios.networks import NETWORKS, find_network
-from p2ptunnel.testing.natlab.scenarios.report import Calls, Transfer
+from p2ptunnel.testing.natlab.scenarios.report import Calls, Transfer, Warm
 from p2ptunnel.testing.natlab.scenarios.transfer import run_transfer
+from p2ptunnel.testing.natlab.scenarios.warm import run_warm
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["NAMES", "Found", "add_arguments", "measure", "run"]
+
+Found: TypeAlias = Calls | Warm | Transfer
+"""What a scenario has found."""
 
 _TRANSFER: Final = "transfer"
-_NAMES: Final = (*NETWORKS, _TRANSFER)
+_WARM: Final = "warm"
+NAMES: Final = (*NETWORKS, _WARM, _TRANSFER)
+"""Every scenario, in the order in which they are run."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line of `scenarios`."""
-    parser.add_argument("names", nargs="*", default=_NAMES, metavar="NAME", help=f"which [{' '.join(_NAMES)}]")
+    parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help=f"which [{' '.join(NAMES)}]")
     parser.add_argument("-n", "--attempts", type=int, default=20, metavar="N", help="calls in each network [20]")
-    parser.add_argument("--at-once", type=int, default=8, metavar="N", help="pairs of peers that call beside each other [8]")
+    parser.add_argument("--at-once", type=int, default=8, metavar="N", help="calls beside each other [8]")
     parser.add_argument(
-        "--patience", type=float, default=8.0, metavar="S", help="for a direct path to take over from the relay [8]"
+        "--patience", type=float, default=12.0, metavar="S", help="for a direct path to take over from the relay [12]"
     )
     parser.add_argument("--size", type=int, default=200, metavar="MB", help="of the transfer [200]")
     parser.add_argument("--json", action="store_true", help="one JSON object a scenario instead of text")
@@ -34,25 +41,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the scenarios and print each when it ends; 1 if a call failed, or the transfer did not do what it should."""
+    found = list(measure(arguments))
+    return 0 if all(one.is_good for one in found) else 1
+
+
+def measure(arguments: argparse.Namespace) -> Generator[Found]:
+    """Run the scenarios, and print each when it ends.
+
+    Raises:
+        ConfigError: There is no scenario of such a name; none was run.
+    """
     for name in arguments.names:
-        if name != _TRANSFER:
+        if name not in {_WARM, _TRANSFER}:
             find_network(name)
-    is_good = True
     for name in arguments.names:
         if sys.stderr.isatty():
             print(f"\r\x1b[K{name} …", end="", file=sys.stderr, flush=True)
         found = _run(name, arguments)
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-        is_good &= found.is_good
-        print(
-            json.dumps({"is_good": found.is_good, **msgspec.to_builtins(found)}) if arguments.json else f"{found}\n", flush=True
-        )
-    return 0 if is_good else 1
+        print(_as_json(found) if arguments.json else f"{found}\n", flush=True)
+        yield found
 
 
-def _run(name: str, arguments: argparse.Namespace) -> Calls | Transfer:
+def _as_json(found: Found) -> str:
+    figures = {} if isinstance(found, Transfer) else {"figures": found.figures}
+    return json.dumps({"is_good": found.is_good, **figures, **msgspec.to_builtins(found)})
+
+
+def _run(name: str, arguments: argparse.Namespace) -> Found:
     if name == _TRANSFER:
         return run_transfer(arguments.size * 1_000_000)
+    if name == _WARM:
+        return run_warm(attempts=arguments.attempts, patience=arguments.patience)
     network = find_network(name)
     return run_calls(network, attempts=arguments.attempts, at_once=arguments.at_once, patience=arguments.patience)

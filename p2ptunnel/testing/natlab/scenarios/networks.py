@@ -13,13 +13,15 @@ from p2ptunnel.testing.natlab.host import Host
 from p2ptunnel.testing.natlab.lab import Lab
 from p2ptunnel.testing.natlab.site import LinkChanges, Site
 
-__all__ = ["NETWORKS", "Network", "ServerPlace", "find_network"]
+__all__ = ["DELAY", "NETWORKS", "Network", "ServerPlace", "find_network"]
 
 ServerPlace: TypeAlias = Literal["usual", "ipv6", "none"]
 Places: TypeAlias = Callable[[Lab], tuple[Host, Host]]
 """Makes the caller's machine and the callee's."""
 
-_DELAY: Final = 0.025
+DELAY: Final = 0.025
+"""Seconds, one way, on the line of each home; the server has none."""
+
 _BURST: Final = 5.0  # packets lost in a row, in the mean
 
 
@@ -43,7 +45,7 @@ def _two(kind: str, other: str | None = None, **words: Any) -> Places:
     """Two sites."""
 
     def places(lab: Lab) -> tuple[Host, Host]:
-        one, two = (lab.site(name, delay=_DELAY, **words) for name in (kind, other or kind))
+        one, two = (lab.site(name, delay=DELAY, **words) for name in (kind, other or kind))
         return one.host, two.host
 
     return places
@@ -53,7 +55,7 @@ def _behind(carrier: str) -> Places:
     """Two homes behind one carrier's NAT."""
 
     def places(lab: Lab) -> tuple[Host, Host]:
-        above = lab.site(carrier, hosts=0, delay=_DELAY)
+        above = lab.site(carrier, hosts=0, delay=DELAY)
         one, two = (lab.site("pr", upstream=above, link=True) for _ in range(2))
         return one.host, two.host
 
@@ -61,7 +63,7 @@ def _behind(carrier: str) -> Places:
 
 
 def _one_home(lab: Lab) -> tuple[Host, Host]:
-    site = lab.site("pr", hosts=2, delay=_DELAY)
+    site = lab.site("pr", hosts=2, delay=DELAY)
     return site.hosts[0], site.hosts[1]
 
 
@@ -69,7 +71,7 @@ def _lossy(**changes: float) -> Places:
     """Two port-restricted homes, of which the caller's has a line like this, both ways."""
 
     def places(lab: Lab) -> tuple[Host, Host]:
-        caller, callee = lab.site("pr", delay=_DELAY), lab.site("pr", delay=_DELAY)
+        caller, callee = lab.site("pr", delay=DELAY), lab.site("pr", delay=DELAY)
         _change(caller, LinkChanges(**changes))  # type: ignore[typeddict-item]
         return caller.host, callee.host
 
@@ -110,5 +112,5 @@ def find_network(name: str) -> Network:
         ConfigError: There is none.
     """
     if name not in NETWORKS:
-        raise ConfigError(f"there is no scenario {name!r}", f"There are {', '.join(NETWORKS)} and transfer.")
+        raise ConfigError(f"there is no scenario {name!r}", f"There are {', '.join(NETWORKS)}, warm and transfer.")
     return NETWORKS[name]
