@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from p2ptunnel.testing.natlab.attempt import Attempt
 from p2ptunnel.testing.natlab.matrix.cells import Cell, Matrix
-from p2ptunnel.testing.natlab.matrix.run import run_matrix
+from p2ptunnel.testing.natlab.matrix.run import diagonal, run_matrix
 
-__all__ = ["Attempt", "Cell", "Matrix", "run_matrix"]
+__all__ = ["Attempt", "Cell", "Matrix", "diagonal", "run_matrix"]

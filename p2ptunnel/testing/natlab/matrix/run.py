@@ -27,7 +27,7 @@ from p2ptunnel.testing.natlab.peers import Acquaintances, rendezvous, serving
 from p2ptunnel.testing.natlab.site import Site
 from p2ptunnel.types import RelayUse
 
-__all__ = ["Told", "run_matrix"]
+__all__ = ["Told", "diagonal", "run_matrix"]
 
 _CALLS_OF_SITES: Final = 5  # of one site to another, as far as there is room: a server takes 20 in a row and then 5 a minute
 _SITES_A_CALL: Final = 2  # so that few calls wait for a site
@@ -109,9 +109,10 @@ def run_matrix(
     at_once: int = 4,
     relay: RelayUse = "never",
     patience: float = 0.0,
+    pairs: Sequence[tuple[str, str]] | None = None,
     tell: Told | None = None,
 ) -> list[Cell]:
-    """Call from every kind to every kind; each call has fresh peers that are ready, and both sites for itself.
+    """Call from every kind to every kind, or in those pairs only; each call has fresh peers that are ready, and its own sites.
 
     Args:
         kinds: Names of `KINDS`.
@@ -120,10 +121,11 @@ def run_matrix(
         at_once: How many calls go on at the same time.
         relay: Whether the callers use it; "never": a call ends in a direct stream or not at all.
         patience: Seconds from the beginning of a call in which a direct path may take over from the relay.
+        pairs: Ordered pairs of these kinds; None: all of them.
         tell: Is told of each attempt that has ended.
 
     Returns:
-        A cell for each ordered pair, row by row.
+        A cell for each ordered pair, row by row, or as they are given.
 
     Raises:
         ConfigError: There is no such kind.
@@ -132,12 +134,18 @@ def run_matrix(
     for kind in kinds:
         find_kind(kind)
     with tempfile.TemporaryDirectory() as directory, Lab() as lab, contextlib.ExitStack() as stack:
-        wanted = max(math.ceil(_SITES_A_CALL * at_once / len(kinds)), math.ceil(attempts / _CALLS_OF_SITES))
-        count = min(wanted, _lanes_max(kinds))
+        lanes_wanted = max(math.ceil(_SITES_A_CALL * at_once / len(kinds)), math.ceil(attempts / _CALLS_OF_SITES))
+        count = min(lanes_wanted, _lanes_max(kinds))
         lanes = [_lane(lab, number, kinds, delay, Path(directory)) for number in range(count)]
         run = _Run(stack.enter_context(rendezvous(lab)), lanes, relay=relay, patience=patience)
-        found = run.call(_in_turn(kinds) * attempts, at_once, tell)
-    return [Cell(caller, callee, tuple(found[caller, callee])) for caller in kinds for callee in kinds]
+        found = run.call(list(pairs or _in_turn(kinds)) * attempts, at_once, tell)
+    wanted = pairs or [(caller, callee) for caller in kinds for callee in kinds]
+    return [Cell(caller, callee, tuple(found[caller, callee])) for caller, callee in wanted]
+
+
+def diagonal(kinds: Sequence[str], number: int) -> list[tuple[str, str]]:
+    """Return one part of all ordered pairs, as many as there are kinds: each of them calls once, and is called once."""
+    return [(kind, kinds[(place + number) % len(kinds)]) for place, kind in enumerate(kinds)]
 
 
 def _lanes_max(kinds: Sequence[str]) -> int:
@@ -155,8 +163,7 @@ def _lane(lab: Lab, number: int, kinds: Sequence[str], delay: float, directory: 
 
 def _in_turn(kinds: Sequence[str]) -> list[tuple[str, str]]:
     """Return all ordered pairs so that as many in a row as there are kinds have no site in common."""
-    count = len(kinds)
-    return [(kinds[place], kinds[(place + shift) % count]) for shift in range(count) for place in range(count)]
+    return [pair for number in range(len(kinds)) for pair in diagonal(kinds, number)]
 
 
 def _tag(role: str, lane: int, kind: str) -> str:
