@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 
@@ -130,15 +131,16 @@ def test_closed_they_are_gone_and_closing_twice_is_fine() -> None:
 def test_those_for_which_there_is_no_descriptor_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     left = [True] * 3
 
-    def socket_if_any(*args: object, **options: object) -> UdpSocket:
-        if not left:
-            raise BindError("127.0.0.1:0", "Too many open files")
-        left.pop()
-        return UdpSocket(*args, **options)  # type: ignore[arg-type]
+    class Few(UdpSocket):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            if not left:
+                raise BindError("127.0.0.1:0", "Too many open files")
+            left.pop()
+            super().__init__(*args, **options)
 
     async def main() -> None:
         async with world() as made:
-            monkeypatch.setattr(module, "UdpSocket", socket_if_any)
+            monkeypatch.setattr(module, "UdpSocket", Few)
             made.holes.open(range(9))
             assert len(made.holes) == 3
             assert made.holes.socket(3) is None

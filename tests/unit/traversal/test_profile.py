@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from types import SimpleNamespace
-from typing import cast
+import random
 
 import pytest
 
 from p2ptunnel.errors import RendezvousTimeoutError
 from p2ptunnel.net.reflexive import Observation, TcpControl
 from p2ptunnel.protocol.nat import NatProfile
+from p2ptunnel.trace import Tracer
 from p2ptunnel.traversal import profile as module
 from p2ptunnel.traversal.profile import observe_over_udp, observe_profile
 from p2ptunnel.types import Address
@@ -53,12 +52,12 @@ class Observers:
         return Observation((HOST, seen[server]), OTHERS, 0.05)
 
     def profile(self) -> tuple[NatProfile, tuple[int, ...]]:
-        control = SimpleNamespace(server=FIRST, others=OTHERS, rtt=0.05, observed=(HOST, self.tcp[FIRST]))
-
         async def main() -> tuple[NatProfile, tuple[int, ...]]:
-            return await observe_profile(LOCAL, cast("TcpControl", control))
+            control = TcpControl(FIRST, None, None, random.Random(1), Tracer())
+            control.observed, control.others, control.rtt = (HOST, self.tcp[FIRST]), OTHERS, 0.05
+            return await observe_profile(LOCAL, control)
 
-        return asyncio.run(main())
+        return run(main())
 
 
 def only(seen: dict[Address, int], *observers: Address) -> dict[Address, int]:
