@@ -71,7 +71,7 @@ natlab-matrix: .venv/check.stamp ## every kind of NAT against every other, in ne
 
 natlab-scenarios: .venv/check.stamp ## networks as they are met: what connects there, how fast; writes docs/nat-scenarios.md (root)
 	@scripts/system-tools
-	@$(BIN)/python -m bench.scenarios -n 200 --at-once 16 $(NATLAB_ARGS)
+	@$(BIN)/python -m bench.scenarios --at-once 16 $(NATLAB_ARGS)
 
 FUZZ_SECONDS ?= 20
 fuzz: .venv/check.stamp ## hostile bytes for everything that reads what others wrote; FUZZ_SECONDS for each of them

@@ -1,6 +1,6 @@
 """Networks as they are met, measured, printed, and written into docs/nat-scenarios.md.
 
-    python -m bench.scenarios [-n 200] [--at-once 16] [NAME ...]
+    python -m bench.scenarios [-n N] [--at-once 16] [NAME ...]
 
 The page is written when all scenarios were measured; of some of them only the text is printed.
 """
@@ -88,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def render_page(found: Sequence[Found], machine: Machine, options: argparse.Namespace) -> str:
     """Return the page."""
-    said = f"-n {options.attempts} --at-once {options.at_once} --patience {options.patience:g} --size {options.size}"
+    count = "" if options.attempts is None else f"-n {options.attempts} "
+    said = f"{count}--at-once {options.at_once} --patience {options.patience:g} --size {options.size}"
     parts = [_HEAD.format(machine=machine_line(machine), command=said)]
     calls = [one for one in found if isinstance(one, Calls)]
     parts += [_CALLS.format(patience=options.patience, at_once=options.at_once), *map(_row, calls)]

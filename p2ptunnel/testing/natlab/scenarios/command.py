@@ -21,6 +21,11 @@ __all__ = ["NAMES", "Found", "add_arguments", "measure", "run"]
 Found: TypeAlias = Calls | Warm | Transfer
 """What a scenario has found."""
 
+USUAL_CALLS: Final = 20
+WARM_CALLS: Final = 50
+LOSSY_CALLS: Final = 200
+"""Where chance decides, more are needed to tell of."""
+
 _TRANSFER: Final = "transfer"
 _WARM: Final = "warm"
 NAMES: Final = (*NETWORKS, _WARM, _TRANSFER)
@@ -30,7 +35,8 @@ NAMES: Final = (*NETWORKS, _WARM, _TRANSFER)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line of `scenarios`."""
     parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help=f"which [{' '.join(NAMES)}]")
-    parser.add_argument("-n", "--attempts", type=int, default=20, metavar="N", help="calls in each network [20]")
+    counts = f"{LOSSY_CALLS} where packets are lost, {WARM_CALLS} warm ones, {USUAL_CALLS} elsewhere"
+    parser.add_argument("-n", "--attempts", type=int, metavar="N", help=f"calls in each network [{counts}]")
     parser.add_argument("--at-once", type=int, default=8, metavar="N", help="calls beside each other [8]")
     parser.add_argument(
         "--patience", type=float, default=12.0, metavar="S", help="for a direct path to take over from the relay [12]"
@@ -73,6 +79,7 @@ def _run(name: str, arguments: argparse.Namespace) -> Found:
     if name == _TRANSFER:
         return run_transfer(arguments.size * 1_000_000)
     if name == _WARM:
-        return run_warm(attempts=arguments.attempts, patience=arguments.patience)
+        return run_warm(attempts=arguments.attempts or WARM_CALLS, patience=arguments.patience)
     network = find_network(name)
-    return run_calls(network, attempts=arguments.attempts, at_once=arguments.at_once, patience=arguments.patience)
+    attempts = arguments.attempts or (LOSSY_CALLS if network.is_lossy else USUAL_CALLS)
+    return run_calls(network, attempts=attempts, at_once=arguments.at_once, patience=arguments.patience)

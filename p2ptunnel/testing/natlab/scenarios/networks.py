@@ -33,12 +33,14 @@ class Network(msgspec.Struct, frozen=True):
         summary: What it is, in words.
         places: Makes its two machines; called once for each pair of peers.
         server: Where the rendezvous server is.
+        is_lossy: Whether packets are lost there.
     """
 
     name: str
     summary: str
     places: Places
     server: ServerPlace = "usual"
+    is_lossy: bool = False
 
 
 def _two(kind: str, other: str | None = None, **words: Any) -> Places:
@@ -95,10 +97,15 @@ def _all() -> Iterator[Network]:
     yield Network("no-udp-caller", "UDP is blocked at the caller's", _two("noU", "pr"))
     yield Network("only-443", "everything but TCP port 443 is blocked", _two("pr", udp=False, only_port=443))
     for percent in (5, 10, 20):
-        yield Network(f"loss-{percent}", f"{percent} % of packets are lost on the caller's line", _lossy(loss=percent / 100))
+        yield Network(
+            f"loss-{percent}",
+            f"{percent} % of packets are lost on the caller's line",
+            _lossy(loss=percent / 100),
+            is_lossy=True,
+        )
     for percent in (8, 12, 25):
         summary = f"{percent} % are lost there, in bursts of {_BURST:g}"
-        yield Network(f"burst-{percent}", summary, _lossy(loss=percent / 100, burst=_BURST))
+        yield Network(f"burst-{percent}", summary, _lossy(loss=percent / 100, burst=_BURST), is_lossy=True)
 
 
 NETWORKS: Final[Mapping[str, Network]] = MappingProxyType({network.name: network for network in _all()})
