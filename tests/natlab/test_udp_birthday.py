@@ -28,6 +28,15 @@ TRIES = 3
 """Rounds miss once in sixty times, and a call has one."""
 
 
+@pytest.fixture(autouse=True)
+def birthdays_without_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that has missed may be followed by another one at once."""
+    for limit in ("BIRTHDAY_PAUSE", "BIRTHDAY_FLOWS_REMEMBERED"):
+        monkeypatch.setattr(birthday, limit, 0.1)
+    for limit in ("BIRTHDAYS_OF_PEER_PER_HOUR", "BIRTHDAYS_PER_HOUR"):
+        monkeypatch.setattr(birthday, limit, 1000)
+
+
 def blocked(lab: Lab) -> Kind:
     """Random ports, and TCP that reaches nobody but the server."""
     return find_kind("symR").but(only_host=lab.server.ip)
@@ -152,11 +161,7 @@ def test_a_side_that_has_no_tcp_at_all_is_reached_as_well(natlab: Lab, tmp_path:
         assert over == "quic"
 
 
-def test_a_nat_that_refuses_syns_that_cross_is_reached_by_the_second_birthday(
-    natlab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for limit in ("BIRTHDAY_PAUSE", "BIRTHDAY_FLOWS_REMEMBERED"):
-        monkeypatch.setattr(birthday, limit, 0.1)
+def test_a_nat_that_refuses_syns_that_cross_is_reached_by_the_second_birthday(natlab: Lab, tmp_path: Path) -> None:
     kind = find_kind("user_sym_random").but(simultaneous_open=False)
 
     async def main(server: str) -> str:
