@@ -33,7 +33,7 @@ from p2ptunnel.net.sockets import (
     socket_address,
 )
 from p2ptunnel.net.watch import Watch
-from p2ptunnel.protocol.machine import Event, Machine
+from p2ptunnel.protocol.machine import Datagram, Event, Hole, Machine
 from p2ptunnel.trace import Tracer
 from p2ptunnel.types import Address, format_address
 from p2ptunnel.wire.messages import message_number
@@ -246,6 +246,10 @@ def _no_detour(_data: bytes, _destination: Address) -> bool:
     return False
 
 
+def _no_hole(_hole: Hole) -> UdpSocket | None:
+    return None
+
+
 class Aside(Protocol):
     """Whatever else lives on the port of a machine."""
 
@@ -289,6 +293,8 @@ class UdpDriver:
         self._clock = clock
         self.detour: Callable[[bytes, Address], bool] = _no_detour
         """Given each datagram and its destination; whether it has taken it, over something else than UDP."""
+        self.hole_of: Callable[[Hole], UdpSocket | None] = _no_hole
+        """Returns the socket of a hole; None: it is not open."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watches: tuple[Watch, ...] = ()
         self._timer: asyncio.TimerHandle | None = None
@@ -333,7 +339,12 @@ class UdpDriver:
     def _flush(self) -> None:
         for datagram in () if self._is_closed else self._machine.datagrams_to_send():
             if not self.detour(datagram.data, datagram.destination):
-                self._udp.send(datagram.data, datagram.destination, opener=datagram.opener)
+                self._send(datagram)
+
+    def _send(self, datagram: Datagram) -> None:
+        udp = self._udp if datagram.hole is None else self.hole_of(datagram.hole)
+        if udp is not None:
+            udp.send(datagram.data, datagram.destination, opener=datagram.opener)
 
     def receive(self, data: bytes, source: Address) -> None:
         """Take what has come from `source` over something else than UDP."""

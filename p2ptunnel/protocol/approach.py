@@ -29,7 +29,7 @@ from p2ptunnel.protocol.holes import HardSide, HardState
 from p2ptunnel.protocol.inside import INSIDE_PATIENCE, inside_targets
 from p2ptunnel.protocol.intent import AttemptKeys
 from p2ptunnel.protocol.ipv6 import Ipv6Approach, ipv6_targets, ipv6_udp_target
-from p2ptunnel.protocol.machine import Datagram, Entropy, MachineBase
+from p2ptunnel.protocol.machine import Datagram, Entropy, Hole, MachineBase, new_mid
 from p2ptunnel.protocol.punch import (
     Dial,
     LocalView,
@@ -41,14 +41,18 @@ from p2ptunnel.protocol.punch import (
     udp_targets,
 )
 from p2ptunnel.protocol.signals import Signals
-from p2ptunnel.protocol.strategy import Method, Plan, choose
-from p2ptunnel.types import Address, Candidate, Role
-from p2ptunnel.wire.messages import NatHints, Opener, PortRow, Signal, SignalAnswer, encode
+from p2ptunnel.protocol.strategy import Method, Plan, choose, choose_birthday
+from p2ptunnel.types import Address, Candidate, Role, Transport
+from p2ptunnel.wire.messages import HoleProbe, NatHints, Opener, PortRow, Signal, SignalAnswer, encode
 from p2ptunnel.wire.signal import Again, FreshPort, GoAhead, MoreCandidates, SignalBody, Swap, Sync
 
 __all__ = ["Approach", "Birthdays"]
 
 _NOT_BEGUN: Final = -1
+_NO_TCP: Final[dict[Role, Plan]] = {
+    "caller": Plan(method=Method.NONE, transport="tcp", role="caller"),
+    "callee": Plan(method=Method.NONE, transport="tcp", role="callee"),
+}
 _SIGNAL_CANDIDATES: Final = 8  # one has no more
 
 
@@ -80,6 +84,7 @@ class Approach(MachineBase):
         plan: What is done.
         is_swapped: As it is by now.
         is_met: The other side has shown that it knows the attempt's key.
+        next_birthday: Over what the next attempt's had better be: UDP, if it may, where one over TCP has missed.
         round: Which it is, from 0.
         targets: Where the other side's TCP is, but for IPv6.
         udp_targets: Where its UDP is.
@@ -106,12 +111,14 @@ class Approach(MachineBase):
         hints = hints or NatHints()
         self.is_swapped = is_swapped and keys is not None
         self.is_met = False
+        self.next_birthday: Transport = "tcp"
         self.round = 0
         self.plan: Plan = _founding_plan(role, view)
         if keys is not None:
             self.plan = choose("tcp", role, view.hints, hints, is_swapped=is_swapped)
         self.targets: tuple[Address, ...] = tcp_targets(candidates, peer, server) if keys is None or ":" not in peer[0] else ()
         self.udp_targets: Final = udp_targets(candidates, peer, server)
+        self._birthday_plan: Final = choose_birthday(self.plan, view.hints, hints)
         self._role: Final = role
         self._token: Final = token
         self._peer: Final = peer
@@ -151,6 +158,9 @@ class Approach(MachineBase):
         self._tried = 0
         self._is_running = False
         self._birthday: HardSide | EasySide | None = None
+        self._guessed: dict[int, float] = {}  # when each t=31 of a birthday left, by its mid
+        self._is_through = False
+        self._may_be_over_udp: Final = keys is not None and choose_birthday(_NO_TCP[role], view.hints, hints).part is not None
         self._server: Final = server
         self._told = view.candidates
         self._swapped: set[int] = {0} if self.is_swapped else set()  # rounds in which the caller opens first
@@ -214,6 +224,16 @@ class Approach(MachineBase):
             self._signals.tell(FreshPort(proto="tcp", row=PortRow(port, row.delta, row.busy)), now)
         self._begin_with_rows(now)
         self._collect(now)
+
+    def passed(self) -> None:
+        """UDP passes between us and the other side: a birthday over UDP has nothing to find any more."""
+        self._is_through = True
+        if self._birthday is not None and self._birthday_plan.transport == "udp":
+            self._birthday.connection_up()
+
+    def guessed(self, mid: int) -> float | None:
+        """Return when the guess left that this answers, None if none does; once for each."""
+        return self._guessed.pop(mid, None)
 
     def tell_more(self, candidates: tuple[Candidate, ...], now: float) -> None:
         """Tell the other side of ways in to our port that have turned up since: those of `candidates` it does not know."""
@@ -301,7 +321,7 @@ class Approach(MachineBase):
         return self._round_trip / 2 + PLAIN_MARGIN
 
     def _go_on(self, now: float) -> None:
-        if self._phase >= 0 and self.plan.part == "hard" and self._begin_birthday(now):
+        if self._phase >= 0 and self._birthday_plan.part == "hard" and self._begin_birthday(now):
             return
         if self._phase < self._phases - 1:
             self._begin_phase(self._phase + 1, now)
@@ -374,7 +394,7 @@ class Approach(MachineBase):
                 self._next_targets = aimed_at(body.cands, self._peer, self._server)
                 self._want_port()
                 self._begin_round(now)
-            case GoAhead(round=0) if self.plan.part == "easy":
+            case GoAhead(round=0) if self._birthday_plan.part == "easy":
                 self._invited(body, now)
             case _:
                 self._drop("signal of no use")
@@ -445,7 +465,7 @@ class Approach(MachineBase):
 
     @property
     def _hopes_for_birthday(self) -> bool:
-        return self.plan.part == "hard" and self._birthdays is not None and self._signals is not None
+        return self._birthday_plan.part == "hard" and self._birthdays is not None and self._signals is not None
 
     def _invited(self, go: GoAhead, now: float) -> None:
         """Guess; or wait for the next one, if there may be no birthday just now."""
@@ -456,28 +476,36 @@ class Approach(MachineBase):
 
     def _begin_birthday(self, now: float) -> bool:
         """Begin our part, if there is one and it may be; what the first phase has sent is of no use any more."""
-        here = self._birthdays
-        if here is None or self._signals is None or self.plan.part is None or not (self._is_trusted and self.targets):
+        here, part = self._birthdays, self._birthday_plan.part
+        if here is None or self._signals is None or part is None or not self._may_begin_birthday:
             return False
         sockets = here.sockets()
-        wanted = min(sockets, BIRTHDAY_HOLES) if self.plan.part == "hard" else BIRTHDAY_PROBES
+        wanted = min(sockets, BIRTHDAY_HOLES) if part == "hard" else BIRTHDAY_PROBES
         flows = here.gate.enter(self._peer_key, wanted, now) if sockets else "too few descriptors"
         if isinstance(flows, str):
             self._drop(f"no birthday: {flows}")
             return False
         self._acts_at = None
-        self._events.append(Dial(self._token, (), low=False, patience=self._ends_at - now))
+        if self._birthday_plan.transport == "tcp":
+            self._events.append(Dial(self._token, (), low=False, patience=self._ends_at - now))
         self._birthday = self._part(flows, sockets)
         self._birthday.start(now)
         if self._tried:
             self._birthday.connection_up()
         return True
 
+    @property
+    def _may_begin_birthday(self) -> bool:
+        """Whether the other side has shown that it is there, and there is something to find."""
+        return self._is_trusted and (not self._is_through if self._birthday_plan.transport == "udp" else bool(self.targets))
+
     def _part(self, flows: int, sockets: int) -> HardSide | EasySide:
-        if self.plan.part == "hard":
-            return HardSide(self.targets[0], self._round_trip, ports=self._view.ports, holes=flows)
-        open_most = min(sockets, BIRTHDAY_PROBES_OPEN)
-        return EasySide(self._peer[0], self._round_trip, self._entropy, probes=flows, open_most=open_most)
+        over: Transport = self._birthday_plan.transport
+        if self._birthday_plan.part == "easy":
+            most = min(sockets, BIRTHDAY_PROBES_OPEN)
+            return EasySide(self._peer[0], self._round_trip, self._entropy, transport=over, probes=flows, open_most=most)
+        target, ports = (self._peer, ()) if over == "udp" else (self.targets[0], self._view.ports)
+        return HardSide(target, self._round_trip, ports=ports, transport=over, holes=flows)
 
     @property
     def _is_held(self) -> bool:
@@ -501,13 +529,30 @@ class Approach(MachineBase):
                     self._events.append(self._left(event))
                 case OpenHoles() | SendProbes():
                     self._events.append(msgspec.structs.replace(event, token=self._token))
+                    if event.transport == "udp":
+                        self._probe_by(event, now)
                 case _:
                     self._events.append(event)
+
+    def _probe_by(self, event: OpenHoles | SendProbes, now: float) -> None:
+        """Send t=31: from each of the new holes, or from our port to each of the ports."""
+        if isinstance(event, OpenHoles):
+            holes = (Hole(self._token, number) for number in event.holes)
+            self._datagrams += [Datagram(self._hole_probe(now), event.target, event.low, hole) for hole in holes]
+        else:
+            self._datagrams += [Datagram(self._hole_probe(now), (event.host, port)) for port in event.ports]
+
+    def _hole_probe(self, now: float) -> bytes:
+        mid = new_mid(self._entropy)
+        self._guessed[mid] = now
+        return encode(HoleProbe(mid=mid, token=self._token))
 
     def _left(self, ended: BirthdayEnded) -> BirthdayEnded:
         """Let others have theirs."""
         assert self._birthdays is not None
         self._birthday = None
+        if self._birthday_plan.transport == "tcp" and self._may_be_over_udp:
+            self.next_birthday = "udp"
         self._birthdays.gate.leave(ended.holes + ended.probes)
         return msgspec.structs.replace(ended, token=self._token)
 

@@ -27,9 +27,10 @@ from p2ptunnel.protocol.consent import Consent
 from p2ptunnel.protocol.inside import is_inside, is_same_outside
 from p2ptunnel.protocol.intent import AttemptKeys, Call, CallVerdict, IntentJudge
 from p2ptunnel.protocol.limits import Buckets, Rate
-from p2ptunnel.protocol.machine import Datagram, Entropy, Event, MachineBase, new_secret
+from p2ptunnel.protocol.machine import Datagram, Entropy, Event, Hole, MachineBase, new_secret
 from p2ptunnel.protocol.punch import (
     ConnectionChosen,
+    HoleHeard,
     LocalView,
     PunchStarted,
     StopDialing,
@@ -98,6 +99,9 @@ TRANSITIONS: Final = {
 """Every legal transition of a callee; what is not here cannot happen."""
 
 _PLACES: Final = 4  # where a caller has been heard that are remembered: its NAT may map the port anew for each of our ports
+
+
+_ANSWERED_AGAIN: Final = (0.1, 0.3)  # seconds after the first answer from a hole
 
 
 class SignedCall(Struct, frozen=True):
@@ -178,6 +182,8 @@ class CalleeAgent(MachineBase):
         self._expires_at: float | None = None
         self._has_way_inside = signed is not None and not set(view.inside).isdisjoint(view.candidates)
         self._heard_at: deque[Address] = deque(maxlen=_PLACES)
+        self._heard_holes: set[Hole] = set()
+        self._again: list[tuple[float, Datagram]] = []
         self._approach = Approach(
             "callee",
             self.token,
@@ -255,6 +261,14 @@ class CalleeAgent(MachineBase):
         answer = PunchAnswer(mid=self._notice.mid, token=self.token, code=200, em="", extra=extra)
         self._datagrams.append(Datagram(encode(answer), self._server))
 
+    def receive_at_hole(self, hole: Hole, data: bytes, source: Address, now: float) -> None:
+        """Take one datagram that came to a hole of ours, from the caller or anybody else."""
+        message = self._decode(data)
+        if isinstance(message, HoleProbe) and message.token == self.token:
+            self.receive(message, data, source, now, hole)
+        else:
+            self._drop("unexpected message")
+
     def receive_datagram(self, data: bytes, source: Address, now: float) -> None:
         """Take one datagram that came to a port of our own, from the server, the caller or anybody else."""
         message = self._decode(data)
@@ -269,8 +283,8 @@ class CalleeAgent(MachineBase):
             case _:
                 self._drop("unexpected message")
 
-    def receive(self, message: HoleProbe | OpenTcp, data: bytes, source: Address, now: float) -> None:
-        """Take a t=31 or t=32 that names our token; `data` is the datagram that it came in."""
+    def receive(self, message: HoleProbe | OpenTcp, data: bytes, source: Address, now: float, hole: Hole | None = None) -> None:
+        """Take a t=31 or t=32 that names our token; `data` is the datagram that it came in, at a hole or at our port."""
         if self.state is not CalleeState.OPENED:
             self._drop("attempt over")
             return
@@ -283,6 +297,7 @@ class CalleeAgent(MachineBase):
         if source not in self._heard_at:
             self._heard_at.append(source)
         self._approach.prove(now)
+        self._approach.passed()
         self._collect()
         if isinstance(message, HoleProbe):
             answer: Message = HoleAnswer(mid=message.mid, token=self.token)
@@ -290,7 +305,16 @@ class CalleeAgent(MachineBase):
             answer = OpenTcpAnswer(mid=message.mid, token=self.token, code=200, em="", extra=ConkeyExtra(conkey=self.conkey))
         else:
             answer = OpenTcpAnswer(mid=message.mid, token=self.token, code=400, em="unknown op")
-        self._datagrams.append(Datagram(encode(answer), source))
+        self._datagrams.append(Datagram(encode(answer), source, hole=hole))
+        if hole is not None:
+            self._heard_at_hole(hole, self._datagrams[-1], now)
+
+    def _heard_at_hole(self, hole: Hole, answer: Datagram, now: float) -> None:
+        """Expect the caller there; no guess comes twice, so its answer is sent more than once."""
+        if hole not in self._heard_holes:
+            self._heard_holes.add(hole)
+            self._events.append(HoleHeard(self.token, hole.number))
+            self._again += [(now + after, answer) for after in _ANSWERED_AGAIN]
 
     def hear(self, message: Signal | SignalAnswer, now: float) -> bool:
         """Take a t=12 or a -12 of the server; return whether it was for this call."""
@@ -347,6 +371,7 @@ class CalleeAgent(MachineBase):
 
     def _end(self) -> None:
         self._expires_at = None
+        self._again.clear()
         self.abandon()
 
     def handle_timer(self, now: float) -> None:
@@ -357,12 +382,14 @@ class CalleeAgent(MachineBase):
                     self._rounds.burn(port, self.caller[0], now)
             self.give_up()
         else:
+            self._datagrams += [answer for at, answer in self._again if at <= now]
+            self._again = [(at, answer) for at, answer in self._again if at > now]
             self._approach.handle_timer(now)
             self._collect()
 
     def next_deadline(self) -> float | None:
         """Return when something is due."""
-        waits = (self._approach.next_deadline(), self._expires_at)
+        waits = (self._approach.next_deadline(), self._expires_at, *(at for at, _ in self._again))
         return min((at for at in waits if at is not None), default=None)
 
     def datagrams_to_send(self) -> list[Datagram]:

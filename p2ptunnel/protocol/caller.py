@@ -17,7 +17,8 @@ from p2ptunnel.protocol.consent import Consent
 from p2ptunnel.protocol.detour import Detour
 from p2ptunnel.protocol.intent import Answered, AnswerFault, AttemptKeys, CallSigner
 from p2ptunnel.protocol.ipv6 import ProbeBeside
-from p2ptunnel.protocol.machine import Datagram, Entropy, MachineBase, new_mid
+from p2ptunnel.protocol.machine import Datagram, Entropy, Hole, MachineBase, new_mid
+from p2ptunnel.protocol.nat import Mapping
 from p2ptunnel.protocol.punch import (
     AnswerProved,
     CallFailed,
@@ -105,6 +106,8 @@ TRANSITIONS: Final = {
 }
 """Every legal transition of a caller; what is not here cannot happen."""
 
+_WAYS: Final = 4  # that a birthday has found which are tried
+
 
 class CallerAgent(MachineBase):
     """One call: from t=4 to a channel, on one port that nothing else uses.
@@ -160,6 +163,8 @@ class CallerAgent(MachineBase):
         self._is_punching = is_punching
         self._birthdays = birthdays
         self._rounds = rounds or Rounds()
+        if signer is not None and signer.callee is not None and self._rounds.guesses_over_udp(signer.callee):
+            self._view = replace(view, nat=replace(view.nat, tcp=Mapping("none")))
         self._ports = [port]
         self._keys: AttemptKeys | None = None
         self._approach: Approach | None = None
@@ -171,6 +176,7 @@ class CallerAgent(MachineBase):
         self._early: PunchResult | None = None
         self._conkey: str | None = None
         self._has_followed = False
+        self._ways: set[tuple[Address, Hole | None]] = set()
         self._peer: Address | None = None
         self._connections: list[int] = []
         self._nominated: int | None = None
@@ -205,10 +211,22 @@ class CallerAgent(MachineBase):
     def receive_datagram(self, data: bytes, source: Address, now: float) -> None:
         """Take one datagram from the server, the callee or anybody else."""
         message = self._decode(data)
-        if isinstance(message, HoleAnswer | OpenTcpAnswer | Opener) and not self._is_genuine(data):
+        if isinstance(message, HoleProbe | HoleAnswer | OpenTcpAnswer | Opener) and not self._is_genuine(data):
             return
         if message is not None:
             self._receive(message, source, now)
+            self._collect(now)
+
+    def receive_at_hole(self, hole: Hole, data: bytes, source: Address, now: float) -> None:
+        """Take one datagram that came to a hole of ours, from the callee or anybody else."""
+        message = self._decode(data)
+        if not (isinstance(message, HoleProbe | HoleAnswer) and self._is_peer(message.token, source)):
+            self._drop("unexpected message")
+        elif self._is_genuine(data):
+            if isinstance(message, HoleAnswer):
+                self._on_hole(message, source, now)
+            else:
+                self._probe_back(source, now, hole)
             self._collect(now)
 
     def datagrams_to_send(self) -> list[Datagram]:
@@ -335,6 +353,8 @@ class CallerAgent(MachineBase):
                 self._on_hole(message, source, now)
             case OpenTcpAnswer() if self._is_peer(message.token, source):
                 self._on_conkey(message, now)
+            case HoleProbe() if self._is_peer(message.token, source):
+                self._probe_back(source, now)
             case Opener():
                 self._follow(source, now)
             case Signal() | SignalAnswer() if source == self._server and self._approach is not None:
@@ -488,10 +508,10 @@ class CallerAgent(MachineBase):
             return datagram
         return replace(datagram, data=self._sender.seal(datagram.data))
 
-    def _probe(self, peer: Address, now: float, *, timeout: float = PUNCH_TIMEOUT) -> None:
+    def _probe(self, peer: Address, now: float, hole: Hole | None = None, *, timeout: float = PUNCH_TIMEOUT) -> None:
         mid = new_mid(self._entropy)
         data = encode(HoleProbe(mid=mid, token=self.token))
-        self._datagrams.append(self._requester.send(31, mid, data, peer, now, timeout=timeout))
+        self._datagrams.append(self._requester.send(31, mid, data, peer, now, timeout=timeout, hole=hole))
 
     def _open_tcp(self, peer: Address, now: float) -> None:
         mid = new_mid(self._entropy)
@@ -510,15 +530,28 @@ class CallerAgent(MachineBase):
         self._has_followed = True
         self._probe(source, now)
 
+    def _probe_back(self, source: Address, now: float, hole: Hole | None = None) -> None:
+        """Probe where a t=31 of the callee's came from, and to where it came: the birthday has found a way."""
+        way = (source, hole)
+        is_new = self._keys is not None and way not in self._ways
+        if self.state is CallerState.PUNCHING and is_new and len(self._ways) < _WAYS:
+            self._ways.add(way)
+            self._probe(source, now, hole)
+
     def _on_hole(self, message: HoleAnswer, source: Address, now: float) -> None:
-        request = self._requester.answered(31, message.mid)
-        if request is None:
+        assert self._approach is not None
+        request, guessed_at = self._requester.answered(31, message.mid), self._approach.guessed(message.mid)
+        if request is None and guessed_at is None:
             self._drop("unexpected answer")
             return
         self._requester.cancel(31)
-        rtt = now - request.sent_at if request.sends == 1 else None
+        self._approach.passed()
+        hole = None if request is None or request.hole is None else request.hole.number
+        rtt = now - guessed_at if guessed_at is not None else None
+        if request is not None and request.sends == 1:
+            rtt = now - request.sent_at
         self._events.append(HoleOpened(self.token, source, rtt))
-        self._detour.opened(source)
+        self._detour.opened(source, hole)
         self._events += self._detour.due(self.token, now)
         if self._conkey is None:  # a program of the seed tells it; where calls are signed both sides know it already
             self._open_tcp(source, now)
@@ -557,6 +590,7 @@ class CallerAgent(MachineBase):
             for port in self._ports:
                 self._rounds.burn(port, self._peer[0], now)
             self._rounds.ended(self.peer_key, is_swapped=self._approach.is_swapped, is_open=False)
+            self._rounds.failed(self.peer_key, next_over=self._approach.next_birthday)
 
     def _finish(self) -> None:
         self._requester.cancel()

@@ -22,11 +22,15 @@ _NOT_THERE: Final = "not tried: the other side lacks the extra `quic`"
 
 
 class OpenQuic(Event, frozen=True):
-    """Connect by QUIC, through the hole that is open to `remote`; the callee expects whoever knows `conkey`."""
+    """Connect by QUIC, through the hole that is open to `remote`; the callee expects whoever knows `conkey`.
+
+    hole: From that one of a birthday; None: from our port.
+    """
 
     token: str
     remote: Address
     conkey: str
+    hole: int | None = None
 
 
 class QuicRuledOut(Event, frozen=True):
@@ -43,6 +47,7 @@ class Detour:
         self._begins_at = math.inf
         self._refusal = ""
         self._remote: Address | None = None
+        self._hole: int | None = None
         self._conkey = ""
 
     def start(self, own: NatHints, other: NatHints, now: float) -> None:
@@ -58,9 +63,9 @@ class Detour:
         """Whether UDP passes both ways somewhere."""
         return self._remote is not None
 
-    def opened(self, remote: Address) -> None:
-        """UDP passes both ways to `remote`."""
-        self._remote = remote
+    def opened(self, remote: Address, hole: int | None = None) -> None:
+        """UDP passes both ways to `remote`, from our port or from that hole of a birthday."""
+        self._remote, self._hole = remote, hole
 
     def told(self, conkey: str) -> None:
         """The callee has said by what it takes a connection."""
@@ -73,7 +78,7 @@ class Detour:
         self._begins_at = math.inf
         if self._refusal:
             return [QuicRuledOut(token, self._refusal)]
-        return [OpenQuic(token, self._remote, self._conkey)]
+        return [OpenQuic(token, self._remote, self._conkey, self._hole)]
 
     def stop(self) -> None:
         """The attempt is over."""

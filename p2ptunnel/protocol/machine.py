@@ -16,15 +16,29 @@ from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.types import Address
 from p2ptunnel.wire.messages import MalformedMessageError, Message, decode
 
-__all__ = ["Datagram", "Entropy", "Event", "Machine", "MachineBase", "new_mid", "new_secret"]
+__all__ = ["Datagram", "Entropy", "Event", "Hole", "Machine", "MachineBase", "new_mid", "new_secret"]
+
+
+class Hole(msgspec.Struct, frozen=True):
+    """A UDP socket of a birthday: which of those that the attempt of `token` has opened."""
+
+    token: str
+    number: int
+
+    def __repr__(self) -> str:
+        return f"Hole({self.number})"
 
 
 class Datagram(msgspec.Struct, frozen=True):
-    """One datagram to send; with `opener` it must die on the way, outside our own NATs (low TTL)."""
+    """One datagram to send; with `opener` it must die on the way, outside our own NATs (low TTL).
+
+    It leaves from the machine's port, unless a `hole` is named.
+    """
 
     data: bytes
     destination: Address
     opener: bool = False
+    hole: Hole | None = None
 
     def __repr__(self) -> str:
         return f"Datagram({len(self.data)} bytes, {self.destination!r}, opener={self.opener})"

@@ -28,6 +28,7 @@ __all__ = [
     "ConnectionChosen",
     "Dial",
     "FailureKind",
+    "HoleHeard",
     "HoleOpened",
     "LocalView",
     "Nominate",
@@ -151,6 +152,13 @@ class HoleOpened(Event, frozen=True):
     token: str
     remote: Address
     rtt: float | None
+
+
+class HoleHeard(Event, frozen=True):
+    """The caller has been heard, keyed, at that hole of a birthday: it may come there by QUIC."""
+
+    token: str
+    hole: int
 
 
 class Nominate(Event, frozen=True):

@@ -18,6 +18,7 @@ from p2ptunnel.defaults import (
     RECONNECT_FACTOR,
     RECONNECT_FIRST,
     RETRY_AFTER_MAX,
+    TRANSACTION_TIMEOUT,
 )
 from p2ptunnel.errors import LocalProtocolError
 from p2ptunnel.protocol.machine import Entropy, Event, MachineBase, new_mid
@@ -257,11 +258,10 @@ class Registration(MachineBase):
             raise LocalProtocolError(f"registration is {before.value}: no {trigger.value} there") from None
         return before
 
-    def _request(self, message: Register | Heartbeat | Leave, now: float, *, timeout: float | None = None) -> None:
+    def _request(self, message: Register | Heartbeat | Leave, now: float, *, timeout: float = TRANSACTION_TIMEOUT) -> None:
         data = encode_padded(message, COOKIELESS_PAD_BYTES)
         t = {Register: 1, Heartbeat: 2, Leave: 3}[type(message)]
-        options = {} if timeout is None else {"timeout": timeout}
-        self._datagrams.append(self._requester.send(t, message.mid, data, self.server, now, **options))
+        self._datagrams.append(self._requester.send(t, message.mid, data, self.server, now, timeout=timeout))
 
     def _register(self, now: float) -> None:
         self._requester.cancel()

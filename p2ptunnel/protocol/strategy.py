@@ -18,7 +18,7 @@ from p2ptunnel.types import Address, Role, Transport
 from p2ptunnel.wire.messages import NatHints, PortRow
 from p2ptunnel.wire.signal import FreshPort
 
-__all__ = ["METHODS", "Method", "Part", "Plan", "Shape", "choose", "shape_of"]
+__all__ = ["METHODS", "Method", "Part", "Plan", "Shape", "choose", "choose_birthday", "shape_of"]
 
 Part: TypeAlias = Literal["easy", "hard"]
 Shape: TypeAlias = Literal["open", "eim", "seq", "hard"]
@@ -134,6 +134,17 @@ def choose(transport: Transport, role: Role, own: NatHints, other: NatHints, *, 
         row=_row(other, transport) if method is Method.PREDICT and theirs == "seq" else None,
         is_staggered=ours == theirs == "seq" and role == "caller",
     )
+
+
+def choose_birthday(over_tcp: Plan, own: NatHints, other: NatHints) -> Plan:
+    """Return the plan whose `part` is ours in a birthday, if there is one: over UDP only where TCP is ruled out.
+
+    What gets through then is QUIC's, so both sides must have that.
+    """
+    if over_tcp.method is not Method.NONE or not (own.quic and other.quic):
+        return over_tcp
+    over_udp = choose("udp", over_tcp.role, own, other)
+    return over_udp if over_udp.method is Method.BIRTHDAY else over_tcp
 
 
 def shape_of(hints: NatHints, transport: Transport) -> Shape:

@@ -20,7 +20,7 @@ from p2ptunnel.defaults import (
     RETRANSMIT_JITTER,
     TRANSACTION_TIMEOUT,
 )
-from p2ptunnel.protocol.machine import Datagram, Entropy
+from p2ptunnel.protocol.machine import Datagram, Entropy, Hole
 from p2ptunnel.types import Address
 
 __all__ = ["AnswerMemory", "Request", "Requester"]
@@ -38,6 +38,7 @@ class Request(msgspec.Struct):
     repeat_at: float
     interval: float
     sends: int = 1
+    hole: Hole | None = None
 
     def __repr__(self) -> str:
         return f"Request(t={self.t}, mid={self.mid}, {len(self.data)} bytes to {self.destination})"
@@ -72,12 +73,13 @@ class Requester:
         *,
         first: float = RETRANSMIT_FIRST,
         timeout: float = TRANSACTION_TIMEOUT,
+        hole: Hole | None = None,
     ) -> Datagram:
         """Begin a transaction; `first` is the wait before the first repetition, `timeout` the end of all, in seconds."""
-        request = Request(t, mid, data, destination, now, now + timeout, now + self._jitter(first), first)
+        request = Request(t, mid, data, destination, now, now + timeout, now + self._jitter(first), first, hole=hole)
         self._waiting[t, mid] = request
         heapq.heappush(self._due, (request.due_at, (t, mid)))
-        return Datagram(data, destination)
+        return Datagram(data, destination, hole=hole)
 
     def answered(self, t: int, mid: int, source: Address | None = None) -> Request | None:
         """End the transaction that an answer belongs to.
@@ -114,7 +116,7 @@ class Requester:
             request.interval = min(request.interval * RETRANSMIT_FACTOR, RETRANSMIT_CAP)
             request.repeat_at = now + self._jitter(request.interval)
             heapq.heappush(self._due, (request.due_at, key))
-            repeat.append(Datagram(request.data, request.destination))
+            repeat.append(Datagram(request.data, request.destination, hole=request.hole))
         return repeat, expired
 
     def next_deadline(self) -> float | None:

@@ -41,13 +41,13 @@ from p2ptunnel.errors import (
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.net.backoff import Backoff
 from p2ptunnel.net.tcp import Listener, reset_close
-from p2ptunnel.net.udp import UdpDriver
+from p2ptunnel.net.udp import UdpDriver, UdpSocket
 from p2ptunnel.protocol.approach import Birthdays
 from p2ptunnel.protocol.birthday import BirthdayEnded, OpenHoles, SendProbes
 from p2ptunnel.protocol.callee import AnswerApart, CallAnswered, CalleeAgent, CalleePort, OtherPort, Refusal
 from p2ptunnel.protocol.intent import IntentJudge
-from p2ptunnel.protocol.machine import Event
-from p2ptunnel.protocol.punch import Dial, ObserveRow, StopDialing, TakePort
+from p2ptunnel.protocol.machine import Event, Hole
+from p2ptunnel.protocol.punch import Dial, HoleHeard, ObserveRow, StopDialing, TakePort
 from p2ptunnel.protocol.registration import (
     AddressChanged,
     Credentials,
@@ -151,6 +151,7 @@ class AnsweringPort:
         quic = QuicPort(port.udp, tracer=self._trace)
         self._quic = QuicAnswers(quic, self._trace)
         self._driver = UdpDriver(self._machine, port.udp, self._on_event, aside=quic)
+        self._driver.hole_of = self._hole_of
         port.serve(self._driver)
         self._listeners: tuple[Listener, ...] = ()
         self._sockets: dict[str, AttemptSockets] = {}
@@ -317,6 +318,8 @@ class AnsweringPort:
         match event:
             case Dial() | TakePort() | ObserveRow() | OpenHoles() | SendProbes() | BirthdayEnded() if not self._is_closing:
                 self._sockets_of(event.token).take(event)
+            case HoleHeard():
+                self._expect_at_hole(event)
             case AnswerApart():
                 self._answer_apart(event.token)
             case StopDialing():
@@ -350,7 +353,8 @@ class AnsweringPort:
             taken, burnt = partial(self._on_taken, token), partial(self._on_burnt, token)
             later = NextRound(partial(self._other_port, token), self._on_accepted, taken, burnt)
             port = self._apart[token].port if token in self._apart else self._port
-            self._sockets[token] = AttemptSockets(port, self._greet_soon, on_row, later, tracer=self._trace)
+            on_hole = partial(self._on_hole, token)
+            self._sockets[token] = AttemptSockets(port, self._greet_soon, on_row, later, on_hole=on_hole, tracer=self._trace)
         return self._sockets[token]
 
     def _on_row(self, token: str, port: int | None) -> None:
@@ -383,7 +387,7 @@ class AnsweringPort:
 
     def _run_apart(self, agent: CalleeAgent, port: PunchPort) -> None:
         try:
-            call = CallApart(port, agent, self._on_event, self._on_accepted, self._trace)
+            call = CallApart(port, agent, self._on_event, self._on_accepted, self._hole_of, self._trace)
         except BindError as error:  # a foreign socket has the number
             self._trace("traversal", "port_lost", reason=str(error))
             agent.abandon()
@@ -426,6 +430,16 @@ class AnsweringPort:
         self._driver.wake()
         for call in tuple(self._apart.values()):
             call.wake()
+
+    def _hole_of(self, hole: Hole) -> UdpSocket | None:
+        sockets = self._sockets.get(hole.token)
+        return None if sockets is None else sockets.hole(hole.number)
+
+    def _on_hole(self, token: str, number: int, data: bytes, source: Address) -> None:
+        agent = self._machine.agent(token)
+        if agent is not None:
+            agent.receive_at_hole(Hole(token, number), data, source, time.monotonic())
+            self._wake()
 
     def _on_registration(self, event: _ServerNews) -> None:
         if self._registered is None or self._registered.done() or isinstance(event, Displaced):
@@ -514,6 +528,13 @@ class AnsweringPort:
         agent = self._machine.agent(call.token)
         if agent is not None and agent.expects_quic and not self._is_closing:
             self._quic_of(agent.token).expect(agent, self._admit_quic)
+
+    def _expect_at_hole(self, heard: HoleHeard) -> None:
+        """Be there, should the caller turn to QUIC through a hole of ours."""
+        agent, sockets = self._machine.agent(heard.token), self._sockets.get(heard.token)
+        quic = None if sockets is None else sockets.quic_at(heard.hole)
+        if agent is not None and quic is not None and agent.expects_quic and not self._is_closing:
+            self._quic_of(agent.token).expect(agent, self._admit_quic, quic)
 
     async def _admit_quic(self, pipe: QuicPipe, agent: CalleeAgent) -> None:
         assert agent.key is not None  # a program of the founding protocol knows no QUIC

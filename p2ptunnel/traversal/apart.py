@@ -9,9 +9,9 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from p2ptunnel.net.udp import UdpDriver
+from p2ptunnel.net.udp import UdpDriver, UdpSocket
 from p2ptunnel.protocol.callee import CalleeAgent
-from p2ptunnel.protocol.machine import Event
+from p2ptunnel.protocol.machine import Event, Hole
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.quicport import QuicPort
 from p2ptunnel.traversal.port import PunchPort
@@ -29,6 +29,7 @@ class CallApart:
         agent: Of the call.
         on_event: Gets what it reports.
         on_accepted: Gets each connection that comes in.
+        hole_of: Returns the socket of a hole of its birthday.
         tracer: Told what happens.
 
     Attributes:
@@ -45,6 +46,7 @@ class CallApart:
         agent: CalleeAgent,
         on_event: Callable[[Event], None],
         on_accepted: Callable[[socket.socket, Address], None],
+        hole_of: Callable[[Hole], UdpSocket | None],
         tracer: Tracer,
     ) -> None:
         self.port: Final = port
@@ -52,6 +54,7 @@ class CallApart:
         self.quic: Final = QuicAnswers(quic, tracer)
         self._listeners: Final = port.listen(on_accepted, is_limited=False)
         self._driver: Final = UdpDriver(agent, port.udp, on_event, aside=quic)
+        self._driver.hole_of = hole_of
         port.serve(self._driver)
 
     def start(self) -> None:

@@ -13,11 +13,14 @@ from typing import Final, NamedTuple
 from p2ptunnel.defaults import PUNCH_TIMEOUT, REDIALS_PER_PHASE
 from p2ptunnel.errors import BindError
 from p2ptunnel.net.burst import Burst
+from p2ptunnel.net.holes import UdpHoles
 from p2ptunnel.net.tcp import Dialer, DialRecord, How, Listener
+from p2ptunnel.net.udp import UdpSocket
 from p2ptunnel.protocol.birthday import BirthdayEnded, OpenHoles, SendProbes
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.punch import Dial, ObserveRow, StopDialing, TakePort
 from p2ptunnel.trace import Tracer
+from p2ptunnel.transports.quicport import QuicPort
 from p2ptunnel.traversal.port import PunchPort
 from p2ptunnel.types import Address
 
@@ -55,6 +58,7 @@ class AttemptSockets:
         on_connected: Gets each connection that comes up, to own it.
         on_row: Told which port our NAT gave last, if the agent asks; None: nobody knows.
         later: What a second round needs; None: there is none.
+        on_hole: Gets what comes to a hole over UDP: the number of the hole, the datagram, and from where; None: there are none.
         tracer: Told what becomes of them.
     """
 
@@ -65,9 +69,12 @@ class AttemptSockets:
         on_row: Callable[[int | None], None],
         later: NextRound | None = None,
         *,
+        on_hole: Callable[[int, bytes, Address], None] | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         self._port: Final = port
+        self._on_hole: Final = on_hole
+        self._holes: UdpHoles | None = None
         self._on_row: Final = on_row
         self._on_connected: Final = on_connected
         self._next: Final = later
@@ -97,6 +104,10 @@ class AttemptSockets:
                 self._dial(self._later.dialer, self._later.port, event)
             case TakePort() if self._next is not None and self._taking is None:
                 self._taking = asyncio.create_task(self._take_port(self._next))
+            case OpenHoles(transport="udp"):
+                self._open_udp_holes(event.holes)
+            case SendProbes(transport="udp"):
+                pass  # its datagrams leave with those of the agent
             case OpenHoles():
                 ttl = self._ttl(low=event.low)
                 self._burst.open_holes(len(event.holes), event.target, low_ttl=ttl, patience=PUNCH_TIMEOUT)
@@ -105,7 +116,7 @@ class AttemptSockets:
             case ObserveRow():
                 self._observing = asyncio.create_task(self._observe())
             case BirthdayEnded():
-                self._burst.close()
+                self._close_birthday()
             case StopDialing():
                 self.close()
             case _:
@@ -114,7 +125,7 @@ class AttemptSockets:
     def close(self) -> None:
         """Reset what is under way; connections handed over stay.  Closing twice is fine."""
         self._dialer.close()
-        self._burst.close()
+        self._close_birthday()
         for task in (self._observing, self._taking):
             if task is not None:
                 task.cancel()
@@ -123,6 +134,22 @@ class AttemptSockets:
             for listener in self._later.listeners:
                 listener.close()
             self._later.port.close()
+
+    def hole(self, number: int) -> UdpSocket | None:
+        """Return the socket of a hole over UDP, None if it is not open."""
+        return None if self._holes is None else self._holes.socket(number)
+
+    def quic_at(self, number: int) -> QuicPort | None:
+        """Return what expects or begins connections by QUIC at a hole, from now on; None if that is not open.
+
+        A connection that stands when the holes are closed has the socket to itself.
+        """
+        udp = self.hole(number)
+        if self._holes is None or udp is None:
+            return None
+        quic = QuicPort(udp, tracer=self._trace)
+        self._holes.share(number, quic)
+        return quic
 
     async def wait_closed(self) -> None:
         """Wait until nothing of it runs, after `close`."""
@@ -160,6 +187,18 @@ class AttemptSockets:
             is_added=wanted.is_added,
             redials=0 if wanted.is_unseen and not wanted.low else REDIALS_PER_PHASE,
         )
+
+    def _open_udp_holes(self, numbers: range) -> None:
+        if self._on_hole is None:
+            return
+        if self._holes is None:
+            self._holes = UdpHoles(self._port.address[0], self._port.udp.opener_ttl, self._on_hole, tracer=self._trace)
+        self._holes.open(numbers)
+
+    def _close_birthday(self) -> None:
+        self._burst.close()
+        if self._holes is not None:
+            self._holes.close()
 
     def _ttl(self, *, low: bool) -> int | None:
         return self._port.udp.opener_ttl if low else None

@@ -29,12 +29,12 @@ from p2ptunnel.errors import (
 )
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.net.tcp import Listener, reset_close
-from p2ptunnel.net.udp import UdpDriver
+from p2ptunnel.net.udp import UdpDriver, UdpSocket
 from p2ptunnel.protocol.approach import Birthdays
 from p2ptunnel.protocol.caller import CallerAgent, CallerState
 from p2ptunnel.protocol.detour import OpenQuic, QuicRuledOut
 from p2ptunnel.protocol.intent import CallSigner
-from p2ptunnel.protocol.machine import Event
+from p2ptunnel.protocol.machine import Event, Hole
 from p2ptunnel.protocol.punch import (
     AnswerProved,
     CallFailed,
@@ -152,10 +152,11 @@ class Call(Generic[T]):
         quic = QuicPort(port.udp, tracer=self._trace)
         self._open_other = open_other
         later = NextRound(self._other_port, self._on_accepted, self._on_taken, self._on_burnt)
-        self._sockets = AttemptSockets(port, self._add, self._on_row, later, tracer=self._trace)
+        self._sockets = AttemptSockets(port, self._add, self._on_row, later, on_hole=self._on_hole, tracer=self._trace)
         self._tries = (tries or Tries()).call(port.server, port.address, lambda: self._sockets.records)
         self._quic = QuicCall(quic, self._keep, self._tries, self._trace)
         self._driver = UdpDriver(self._agent, port.udp, self._on_event, aside=quic)
+        self._driver.hole_of = self._hole_of
         port.serve(self._driver)
         self._listeners: tuple[Listener, ...] = ()
         self._connections: dict[int, Pipe] = {}
@@ -254,7 +255,8 @@ class Call(Generic[T]):
                 if self._tried is not None:
                     self._tell_rtt(self._tried)
             case OpenQuic():
-                self._quic.begin(event.conkey, self._agent.consent(event.remote), self._rtt)
+                at_hole = None if event.hole is None else self._sockets.quic_at(event.hole)
+                self._quic.begin(event.conkey, self._agent.consent(event.remote), self._rtt, at_hole)
             case QuicRuledOut():
                 self._quic.rule_out(event.reason)
             case Nominate():
@@ -266,6 +268,13 @@ class Call(Generic[T]):
 
     def _on_row(self, port: int | None) -> None:
         self._agent.observed(port, time.monotonic())
+        self._driver.wake()
+
+    def _hole_of(self, hole: Hole) -> UdpSocket | None:
+        return self._sockets.hole(hole.number)
+
+    def _on_hole(self, number: int, data: bytes, source: Address) -> None:
+        self._agent.receive_at_hole(Hole(self._agent.token, number), data, source, time.monotonic())
         self._driver.wake()
 
     async def _other_port(self) -> PunchPort | None:

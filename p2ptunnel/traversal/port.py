@@ -30,7 +30,7 @@ from p2ptunnel.net.dial import punch_socket
 from p2ptunnel.net.hops import Hops, opener_ttl
 from p2ptunnel.net.interfaces import global_ipv6, ipv4_networks, source_address
 from p2ptunnel.net.portmap import PortMapper
-from p2ptunnel.net.reflexive import TcpControl, observe_tcp, observe_udp
+from p2ptunnel.net.reflexive import Observation, TcpControl, observe_tcp, observe_udp
 from p2ptunnel.net.sockets import ANY_IPV4, ANY_IPV6, can_open_low, family_of, is_loopback
 from p2ptunnel.net.tcp import Listener
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
@@ -41,7 +41,7 @@ from p2ptunnel.protocol.nat import Habits, Mapping, NatProfile
 from p2ptunnel.protocol.punch import LocalView, own_candidates
 from p2ptunnel.trace import Tracer
 from p2ptunnel.transports.quic import can_quic
-from p2ptunnel.traversal.profile import observe_profile
+from p2ptunnel.traversal.profile import observe_over_udp, observe_profile
 from p2ptunnel.traversal.ways import Ways
 from p2ptunnel.types import Address, Candidate, ServerSpec, format_address
 from p2ptunnel.wire.messages import Message, encode
@@ -150,6 +150,7 @@ class PunchPort:
         self._opener = Opener()
         self._control_lost = asyncio.Event()
         self._seen_udp: Address | None = None
+        self._heard: Observation | None = None
         self.is_udp_silent = False
         self._driver: UdpDriver | None = None
         self._mapper: PortMapper | None = None
@@ -346,7 +347,13 @@ class PunchPort:
         elif self.web is None:
             self._nat, self._ports = await observe_profile(self.address, self.control)
             self._trace("traversal", "nat_seen", tcp=self._nat.tcp.kind, udp=self._nat.udp.kind)
+        else:
+            await self._observe_over_udp(self.control.others, self.control.rtt)
         return True
+
+    async def _observe_over_udp(self, others: tuple[Address, ...], rtt: float) -> None:
+        self._nat = await observe_over_udp(self.address, self.server, others, rtt)
+        self._trace("traversal", "nat_seen", tcp=self._nat.tcp.kind, udp=self._nat.udp.kind)
 
     async def _open_control(self, web: WebRoute | None, timeout: float) -> TcpControl:
         return await TcpControl.open(
@@ -386,11 +393,14 @@ class PunchPort:
             if not heard.is_set():
                 raise RendezvousTimeoutError(format_address(self.server), TRANSACTION_TIMEOUT) from None
             self._trace("traversal", "tcp_unobserved", server=format_address(self.server), reason="no answer")
+        if self.control is None and self._heard is not None:
+            await self._observe_over_udp(self._heard.others, self._heard.rtt)
 
     async def _hear(self, heard: asyncio.Event, patience: asyncio.Timeout) -> None:
         """Ask over UDP; once the server has answered, TCP gets only a little longer."""
         with contextlib.suppress(RendezvousError, OSError):  # then TCP alone must tell
-            self._seen_udp = (await observe_udp(self.address, self.server)).address
+            self._heard = await observe_udp(self.address, self.server)
+            self._seen_udp = self._heard.address
             heard.set()
             patience.reschedule(asyncio.get_running_loop().time() + CONTROL_GRACE)
 

@@ -1,5 +1,7 @@
 """How the NATs before a port map it, seen by all observers of one server.
 
+Where TCP gets to nobody but the server, or only through the web, it leads to no peer, and is not to be counted on.
+
 Rule: over each transport the questions leave in one order, from the port in question, so that a sequential NAT shows its steps.
 """
 
@@ -16,7 +18,7 @@ from p2ptunnel.net.reflexive import Observation, TcpControl, observe_tcp, observ
 from p2ptunnel.protocol.nat import Mapping, NatProfile, classify
 from p2ptunnel.types import Address
 
-__all__ = ["observe_profile"]
+__all__ = ["observe_over_udp", "observe_profile"]
 
 _PATIENCE: Final = 4  # round trips, for a handshake and a question: one observer that is out of reach holds up nobody for long
 
@@ -32,13 +34,39 @@ async def observe_profile(local: Address, control: TcpControl) -> tuple[NatProfi
     second = next((other for other in control.others if other[0] == first[0]), None)
     third = next((other for other in control.others if other[0] != first[0]), None)
     patience = max(PHASE_MIN, _PATIENCE * control.rtt)
-    over_tcp = [_seen_by(at, partial(observe_tcp, local[1], timeout=patience)) for at in (second, third)]
+    over_tcp = partial(observe_tcp, local[1], timeout=patience)
     asked = (first, second, third) if control.others else (None, None, None)
     over_udp = [_seen_by(at, partial(observe_udp, local, timeout=patience)) for at in asked]
-    *by_others, udp_1, udp_2, udp_3 = await asyncio.gather(*over_tcp, *over_udp)
-    tcp = (control.observed, *by_others)
-    nat = NatProfile(tcp=_mapping(*tcp), udp=_mapping(udp_1, udp_2, udp_3))
+    by_others = [_seen_by(at, over_tcp) for at in (second, third)]
+    tcp_2, tcp_3, *udp = await asyncio.gather(*by_others, *over_udp)
+    tcp = (control.observed, tcp_2, tcp_3)
+    nat = NatProfile(tcp=_mapping(*tcp), udp=_mapping(*udp))
+    if _is_hard(nat.udp) and udp[2] is not None and tcp_3 is None and await _seen_by(third, over_tcp) is None:
+        nat = NatProfile(tcp=Mapping("none"), udp=nat.udp)
     return nat, tuple(address[1] for address in tcp if address is not None)
+
+
+async def observe_over_udp(local: Address, server: Address, others: tuple[Address, ...], rtt: float) -> NatProfile:
+    """Return what the NATs do to a port from which TCP leads to no peer.
+
+    Args:
+        local: The port's address.
+        server: The first observer.
+        others: Where the others are.
+        rtt: Seconds to the first one and back.
+    """
+    second = next((other for other in others if other[0] == server[0]), None)
+    third = next((other for other in others if other[0] != server[0]), None)
+    patience = max(PHASE_MIN, _PATIENCE * rtt)
+    asked = (server, second, third) if others else (None, None, None)
+    seen = await asyncio.gather(*(_seen_by(at, partial(observe_udp, local, timeout=patience)) for at in asked))
+    udp = _mapping(*seen)
+    return NatProfile(tcp=Mapping("none" if _is_hard(udp) else "unknown"), udp=udp)
+
+
+def _is_hard(mapping: Mapping) -> bool:
+    """Tell whether nobody can know the next port: else TCP is tried whatever others say, since that costs little."""
+    return mapping.kind in {"adm", "rnd"}
 
 
 async def _seen_by(observer: Address | None, ask: Callable[[Address], Awaitable[Observation]]) -> Address | None:

@@ -44,9 +44,9 @@ class QuicCall:
         """Note why nothing is tried."""
         self._tries.quic().end("dead", reason)
 
-    def begin(self, conkey: str, consent: Consent, rtt: float | None) -> None:
-        """Connect, beside whatever else is tried."""
-        self._connecting = asyncio.create_task(self._connect(conkey, consent, rtt))
+    def begin(self, conkey: str, consent: Consent, rtt: float | None, port: QuicPort | None = None) -> None:
+        """Connect, beside whatever else is tried; from `port`, where that is another than the call's."""
+        self._connecting = asyncio.create_task(self._connect(port or self._port, conkey, consent, rtt))
 
     def cancel(self) -> None:
         """Give up what is not up yet."""
@@ -59,11 +59,11 @@ class QuicCall:
         if self._connecting is not None:
             await asyncio.gather(self._connecting, return_exceptions=True)
 
-    async def _connect(self, conkey: str, consent: Consent, rtt: float | None) -> None:
+    async def _connect(self, port: QuicPort, conkey: str, consent: Consent, rtt: float | None) -> None:
         remote = format_address(consent.remote)
         try:
             with self._tries.quic(consent.remote):
-                pipe = await self._port.connect(quic_name(conkey), consent, rtt)
+                pipe = await port.connect(quic_name(conkey), consent, rtt)
         except (OSError, MissingExtraError) as error:
             self._trace("traversal", "quic_failed", remote=remote, reason=str(error) or "no answer")
         else:
@@ -82,10 +82,15 @@ class QuicAnswers:
     def __init__(self, port: QuicPort, tracer: Tracer) -> None:
         self._port: Final = port
         self._trace: Final = tracer
-        self._names: Final[dict[str, bytes]] = {}  # of those who have not come, by token
+        self._names: Final[dict[str, list[tuple[QuicPort, bytes]]]] = {}  # of those who have not come, by token
         self._taking: Final[set[asyncio.Task[None]]] = set()
 
-    def expect(self, agent: CalleeAgent, on_up: Callable[[QuicPipe, CalleeAgent], Awaitable[None]]) -> None:
+    def expect(
+        self,
+        agent: CalleeAgent,
+        on_up: Callable[[QuicPipe, CalleeAgent], Awaitable[None]],
+        port: QuicPort | None = None,
+    ) -> None:
         """Be there, should the caller turn to QUIC, until it is forgotten: most callers come by TCP.
 
         It comes from where its probes came, or not at all, and has to answer a question there: a handshake is three times as
@@ -94,24 +99,27 @@ class QuicAnswers:
         Args:
             agent: Of the call.
             on_up: Makes a channel on a connection that has shown the call's conkey.
+            port: Where it may come as well; None: to the port of all calls.
         """
+        at = port or self._port
 
         def begin(first: bytes, source: Address) -> bool:
             if not agent.has_heard_from(source):
                 return False
-            del self._names[agent.token]
-            taking = asyncio.create_task(self._take(agent, first, source, on_up))
+            self.forget(agent.token)
+            taking = asyncio.create_task(self._take(at, agent, first, source, on_up))
             self._taking.add(taking)
             taking.add_done_callback(self._taking.discard)
             return True
 
-        name = self._names[agent.token] = quic_name(agent.conkey)
-        self._port.expect(name, begin)
+        name = quic_name(agent.conkey)
+        self._names.setdefault(agent.token, []).append((at, name))
+        at.expect(name, begin)
 
     def forget(self, token: str) -> None:
         """Expect the caller no more if it has not come by now: it has come otherwise, or the call is over."""
-        if (name := self._names.pop(token, None)) is not None:
-            self._port.forget(name)
+        for port, name in self._names.pop(token, ()):
+            port.forget(name)
 
     def cancel(self) -> None:
         """Expect nobody any more."""
@@ -126,12 +134,17 @@ class QuicAnswers:
         await asyncio.gather(*self._taking, return_exceptions=True)
 
     async def _take(
-        self, agent: CalleeAgent, first: bytes, source: Address, on_up: Callable[[QuicPipe, CalleeAgent], Awaitable[None]]
+        self,
+        port: QuicPort,
+        agent: CalleeAgent,
+        first: bytes,
+        source: Address,
+        on_up: Callable[[QuicPipe, CalleeAgent], Awaitable[None]],
     ) -> None:
         consent = agent.consent()
         consent.doubt(source, asyncio.get_running_loop().time())
         try:
-            pipe = await self._port.accept(quic_name(agent.conkey), consent, first)
+            pipe = await port.accept(quic_name(agent.conkey), consent, first)
         except (P2PTunnelError, OSError) as error:
             self._trace("traversal", "quic_failed", remote=format_address(source), reason=str(error) or "no handshake")
             return

@@ -17,7 +17,7 @@ import msgspec
 from p2ptunnel.addresses import canonical, scope_of
 from p2ptunnel.errors import ChannelClosedError, InvalidAddressError, P2PTunnelError
 from p2ptunnel.net.dial import DialRecord
-from p2ptunnel.protocol.birthday import BirthdayEnded
+from p2ptunnel.protocol.birthday import BirthdayEnded, OpenHoles, SendProbes
 from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.punch import AnswerProved, CallFailed, CallOffered, HoleOpened, PunchStarted
 from p2ptunnel.types import Address, CandidateKind, Path, clean, format_address
@@ -228,6 +228,9 @@ class CallTries:
         self._asking: Trying | None = None
         self._hole: Trying | None = None
         self._told: list[Trying] = []
+        self._guessing: Trying | None = None
+        self._counted = 0
+        self._sent = ""
 
     @property
     def dials(self) -> tuple[Try, ...]:
@@ -260,7 +263,17 @@ class CallTries:
                 self._hole = self._tries.begin("udp", "t=31", remote=event.peer, local=self._local, kind=kind)
             case HoleOpened():
                 rtt = "" if event.rtt is None else f", {event.rtt * _MS:.0f} ms there and back"
-                self._end(self._hole, "answered", f"UDP passes both ways{rtt}")
+                if self._guessing is None:
+                    self._end(self._hole, "answered", f"UDP passes both ways{rtt}")
+                else:
+                    found = f"UDP passes both ways with {format_address(event.remote)}{rtt}, {self._sent}"
+                    self._guessing.end("answered", found)
+            case OpenHoles(transport="udp"):
+                self._count("sockets", len(event.holes))
+            case SendProbes(transport="udp"):
+                self._count("guesses", len(event.ports))
+            case BirthdayEnded() if self._guessing is not None:
+                self._guessing.end("failed", f"{event.why}, {self._sent}")
             case BirthdayEnded():
                 entry = self._tries.begin("tcp", "birthday", local=self._local)
                 entry.end("failed", f"{event.why}, {event.probes} guesses" if event.probes else event.why)
@@ -289,8 +302,17 @@ class CallTries:
         self._tries.end_work()
         self._end(self._asking, "given up", "given up")
         self._end(self._hole, "silent", "no answer")
+        self._end(self._guessing, "given up", f"given up, {self._sent}")
         ended = tuple(self._dials())
         self._dials = lambda: ended
+
+    def _count(self, what: str, count: int) -> None:
+        """Note sockets or guesses of a birthday over UDP, which is one entry."""
+        if self._guessing is None:
+            self._guessing = self._tries.begin("udp", "UDP birthday", local=self._local)
+            self._told.append(self._guessing)
+        self._counted += count
+        self._sent = f"{self._counted} {what}"
 
     def _begin_asking(self, sent: str) -> Trying:
         return self._tries.begin("server", sent, remote=self._server, local=self._local)

@@ -26,6 +26,18 @@ def test_behind_a_firewall_for_one_port_only_that_one_is_reached(natlab: Lab) ->
         assert receive(observer) is None
 
 
+def test_behind_a_firewall_for_one_address_only_that_one_is_reached_over_tcp(natlab: Lab) -> None:
+    one, other = natlab.server.ips
+    host = natlab.site("symR", only_host=one).host
+    with Bench() as bench:
+        for address, answer in ((one, "open"), (other, "drop")):
+            bench.listener(natlab.server, address, 7000)
+            assert answer_to(bench.tcp(host), (address, 7000)) == answer
+        observer = bench.udp(natlab.server, other, 7000)
+        bench.udp(host).sendto(b"?", address_of(observer))
+        assert receive(observer) is not None
+
+
 def test_a_machine_with_ipv6_only_reaches_ipv6_and_nothing_else(natlab: Lab) -> None:
     host = natlab.site("v6_drop", ipv4=False).host
     assert (host.ips, str(host)) == ([], "<Host v6_drop-1-2 2001:db8:1::2>")

@@ -71,6 +71,7 @@ class Kind:
         udp: False blocks it.
         tcp: False blocks it (user only).
         only_port: The one TCP port that may be reached outside, as from behind a web proxy's firewall; 0 for all (kernel only).
+        only_host: The one address that TCP may reach outside: no peer, but a rendezvous server; empty for all (kernel only).
         ipv4: Whether hosts have IPv4 addresses; without, they have IPv6 only (kernel only).
         ipv6: Whether hosts have global IPv6 addresses, and how the firewall before them answers strangers.
         carrier: Name of a kind put above this one; empty for none.
@@ -96,6 +97,7 @@ class Kind:
     udp: bool = True
     tcp: bool = True
     only_port: int = 0
+    only_host: str = ""
     ipv4: bool = True
     ipv6: IPv6 = "none"
     carrier: str = ""
@@ -137,8 +139,8 @@ def _impossible(kind: Kind) -> str:
 def _impossible_for_user(kind: Kind) -> str:
     if kind.ipv6 != "none" or not kind.ipv4:
         return "a user-space NAT speaks IPv4 only"
-    if kind.only_port:
-        return "a user-space NAT lets out to every port"
+    if kind.only_port or kind.only_host:
+        return "a user-space NAT lets out to every port and address"
     return "a user-space NAT has no stack of its own to accept with" if kind.unsolicited == "accept" else ""
 
 

@@ -91,6 +91,8 @@ def _forward(kind: Kind) -> list[str]:
     rules = [] if kind.udp else ['meta l4proto udp oifname "wan" drop']
     if kind.only_port:
         rules.append(f'oifname "wan" tcp dport != {kind.only_port} ct state new drop')
+    if kind.only_host:
+        rules.append(f'oifname "wan" meta l4proto tcp ip daddr != {kind.only_host} ct state new drop')
     rules += [
         "ct state established,related accept",
         "ct state invalid drop",

@@ -6,7 +6,7 @@ from typing import Final
 
 from p2ptunnel.identity.judge import Judge
 from p2ptunnel.protocol.broker import Broker
-from p2ptunnel.protocol.machine import Event, Machine
+from p2ptunnel.protocol.machine import Event, Hole, Machine
 from p2ptunnel.testing.simnet.network import TTL, Host, Network
 from p2ptunnel.types import Address, Tag
 from p2ptunnel.wire.messages import Observed, RegisterExtra
@@ -48,11 +48,15 @@ class Driver:
             self._handle(event)
         for datagram in machine.datagrams_to_send():
             ttl = self.opener_ttl if datagram.opener else TTL
-            self.network.send_udp(self.host, datagram.data, datagram.destination, ttl=ttl, source_port=self._port)
+            source_port = self._port if datagram.hole is None else self.port_of(datagram.hole)
+            self.network.send_udp(self.host, datagram.data, datagram.destination, ttl=ttl, source_port=source_port)
         deadline = machine.next_deadline()
         if deadline is not None and (self._wake_at is None or deadline < self._wake_at):
             self._wake_at = deadline
             self._clock.call_at(deadline, self._wake)
+
+    def port_of(self, hole: Hole) -> int | None:
+        """Return the inside port of a hole over UDP; a server has none."""
 
     def _receive(self, data: bytes, source: Address) -> None:
         self._machine.receive_datagram(data, source, self._clock.now)

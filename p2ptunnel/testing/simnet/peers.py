@@ -12,8 +12,9 @@ from p2ptunnel.defaults import PREAMBLE_TIMEOUT
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.protocol.callee import AnswerApart, CalleeAgent, CalleePort, CalleeState, OtherPort
 from p2ptunnel.protocol.caller import CallerAgent
+from p2ptunnel.protocol.detour import OpenQuic
 from p2ptunnel.protocol.intent import CallSigner, IntentJudge
-from p2ptunnel.protocol.machine import Event
+from p2ptunnel.protocol.machine import Event, Hole
 from p2ptunnel.protocol.punch import CallFailed, ConnectionChosen, HoleOpened, LocalView, Nominate
 from p2ptunnel.protocol.rounds import Rounds
 from p2ptunnel.testing.simnet.driver import Credentials
@@ -54,6 +55,8 @@ class SimCaller(Side):
         failure: Why the call failed, None unless it has.
         ended_at: When it ended, one way or the other.
         has_hole: UDP passes both ways.
+        quic: What was to be begun by QUIC, which is not simulated; None: nothing.
+        quic_at: When.
     """
 
     def __init__(
@@ -85,6 +88,8 @@ class SimCaller(Side):
         self.failure: CallFailed | None = None
         self.ended_at: float | None = None
         self.has_hole = False
+        self.quic: OpenQuic | None = None
+        self.quic_at: float | None = None
         self._nominated: int | None = None
         super().__init__(self.agent, network, host, server, habits, port)
 
@@ -106,6 +111,11 @@ class SimCaller(Side):
     def row_seen(self, token: str, port: int) -> None:
         """Tell the agent."""
         self.agent.observed(port, self._clock.now)
+        self.flush()
+
+    def at_hole(self, hole: Hole, data: bytes, source: Address) -> None:
+        """Tell the agent."""
+        self.agent.receive_at_hole(hole, data, source, self._clock.now)
         self.flush()
 
     def port_taken(self, token: str, number: int, view: LocalView) -> None:
@@ -130,6 +140,8 @@ class SimCaller(Side):
                 self.failure, self.ended_at, self._nominated = event, self._clock.now, None
             case HoleOpened():
                 self.has_hole = True
+            case OpenQuic():
+                self.quic, self.quic_at = event, self._clock.now
             case ConnectionChosen():
                 self.ended_at = self._clock.now
             case _:
@@ -184,6 +196,12 @@ class Answering(Side):
         """Tell the agent of that call."""
         for agent in (agent for agent in self.agents if agent.token == token):
             agent.observed(port, self._clock.now)
+            self.flush()
+
+    def at_hole(self, hole: Hole, data: bytes, source: Address) -> None:
+        """Tell the agent of that call."""
+        for agent in (agent for agent in self.agents if agent.token == hole.token):
+            agent.receive_at_hole(hole, data, source, self._clock.now)
             self.flush()
 
     def port_taken(self, token: str, number: int, view: LocalView) -> None:

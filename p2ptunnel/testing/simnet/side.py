@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import count
 from typing import Final
 
@@ -10,8 +11,8 @@ import msgspec
 from p2ptunnel.defaults import BIRTHDAY_HOLES, PHASES, REDIAL_MAX, REDIAL_MIN, REDIALS_PER_PHASE
 from p2ptunnel.protocol.approach import Birthdays
 from p2ptunnel.protocol.birthday import BirthdayEnded, BirthdayGate, OpenHoles, SendProbes
-from p2ptunnel.protocol.machine import Event, Machine
-from p2ptunnel.protocol.nat import NatProfile, classify
+from p2ptunnel.protocol.machine import Event, Hole, Machine
+from p2ptunnel.protocol.nat import Mapping, NatProfile, classify
 from p2ptunnel.protocol.punch import Dial, LocalView, ObserveRow, PunchStarted, StopDialing, TakePort
 from p2ptunnel.testing.simnet.driver import Driver
 from p2ptunnel.testing.simnet.network import TTL, Host, Network
@@ -37,6 +38,8 @@ class Habits(msgspec.Struct, frozen=True, kw_only=True):
         phases: After so many, nothing new is dialled.
         redials: Refusals that are answered by another SYN, in each phase.
         sockets: How many it could have in a birthday.
+        has_tcp: TCP leads to others than the server, which the side knows.
+        can_quic: What the side says of itself: it can do QUIC.
         has_ports: It has a fresh port for a second round.
     """
 
@@ -48,6 +51,8 @@ class Habits(msgspec.Struct, frozen=True, kw_only=True):
     phases: int = PHASES
     redials: int = REDIALS_PER_PHASE
     sockets: int = BIRTHDAY_HOLES
+    has_tcp: bool = True
+    can_quic: bool = False
     has_ports: bool = True
 
 
@@ -60,8 +65,8 @@ def look_around(network: Network, host: Host, server: Address, habits: Habits, p
     told = tcp[0] if habits.tells_tcp_port else udp[0]
     candidates = (Candidate("srflx", "tcp", host.address, told), Candidate("srflx", "udp", host.address, udp[0]))
     over_tcp, over_udp = (classify(*[(host.address, port) for port in ports]) for ports in (tcp, udp))
-    nat = NatProfile(tcp=over_tcp, udp=over_udp)
-    return LocalView(candidates, network.rtt(host, server), habits.can_open_low, nat, tuple(tcp))
+    nat = NatProfile(tcp=over_tcp if habits.has_tcp else Mapping("none"), udp=over_udp)
+    return LocalView(candidates, network.rtt(host, server), habits.can_open_low, nat, tuple(tcp), habits.can_quic)
 
 
 def _udp_port(network: Network, host: Host, inside: int, observer: Address) -> int:
@@ -113,6 +118,7 @@ class Side(Driver):
         self._attempts: dict[str, _Attempt] = {}
         self._holes: dict[Socket, TcpStack] = {}
         self._ports = count(_FIRST_HOLE)
+        self._udp_holes: dict[Hole, int] = {}
         self._next: dict[str, TcpStack] = {}  # of the second round, by token
         self._dialled: dict[Socket, TcpStack] = {}  # from there
 
@@ -150,6 +156,13 @@ class Side(Driver):
     def received(self, socket: Socket, payload: str) -> None:
         """Take what the other side wrote."""
 
+    def port_of(self, hole: Hole) -> int | None:
+        """Return the inside port of a hole over UDP."""
+        return self._udp_holes.get(hole)
+
+    def at_hole(self, hole: Hole, data: bytes, source: Address) -> None:
+        """Take what has come to a hole over UDP."""
+
     def row_seen(self, token: str, port: int) -> None:
         """Tell the machine which port our NAT gave last."""
 
@@ -160,13 +173,15 @@ class Side(Driver):
         match event:
             case PunchStarted():
                 self._attempts[event.token] = _Attempt()
-                self.stack.listening = True
+                self.stack.listening = self._habits.has_tcp
             case Dial():
                 self._dial(event)
             case ObserveRow():
                 seen = tcp_port(self.network, self.host, next(self._ports), self._server)
                 wait = 2 * self.network.rtt(self.host, self._server)  # a handshake and a question
                 self._clock.call_later(wait, self.row_seen, event.token, seen)
+            case OpenHoles(transport="udp"):
+                self._open_udp_holes(event)
             case TakePort() if self._habits.has_ports:
                 number = next(self._ports)
                 self._next[event.token] = TcpStack(self.network, self.host, self, port=number)
@@ -175,6 +190,8 @@ class Side(Driver):
                 self._clock.call_later(0.0, self.port_taken, event.token, number, view)
             case OpenHoles():
                 self._open_holes(event)
+            case SendProbes(transport="udp"):
+                self.probes += len(event.ports)
             case SendProbes():
                 self._probe(event)
             case BirthdayEnded():
@@ -183,10 +200,12 @@ class Side(Driver):
                 self._stop(event.token)
             case _:
                 pass
-        self.most_open = max(self.most_open, len(self.sockets))
+        self.most_open = max(self.most_open, len(self.sockets) + len(self._udp_holes))
 
     def _dial(self, event: Dial) -> None:
         attempt = self._attempts[event.token]
+        if not self._habits.has_tcp:
+            return
         if event.is_added:
             attempt.redials |= dict.fromkeys(event.targets, self._habits.redials)
             for target in event.targets:
@@ -230,6 +249,12 @@ class Side(Driver):
             assert socket is not None
             self._holes[socket] = stack
 
+    def _open_udp_holes(self, event: OpenHoles) -> None:
+        for number in event.holes:
+            hole, port = Hole(event.token, number), next(self._ports)
+            self._udp_holes[hole] = port
+            self.host.more_udp[port] = partial(self.at_hole, hole)
+
     def _probe(self, event: SendProbes) -> None:
         self.probes += len(event.ports)
         for port in event.ports:
@@ -242,6 +267,9 @@ class Side(Driver):
             self.stack.reset(socket)
 
     def _close_holes(self) -> None:
+        for port in self._udp_holes.values():
+            del self.host.more_udp[port]
+        self._udp_holes.clear()
         for socket, stack in self._holes.items():
             if socket.state != "established":
                 stack.reset(socket)

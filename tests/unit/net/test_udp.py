@@ -10,7 +10,7 @@ import pytest
 
 from p2ptunnel.errors import BindError, InvalidAddressError
 from p2ptunnel.net.udp import UdpDriver, UdpSocket
-from p2ptunnel.protocol.machine import Datagram, Event, MachineBase
+from p2ptunnel.protocol.machine import Datagram, Event, Hole, MachineBase
 from p2ptunnel.trace import TraceEvent, Tracer
 from p2ptunnel.types import Address
 from tests.helpers import run
@@ -357,6 +357,36 @@ def test_opener_leaves_with_its_ttl_and_the_next_datagram_with_the_usual_one() -
         [(_, _, ttl)] = other.recvmsg(16, 64)[1]
         assert [*ttls, int.from_bytes(ttl, "little")] == [4, usual, 7]
         udp.close()
+
+
+def test_what_is_for_a_hole_leaves_from_there_and_nothing_from_one_that_is_closed() -> None:
+    async def main() -> None:
+        async with Pair() as pair:
+            hole = UdpSocket(LOOPBACK)
+            pair.driver.hole_of = {Hole("token", 1): hole}.get
+            for number in (2, 1):
+                pair.machine._datagrams.append(Datagram(b"%d" % number, pair.other_address, hole=Hole("token", number)))
+            pair.driver.wake()
+            pair.machine.say(b"own", pair.other_address)
+            pair.driver.wake()
+            came = {}
+            for _ in range(2):
+                data, source = await asyncio.get_running_loop().sock_recvfrom(pair.other, 2048)
+                came[data] = source
+            assert came == {b"1": hole.address, b"own": pair.address}
+            hole.close()
+
+    run(main())
+
+
+def test_a_driver_that_knows_of_no_hole_sends_nothing_for_one() -> None:
+    async def main() -> None:
+        async with Pair() as pair:
+            pair.machine._datagrams.append(Datagram(b"x", pair.other_address, hole=Hole("token", 1)))
+            pair.driver.wake()
+            assert pair.driver.udp.sent == 0
+
+    run(main())
 
 
 def test_opener_whose_ttl_the_system_refuses_is_not_sent_at_all() -> None:

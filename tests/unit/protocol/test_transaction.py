@@ -8,7 +8,7 @@ import random
 import pytest
 
 from p2ptunnel.defaults import ANSWER_MEMORY, TRANSACTION_TIMEOUT
-from p2ptunnel.protocol.machine import Datagram
+from p2ptunnel.protocol.machine import Datagram, Hole
 from p2ptunnel.protocol.transaction import AnswerMemory, Requester
 from tests.unit.protocol.actors import SERVER, STRANGER
 
@@ -38,6 +38,15 @@ def test_the_first_send_is_the_datagram_itself() -> None:
     requester = Requester(random.Random(1))
     assert requester.send(4, 7, b"question", SERVER, 0.0) == Datagram(b"question", SERVER)
     assert len(requester) == 1
+
+
+def test_what_left_from_a_hole_is_repeated_from_there() -> None:
+    requester, hole = Requester(random.Random(1)), Hole("a-token", 7)
+    assert requester.send(31, 7, b"probe", SERVER, 0.0, hole=hole) == Datagram(b"probe", SERVER, hole=hole)
+    assert requester.due(1.0)[0] == [Datagram(b"probe", SERVER, hole=hole)]
+    request = requester.answered(31, 7)
+    assert request is not None
+    assert request.hole == hole
 
 
 def test_repetitions_grow_by_half_up_to_a_second_and_end_with_the_transaction() -> None:

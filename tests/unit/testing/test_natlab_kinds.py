@@ -69,7 +69,8 @@ def test_a_changed_kind_keeps_the_rest() -> None:
         ("pr", {"tcp": False}, "a kernel cannot do tcp=False"),
         ("pr", {"ipv4": False}, "a machine with neither IPv4 nor IPv6 has no network"),
         ("noSO", {"ipv4": False}, "a user-space NAT speaks IPv4 only"),
-        ("noSO", {"only_port": 443}, "a user-space NAT lets out to every port"),
+        ("noSO", {"only_port": 443}, "a user-space NAT lets out to every port and address"),
+        ("noSO", {"only_host": "203.0.113.1"}, "a user-space NAT lets out to every port and address"),
         ("pub", {"only_port": 443}, "a host without a router cannot do only_port=443"),
         ("pub", {"tcp": False}, "a host without a router cannot do tcp=False"),
         ("pubfw", {"mapping": "address-dependent"}, "a host without a router cannot do mapping='address-dependent'"),
@@ -82,7 +83,14 @@ def test_what_no_router_can_do_is_refused(kind: str, changes: dict[str, Any], te
 
 def test_a_nat_takes_the_words_of_a_kind() -> None:
     shared = {field.name for field in dataclasses.fields(NatSettings)} - {"wan_address", "lan_address"}
-    assert shared == {field.name for field in dataclasses.fields(Kind)} - {"router", "ipv4", "ipv6", "only_port", "carrier"}
+    assert shared == {field.name for field in dataclasses.fields(Kind)} - {
+        "router",
+        "ipv4",
+        "ipv6",
+        "only_port",
+        "only_host",
+        "carrier",
+    }
 
 
 def test_a_site_can_change_all_that_a_link_does() -> None:

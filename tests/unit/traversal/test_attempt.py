@@ -14,14 +14,18 @@ from p2ptunnel.errors import BindError
 from p2ptunnel.net import dial as dial_module
 from p2ptunnel.net.tcp import How
 from p2ptunnel.protocol.birthday import BirthdayEnded, OpenHoles, SendProbes
+from p2ptunnel.protocol.machine import Event
 from p2ptunnel.protocol.punch import Dial, ObserveRow, StopDialing, TakePort
 from p2ptunnel.server import Rendezvous
 from p2ptunnel.trace import TraceEvent, Tracer
+from p2ptunnel.transports.quic import QuicPipe
+from p2ptunnel.transports.quicport import quic_name
 from p2ptunnel.traversal import attempt as module
 from p2ptunnel.traversal.attempt import AttemptSockets, NextRound
 from p2ptunnel.traversal.port import OpenerTtl, PunchPort, take_number
 from p2ptunnel.types import Address, ServerSpec
 from tests.helpers import run
+from tests.helpers.quic import CONKEY, Port, new_consents
 from tests.helpers.turns import descriptors, settle
 from tests.unit.traversal.wires import LOOPBACK
 
@@ -33,7 +37,8 @@ class Attempt:
         self.up: list[tuple[socket.socket, Address, How]] = []
         self.rows: list[int | None] = []
         self._changed = asyncio.Event()
-        self.sockets = AttemptSockets(port, self._connected, self._on_row)
+        self.holes: list[tuple[int, bytes]] = []
+        self.sockets = AttemptSockets(port, self._connected, self._on_row, on_hole=self._on_hole)
 
     def _connected(self, sock: socket.socket, remote: Address, how: How) -> None:
         self.up.append((sock, remote, how))
@@ -43,8 +48,12 @@ class Attempt:
         self.rows.append(port)
         self._changed.set()
 
+    def _on_hole(self, number: int, data: bytes, _: Address) -> None:
+        self.holes.append((number, data))
+        self._changed.set()
+
     async def until(self, count: int) -> None:
-        while len(self.up) + len(self.rows) < count:
+        while len(self.up) + len(self.rows) + len(self.holes) < count:
             self._changed.clear()
             await self._changed.wait()
 
@@ -122,6 +131,59 @@ def test_the_end_of_a_birthday_closes_its_sockets_and_no_others() -> None:
                     assert descriptors() <= before + 1
                     made.sockets.take(StopDialing("token"))
                     assert descriptors() == before
+
+    run(main())
+
+
+@pytest.mark.parametrize("end", [BirthdayEnded("chosen", token="token"), StopDialing("token")])
+def test_holes_over_udp_take_what_comes_and_are_closed_with_their_birthday(end: Event) -> None:
+    async def main() -> None:
+        async with attempt() as (made, port):
+            before = descriptors()
+            made.sockets.take(OpenHoles(range(1), LOOPBACK, "udp", low=False, token="token"))
+            made.sockets.take(OpenHoles(range(1, 9), LOOPBACK, "udp", low=True, token="token"))
+            made.sockets.take(SendProbes("127.0.0.1", (9,), "udp", 5.0, "token"))  # leaves with the agent's datagrams
+            assert descriptors() == before + 9
+            hole = made.sockets.hole(7)
+            assert hole is not None
+            assert hole.opener_ttl == port.udp.opener_ttl
+            port.udp.send(b"hello", hole.address)
+            await made.until(1)
+            assert made.holes == [(7, b"hello")]
+            made.sockets.take(end)
+            assert descriptors() == before
+            assert made.sockets.hole(7) is None
+            assert made.sockets.quic_at(7) is None
+
+    run(main())
+
+
+def test_a_connection_at_a_hole_outlives_the_others() -> None:
+    async def main() -> None:
+        async with attempt() as (made, _):
+            made.sockets.take(OpenHoles(range(9), LOOPBACK, "udp", low=True, token="token"))
+            quic, hole = made.sockets.quic_at(3), made.sockets.hole(3)
+            assert quic is not None
+            assert hole is not None
+            far = Port()
+            near, other = new_consents(hole.address, far.address)
+            before = descriptors()
+
+            def begin(first: bytes, _: Address) -> bool:
+                accepting.append(asyncio.ensure_future(far.quic.accept(quic_name(CONKEY), other, first)))
+                return True
+
+            accepting: list[asyncio.Future[QuicPipe]] = []
+            far.quic.expect(quic_name(CONKEY), begin)
+            pipe = await quic.connect(quic_name(CONKEY), near, None)
+            there = await accepting[0]
+            made.sockets.take(BirthdayEnded("chosen", token="token"))
+            assert descriptors() == before - 8
+            assert pipe.path.local == hole.address
+            pipe.abort()
+            there.abort()
+            await settle(before - 9)
+            far.driver.close()
 
     run(main())
 

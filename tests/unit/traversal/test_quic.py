@@ -113,6 +113,34 @@ def test_before_who_seems_to_ask_has_answered_itself_it_gets_one_question_and_no
     run(scenario())
 
 
+def test_expected_at_two_ports_it_comes_to_one_and_is_expected_nowhere_else() -> None:
+    async def scenario() -> None:
+        async with quic_ports() as (near, far), quic_ports() as (other, _):
+            called = Called(near, far)
+            called.answers.expect(called.agent, called._on_up, other.quic)
+            assert far.quic._expected.keys() == other.quic._expected.keys() != set()
+            called.probe(31, near.address)
+            pipe = await called.connecting
+            assert (far.quic._expected, other.quic._expected) == ({}, {})
+            pipe.abort()
+            await called.close()
+
+    run(scenario())
+
+
+def test_forgotten_it_is_expected_nowhere() -> None:
+    async def scenario() -> None:
+        async with quic_ports() as (near, far), quic_ports() as (other, _):
+            called = Called(near, far)
+            called.answers.expect(called.agent, called._on_up, other.quic)
+            for _ in range(2):
+                called.answers.forget(TOKEN)
+                assert (far.quic._expected, other.quic._expected) == ({}, {})
+            await called.close()
+
+    run(scenario())
+
+
 def test_places_of_a_caller_are_remembered_without_being_kept_for_ever() -> None:
     agent = called_from(("198.51.100.7", 50000))
     places = [("198.51.100.7", 50000 + number) for number in range(100)]

@@ -10,6 +10,7 @@ import pytest
 from p2ptunnel.errors import ChannelClosedError, ChannelLostError, NoPathError
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.net.dial import DialRecord
+from p2ptunnel.protocol.birthday import BirthdayEnded, OpenHoles, SendProbes
 from p2ptunnel.protocol.punch import AnswerProved, CallFailed, CallOffered, HoleOpened, PunchStarted
 from p2ptunnel.traversal.tries import CallTries, Outcome, Tries, Try
 from p2ptunnel.types import Address, CandidateKind, Path
@@ -98,6 +99,41 @@ def test_a_call_is_told_step_by_step_with_the_time_of_each(world: World) -> None
         ("tcp", pytest.approx(100), pytest.approx(200), "connected", ""),
     ]
     assert {each.kind for each in world.tries.all if each.way in {"udp", "tcp"}} == {"srflx"}
+
+
+def test_a_birthday_over_udp_is_one_line_with_all_its_sockets(world: World) -> None:
+    call = world.call()
+    call.start()
+    call.note(PunchStarted(TOKEN, PEER))
+    at(world, 300)
+    call.note(OpenHoles(range(1), PEER, "udp", low=False, token=TOKEN))
+    call.note(OpenHoles(range(1, 33), PEER, "udp", low=True, token=TOKEN))
+    at(world, 900)
+    call.note(HoleOpened(TOKEN, PEER, 0.1))
+    call.note(BirthdayEnded("chosen", token=TOKEN))
+    call.close()
+    found = "UDP passes both ways with 198.51.100.7:40001, 100 ms there and back, 33 sockets"
+    assert ("udp", pytest.approx(300), pytest.approx(900), "answered", found) in world.told()
+    assert ("udp", 0, pytest.approx(900), "silent", "no answer") in world.told()  # the port that was seen was not it
+    assert call.lines == ()
+
+
+def test_one_that_has_missed_says_how_many_guesses_it_had(world: World) -> None:
+    call = world.call()
+    call.start()
+    for _ in range(2):
+        call.note(SendProbes(PEER[0], (40_001, 40_002), "udp", 0.3, TOKEN))
+    call.note(BirthdayEnded("every guess was wrong", token=TOKEN))
+    call.close()
+    assert call.lines == ("UDP birthday: every guess was wrong, 4 guesses",)
+
+
+def test_one_that_was_not_waited_for_was_given_up(world: World) -> None:
+    call = world.call()
+    call.start()
+    call.note(SendProbes(PEER[0], (40_001,), "udp", 0.3, TOKEN))
+    call.close()
+    assert ("udp", 0, 0, "given up", "given up, 1 guesses") in world.told()
 
 
 def test_the_dials_of_a_second_round_are_told_with_the_port_that_they_leave_from(world: World) -> None:
