@@ -144,6 +144,8 @@ async def connect_session(
         began = asyncio.get_running_loop().time()
         conkey = await selected(channel, tag, peer_key, pipe.path, selector)
         took = asyncio.get_running_loop().time() - began
+        if tracer is not None:
+            tracer("session", "handshake_done", tag=tag, path=pipe.path.kind, seconds=round(took, 3))
         async with beginning.turn:
             if beginning.session is None:
                 endpoint, first, behind = _begun(beginning, options)
