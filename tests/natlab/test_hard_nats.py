@@ -101,8 +101,9 @@ def test_when_routers_have_forgotten_a_round_that_has_missed_the_next_one_connec
     with homes(natlab, tmp_path, ("symR", "pr")) as (caller, _, server):
         events: list[TraceEvent] = []
         assert call(caller, tmp_path, server, events, times=3)
-        sources = {event.facts["local"] for event in events if event.name == "burst_ended"}
-        assert len(sources) == [event.name for event in events].count("BirthdayEnded")
+        names = [event.name for event in events]
+        assert names.count("BirthdayEnded") > 1
+        assert names.count("burst_ended") == 1  # over TCP; the next one is over UDP, should the NAT refuse SYNs that cross
 
 
 def test_where_both_ports_are_random_nobody_guesses(natlab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
