@@ -119,6 +119,7 @@ def _warm_rows(warm: Warm, calls: Sequence[WarmCall], confirm: str) -> list[str]
     rows = (
         ("`connect` has returned", [call.connected for call in calls], None),
         ("the first byte is at the callee", [call.first_byte for call in calls], warm.first_byte_goal),
+        ("the callee's key is seen on a direct path", [call.proved for call in calls], warm.proved_goal),
         ("a direct path is in use", [call.direct_after for call in calls], warm.direct_goal),
     )
     return [_warm_row(name, confirm, values, goal) for name, values, goal in rows]

@@ -128,6 +128,7 @@ STREAMS_MAX: Final = 1024  # of one peer
 SERVICE_MAX_BYTES: Final = 200  # a service name in UTF-8
 CONNECT_TIMEOUT: Final = 15.0
 GIVE_UP_GRACE: Final = 0.25  # for which a connect that is cancelled waits until the peer knows
+TAKE_OVER_PATIENCE: Final = 1.0  # until the peer has answered where the session moves at once; twice the handshake, if longer
 CLOSE_GRACE: Final = 2.0
 SESSION_TICK: Final = 1.0  # how soon a peer that is no longer admitted is cut off, and how often the path is looked at
 PING_ACTIVE: Final = 0.4  # of silence on a channel, while bytes move or wait for their acknowledgement

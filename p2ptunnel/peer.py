@@ -289,7 +289,8 @@ class Peer:
         """Open a stream to a service of a peer: authenticated, encrypted, usable when this returns.
 
         Streams to one peer share one connection: over the server's relay where that is up first, and over a direct path as
-        soon as there is one, without a break.  Cancelling leaves nothing open on either side.
+        soon as there is one, without a break.  Cancelling leaves nothing open on either side.  Where the answer to the first
+        greeting does not come in three seconds, the peer may be asked once more by another way: it sees the first stream reset.
 
         Args:
             tag: The peer's; its key must be pinned.

@@ -330,7 +330,7 @@ async def _ask(server: str, timeout: float, profile: Profile | None) -> Finding:
         if profile is not None:
             await _register(server, profile)
     except P2PTunnelError as error:
-        return Finding("server", "fail", f"{name}: {error}", error.hint)
+        return Finding("server", "fail", f"{name}: {str(error).removeprefix(f'{name} ')}", error.hint)
     if report.through_web:
         text = f"{name} answers in {(report.rtt or 0.0) * 1000:.0f} ms; {report.verdict}"
         fix = f"Let UDP and TCP to port {report.server[1]} of it through the firewalls on the way, for direct connections."

@@ -152,6 +152,8 @@ class PathChooser:
         self._contest: _Contest | None = None
         self._hoped_for: int | None = None  # link of a better tier than the one in use
         self._switched_at = -math.inf  # voluntarily
+        self._switched_before = -math.inf
+        self._is_wary = False  # a path that was to take over at once has not answered: the next one is measured first
 
     @property
     def contender(self) -> int | None:
@@ -184,12 +186,13 @@ class PathChooser:
             return self._escape(active, others, now)
         self._current = active.name
         self._used.add(active.link)
+        self._is_wary &= active.tier is Tier.RELAY
         return None if active.health is Health.STALLED else self._improve(active, others, now)
 
     def takes_over(self, fresh: PathCandidate, candidates: Sequence[PathCandidate], now: float) -> bool:
         """Tell whether a path that is just coming up is moved to at once: the first one that needs no relay.
 
-        Whoever asks is expected to move: yes counts as a switch.
+        Whoever asks is expected to move, or to say that it could not: yes counts as a switch.
 
         Args:
             fresh: Its handshake was its first round trip.
@@ -197,7 +200,7 @@ class PathChooser:
             now: Monotonic seconds.
         """
         active = next((each for each in candidates if each.is_active), None)
-        if active is None or active.health is not Health.UP or not self._is_first_direct(active, fresh):
+        if self._is_wary or active is None or active.health is not Health.UP or not self._is_first_direct(active, fresh):
             return False
         if (
             self.waits_until(fresh.name) > now
@@ -205,8 +208,13 @@ class PathChooser:
             or _target(active, [fresh]) is not fresh
         ):
             return False
-        self._switched_at = now
+        self._switched_before, self._switched_at = self._switched_at, now
         return True
+
+    def has_not_taken_over(self) -> None:
+        """Count the last one as no switch, since the peer did not answer there, and be wary of the next."""
+        self._switched_at = self._switched_before
+        self._is_wary = True
 
     # --- what must be -------------------------------------------------------------------------------------------------
 

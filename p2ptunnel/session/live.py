@@ -312,8 +312,14 @@ class Session:
         self.settle(stream.stream_id)
         return stream
 
+    def begin(self, first: FirstStream) -> None:
+        """Open the stream that the session was begun for, if that was not asked for behind HELLO."""
+        first.ask(self._mux, self._loop.time())
+        self._give(first)
+        self.settle(first.stream_id)
+
     def _give(self, first: FirstStream) -> None:
-        """Hand over the stream that was asked for behind HELLO."""
+        """Hand over the stream that was asked for."""
         stream = self._opened(first.stream_id, first.service)
         stream.on_asked = first.on_asked
         first.give(stream)
@@ -381,6 +387,10 @@ class Session:
             round_trip: Seconds that its handshake took.
         """
         return self._is_caller and self.error is None and self._standbys.takes_over(path, round_trip, self._loop.time())
+
+    def has_not_taken_over(self) -> None:
+        """Learn that the peer did not answer on that channel, which is withdrawn."""
+        self._standbys.has_not_taken_over()
 
     def is_carried_by(self, number: int) -> bool:
         """Tell whether what we send goes over this channel."""

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Final, TypeAlias
 
 from p2ptunnel.abc import Pipe
-from p2ptunnel.defaults import GIVE_UP_GRACE, HANDSHAKE_TIMEOUT
+from p2ptunnel.defaults import GIVE_UP_GRACE, HANDSHAKE_TIMEOUT, TAKE_OVER_PATIENCE
 from p2ptunnel.errors import AuthenticationError, ChannelClosedError, ChannelLostError
 from p2ptunnel.identity.acl import Access
 from p2ptunnel.identity.keys import Identity, PublicKey
@@ -70,24 +70,36 @@ class Beginning:
     def abort(self, reason: str = "") -> None:
         """End nothing: that one way is not wanted any more is no reason to end what another one may have begun."""
 
-    def ask(self, mux: Mux, now: float) -> None:
-        """Have the mux of the session say what does not have to wait for the peer's answer."""
-        for ticket in self._tickets:
-            mux.show(ticket)
-        if self.first is not None:
-            self.first.ask(mux, now)
+    def ask(self, mux: Mux, now: float) -> FirstStream | None:
+        """Have the mux of the session ask for the first stream, if that is to go behind HELLO; return it.
 
-    @contextlib.asynccontextmanager
-    async def patience(self) -> AsyncGenerator[None]:
-        """Limit the time for which a channel has the turn: a way that goes silent must not keep a good one from beginning."""
-        limit = asyncio.timeout(_TURN)
-        try:
-            async with limit:
-                yield
-        except TimeoutError as error:
-            if limit.expired():
-                raise ChannelLostError(f"HELLO was not answered in {_TURN:g} s") from error
-            raise
+        Where there are tickets it waits for them, and they for ACCEPT: whoever has stolen the peer's TLS key could read them
+        before.
+        """
+        if self.first is None or self._tickets:
+            return None
+        self.first.ask(mux, now)
+        return self.first
+
+    def go_on(self, session: Session) -> None:
+        """Show and ask for what has waited for ACCEPT."""
+        for ticket in self._tickets:
+            session.show(ticket)
+        if self.first is not None and self.first.stream is None:
+            session.begin(self.first)
+
+
+@contextlib.asynccontextmanager
+async def _answered_in(seconds: float | None) -> AsyncGenerator[None]:
+    """Limit the time for which a peer may leave HELLO unanswered; None: its time is that of the whole handshake."""
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError as error:
+        if limit.expired():
+            raise ChannelLostError(f"HELLO was not answered in {seconds:g} s") from error
+        raise
 
 
 async def connect_session(
@@ -103,7 +115,8 @@ async def connect_session(
 ) -> Session:
     """Open a session as the caller: preamble, TLS, HELLO, ACCEPT, in at most 5 s; or join the one that has begun beside us.
 
-    What the session is begun for follows HELLO at once: the peer has proved its key by then, and judges it when it knows ours.
+    What the session is begun for follows HELLO at once: TLS has been finished with the peer's key, and it judges when it knows
+    ours.
 
     The pipe is spent, whatever happens.
 
@@ -131,11 +144,13 @@ async def connect_session(
         began = asyncio.get_running_loop().time()
         conkey = await selected(channel, tag, peer_key, pipe.path, selector)
         took = asyncio.get_running_loop().time() - began
+        if tracer is not None:
+            tracer("session", "handshake_done", tag=tag, path=pipe.path.kind, seconds=round(took, 3))
         async with beginning.turn:
             if beginning.session is None:
-                endpoint, behind = _begun(beginning, options)
+                endpoint, first, behind = _begun(beginning, options)
                 try:
-                    async with beginning.patience():
+                    async with _answered_in(_TURN):  # a way that goes silent must not keep a good one from beginning
                         granted = await greet(channel, identity, tag, peer_key, conkey, behind=behind)
                 except BaseException:
                     await _say_goodbye(channel, endpoint)
@@ -151,8 +166,9 @@ async def connect_session(
                     options=options,
                     tracer=tracer,
                     endpoint=endpoint,
-                    first=beginning.first,
+                    first=first,
                 )
+                beginning.go_on(beginning.session)
                 return beginning.session
         if pipe.path.kind == "relay":  # nobody waits for that any more
             channel.abort()
@@ -161,13 +177,13 @@ async def connect_session(
         return beginning.session
 
 
-def _begun(beginning: Beginning, options: SessionOptions) -> tuple[Endpoint, bytes]:
-    """Return our end of a session that is about to begin, and what to send behind HELLO."""
+def _begun(beginning: Beginning, options: SessionOptions) -> tuple[Endpoint, FirstStream | None, bytes]:
+    """Return our end of a session that is about to begin, what was asked for in it, and what to send behind HELLO."""
     now = asyncio.get_running_loop().time()
     endpoint = options.endpoint(is_caller=True, now=now)
     number = endpoint.begin(now)
-    beginning.ask(endpoint.mux, now)
-    return endpoint, bytes(endpoint.data_to_send(number, now))
+    first = beginning.ask(endpoint.mux, now)
+    return endpoint, first, bytes(endpoint.data_to_send(number, now))
 
 
 async def _say_goodbye(channel: Channel, endpoint: Endpoint) -> None:
@@ -187,20 +203,30 @@ async def _add(session: Session, channel: Channel, pipe: Pipe, identity: Identit
     The first that needs no relay takes over, and asks for that behind HELLO.
     """
     if session.takes_over(pipe.path, took):
-        return await _go_over(session, channel, pipe, identity, selector)
+        try:
+            return await _go_over(session, channel, pipe, identity, selector, patience=max(TAKE_OVER_PATIENCE, 2 * took))
+        except BaseException:
+            session.has_not_taken_over()
+            raise
     await greet(channel, identity, session.tag, session.peer_key, selector, session=session.session_id)
     return session.stand_by(channel, pipe.path)
 
 
-async def _go_over(session: Session, channel: Channel, pipe: Pipe, identity: Identity, selector: bytes) -> int:
-    """Greet, and ask the peer to go on over this channel; return its number."""
+async def _go_over(
+    session: Session, channel: Channel, pipe: Pipe, identity: Identity, selector: bytes, *, patience: float | None = None
+) -> int:
+    """Greet, and ask the peer to go on over this channel; return its number.
+
+    The peer moves when it is asked: where its answer does not come in `patience` seconds, it is asked back.
+    """
     try:
         number, behind = await session.join()  # only now: whoever joins keeps the others waiting
     except ChannelClosedError:  # the session ended meanwhile
         channel.abort()
         raise
     try:
-        await greet(channel, identity, session.tag, session.peer_key, selector, session=session.session_id, behind=behind)
+        async with _answered_in(patience):
+            await greet(channel, identity, session.tag, session.peer_key, selector, session=session.session_id, behind=behind)
         session.adopt(channel, pipe.path, number)
     except BaseException:
         session.withdraw(number)

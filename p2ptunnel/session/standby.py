@@ -63,6 +63,10 @@ class Standbys:
         fresh = _fresh(path, link=_NO_LINK_YET, rtt=round_trip, heard_at=now, round_trips=1)
         return self._chooser.takes_over(fresh, [self._candidate(leg) for leg in self._legs.values()], now)
 
+    def has_not_taken_over(self) -> None:
+        """Learn that the peer did not answer there."""
+        self._chooser.has_not_taken_over()
+
     def is_healthy(self, number: int | None) -> bool:
         """Tell whether a channel is up and in no doubt; a peer that stands still is none of the channel's fault."""
         if number is None or number not in self._legs:

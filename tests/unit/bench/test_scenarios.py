@@ -12,7 +12,7 @@ from p2ptunnel.testing.natlab.scenarios import Calls, Switch, Transfer, Warm, Wa
 MACHINE = Machine("A processor", 2, 3.8, "Linux 6.1", "3.11.7", "OpenSSL 3.0.19", 0.25, "2001-02-03")
 OPTIONS = Namespace(attempts=2, at_once=4, patience=12.0, size=200, names=())
 DIRECT, FAILED = Attempt(0.8, "direct tcp", first_byte=0.9, direct_after=0.8), Attempt(5.0, "", "NoPathError: nothing works")
-WARM = Warm("warm", "two homes", (WarmCall(0.4, 0.45, 0.66),), (WarmCall(error="EOFError: "),), 0.315, 0.35)
+WARM = Warm("warm", "two homes", (WarmCall(0.4, 0.45, 0.6, 0.66),), (WarmCall(error="EOFError: "),), 0.315, 0.35, 0.45)
 SWITCH = Switch("the direct path opens", "direct tcp", at=4.7, seconds=0.85, pause=0.54)
 
 
@@ -33,7 +33,7 @@ def test_where_no_call_failed_none_is_told_of_and_what_did_not_come_has_no_time(
 def test_warm_calls_stand_beside_their_goals() -> None:
     page = render_page([WARM], MACHINE, OPTIONS)
     assert "| the first byte is at the callee | True | 450 ms | 450 ms | 450 ms | 1 of 1 | 315 ms |\n" in page
-    assert "| a direct path is in use | True | 660 ms | 660 ms | 660 ms | 1 of 1 | 350 ms |\n" in page
+    assert "| a direct path is in use | True | 660 ms | 660 ms | 660 ms | 1 of 1 | 450 ms |\n" in page
     assert "| `connect` has returned | False | - | - | - | 0 of 1 |  |\n" in page
 
 

@@ -326,3 +326,13 @@ def test_a_path_that_died_too_often_is_not_gone_back_to_at_once() -> None:
     assert chooser.waits_until(dead.name) > now
     assert not chooser.takes_over(dead, [active(1, Tier.RELAY)], now)
     assert chooser.takes_over(candidate(0), [active(1, Tier.RELAY)], now)  # another one does
+
+
+def test_one_that_did_not_answer_counts_as_no_switch_and_the_next_is_measured_first() -> None:
+    chooser, relayed = PathChooser(), [active(1, Tier.RELAY)]
+    assert chooser.takes_over(candidate(0), relayed, NOW)
+    chooser.has_not_taken_over()
+    assert not chooser.takes_over(candidate(0), relayed, NOW + 1)
+    assert chooser.choose([active(1, Tier.RELAY), candidate(2)], NOW + 1) == 2  # no pause is in the way
+    chooser.choose(on(2, [candidate(1, Tier.RELAY), candidate(2)]), NOW + 2)
+    assert chooser.takes_over(candidate(0), relayed, NOW + 20)  # since one has done well

@@ -24,6 +24,7 @@ from p2ptunnel.identity.acl import AccessList
 from p2ptunnel.identity.capability import issue
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.protocol import resume
+from p2ptunnel.protocol.mux import Mux
 from p2ptunnel.session import live
 from p2ptunnel.session import session as session_module
 from p2ptunnel.session.session import Beginning, FirstStream, Session, SessionOptions, accept_session, connect_session
@@ -88,6 +89,26 @@ async def starting() -> AsyncGenerator[Starting]:
         yield peers
     finally:
         await peers.close()
+
+
+async def silenced(near: socket.socket, far: socket.socket, most: int) -> None:
+    """Carry bytes both ways between two sockets, and back none any more once the near one has sent `most`."""
+    loop, is_silent = asyncio.get_running_loop(), asyncio.Event()
+
+    async def there() -> None:
+        count = 0
+        while data := await loop.sock_recv(near, 65536):
+            count += len(data)
+            if count > most:
+                is_silent.set()
+            await loop.sock_sendall(far, data)
+
+    async def back() -> None:
+        while data := await loop.sock_recv(far, 65536):
+            if not is_silent.is_set():
+                await loop.sock_sendall(near, data)
+
+    await asyncio.gather(there(), back())
 
 
 async def carries(peers: Starting, session: Session) -> None:
@@ -174,6 +195,44 @@ def test_tickets_are_shown_before_the_stream_is_asked_for_that_goes_by_them() ->
             peers.beginning = Beginning(first, (ticket.raw,))
             await peers.come("direct")
             assert (await peers.requests.get()).service == "db"
+
+    run(main())
+
+
+def test_no_ticket_and_nothing_that_goes_by_one_is_sent_before_the_peer_has_proved_itself() -> None:
+    first, mux = FirstStream("db"), Mux(caller=True)
+    assert Beginning(first, (b"a ticket",)).ask(mux, 0.0) is None
+    assert not mux.has_output
+    assert Beginning(first).ask(mux, 0.0) is first  # without one, the name of the service is all
+    assert mux.has_output
+
+
+def test_a_path_that_goes_silent_when_it_takes_over_costs_little_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The callee has moved by then: it is asked back.  The next path is measured before it is moved to."""
+    monkeypatch.setattr(session_module, "TAKE_OVER_PATIENCE", 0.2)
+
+    async def main() -> None:
+        async with starting() as peers:
+            session = await peers.come("relay")
+            ours, theirs = await peers.stream(session, "web")
+            for number in range(2):
+                client, near = tcp_pair()
+                far, server = tcp_pair()
+                tube = asyncio.create_task(silenced(near, far, 600))
+                coming = asyncio.create_task(peers.come("direct", (client, server)))
+                if number == 0:
+                    with pytest.raises(ChannelLostError, match="not answered"):
+                        await coming
+                began = time.monotonic()
+                await theirs.write(b"still here")
+                assert await ours.readexactly(10) == b"still here"
+                assert time.monotonic() - began < 1.0
+                assert session.path.kind == "relay"
+                for task in (coming, tube):
+                    task.cancel()
+                await asyncio.gather(coming, tube, return_exceptions=True)
+                near.close()
+                far.close()
 
     run(main())
 

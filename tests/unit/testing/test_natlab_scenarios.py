@@ -52,27 +52,30 @@ def test_calls_that_all_failed_have_no_times() -> None:
 
 
 def test_warm_calls_stand_beside_what_they_are_to_reach() -> None:
-    calls = (WarmCall(0.4, 0.45, 0.66), WarmCall(0.5, 0.55), WarmCall(error="EOFError: "))
-    warm = Warm("warm", "two homes", calls, calls[:1], 0.315, 0.35)
+    calls = (WarmCall(0.4, 0.45, 0.6, 0.66), WarmCall(0.5, 0.55), WarmCall(error="EOFError: "))
+    warm = Warm("warm", "two homes", calls, calls[:1], 0.315, 0.35, 0.45)
     assert not warm.is_good
     assert str(warm).splitlines() == [
         "warm: two homes; 3 calls of each sort, one after the other",
         "  confirm=True",
         "    connect returned      p50 0.400 s  p95 0.500 s  max 0.500 s  of 2",
         "    first byte at callee  p50 0.450 s  p95 0.550 s  max 0.550 s  of 2  goal 0.315 s",
-        "    direct path in use    p50 0.660 s  p95 0.660 s  max 0.660 s  of 1  goal 0.350 s",
+        "    direct path proved    p50 0.600 s  p95 0.600 s  max 0.600 s  of 1  goal 0.350 s",
+        "    direct path in use    p50 0.660 s  p95 0.660 s  max 0.660 s  of 1  goal 0.450 s",
         "  confirm=False",
         "    connect returned      p50 0.400 s  p95 0.400 s  max 0.400 s  of 1",
         "    first byte at callee  p50 0.450 s  p95 0.450 s  max 0.450 s  of 1  goal 0.315 s",
-        "    direct path in use    p50 0.660 s  p95 0.660 s  max 0.660 s  of 1  goal 0.350 s",
+        "    direct path proved    p50 0.600 s  p95 0.600 s  max 0.600 s  of 1  goal 0.350 s",
+        "    direct path in use    p50 0.660 s  p95 0.660 s  max 0.660 s  of 1  goal 0.450 s",
         "  1 x EOFError: ",
     ]
     assert warm.figures["unconfirmed"] == {
         "connected": {"count": 1, "p50": 0.4, "p95": 0.4, "max": 0.4},
         "first_byte": {"count": 1, "p50": 0.45, "p95": 0.45, "max": 0.45},
+        "proved": {"count": 1, "p50": 0.6, "p95": 0.6, "max": 0.6},
         "direct_after": {"count": 1, "p50": 0.66, "p95": 0.66, "max": 0.66},
     }
-    assert Warm("warm", "two homes", calls[:2], calls[:1], 0.315, 0.35).is_good
+    assert Warm("warm", "two homes", calls[:2], calls[:1], 0.315, 0.35, 0.45).is_good
 
 
 def test_a_transfer_says_when_it_changed_paths_and_how_long_nothing_came() -> None:

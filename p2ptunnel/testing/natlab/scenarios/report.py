@@ -18,7 +18,7 @@ __all__ = ["SHARES", "Calls", "Switch", "Transfer", "Warm", "WarmCall", "summary
 SHARES: Final = MappingProxyType({"p50": 0.5, "p95": 0.95, "max": 1.0})
 """The percentiles that are told, by name."""
 
-_FIELDS: Final = ("connected", "first_byte", "direct_after")
+_FIELDS: Final = ("connected", "first_byte", "proved", "direct_after")
 _REASONS_MAX: Final = 5  # of calls that were relayed, the most frequent ones
 
 
@@ -136,12 +136,14 @@ class WarmCall(msgspec.Struct, frozen=True):
     Attributes:
         connected: Until it returned.
         first_byte: Until the first byte was at the callee, by the callee's clock, which is the caller's.
+        proved: Until the callee's key had been seen on a direct path, so that data might go there; None if that did not come.
         direct_after: Until a direct path was in use; None if that did not come.
         error: In words; empty if the callee has answered.
     """
 
     connected: float | None = None
     first_byte: float | None = None
+    proved: float | None = None
     direct_after: float | None = None
     error: str = ""
 
@@ -155,7 +157,8 @@ class Warm(msgspec.Struct, frozen=True):
         confirmed: Those that waited until the callee had accepted the stream.
         unconfirmed: Those that did not, so that what was written went with the request.
         first_byte_goal: Seconds in which the first byte is to be there.
-        direct_goal: Seconds in which a direct path is to be in use.
+        proved_goal: Seconds in which the callee's key is to have been seen on a direct path.
+        direct_goal: Seconds in which that is to be in use: the callee's answer is one round trip more.
     """
 
     name: str
@@ -163,6 +166,7 @@ class Warm(msgspec.Struct, frozen=True):
     confirmed: tuple[WarmCall, ...]
     unconfirmed: tuple[WarmCall, ...]
     first_byte_goal: float
+    proved_goal: float
     direct_goal: float
 
     @property
@@ -185,6 +189,7 @@ class Warm(msgspec.Struct, frozen=True):
                 f"  {name}",
                 f"    connect returned      {_spread(call.connected for call in calls)}",
                 f"    first byte at callee  {_spread(call.first_byte for call in calls)}  goal {self.first_byte_goal:.3f} s",
+                f"    direct path proved    {_spread(call.proved for call in calls)}  goal {self.proved_goal:.3f} s",
                 f"    direct path in use    {_spread(call.direct_after for call in calls)}  goal {self.direct_goal:.3f} s",
             ]
         errors = Counter(call.error for call in (*self.confirmed, *self.unconfirmed) if call.error)

@@ -12,6 +12,7 @@ import math
 import struct
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,7 @@ from p2ptunnel.testing.natlab.peers import SERVICE
 from p2ptunnel.testing.natlab.scenarios.networks import DELAY, find_network
 from p2ptunnel.testing.natlab.scenarios.pairs import Pair, open_pair, server_of
 from p2ptunnel.testing.natlab.scenarios.report import Warm, WarmCall
+from p2ptunnel.trace import TraceEvent, Tracer
 
 __all__ = ["run_warm"]
 
@@ -35,7 +37,7 @@ _TO_SERVER: Final = 2 * DELAY  # and back, from either home
 _BETWEEN_PEERS: Final = 4 * DELAY  # and back
 _GOAL: Final = 2 * _TO_SERVER + 2 * _BETWEEN_PEERS
 _WORK: Final = 0.015  # what processors may add to that until the first byte is there
-_WORK_DIRECT: Final = 0.05  # and until a direct path is in use
+_WORK_DIRECT: Final = 0.05  # and until the callee's key has been seen on a direct path, which is in use one round trip later
 
 
 async def _tell_time(stream: Stream) -> None:
@@ -69,22 +71,38 @@ def run_warm(*, attempts: int, patience: float = 8.0) -> Warm:
 
         made = [(call(confirm=True), call(confirm=False)) for _ in range(attempts)]
     confirmed, unconfirmed = zip(*made, strict=True)
-    return Warm("warm", network.summary, confirmed, unconfirmed, _GOAL + _WORK, _GOAL + _WORK_DIRECT)
+    return Warm(
+        "warm",
+        network.summary,
+        confirmed,
+        unconfirmed,
+        _GOAL + _WORK,
+        _GOAL + _WORK_DIRECT,
+        _GOAL + _BETWEEN_PEERS + _WORK_DIRECT,
+    )
 
 
 async def _call(pair: Pair, server: str | None, patience: float, *, confirm: bool) -> WarmCall:
     if pair.problem:
         return WarmCall(error=pair.problem)
+    handshakes: list[float] = []
+
+    def note(event: TraceEvent) -> None:
+        if event.name == "handshake_done" and event.facts["path"] != "relay":
+            handshakes.append(event.at)
+
     try:
-        async with Peer(pair.caller_tag, rendezvous=server, profile=pair.profile) as peer:
+        async with Peer(pair.caller_tag, rendezvous=server, profile=pair.profile, tracer=Tracer(note)) as peer:
             await peer.ready(timeout=READY_TIMEOUT)
             async with peer.events(ChannelOpened, PathChanged) as events:
-                return await _timed(peer, pair.callee_tag, events, patience, confirm=confirm)
+                return await _timed(peer, pair.callee_tag, events, patience, handshakes, confirm=confirm)
     except (P2PTunnelError, OSError, EOFError, TimeoutError) as error:
         return WarmCall(error=f"{type(error).__name__}: {error}")
 
 
-async def _timed(peer: Peer, tag: str, events: Events, patience: float, *, confirm: bool) -> WarmCall:
+async def _timed(
+    peer: Peer, tag: str, events: Events, patience: float, handshakes: Sequence[float], *, confirm: bool
+) -> WarmCall:
     began = time.monotonic()
     async with await peer.connect(tag, SERVICE, confirm=confirm) as stream:
         connected = time.monotonic()
@@ -92,4 +110,5 @@ async def _timed(peer: Peer, tag: str, events: Events, patience: float, *, confi
         async with asyncio.timeout(_ANSWER_TIMEOUT):
             [arrived] = _INSTANT.unpack(await stream.readexactly(_INSTANT.size))
         direct = await until_direct(events, began + patience)
-    return WarmCall(connected - began, arrived - began, None if direct is None else direct - began)
+    proved = handshakes[0] - began if handshakes else None
+    return WarmCall(connected - began, arrived - began, proved, None if direct is None else direct - began)
