@@ -26,6 +26,7 @@ __all__ = [
     "ipv4_networks",
     "is_on_link",
     "lan_hosts",
+    "leave_alike",
     "local_addresses",
     "on_link",
     "resolve",
@@ -93,6 +94,14 @@ def has_route(host: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def leave_alike(host: str, other: str) -> bool:
+    """Tell whether packets of ours to two numeric hosts leave from one address; not so where a VPN has one of them."""
+    try:
+        return source_address(host) == source_address(other)
+    except OSError:
+        return False
 
 
 def lan_hosts() -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 That router's outside address is private or shared, and most often somebody else's to whoever is elsewhere.  No server sees it,
 so nobody vouches for it but the peer that names it.  Rule: it is told only to whom the server sees at our own address, and
 counts only if the server sees its peer at ours; kind `mapped`, TCP, private ranges, none of our own networks, two at most, and
-three SYNs each.  Source: RFC 6598; docs/explanation/nat.md.
+three SYNs each; whoever dials leaves out what is not on the way to the server.  Source: RFC 6598; docs/explanation/nat.md.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def expect(own: NatHints, *, descriptors: int | None, has_mapping: bool) -> tupl
 
 def _expect(own: NatHints, name: str, words: str, theirs: NatHints, descriptors: int | None) -> Expectation:
     over_tcp = choose("tcp", "caller", own, theirs)
-    if over_tcp.method is not Method.NONE:
+    if over_tcp.method is not Method.NONE and not over_tcp.is_doubted:
         improve = _files(descriptors) if over_tcp.method is Method.BIRTHDAY else ""
         return Expectation(kind=name, words=words, carrier="tcp", how=_HOW[over_tcp.method], improve=improve)
     over_udp = choose("udp", "caller", own, theirs)

@@ -3,7 +3,9 @@
 One table decides for a transport by the classes of the two mappings; who opens first, with SYNs that die on the way, follows
 from what the two sides and their NATs can do.  Both sides have the same hints and so come to plans that fit.
 
-Rule: a plan is a value; hints may be wrong, so a plan never leaves out what costs one packet.  Source: docs/explanation/nat.md.
+Rule: a plan is a value; hints may be wrong, so a plan never leaves out what costs one packet, nor the only way there is.
+
+Source: docs/explanation/nat.md.
 """
 
 from __future__ import annotations
@@ -66,6 +68,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         row: Where the other's NAT stands, if its ports are to be predicted.
         is_staggered: So are ours, and it is on us to make up for ports that others take (`prediction`).
         is_sealed: That was told under the attempt's key.
+        is_doubted: Both NATs are said to refuse SYNs that meet; it is tried since there is nothing else.
     """
 
     method: Method
@@ -77,6 +80,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     row: PortRow | None = None
     is_staggered: bool = False
     is_sealed: bool = False
+    is_doubted: bool = False
 
     def dials(self, phase: int) -> bool:
         """Tell whether we send SYNs in a phase; where nothing can come of it, once all the same: hints may be wrong."""
@@ -122,6 +126,9 @@ def choose(transport: Transport, role: Role, own: NatHints, other: NatHints, *, 
     easier, harder = sorted(shapes, key=_SHAPES.index)
     method = METHODS[easier, harder]
     hints: _Hints = {"caller": own, "callee": other} if role == "caller" else {"caller": other, "callee": own}
+    is_doubted = transport == "tcp" and _is_doubted(method, own, other)
+    if is_doubted:
+        hints = {side: msgspec.structs.replace(said, crosses=None) for side, said in hints.items()}
     if not _is_possible(method, transport, hints):
         return Plan(method=Method.NONE, transport=transport, role=role)
     return Plan(
@@ -133,6 +140,7 @@ def choose(transport: Transport, role: Role, own: NatHints, other: NatHints, *, 
         part=("hard" if ours == "hard" else "easy") if method is Method.BIRTHDAY else None,
         row=_row(other, transport) if method is Method.PREDICT and theirs == "seq" else None,
         is_staggered=ours == theirs == "seq" and role == "caller",
+        is_doubted=is_doubted,
     )
 
 
@@ -168,6 +176,13 @@ def _is_possible(method: Method, transport: Transport, hints: _Hints) -> bool:
         return True
     met = [side for side in hints.values() if method is not Method.BIRTHDAY or shape_of(side, transport) == "hard"]
     return any(_crosses(side, transport) for side in met)
+
+
+def _is_doubted(method: Method, own: NatHints, other: NatHints) -> bool:
+    """Tell whether both are said to refuse what QUIC would not replace: a server that cannot dial out says it of any NAT."""
+    if method not in {Method.PUNCH, Method.PREDICT} or own.crosses is not False or other.crosses is not False:
+        return False
+    return not (own.quic and other.quic) or choose("udp", "caller", own, other).method is Method.NONE
 
 
 def _openers(method: Method, transport: Transport, hints: _Hints, *, is_swapped: bool) -> tuple[Role | None, ...]:

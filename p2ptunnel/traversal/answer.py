@@ -155,6 +155,7 @@ class AnsweringPort:
         port.serve(self._driver)
         self._listeners: tuple[Listener, ...] = ()
         self._sockets: dict[str, AttemptSockets] = {}
+        self._asked_for = 0  # other ports that are about to be there
         self._greetings: set[asyncio.Task[None]] = set()
         self._relayed: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
@@ -351,7 +352,7 @@ class AnsweringPort:
         if token not in self._sockets:
             on_row = partial(self._on_row, token)
             taken, burnt = partial(self._on_taken, token), partial(self._on_burnt, token)
-            later = NextRound(partial(self._other_port, token), self._on_accepted, taken, burnt)
+            later = NextRound(self._other_port, self._on_accepted, taken, burnt)
             port = self._apart[token].port if token in self._apart else self._port
             on_hole = partial(self._on_hole, token)
             self._sockets[token] = AttemptSockets(port, self._greet_soon, on_row, later, on_hole=on_hole, tracer=self._trace)
@@ -376,7 +377,7 @@ class AnsweringPort:
 
     async def _open_apart(self, token: str) -> None:
         """Open a port for one call, and answer from there; from the registered one, where none is to be had in time."""
-        port = await self._other_port(token)
+        port = await self._other_port()
         other = None if port is None else OtherPort(port.view, port.address[1])
         agent = self._machine.answer_apart(token, other, time.monotonic())
         if port is not None and agent is not None:
@@ -398,12 +399,16 @@ class AnsweringPort:
         self._trace("traversal", "answered_apart", port=port.address[1])
         call.start()
 
-    async def _other_port(self, token: str) -> PunchPort | None:
+    async def _other_port(self) -> PunchPort | None:
         """Return another port at the server, where our peers know us; None if there is none, or too many are used already."""
-        used = len(self._apart) + sum(sockets.has_other for other, sockets in self._sockets.items() if other != token)
+        used = len(self._apart) + sum(sockets.has_other for sockets in self._sockets.values()) + self._asked_for
         if self._open_other is None or self.observed is None or used >= APART_CALLS_MAX:
             return None
-        return await another_port(self._open_other, self.observed[0], self._trace)
+        self._asked_for += 1
+        try:
+            return await another_port(self._open_other, self.observed[0], self._trace)
+        finally:
+            self._asked_for -= 1
 
     def _on_taken(self, token: str, port: PunchPort) -> None:
         agent = self._machine.agent(token)

@@ -14,6 +14,7 @@ from p2ptunnel.defaults import PUNCH_TIMEOUT, REDIALS_PER_PHASE
 from p2ptunnel.errors import BindError
 from p2ptunnel.net.burst import Burst
 from p2ptunnel.net.holes import UdpHoles
+from p2ptunnel.net.interfaces import leave_alike
 from p2ptunnel.net.tcp import Dialer, DialRecord, How, Listener
 from p2ptunnel.net.udp import UdpSocket
 from p2ptunnel.protocol.birthday import BirthdayEnded, OpenHoles, SendProbes
@@ -92,8 +93,8 @@ class AttemptSockets:
 
     @property
     def has_other(self) -> bool:
-        """Whether a second round has a port of its own, or is about to."""
-        return self._taking is not None
+        """Whether a second round has a port of its own."""
+        return self._later is not None
 
     def take(self, event: Event) -> None:
         """Do what an event asks for, if it is about sockets."""
@@ -176,7 +177,7 @@ class AttemptSockets:
 
     def _dial(self, dialer: Dialer, port: PunchPort, wanted: Dial) -> None:
         if wanted.is_beside:
-            dialer.add(wanted.targets, patience=wanted.patience)
+            dialer.add(_as_far(wanted.targets, port.server[0]), patience=wanted.patience)
             return
         opener = port.opener(wanted.targets[0][0] if wanted.targets else "")
         dialer.start(
@@ -205,3 +206,8 @@ class AttemptSockets:
 
     async def _observe(self) -> None:
         self._on_row(await self._port.observe_row())
+
+
+def _as_far(targets: tuple[Address, ...], server: str) -> tuple[Address, ...]:
+    """Return those to which our packets leave as to the server: what is in a VPN of ours is not behind the NAT before us."""
+    return tuple(target for target in targets if leave_alike(target[0], server))

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from p2ptunnel.defaults import HABITS_AGAIN, HABITS_DELAY, HABITS_MEMORY
+from p2ptunnel.defaults import HABITS_AGAIN, HABITS_DELAY, HABITS_MEMORY, HABITS_NO_MEMORY, HABITS_PLACES
 from p2ptunnel.net.sockets import is_loopback
 from p2ptunnel.protocol.nat import Habits, MappingClass
 from p2ptunnel.trace import Tracer
@@ -25,9 +25,8 @@ AskHabits: TypeAlias = Callable[[Address, MappingClass, Opener], Awaitable[Habit
 
 
 class _Found(msgspec.Struct, frozen=True):
-    """What was found out at a server that saw us on this host, and until when that is as good as new."""
+    """What was found out, and until when that is as good as new."""
 
-    host: str
     habits: Habits
     until: float
 
@@ -45,13 +44,13 @@ class NatHabits:
         self._on_learned: Final = on_learned
         self._ask: Final = ask
         self._trace: Final = tracer or Tracer()
-        self._found: dict[Address, _Found] = {}
+        self._found: dict[tuple[Address, str], _Found] = {}  # by the server, and the host on which it sees us; oldest first
         self._asking: asyncio.Task[None] | None = None
 
     def known(self, server: Address, host: str) -> Habits:
         """Return what is known of the NATs through which we reach a server that sees us on this host."""
-        found = self._found.get(server)
-        return found.habits if found is not None and found.host == host else Habits()
+        found = self._found.get((server, host))
+        return Habits() if found is None else found.habits
 
     def learn(self, port: PunchPort) -> None:
         """Have the server of a port that is ready asked in a moment, unless that would tell nothing new.
@@ -82,14 +81,23 @@ class NatHabits:
             await asyncio.gather(self._asking, return_exceptions=True)
 
     def _is_fresh(self, server: Address, host: str) -> bool:
-        found = self._found.get(server)
-        return found is not None and found.host == host and asyncio.get_running_loop().time() < found.until
+        found = self._found.get((server, host))
+        return found is not None and asyncio.get_running_loop().time() < found.until
 
     async def _learn(self, server: Address, host: str, mapping: MappingClass, opener: Opener) -> None:
         await asyncio.sleep(HABITS_DELAY)
         habits = await self._ask(server, mapping, opener)
-        memory = HABITS_MEMORY if habits.is_known else HABITS_AGAIN
-        self._found[server] = _Found(host, habits, asyncio.get_running_loop().time() + memory)
+        self._found.pop((server, host), None)  # what is found anew is the newest
+        self._found[server, host] = _Found(habits, asyncio.get_running_loop().time() + _memory(habits))
+        while len(self._found) > HABITS_PLACES:
+            del self._found[next(iter(self._found))]
         self._trace("traversal", "habits_seen", **msgspec.structs.asdict(habits))
         if habits.is_known:
             self._on_learned()
+
+
+def _memory(habits: Habits) -> float:
+    """Return for how many seconds this need not be asked again."""
+    if habits.crosses is False:
+        return HABITS_NO_MEMORY
+    return HABITS_MEMORY if habits.is_known else HABITS_AGAIN

@@ -18,7 +18,7 @@ from typing import Final, Self
 
 import msgspec
 
-from p2ptunnel.defaults import PROBE_BACK_PATIENCE, SYN_REPEAT
+from p2ptunnel.defaults import ARRIVALS_MAX, PROBE_BACK_PATIENCE, SYN_REPEAT
 from p2ptunnel.errors import P2PTunnelError
 from p2ptunnel.net.dial import Dial, dial
 from p2ptunnel.net.reflexive import TcpControl, observe_udp
@@ -280,10 +280,13 @@ async def strangers_tcp(server: Address, *, is_brief: bool = False) -> Strangers
 
 
 class _Arrivals:
-    """The listener of a port, and who has come to it; connections are kept until the block ends: their makers look at them."""
+    """The listener of a port, and who has come to it; connections are kept until the block ends: their makers look at them.
+
+    One of each host, and of few hosts: a question takes seconds, in which anybody may come any number of times.
+    """
 
     def __init__(self, local: Address) -> None:
-        self._kept: list[socket.socket] = []
+        self._kept: dict[str, socket.socket] = {}
         self._came: dict[str, asyncio.Event] = {}
         self._listener = Listener(local, self._take)
 
@@ -292,7 +295,7 @@ class _Arrivals:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._listener.close()
-        for sock in self._kept:
+        for sock in self._kept.values():
             reset_close(sock)
 
     async def came_from(self, host: str) -> bool:
@@ -307,7 +310,10 @@ class _Arrivals:
         await self._of("").wait()
 
     def _take(self, sock: socket.socket, remote: Address) -> None:
-        self._kept.append(sock)
+        if remote[0] in self._kept or len(self._kept) >= ARRIVALS_MAX:
+            reset_close(sock)
+            return
+        self._kept[remote[0]] = sock
         self._of(remote[0]).set()
         self._of("").set()
 

@@ -51,12 +51,12 @@ async def through_web(server: ServerSpec, own_port: asyncio.Future[bool], timeou
         return None
     links = WebLinks()
     try:
-        return await _asked(server, links, over)
+        return await _asked(server, links, over, timeout)
     finally:
         await links.close()
 
 
-async def _asked(server: ServerSpec, links: WebLinks, over: float) -> WebReport:
+async def _asked(server: ServerSpec, links: WebLinks, over: float, patience: float) -> WebReport:
     problems: dict[str, str] = {}
     there = (server.address[0], WEB_PORT)
 
@@ -66,6 +66,9 @@ async def _asked(server: ServerSpec, links: WebLinks, over: float) -> WebReport:
             raise RendezvousTimeoutError(format_address(server.address), timeout, "TCP")
         try:
             return await TcpControl.open(0, there, timeout, connect=partial(links.connect, route))
+        except RendezvousTimeoutError as error:
+            problems[route.way] = str(RendezvousTimeoutError(error.server, max(_LEAST, patience), "TLS"))
+            raise
         except P2PTunnelError as error:
             problems[route.way] = str(error)
             raise

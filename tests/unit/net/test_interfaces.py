@@ -16,6 +16,7 @@ from p2ptunnel.net.interfaces import (
     ipv4_networks,
     is_on_link,
     lan_hosts,
+    leave_alike,
     local_addresses,
     on_link,
     resolve,
@@ -93,6 +94,14 @@ def have(monkeypatch: pytest.MonkeyPatch, *found: InterfaceAddress, sources: dic
 
     monkeypatch.setattr(interfaces, "interface_addresses", lambda: found)
     monkeypatch.setattr(interfaces, "source_address", source)
+
+
+def test_packets_leave_alike_that_leave_from_one_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, sources={"IPv4": "192.168.1.7"})
+    assert leave_alike("100.64.0.7", "192.0.2.1")
+    assert not leave_alike("100.64.0.7", "2001:db8::1")  # no route there
+    have(monkeypatch, sources={"IPv4": "192.168.1.7", "IPv6": "2001:db8::2"})
+    assert not leave_alike("100.64.0.7", "2001:db8::1")
 
 
 def test_global_addresses_are_the_one_we_speak_from_then_lasting_ones_then_temporary_ones(

@@ -99,11 +99,29 @@ def test_if_nobody_can_open_both_send_plain_ones_at_one_instant() -> None:
 
 
 def test_if_no_nat_lets_syns_meet_there_is_nothing_to_do_over_tcp() -> None:
-    refusing = replace(EIM, crosses=False)
+    refusing = replace(EIM, crosses=False, quic=True)
     pair = plans(refusing, refusing)
     assert {plan.method for plan in pair} == {Method.NONE}
     assert [pair[0].dials(phase) for phase in range(3)] == [True, False, False]  # hints may be wrong
     assert {plan.method for plan in plans(refusing, refusing, "udp")} == {Method.PUNCH}
+
+
+@pytest.mark.parametrize(
+    ("caller", "callee"),
+    [
+        (NatHints(), NatHints(quic=True)),
+        (NatHints(quic=True), NatHints()),
+        (NatHints(quic=True, udp="none"), NatHints(quic=True)),
+        (NatHints(quic=True), NatHints(quic=True, udp="none")),
+        (NatHints(quic=True, udp="rnd"), NatHints(quic=True, udp="rnd")),
+    ],
+)
+@pytest.mark.parametrize("tcp", [EIM, SEQ])
+def test_where_quic_cannot_replace_it_nobodys_word_rules_tcp_out(caller: NatHints, callee: NatHints, tcp: NatHints) -> None:
+    usual = plans(*(replace(tcp, udp=side.udp, quic=side.quic) for side in (caller, callee)))
+    refusing = plans(*(replace(tcp, udp=side.udp, quic=side.quic, crosses=False) for side in (caller, callee)))
+    assert refusing == tuple(replace(plan, is_doubted=True) for plan in usual)
+    assert not any(plan.is_doubted for plan in usual)
 
 
 @pytest.mark.parametrize(("hard_crosses", "easy_crosses"), list(product([True, False, None], repeat=2)))
@@ -190,6 +208,7 @@ HINTS = st.builds(
     udp_row=st.none() | st.builds(PortRow, st.integers(0, 65_535), st.integers(-32, 32), st.booleans()),
     crosses=st.none() | st.booleans(),
     is_open=st.none() | st.booleans(),
+    quic=st.booleans(),
 )
 
 

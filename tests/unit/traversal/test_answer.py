@@ -785,3 +785,23 @@ def test_a_second_round_has_a_port_of_its_own_while_there_are_not_too_many(most:
             assert all(port.udp.is_closed for port in others.opened)
 
     run(main())
+
+
+def test_calls_that_get_no_port_for_a_second_round_take_none_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "APART_CALLS_MAX", 2)
+
+    async def main() -> None:
+        hall = Hall()
+        async with burnt(hall) as (_, callee, others):
+            others.may_go.clear()
+            asking = [asyncio.create_task(callee._other_port()) for _ in range(4)]  # in one turn
+            await asyncio.sleep(0)
+            others.may_go.set()
+            got = await asyncio.gather(*asking)
+            assert [port is not None for port in got] == [True, True, False, False]
+            late = await callee._other_port()  # none of the two is anybody's here, and those that were denied hold nothing
+            assert late is not None
+            for port in others.opened:
+                port.close()
+
+    run(main())

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import pytest
 
-from p2ptunnel.defaults import HABITS_AGAIN, HABITS_MEMORY
+from p2ptunnel.defaults import HABITS_AGAIN, HABITS_MEMORY, HABITS_NO_MEMORY, HABITS_PLACES
 from p2ptunnel.net.reflexive import TcpControl
 from p2ptunnel.net.web import WebRoute
 from p2ptunnel.protocol.nat import Habits, Mapping, MappingClass, NatProfile
@@ -138,12 +138,18 @@ def test_it_is_asked_once_however_many_ports_there_are(monkeypatch: pytest.Monke
     with_habits(test, monkeypatch)
 
 
-@pytest.mark.parametrize("answer", [Habits(), Habits(is_open=False)])
-def test_it_is_asked_anew_when_that_is_long_ago_and_sooner_if_nobody_told(
-    monkeypatch: pytest.MonkeyPatch, answer: Habits
+@pytest.mark.parametrize(
+    ("answer", "memory"),
+    [
+        (Habits(), HABITS_AGAIN),
+        (Habits(is_open=False), HABITS_MEMORY),
+        (Habits(crosses=True, is_open=False), HABITS_MEMORY),
+        (REFUSING, HABITS_NO_MEMORY),
+    ],
+)
+def test_it_is_asked_anew_when_that_is_long_ago_and_sooner_if_nobody_told_or_it_was_a_no(
+    monkeypatch: pytest.MonkeyPatch, answer: Habits, memory: float
 ) -> None:
-    memory = HABITS_MEMORY if answer.is_known else HABITS_AGAIN
-
     async def test(nat: NatHabits, server: Server, ports: Ports, learned: asyncio.Queue[None]) -> None:
         server.answer = answer
         for seconds, asked in ((0.0, 1), (memory - 1, 1), (2.0, 2), (1.0, 2)):
@@ -168,6 +174,26 @@ def test_where_we_are_seen_elsewhere_and_in_another_network_it_is_asked_anew(mon
         nat.learn(port)
         await learned.get()
         assert (len(server.asked), port.view.hints.crosses) == (3, False)
+
+    with_habits(test, monkeypatch)
+
+
+def test_of_each_outside_address_it_is_asked_once_and_a_few_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(nat: NatHabits, server: Server, ports: Ports, _: asyncio.Queue[None]) -> None:
+        hosts = [f"203.0.113.{number}" for number in range(HABITS_PLACES + 1)]
+
+        async def learn(host: str) -> bool:
+            """Open a port that is seen there; return whether that makes somebody ask."""
+            before = len(server.asked)
+            nat.learn(ports.open(host))
+            await over(nat)
+            return len(server.asked) > before
+
+        assert [await learn(host) for host in hosts[:2] * 3] == [True, True, *[False] * 4]
+        assert [await learn(host) for host in hosts[2:]] == [True] * (HABITS_PLACES - 1)
+        assert not nat.known(SERVER, hosts[0]).is_known  # the oldest is out
+        assert all(nat.known(SERVER, host).is_known for host in hosts[1:])
+        assert not nat.known(OTHER, hosts[1]).is_known
 
     with_habits(test, monkeypatch)
 

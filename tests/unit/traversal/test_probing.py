@@ -9,14 +9,16 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import pytest
 
+from p2ptunnel.defaults import ARRIVALS_MAX
 from p2ptunnel.protocol.nat import Habits, MappingClass
 from p2ptunnel.protocol.probing import ProbesBack
 from p2ptunnel.protocol.replies import Endpoint
 from p2ptunnel.server import Rendezvous, probing
+from p2ptunnel.trace import Tracer
 from p2ptunnel.traversal import probing as module
 from p2ptunnel.traversal.lifetime import mapping_lifetime
 from p2ptunnel.traversal.netreport import Lifetime
-from p2ptunnel.traversal.port import Opener
+from p2ptunnel.traversal.port import Opener, take_number
 from p2ptunnel.traversal.probing import (
     Crossing,
     Strangers,
@@ -91,6 +93,28 @@ def test_a_no_counts_only_of_a_nat_that_keeps_one_port(
     strangers: Strangers, gets_in: bool | None, mapping: MappingClass, expected: bool | None
 ) -> None:
     assert does_cross(strangers, Crossing(gets_in), mapping) is expected
+
+
+def test_however_many_come_one_of_each_host_is_kept_and_of_few_hosts() -> None:
+    hosts = [f"127.0.1.{last}" for last in range(1, ARRIVALS_MAX + 3)]
+
+    async def main() -> None:
+        number, came = take_number("127.0.0.1", Tracer()), list[socket.socket]()
+        before = descriptors()
+        with contextlib.ExitStack() as kept:
+            for sock in number:
+                kept.callback(sock.close)
+            arrivals = kept.enter_context(module._Arrivals(number[0].address))
+            for host in (host for host in hosts for _ in range(3)):
+                came.append(socket.create_connection(number[0].address, source_address=(host, 0)))
+                kept.enter_context(came[-1]).setblocking(False)
+                await asyncio.sleep(0)
+            with pytest.raises(ConnectionResetError):
+                await asyncio.get_running_loop().sock_recv(came[-1], 1)
+            assert descriptors() == before + 1 + len(came) + ARRIVALS_MAX  # 1: it listens
+            assert [await arrivals.came_from(host) for host in (hosts[ARRIVALS_MAX - 1], hosts[-1])] == [True, False]
+
+    run(main())
 
 
 def test_where_strangers_get_in_one_probe_tells_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,17 @@ def test_a_port_that_refuses_is_told_in_the_words_of_the_system(monkeypatch: pyt
     assert run(main()) == WebReport(problem="Connection refused")
 
 
+def test_a_port_that_is_silent_is_told_so_of_tls_and_in_a_time_that_one_can_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def silent(links: WebLinks, route: WebRoute) -> object:
+        return await asyncio.Event().wait()
+
+    async def main() -> WebReport | None:
+        monkeypatch.setattr(WebLinks, "connect", silent)
+        return await through_web(spec(), told(answers=False), 0.6)
+
+    assert run(main()) == WebReport(problem="127.0.0.1:443 did not answer over TLS in 0.6 s")
+
+
 def test_where_the_own_port_answers_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(links: WebLinks, route: WebRoute) -> object:
         raise AssertionError(route)
