@@ -36,6 +36,8 @@ def tell_streams(output: Output) -> Sink:
             trouble = "{target} of {tag}: {reason}".format_map(event.facts)
             if trouble != failing:  # a browser tries again and again
                 output.say(trouble)
+                if hint := event.facts.get("hint"):
+                    output.say(f"hint: {hint}")
             failing = trouble
         elif event.name == "client_done":
             failing = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from p2ptunnel.cli.output import Output
-from p2ptunnel.cli.talk import tell_limits, tell_visitors
+from p2ptunnel.cli.talk import tell_limits, tell_streams, tell_visitors
 from p2ptunnel.trace import TraceEvent
 
 
@@ -53,3 +53,14 @@ def test_who_is_limited_is_said_once_a_visit_and_reason() -> None:
         "phone: turned away: streams are opened too fast",
         "laptop: refused again and again; you are not asked about it for 10 min",
     ]
+
+
+def test_what_clients_run_into_is_said_once_with_the_next_step() -> None:
+    said = Said()
+    tell = tell_streams(said)
+    failed = {"tag": "nas", "target": "web", "reason": "no peer is registered as 'nas'", "hint": "Check the tag."}
+    for second in (0.0, 1.0):
+        tell(TraceEvent(second, "tunnel", "client_failed", failed))
+    assert said.lines == ["web of nas: no peer is registered as 'nas'", "hint: Check the tag."]
+    tell(TraceEvent(2.0, "tunnel", "client_failed", {**failed, "reason": "cut off", "hint": ""}))
+    assert said.lines[2:] == ["web of nas: cut off"]
