@@ -85,6 +85,13 @@ class Path(msgspec.Struct, frozen=True, kw_only=True):
     loss: float | None = None
     why: str = ""
 
+    @property
+    def place(self) -> str:
+        """The other end in words, with what leads to a relay that is not reached on its own port."""
+        where = format_address(self.remote)
+        through = self.why.partition(", through ")[2] if self.kind == "relay" else ""
+        return f"{where} through {through}" if through else where
+
 
 def is_tag(text: object) -> bool:
     """Tell whether `text` is a well-formed tag: 1 to 63 of `[a-z0-9._-]`, a letter or digit at both ends."""

@@ -84,7 +84,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
         if self.path is None:
             return self.error or f"{self.tag}: no connection came up while it was waited for"
         rtt = "" if self.path.rtt is None else f", {self.path.rtt * _MS:.0f} ms there and back"
-        return f"{self.tag}: connected, {self.path.kind} {self.path.transport} {format_address(self.path.remote)}{rtt}"
+        return f"{self.tag}: connected, {self.path.kind} {self.path.transport} {self.path.place}{rtt}"
 
     @property
     def duration_ms(self) -> float:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import socket
 import xml.etree.ElementTree as ET
 
 import msgspec
 import pytest
 
 from p2ptunnel.errors import NoPathError, PeerRefusedError
+from p2ptunnel.transports.relay import RelayPipe
 from p2ptunnel.traversal.explain import Explanation, explain, next_step
 from p2ptunnel.traversal.gantt import draw
 from p2ptunnel.traversal.tries import Outcome, Tries, Try, Way
@@ -69,6 +71,16 @@ def test_without_a_path_the_error_and_the_next_steps_are_told() -> None:
 def test_over_the_relay_the_next_steps_say_what_a_direct_path_needs() -> None:
     told = explain("home-nas", tries(), msgspec.structs.replace(PATH, kind="relay"))
     assert "next: No SYN got through" in str(told)
+
+
+def test_a_relay_that_is_reached_through_port_443_is_told_as_that() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:  # what carries bytes inside this process: TLS is behind it
+        path = RelayPipe(ours, ("203.0.113.1", 7000), 1).path
+    assert path.place == "203.0.113.1:7000 through TLS on port 443"
+    told = explain("home-nas", Tries(), path)
+    assert told.verdict == "home-nas: connected, relay tcp 203.0.113.1:7000 through TLS on port 443"
+    assert PATH.place == "198.51.100.7:40001"
 
 
 def test_an_attempt_that_is_still_under_way_says_so() -> None:
