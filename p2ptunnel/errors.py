@@ -126,14 +126,19 @@ class InvalidTagError(ConfigError):
 
 
 class InvalidAddressError(ConfigError):
-    """An address that is not host:port."""
+    """An address that is not host:port; or, where `malformed` says so, the key or the join token behind a server's."""
 
     hint = "Write host:port, or [v6-address]:port; the port is 0 to 65535."
 
-    def __init__(self, text: str) -> None:
-        super().__init__(f"{text!r} is not an address")
+    def __init__(self, text: str, malformed: str = "") -> None:
+        if malformed:
+            hint = "Copy the whole line that the server printed, host:port#p2p:KEY or host:port#p2p:KEY#join:TOKEN."
+            super().__init__(f"the {malformed} in {text!r} is malformed", hint)
+        else:
+            super().__init__(f"{text!r} is not an address")
         self.text = text
-        self.args = (text,)
+        self.malformed = malformed
+        self.args = (text, malformed)
 
 
 class InvalidKeyError(ConfigError):

@@ -532,6 +532,7 @@ class Peer:
 
         Raises:
             RendezvousTimeoutError: No server answers.
+            ServerKeyError: The server has another key than was given for it.
             ResolveError: The server's name has no address.
         """
 

@@ -85,6 +85,13 @@ class Path(msgspec.Struct, frozen=True, kw_only=True):
     loss: float | None = None
     why: str = ""
 
+    @property
+    def place(self) -> str:
+        """The other end in words, with what leads to a relay that is not reached on its own port."""
+        where = format_address(self.remote)
+        through = self.why.partition(", through ")[2] if self.kind == "relay" else ""
+        return f"{where} through {through}" if through else where
+
 
 def is_tag(text: object) -> bool:
     """Tell whether `text` is a well-formed tag: 1 to 63 of `[a-z0-9._-]`, a letter or digit at both ends."""
@@ -166,13 +173,14 @@ def parse_server(text: str, *, default_port: int) -> ServerSpec:
         InvalidAddressError: It is none of these; its text shows nothing behind the first `#`.
     """
     place, *marks = text.strip().split("#")
+    address = parse_address(place, default_port=default_port)
     key, token = (*marks, "", "")[:2]
-    is_readable = len(marks) <= 2 and (not marks or _SERVER_KEY.fullmatch(key) is not None)
-    if token:
-        is_readable = is_readable and token.startswith(_JOIN) and _JOIN_TOKEN.fullmatch(token[len(_JOIN) :]) is not None
-    if not is_readable:
-        raise InvalidAddressError(f"{clean(place)}#…")
-    return ServerSpec(parse_address(place, default_port=default_port), key, token[len(_JOIN) :])
+    if marks and _SERVER_KEY.fullmatch(key) is None:
+        raise InvalidAddressError(f"{clean(place)}#…", "key")
+    is_token = token.startswith(_JOIN) and _JOIN_TOKEN.fullmatch(token[len(_JOIN) :]) is not None
+    if len(marks) > 2 or (token and not is_token):
+        raise InvalidAddressError(f"{clean(place)}#…", "join token")
+    return ServerSpec(address, key, token[len(_JOIN) :])
 
 
 def format_address(address: Address) -> str:

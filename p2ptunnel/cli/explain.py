@@ -46,11 +46,14 @@ def command(settings: Settings, tag: str, svg: Path | None) -> int:
 async def _explain(settings: Settings, tag: str, svg: Path | None) -> int:
     import msgspec
 
+    from p2ptunnel.cli.talk import Waiting
     from p2ptunnel.defaults import CONNECT_TIMEOUT
 
     with settings.tracer() as tracer:
         async with settings.peer(tracer) as peer:
-            explanation = await peer.explain(tag, timeout=settings.timeout or CONNECT_TIMEOUT)
+            timeout = settings.timeout or CONNECT_TIMEOUT
+            with Waiting(settings.output, f"trying every way to {tag}, {timeout:g} s at most"):
+                explanation = await peer.explain(tag, timeout=timeout)
     if svg is not None:
         _write(svg, explanation)
     settings.output.data(str(explanation), verdict=explanation.verdict, **msgspec.to_builtins(explanation))

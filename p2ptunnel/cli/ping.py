@@ -39,7 +39,8 @@ _NO_ANSWER: Final = 1
 def command(settings: Settings, tag: str, count: int, until_direct: bool) -> int:
     """Measure round trips to the peer TAG, a second apart, inside the connection that all else uses.
 
-    Ends with 1 if nobody answered; with --until-direct if the connection was not direct in time.
+    Goes on where an answer is lost. Ends with 1 if nobody answered or the connection ended; with --until-direct if it was not
+    direct in time.
     """
     from p2ptunnel.cli.running import run
 
@@ -47,18 +48,34 @@ def command(settings: Settings, tag: str, count: int, until_direct: bool) -> int
 
 
 async def _ping(settings: Settings, tag: str, count: int, until_direct: bool) -> int:
+    import asyncio
+
+    from p2ptunnel.cli.talk import Waiting
     from p2ptunnel.defaults import PING_TIMEOUT
+    from p2ptunnel.session.ping import PingReport
 
     output = settings.output
+    pongs: list[Pong] = []
 
     def tell(pong: Pong) -> None:
+        pongs.append(pong)
+        waiting.end()
         output.data(_line(tag, pong), event="pong", peer=tag, **_facts(pong))
 
     with settings.tracer() as tracer:
         async with settings.peer(tracer) as peer:
             timeout = settings.timeout or PING_TIMEOUT
-            report = await peer.ping(tag, count=count, until_direct=until_direct, timeout=timeout, tell=tell)
+            with Waiting(output, f"waiting for a connection to {tag}, {timeout:g} s at most") as waiting:
+                try:
+                    report = await peer.ping(tag, count=count, until_direct=until_direct, timeout=timeout, tell=tell)
+                except asyncio.CancelledError:  # Ctrl-C
+                    if pongs:
+                        _sum_up(output, PingReport(tag, tuple(pongs)))
+                    raise
     _sum_up(output, report)
+    if report.error:
+        output.say(f"the connection ended: {report.error}")
+        return _NO_ANSWER
     if until_direct and not report.is_direct:
         output.say(f"still not direct after {timeout:g} s: p2ptunnel explain {tag}")
     return 0 if (report.is_direct if until_direct else report.rtts) else _NO_ANSWER
@@ -79,9 +96,7 @@ def _line(tag: str, pong: Pong) -> str:
 
 
 def _where(path: Path) -> str:
-    from p2ptunnel.types import format_address
-
-    return f"{path.kind} {path.transport} {format_address(path.remote)}"
+    return f"{path.kind} {path.transport} {path.place}"
 
 
 def _sum_up(output: Output, report: PingReport) -> None:

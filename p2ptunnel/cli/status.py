@@ -48,7 +48,7 @@ class ServerStatus(msgspec.Struct, frozen=True):
     short_help="Show this machine, its servers and the peers it knows.",
     examples=("p2ptunnel status", "p2ptunnel --json status", "p2ptunnel status --check"),
 )
-@click.option("--check", is_flag=True, help="End with 3 if no server answers.")
+@click.option("--check", is_flag=True, help="End with 3 if no server answers that has the key given for it.")
 @click.pass_obj
 def command(settings: Settings, check: bool) -> int:
     """Show this machine's tag and key, its rendezvous servers, the peers it knows, and the connections of running programs.
@@ -122,10 +122,8 @@ def _connections(programs: list[Program]) -> list[str]:
 
 
 def _connection(connection: Connection) -> tuple[str, ...]:
-    from p2ptunnel.types import format_address
-
     path, since = connection.path, connection.suspended_for
-    where = "-" if path is None else f"{path.kind} {path.transport} {format_address(path.remote)}"
+    where = "-" if path is None else f"{path.kind} {path.transport} {path.place}"
     rtt = "-" if path is None or path.rtt is None else f"{path.rtt * 1000:.0f} ms"
     loss = "-" if path is None or path.loss is None else f"{path.loss:.1%}"
     state = connection.state if since is None else f"{connection.state} for {since:.0f} s"

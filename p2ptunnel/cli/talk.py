@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Final
+import asyncio
+import sys
+from types import TracebackType
+from typing import Final, Self
 
 from p2ptunnel.cli.output import Output
 from p2ptunnel.trace import Sink, TraceEvent
 from p2ptunnel.types import format_duration
 
-__all__ = ["tell_limits", "tell_streams", "tell_visitors"]
+__all__ = ["Waiting", "tell_limits", "tell_streams", "tell_visitors"]
 
 _VISIT: Final = 600.0
 """Seconds: who opened a service so long ago and not since is told of again."""
+
+_SILENT_AT_MOST: Final = 2.0
+"""Seconds that a person is left without a word."""
 
 _TEXTS: Final = {
     ("serving", "stream_opened"): "{peer} opened {service}",
@@ -22,6 +28,33 @@ _TEXTS: Final = {
     ("tunnel", "client_done"): "{client} is done with {target} of {tag}",
     ("tunnel", "client_lost"): "{client} broke off: {reason}",
 }
+
+
+class Waiting:
+    """Says on a terminal what is waited for, once that takes longer than two seconds; to programs it says nothing.
+
+    Args:
+        output: What says it.
+        text: What is waited for.
+    """
+
+    def __init__(self, output: Output, text: str) -> None:
+        self._output: Final = output
+        self._text: Final = text
+        self._timer: asyncio.TimerHandle | None = None
+
+    def end(self) -> None:
+        """It has come."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            self._timer = asyncio.get_running_loop().call_later(_SILENT_AT_MOST, self._output.say, self._text)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.end()
 
 
 def tell_streams(output: Output) -> Sink:
@@ -36,6 +69,8 @@ def tell_streams(output: Output) -> Sink:
             trouble = "{target} of {tag}: {reason}".format_map(event.facts)
             if trouble != failing:  # a browser tries again and again
                 output.say(trouble)
+                if hint := event.facts.get("hint"):
+                    output.say(f"hint: {hint}")
             failing = trouble
         elif event.name == "client_done":
             failing = ""

@@ -36,11 +36,15 @@ _WRITE_BUFFER_BYTES: Final = 64 * 1024  # a server that reads nothing for so lon
 
 
 class Observation(msgspec.Struct, frozen=True):
-    """How we look from there, where else that server observes, and the round trip in seconds with all repetitions."""
+    """How we look from there, where else that server observes, the round trip in seconds with all repetitions, and its key.
+
+    That key it only says it has; empty if none.
+    """
 
     address: Address
     others: tuple[Address, ...]
     rtt: float
+    server_key: str = ""
 
 
 class TcpControl:
@@ -361,7 +365,7 @@ async def observe_tcp(local_port: int, server: Address, *, timeout: float = TRAN
     """Ask `server` over a short TCP connection how `local_port` looks there; raises what `TcpControl.open` does."""
     control = await TcpControl.open(local_port, server, timeout)
     try:
-        return Observation(control.observed, control.others, control.rtt)
+        return Observation(control.observed, control.others, control.rtt, control.server_key)
     finally:
         await control.close()
 
@@ -377,7 +381,7 @@ def _observation(answer: ReflexiveAnswer, server: Address, rtt: float) -> Observ
     if answer.extra is None or not _is_numeric((answer.extra.host, answer.extra.port)):
         raise RendezvousError(format_address(server), "an answer without an address", answer.code)
     others = tuple(address for address in answer.extra.other if _is_observer(address, server))
-    return Observation((answer.extra.host, answer.extra.port), others, rtt)
+    return Observation((answer.extra.host, answer.extra.port), others, rtt, answer.extra.key)
 
 
 def _is_observer(address: Address, server: Address) -> bool:

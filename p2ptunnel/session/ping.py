@@ -39,10 +39,12 @@ class PingReport(msgspec.Struct, frozen=True):
     Attributes:
         tag: The peer's, here.
         pongs: In the order in which they were asked.
+        error: Why the session ended before all were asked, in words; empty where it did not.
     """
 
     tag: Tag
     pongs: tuple[Pong, ...]
+    error: str = ""
 
     @property
     def rtts(self) -> tuple[float, ...]:
@@ -71,11 +73,12 @@ class Pinger:
         self._tell: Final = tell
         self._pongs: list[Pong] = []
         self._path: Path | None = None
+        self._ended = ""
 
     async def run(self, count: int | None, *, until_direct: bool, seconds: float | None) -> PingReport:
         """Ask until it is enough: `count` times, until the path is direct, until so many seconds have passed.
 
-        Ends early where the session does.
+        An answer that is lost ends nothing.  Where the session ends it ends early, and says why.
         """
         limit = asyncio.timeout(seconds)
         try:
@@ -84,7 +87,7 @@ class Pinger:
         except TimeoutError:
             if not limit.expired():
                 raise
-        return PingReport(self._session.tag, tuple(self._pongs))
+        return PingReport(self._session.tag, tuple(self._pongs), self._ended)
 
     async def _ask_on(self, count: int | None, *, until_direct: bool) -> None:
         while True:
@@ -92,7 +95,12 @@ class Pinger:
             self._pongs.append(pong)
             self._tell(pong)
             is_there = until_direct and pong.path is not None and pong.path.kind != "relay"
-            if is_there or len(self._pongs) == count or self._session.error is not None:
+            if is_there:
+                return
+            if pong.path is None and self._session.error is not None:
+                self._ended = str(self._session.error)
+                return
+            if len(self._pongs) == count:
                 return
             await self._pause()
 

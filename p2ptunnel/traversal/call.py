@@ -262,7 +262,9 @@ class Call(Generic[T]):
             case Nominate():
                 self._nominate_soon(self._connections.pop(event.connection), event.conkey)
             case CallFailed():
-                self._fail(self._error(event))
+                error = self._error(event)
+                self._tries.failed(event, error)
+                self._fail(error)
             case _:
                 self._sockets.take(event)
 

@@ -84,7 +84,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
         if self.path is None:
             return self.error or f"{self.tag}: no connection came up while it was waited for"
         rtt = "" if self.path.rtt is None else f", {self.path.rtt * _MS:.0f} ms there and back"
-        return f"{self.tag}: connected, {self.path.kind} {self.path.transport} {format_address(self.path.remote)}{rtt}"
+        return f"{self.tag}: connected, {self.path.kind} {self.path.transport} {self.path.place}{rtt}"
 
     @property
     def duration_ms(self) -> float:
@@ -99,8 +99,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         lines = [f"{'START':>8} {'END':>8}  {'WAY':<7}{'KIND':<7}{'OUTCOME':<11}WHAT"]
         lines += [_line(each) for each in self.tries]
-        steps = dict.fromkeys(each.next_step for each in self.tries if each.next_step)
-        todo = [f"next: {step}" for step in (self.hint, *steps) if step]
+        steps = dict.fromkeys((self.hint, *(each.next_step for each in self.tries)))
+        todo = [f"next: {step}" for step in steps if step]
         return "\n".join((*(lines if self.tries else ()), self.verdict, *todo))
 
     def _repr_svg_(self) -> str:
@@ -135,7 +135,7 @@ def explain(tag: Tag, tries: Tries, path: Path | None) -> Explanation:
 
 def next_step(tried: Try) -> str:
     """Return what to do where a way did not lead to the peer; empty where there is nothing to do."""
-    return _STEPS.get((tried.way, tried.outcome), "")
+    return tried.hint or _STEPS.get((tried.way, tried.outcome), "")
 
 
 def _label(tried: Try) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from p2ptunnel.defaults import WEB_PORT
-from p2ptunnel.errors import DialError, P2PTunnelError, RendezvousError, RendezvousTimeoutError
+from p2ptunnel.errors import DialError, P2PTunnelError, RendezvousError, RendezvousTimeoutError, ServerKeyError
 from p2ptunnel.net.dial import dial
 from p2ptunnel.net.hops import Hops, is_public, opener_ttl
 from p2ptunnel.net.interfaces import local_addresses, source_address
@@ -95,6 +95,7 @@ async def netcheck(
 
     Raises:
         RendezvousTimeoutError: It answers over neither transport, nor on port 443.
+        ServerKeyError: It says itself that it has another key than was given for it.
         BindError: No port can be had.
     """
     spec = at if isinstance(at, ServerSpec) else ServerSpec(at)
@@ -120,6 +121,9 @@ async def netcheck(
         error = RendezvousTimeoutError(format_address(server), timeout)
         error.hint = f"TCP: {problem}. TLS on port {WEB_PORT}: {reached.problem}. {error.hint}"
         raise error
+    told = {seen[0].server_key for seen in (udp.result(), tcp.result()) if 0 in seen}
+    if spec.key and told - {"", spec.key}:
+        raise ServerKeyError(format_address(server))
     local = (source_address(server[0]), number[1])
     found = _Findings() if more is None else more.result()
     report = _report(server, local, udp.result(), tcp.result(), hops.result(), found, reached)

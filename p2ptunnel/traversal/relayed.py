@@ -16,7 +16,6 @@ from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.trace import Tracer
 from p2ptunnel.traversal.call import Abortable, Establish
 from p2ptunnel.traversal.tries import Tries, Trying
-from p2ptunnel.types import format_address
 from p2ptunnel.wire.messages import RelayOffer
 
 __all__ = ["Join", "RelayedCall"]
@@ -120,7 +119,7 @@ class RelayedCall(Generic[T]):
                 made = await self._establish(pipe, self._conkey, self._callee)
         finally:
             pipe.abort()  # unless a transport has it by now
-        trying.end("connected", f"by way of {format_address(pipe.path.remote)}")
+        trying.end("connected", f"by way of {pipe.path.place}")
         if self.outcome.done():  # an earlier join was refused, and the call has been given up for that
             made.abort("too late")
             return

@@ -54,6 +54,7 @@ class Try(msgspec.Struct, frozen=True, kw_only=True):
         end_ms: When it ended; None while it is under way.
         outcome: How, in one word.
         reason: The same in words.
+        hint: What the error that ended it says to do; empty where there is none, or it says nothing.
     """
 
     way: Way
@@ -65,6 +66,7 @@ class Try(msgspec.Struct, frozen=True, kw_only=True):
     end_ms: float | None = None
     outcome: Outcome = "under way"
     reason: str = ""
+    hint: str = ""
 
     def __str__(self) -> str:
         where = "" if self.remote is None else f"{format_address(self.remote)} "
@@ -80,16 +82,17 @@ class Trying:
         self._seconds: Final = seconds
         self.now: Try = begun
 
-    def end(self, outcome: Outcome, reason: str = "") -> None:
+    def end(self, outcome: Outcome, reason: str = "", hint: str = "") -> None:
         """Say how it ended; what is said first holds.
 
         Args:
             outcome: In one word.
             reason: In words, which may be another machine's.
+            hint: What to do about it.
         """
         if self.now.end_ms is None:
             end_ms = self._seconds() * _MS
-            self.now = msgspec.structs.replace(self.now, end_ms=end_ms, outcome=outcome, reason=clean(reason))
+            self.now = msgspec.structs.replace(self.now, end_ms=end_ms, outcome=outcome, reason=clean(reason), hint=hint)
 
     def __enter__(self) -> Self:
         return self
@@ -100,7 +103,9 @@ class Trying:
                 self.end("connected")
             case ChannelClosedError():  # in order: another way was faster, or the session has ended
                 self.end("given up", str(error))
-            case P2PTunnelError() | OSError():
+            case P2PTunnelError():
+                self.end("failed", str(error), error.hint)
+            case OSError():
                 self.end("failed", str(error))
             case _:
                 self.end("given up", "given up")
@@ -278,10 +283,13 @@ class CallTries:
                 entry = self._tries.begin("tcp", "birthday", local=self._local)
                 entry.end("failed", f"{event.why}, {event.probes} guesses" if event.probes else event.why)
                 self._told.append(entry)
-            case CallFailed():
-                self._end(self._asking, "failed", event.text or event.kind)
             case _:
                 pass
+
+    def failed(self, event: CallFailed, error: P2PTunnelError) -> None:
+        """Note that the agent has given up, and what to do about that."""
+        if self._asking is not None:
+            self._asking.end("failed", event.text or event.kind, error.hint)
 
     def channel(self, path: Path) -> Trying:
         """Begin the entry of a connection that came up and has to show whose it is."""

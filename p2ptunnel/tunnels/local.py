@@ -167,7 +167,8 @@ class Forward:
         self._failed += 1
         self._is_failing = True
         self._errors.append(error)
-        self._trace("tunnel", "client_failed", tag=self.tag, target=self.target, reason=str(error))
+        hint = error.hint if isinstance(error, P2PTunnelError) else ""
+        self._trace("tunnel", "client_failed", tag=self.tag, target=self.target, reason=str(error), hint=hint)
 
     def _ended(self, sock: socket.socket, connection: asyncio.Task[None]) -> None:
         """Forget a client; here and not in its task, which may have been cancelled before its first step."""

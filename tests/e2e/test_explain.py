@@ -178,6 +178,7 @@ def test_a_peer_that_is_gone_answers_no_ping(tmp_path: Path) -> None:
             assert gone.is_set()
             assert report.pongs[0].rtt is not None
             assert report.pongs[-1].rtt is None
+            assert report.error
 
     run(main())
 

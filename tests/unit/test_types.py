@@ -212,6 +212,17 @@ def test_what_is_no_server_is_refused_without_showing_its_secret(text: str) -> N
     assert TOKEN not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("marks", "malformed"),
+    [("#p2p:abc", "key"), (f"#join:{TOKEN}", "key"), (f"#{KEY}#join:x", "join token"), (f"#{KEY}#{TOKEN}", "join token")],
+)
+def test_a_mistyped_key_or_token_of_a_server_is_told_as_that(marks: str, malformed: str) -> None:
+    with pytest.raises(InvalidAddressError) as caught:
+        parse_server(f"127.0.0.1:17000{marks}", default_port=7000)
+    assert str(caught.value) == f"the {malformed} in '127.0.0.1:17000#…' is malformed"
+    assert "Copy the whole line" in caught.value.hint
+
+
 def test_a_server_is_shown_without_its_secret() -> None:
     shown = repr(ServerSpec(("rv.example", 7000), KEY, TOKEN))
     assert TOKEN not in shown

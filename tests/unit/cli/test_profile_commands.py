@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,13 +20,15 @@ from p2ptunnel.identity.capability import issue
 from p2ptunnel.identity.keys import Identity, PublicKey
 from p2ptunnel.identity.store import Profile
 from p2ptunnel.peer import Peer
-from p2ptunnel.session.ping import PingReport
+from p2ptunnel.session.ping import PingReport, Pong
+from p2ptunnel.types import Path as NetworkPath
 from tests.unit.cli.running import call, environment, program
 from tests.unit.ssh.test_knownhosts import ED, RSA
 
 Capture = pytest.CaptureFixture[str]
 
 PEERS_COMMANDS = {"add", "allow", "deny", "drop", "list", "rename", "revoke", "rm", "show", "ticket", "tickets", "use"}
+ANSWERED = Pong(1, 0.031, NetworkPath(kind="direct", transport="tcp", local=("192.0.2.1", 1), remote=("192.0.2.2", 2)), None)
 KEY = str(Identity.from_seed(bytes(32)).public)
 
 
@@ -37,6 +42,34 @@ def test_a_ping_that_waits_in_vain_for_a_direct_path_says_so(
     flags = ("--timeout", "4", "--no-port-mapping", "--rendezvous", "127.0.0.1:9", "--no-lan")
     code, _, err = call(capsys, *flags, "ping", "nas", "--until-direct")
     assert (code, err) == (1, "still not direct after 4 s: p2ptunnel explain nas\n")
+
+
+PING = ("--timeout", "4", "--no-port-mapping", "--rendezvous", "127.0.0.1:9", "--no-lan", "ping", "nas")
+
+
+def test_a_ping_whose_connection_ends_says_why_and_has_failed(
+    profile: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ended(peer: Peer, tag: str, **_: object) -> PingReport:
+        return PingReport(tag, (ANSWERED, Pong(2, None)), "the peer has left")
+
+    monkeypatch.setattr(Peer, "ping", ended)
+    code, out, err = call(capsys, *PING)
+    assert (code, err) == (1, "the connection ended: the peer has left\n")
+    assert out.startswith("nas: 1 of 2 answered")
+
+
+def test_a_ping_that_is_interrupted_sums_up(profile: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def interrupted(peer: Peer, tag: str, *, tell: Callable[[Pong], None], **_: object) -> PingReport:
+        tell(ANSWERED)
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(Peer, "ping", interrupted)
+    code, out, _ = call(capsys, *PING)
+    assert code == 130
+    assert out.splitlines()[1:] == ["nas: 1 of 1 answered; 31.0, 31.0, 31.0 ms at least, on average, at most"]
 
 
 def test_id_prints_the_line_that_peers_add_wants(profile: Path, capsys: Capture) -> None:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+
+import pytest
+
+from p2ptunnel.cli import talk
 from p2ptunnel.cli.output import Output
-from p2ptunnel.cli.talk import tell_limits, tell_visitors
+from p2ptunnel.cli.talk import Waiting, tell_limits, tell_streams, tell_visitors
 from p2ptunnel.trace import TraceEvent
+from tests.helpers import run
 
 
 class Said(Output):
@@ -53,3 +60,39 @@ def test_who_is_limited_is_said_once_a_visit_and_reason() -> None:
         "phone: turned away: streams are opened too fast",
         "laptop: refused again and again; you are not asked about it for 10 min",
     ]
+
+
+def test_what_clients_run_into_is_said_once_with_the_next_step() -> None:
+    said = Said()
+    tell = tell_streams(said)
+    failed = {"tag": "nas", "target": "web", "reason": "no peer is registered as 'nas'", "hint": "Check the tag."}
+    for second in (0.0, 1.0):
+        tell(TraceEvent(second, "tunnel", "client_failed", failed))
+    assert said.lines == ["web of nas: no peer is registered as 'nas'", "hint: Check the tag."]
+    tell(TraceEvent(2.0, "tunnel", "client_failed", {**failed, "reason": "cut off", "hint": ""}))
+    assert said.lines[2:] == ["web of nas: cut off"]
+
+
+@pytest.mark.parametrize(("is_terminal", "is_slow"), [(True, True), (True, False), (False, True)])
+def test_a_long_wait_is_told_on_a_terminal_only(is_terminal: bool, is_slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Told(Said):
+        def say(self, text: str) -> None:
+            super().say(text)
+            told.set()
+
+    async def main() -> None:
+        with Waiting(said, "waiting for nas") as waiting:
+            if not is_slow:
+                waiting.end()
+            if is_terminal and is_slow:
+                await told.wait()
+            else:
+                due = asyncio.get_running_loop().create_future()
+                asyncio.get_running_loop().call_later(0.01, due.set_result, None)
+                await due
+
+    said, told = Told(), asyncio.Event()
+    monkeypatch.setattr(talk, "_SILENT_AT_MOST", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    run(main())
+    assert said.lines == (["waiting for nas"] if is_terminal and is_slow else [])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import socket
 import xml.etree.ElementTree as ET
 
 import msgspec
 import pytest
 
-from p2ptunnel.errors import NoPathError
+from p2ptunnel.errors import NoPathError, PeerRefusedError
+from p2ptunnel.transports.relay import RelayPipe
 from p2ptunnel.traversal.explain import Explanation, explain, next_step
 from p2ptunnel.traversal.gantt import draw
 from p2ptunnel.traversal.tries import Outcome, Tries, Try, Way
@@ -71,6 +73,16 @@ def test_over_the_relay_the_next_steps_say_what_a_direct_path_needs() -> None:
     assert "next: No SYN got through" in str(told)
 
 
+def test_a_relay_that_is_reached_through_port_443_is_told_as_that() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:  # what carries bytes inside this process: TLS is behind it
+        path = RelayPipe(ours, ("203.0.113.1", 7000), 1).path
+    assert path.place == "203.0.113.1:7000 through TLS on port 443"
+    told = explain("home-nas", Tries(), path)
+    assert told.verdict == "home-nas: connected, relay tcp 203.0.113.1:7000 through TLS on port 443"
+    assert PATH.place == "198.51.100.7:40001"
+
+
 def test_an_attempt_that_is_still_under_way_says_so() -> None:
     assert explain("home-nas", Tries(), None).verdict == "home-nas: no connection came up while it was waited for"
     assert str(explain("home-nas", Tries(), None)) == "home-nas: no connection came up while it was waited for"
@@ -82,6 +94,21 @@ def test_an_attempt_that_is_still_under_way_says_so() -> None:
 )
 def test_only_what_can_be_mended_has_a_next_step(way: Way, outcome: Outcome, has_step: bool) -> None:
     assert bool(next_step(Try(way=way, sent="", start_ms=0, outcome=outcome))) is has_step
+
+
+def test_a_failed_question_to_the_server_says_once_what_its_own_error_says_to_do() -> None:
+    made = Tries(Clock())
+    made.error = PeerRefusedError("home-nas")
+    with pytest.raises(PeerRefusedError), made.begin("server", "t=10 to the peer"):
+        raise made.error
+    *_, verdict, step = str(explain("home-nas", made, None)).splitlines()
+    assert (verdict, step) == (str(made.error), f"next: {made.error.hint}")
+
+
+def test_a_failed_question_to_the_server_of_which_no_more_is_known_has_the_general_step() -> None:
+    made = Tries(Clock())
+    made.begin("server", "t=4").end("failed", "an answer that cannot be read")
+    assert str(explain("home-nas", made, None)).endswith("next: Is the server up, and the peer registered? `p2ptunnel status`")
 
 
 def test_it_goes_through_json_and_back() -> None:

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 from msgspec.structs import replace
 
-from p2ptunnel.errors import DialError, RendezvousError, RendezvousTimeoutError
+from p2ptunnel.errors import DialError, RendezvousError, RendezvousTimeoutError, ServerKeyError
+from p2ptunnel.identity.keys import Identity
 from p2ptunnel.net.hops import Hops
 from p2ptunnel.net.reflexive import Observation, observe_udp
 from p2ptunnel.server import Rendezvous
@@ -234,6 +235,17 @@ def test_a_brief_look_asks_nobody_to_try_us() -> None:
     found = run(main())
     assert (found.udp.filtering, found.strangers, found.expectations) == ("unknown", "unknown", ())
     assert found.verdict == "No NAT."
+
+
+@pytest.mark.parametrize("brief", [True, False])
+def test_a_server_of_another_key_than_was_given_for_it_is_no_good_one(brief: bool) -> None:
+    async def main() -> None:
+        async with Rendezvous(LOOPBACK, identity=Identity.from_seed(bytes(32))) as server:
+            other = str(Identity.from_seed(b"x" * 32).public)
+            with pytest.raises(ServerKeyError):
+                await netcheck(ServerSpec(server.address, other), timeout=1, brief=brief)
+
+    run(main())
 
 
 def test_who_takes_the_connection_and_speaks_something_else_is_a_captive_portal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from p2ptunnel.errors import ChannelClosedError, ChannelLostError, NoPathError
+from p2ptunnel.errors import ChannelClosedError, ChannelLostError, NoPathError, PeerOfflineError
 from p2ptunnel.identity.keys import Identity
 from p2ptunnel.net.dial import DialRecord
 from p2ptunnel.protocol.birthday import BirthdayEnded, OpenHoles, SendProbes
@@ -153,8 +153,9 @@ def test_what_the_server_says_ends_the_question_to_it(world: World) -> None:
     call = world.call()
     call.start()
     at(world, 30)
-    call.note(CallFailed("offline", 404, "no such peer"))
+    call.failed(CallFailed("offline", 404, "no such peer"), PeerOfflineError("nas"))
     call.close()
+    assert world.tries.all[0].hint == PeerOfflineError("nas").hint
     assert world.told() == [("server", 0, pytest.approx(30), "failed", "no such peer")]
 
 
