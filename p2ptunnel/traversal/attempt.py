@@ -42,6 +42,9 @@ class NextRound(NamedTuple):
     on_taken: Callable[[PunchPort], None]
     on_burnt: Callable[[], None]
 
+    def __repr__(self) -> str:
+        return "NextRound(…)"  # functions that know the token show it
+
 
 class _Later(NamedTuple):
     """A second round under way, on a port of its own."""

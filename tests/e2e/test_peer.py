@@ -437,7 +437,7 @@ def test_a_server_that_is_not_there_is_given_up_in_time(tmp_path: Path) -> None:
                 await asyncio.gather(
                     refused(laptop.connect(HOME), RendezvousTimeoutError, text, hint),
                     refused(laptop.serve({"echo": echo}), RendezvousTimeoutError, text, hint),
-                    refused(laptop.netcheck(), RendezvousTimeoutError, text, f"TCP: Connection refused. {hint}"),
+                    refused(laptop.netcheck(), RendezvousTimeoutError, text, f"TCP: Connection refused. TLS on port 443: Connection refused. {hint}"),
                 )
                 assert time.monotonic() - began < 6
 
