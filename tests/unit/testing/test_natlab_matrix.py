@@ -101,7 +101,7 @@ def test_the_text_has_grids_of_paths_and_times_what_they_come_to_what_went_wrong
         "   pr    900    900",
         " symR    300    300",
         "",
-        "3 of 4 pairs connect.  Of 3 that can do without a relay 1 always did, 1 over TCP alone.",
+        "3 of 4 pairs connect.  Of 3 that can do without a relay 1 always did, 1 over TCP alone; 1 did in most of their calls.",
         "8 calls: 3 direct over TCP, 4 relayed, 1 failed.  12 s.",
         "First byte back: p50 300 ms, p90 900 ms; direct path: p50 800 ms, p90 1000 ms.",
         "  symR-pr: NoPathError: nothing works",

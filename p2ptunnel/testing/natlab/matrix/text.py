@@ -64,11 +64,13 @@ def render_summary(matrix: Matrix) -> str:
     ways = Counter(LETTERS[attempt.path] for attempt in calls)
     how = ", ".join(f"{ways[letter]} {words}" for letter, words in _WORDS.items() if ways[letter])
     connected, direct = (sum(cell.is_connected for cell in cells), sum(cell.is_direct for cell in matrix.able))
+    mostly = sum(2 * cell.direct > len(cell.attempts) for cell in matrix.able)
     over_tcp = sum(cell.is_tcp for cell in cells)
     return "\n".join(
         [
             f"{connected} of {len(cells)} pairs connect.  "
-            f"Of {len(matrix.able)} that can do without a relay {direct} always did, {over_tcp} over TCP alone.",
+            f"Of {len(matrix.able)} that can do without a relay {direct} always did, {over_tcp} over TCP alone; "
+            f"{mostly} did in most of their calls.",
             f"{len(calls)} calls: {how}.  {matrix.seconds:.0f} s.",
             f"First byte back: {_spread(attempt.first_byte for attempt in calls)}; "
             f"direct path: {_spread(attempt.direct_after for attempt in calls)}.",
