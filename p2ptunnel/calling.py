@@ -25,7 +25,7 @@ from p2ptunnel.events import Events, PathChanged
 from p2ptunnel.identity.keys import PublicKey
 from p2ptunnel.identity.store import PinnedPeer
 from p2ptunnel.identity.tls import caller_context
-from p2ptunnel.net.threads import ahead_of_time, in_thread
+from p2ptunnel.net.threads import in_thread
 from p2ptunnel.protocol.intent import CallSigner
 from p2ptunnel.session.greeting import Selector
 from p2ptunnel.session.session import (
@@ -259,6 +259,12 @@ class Calling:
         tries: Tries,
     ) -> A:
         """Make one attempt from a fresh port, which it closes."""
+        preparing: list[asyncio.Task[object]] = []
+
+        def prepare() -> None:
+            if signer is not None and signer.callee is not None:  # some milliseconds that no handshake has to wait
+                preparing.append(asyncio.create_task(in_thread(caller_context, self._up.identity, signer.callee)))
+
         try:
             self._up.require_open()
             call = partial(
@@ -269,7 +275,7 @@ class Calling:
                 birthdays=self._up.birthdays,
                 rounds=self._up.rounds,
                 open_other=lambda: self._up.fresh_port(port.spec),
-                meanwhile=partial(self._prepare, signer),
+                meanwhile=prepare,
                 tries=tries,
                 tracer=self._trace,
             )
@@ -283,10 +289,8 @@ class Calling:
         except BaseException:
             port.close()  # it may not have come to the call, whose it is
             raise
-
-    def _prepare(self, signer: CallSigner | None) -> None:
-        if signer is not None and signer.callee is not None:
-            ahead_of_time(caller_context, self._up.identity, signer.callee)  # some milliseconds that no handshake has to wait
+        finally:
+            await asyncio.gather(*preparing, return_exceptions=True)  # done long ago, but for a call that ended at once
 
 
 async def _give_up(session: Session) -> None:

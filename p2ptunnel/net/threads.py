@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["ahead_of_time", "in_thread"]
+__all__ = ["in_thread"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,15 +42,6 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
         else:
             hand_over(outcome.set_result, result)
 
-    _start(function, work)
-    return await outcome
-
-
-def ahead_of_time(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-    """Begin to call `function`, which remembers what it returns, for whoever calls it soon."""
-    _start(function, lambda: function(*args, **kwargs))
-
-
-def _start(function: Callable[..., object], work: Callable[[], object]) -> None:
     name = getattr(function, "__name__", "call")
     threading.Thread(target=work, name=f"p2ptunnel-{name}", daemon=True).start()
+    return await outcome

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from p2ptunnel.net.threads import ahead_of_time, in_thread
+from p2ptunnel.net.threads import in_thread
 from tests.helpers import run
 
 HANGING = """
@@ -63,19 +63,3 @@ def test_result_that_nobody_waits_for_is_dropped(caplog: pytest.LogCaptureFixtur
 def test_hanging_call_does_not_keep_the_process() -> None:
     done = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=15, check=True)
     assert done.stdout == "gave up\n"
-
-
-def test_what_is_called_ahead_of_time_runs_elsewhere_and_holds_nobody_up() -> None:
-    released, done = threading.Event(), threading.Event()
-    names = list[str]()
-
-    def work(name: str) -> None:
-        released.wait(10)
-        names.extend((name, threading.current_thread().name))
-        done.set()
-
-    ahead_of_time(work, "given")
-    assert not names
-    released.set()
-    assert done.wait(10)
-    assert names == ["given", "p2ptunnel-work"]
